@@ -1,0 +1,151 @@
+"""Pixel grids: a CRS, an affine transform and a shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from affine import Affine
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.crs import same_crs
+from rasteret_ml.geo.window import Window
+
+__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "round_half_up"]
+
+Bounds = tuple[float, float, float, float]
+"""(xmin, ymin, xmax, ymax) in the units of a CRS."""
+
+ALIGNMENT_TOLERANCE = 1e-3
+"""How far, in pixels, two grids may drift apart over a chip and still count as the same grid."""
+
+
+def round_half_up(value: float) -> int:
+    """The nearest integer; halves go up."""
+    return math.floor(value + 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Where the pixels of an array lie on the ground."""
+
+    crs: str | None
+    """CRS text (see `geo.crs`), None where the file has none."""
+    transform: Affine
+    """Maps (column, row) of a pixel's upper-left corner to (x, y); (0, 0) is the array's first corner."""
+    shape: tuple[int, int]
+    """(height, width) in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.shape[1]
+
+    @property
+    def is_axis_aligned(self) -> bool:
+        """Whether rows run along x and columns along y (no rotation, no shear)."""
+        return bool(self.transform.b == 0 and self.transform.d == 0)
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y), positive, in CRS units."""
+        t = self.transform
+        return math.hypot(t.a, t.d), math.hypot(t.b, t.e)
+
+    @property
+    def bounds(self) -> Bounds:
+        """(xmin, ymin, xmax, ymax) of the outer edges."""
+        xs, ys = zip(*(self.transform @ corner for corner in self._corners), strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    @property
+    def footprint(self) -> shapely.Polygon:
+        """The outline, exact also for a rotated grid."""
+        return shapely.Polygon([self.transform @ corner for corner in self._corners])
+
+    @property
+    def _corners(self) -> tuple[tuple[int, int], ...]:
+        h, w = self.shape
+        return (0, 0), (w, 0), (w, h), (0, h)
+
+    def window(self, window: Window) -> Grid:
+        """The grid of a window of this one (boundless)."""
+        origin = self.transform @ Affine.translation(window.col, window.row)
+        return Grid(crs=self.crs, transform=origin, shape=window.shape)
+
+    def window_of(self, other: Grid) -> Window | None:
+        """Where `other` lies on this grid, or None where their pixels do not coincide.
+
+        They coincide when CRS and pixel vectors agree and the origins are a whole number of pixels
+        apart, all within `ALIGNMENT_TOLERANCE` pixels at every corner of `other`.
+        """
+        if not same_crs(self.crs, other.crs):
+            return None
+        to_here = ~self.transform @ other.transform
+        col, row = round(to_here.c), round(to_here.f)
+        for x, y in other._corners:
+            here_x, here_y = to_here @ (x, y)
+            if max(abs(here_x - (x + col)), abs(here_y - (y + row))) > ALIGNMENT_TOLERANCE:
+                return None
+        return Window(row=row, col=col, height=other.height, width=other.width)
+
+    def window_around(self, bounds: Bounds) -> Window:
+        """The smallest window that holds `bounds` (floor of the start, ceil of the stop; boundless).
+
+        The rule of `rasterio.features.geometry_window`; here floating-point noise (1e-6 pixels) around a
+        pixel edge does not add a row or column.
+        """
+        xmin, ymin, xmax, ymax = bounds
+        inverse = ~self.transform
+        corners = [inverse @ c for c in ((xmin, ymin), (xmax, ymin), (xmax, ymax), (xmin, ymax))]
+        cols, rows = [c[0] for c in corners], [c[1] for c in corners]
+        row, col = _floor(min(rows)), _floor(min(cols))
+        return Window(
+            row=row, col=col, height=max(1, _ceil(max(rows)) - row), width=max(1, _ceil(max(cols)) - col)
+        )
+
+    def snap(self, bounds: Bounds) -> Grid:
+        """The chip grid for `bounds`: size and origin rounded to whole pixels of this grid, half up.
+
+        Raises:
+            UsageError: this grid is rotated, or `bounds` are empty or not finite.
+        """
+        if not self.is_axis_aligned:
+            raise UsageError("A rotated grid has no x and y slices; choose `crs=` and `res=` for the dataset.")
+        xmin, ymin, xmax, ymax = bounds
+        if not (all(map(math.isfinite, bounds)) and xmax > xmin and ymax > ymin):
+            raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, not {bounds}.")
+        t = self.transform
+        width = max(1, round_half_up((xmax - xmin) / abs(t.a)))
+        height = max(1, round_half_up((ymax - ymin) / abs(t.e)))
+        col = round_half_up(((xmin if t.a > 0 else xmax) - t.c) / t.a)
+        row = round_half_up(((ymax if t.e < 0 else ymin) - t.f) / t.e)
+        return self.window(Window(row=row, col=col, height=height, width=width))
+
+    def to_pixels(
+        self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(columns, rows), fractional, of points given in this grid's CRS."""
+        i = ~self.transform
+        return i.a * x + i.b * y + i.c, i.d * x + i.e * y + i.f
+
+
+_EDGE_NOISE = 1e-6
+
+
+def _floor(value: float) -> int:
+    nearest = round(value)
+    return nearest if abs(value - nearest) < _EDGE_NOISE else math.floor(value)
+
+
+def _ceil(value: float) -> int:
+    nearest = round(value)
+    return nearest if abs(value - nearest) < _EDGE_NOISE else math.ceil(value)

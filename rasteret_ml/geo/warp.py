@@ -1,0 +1,109 @@
+"""Resampling from one grid to another, validity taken along.
+
+The plan (which source window a target grid needs) is pure arithmetic; the resampling itself is GDAL's,
+through `rasterio.warp.reproject`. Nodata never bleeds: invalid pixels are NaN while a kernel runs, and
+GDAL renormalises its weights over the others.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.enums import Resampling as GdalResampling
+from rasterio.warp import reproject
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.crs import transform_points
+from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.window import Window
+
+__all__ = ["Resampling", "source_window", "warp"]
+
+Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
+"""Kernels by their GDAL names."""
+
+_KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode": 1}
+
+
+def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
+    """The pixels of `source` that resampling onto `target` can touch, or None where they do not meet.
+
+    Edges (21 points each) and an inner lattice of the target are projected onto the source grid; the box
+    around them is widened by the kernel, scaled where the target is coarser.
+    """
+    if resampling not in _KERNEL_RADIUS:
+        raise UsageError(f"resampling must be one of {', '.join(_KERNEL_RADIUS)}, not {resampling!r}.")
+    if target.crs is None or source.crs is None:
+        raise UsageError("Resampling needs a CRS on both grids; this file declares none.")
+    steps = np.linspace(0.0, 1.0, 21)
+    cols, rows = np.meshgrid(steps * target.width, steps * target.height)
+    t = target.transform
+    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+    x, y = transform_points(x.ravel(), y.ravel(), target.crs, source.crs)
+    good = np.isfinite(x) & np.isfinite(y)
+    if not good.any():
+        return None
+    cols, rows = source.to_pixels(x[good], y[good])
+    scale_x = max(1.0, float(np.ptp(cols)) / target.width)
+    scale_y = max(1.0, float(np.ptp(rows)) / target.height)
+    radius = _KERNEL_RADIUS[resampling]
+    pad_col, pad_row = int(np.ceil(radius * scale_x)) + 1, int(np.ceil(radius * scale_y)) + 1
+    row, col = int(np.floor(rows.min())) - pad_row, int(np.floor(cols.min())) - pad_col
+    window = Window(
+        row=row,
+        col=col,
+        height=max(1, int(np.ceil(rows.max())) + pad_row - row),
+        width=max(1, int(np.ceil(cols.max())) + pad_col - col),
+    )
+    return window.intersection(Window(row=0, col=0, height=source.height, width=source.width))
+
+
+def warp(
+    data: npt.NDArray[np.generic],
+    valid: npt.NDArray[np.bool_],
+    source: Grid,
+    target: Grid,
+    resampling: Resampling,
+    fill: int | float | complex,
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+    """Resample one band.
+
+    Args:
+        data: Pixels `[h, w]` on `source`.
+        valid: Their validity `[h, w]`; invalid pixels contribute nothing.
+        source: Grid of `data`.
+        target: Grid of the result.
+        resampling: Kernel. `nearest` and `mode` return values that occur in `data`.
+        fill: Value of invalid target pixels.
+
+    Returns:
+        Pixels `[H, W]` in `data`'s dtype (kernels that average are rounded to the nearest integer for
+        integer types, and kept inside the type's range) and their validity `[H, W]`.
+    """
+    where = {
+        "src_transform": source.transform,
+        "src_crs": source.crs,
+        "dst_transform": target.transform,
+        "dst_crs": target.crs,
+        "resampling": GdalResampling[resampling],
+    }
+    work = data.astype(_working_dtype(data.dtype, resampling))
+    work[~valid] = np.nan
+    out = np.full(target.shape, np.nan, dtype=work.dtype)
+    reproject(work, out, src_nodata=np.nan, dst_nodata=np.nan, init_dest_nodata=True, **where)
+    out_valid = ~np.isnan(out)
+    if np.issubdtype(data.dtype, np.integer):
+        limits = np.iinfo(data.dtype)
+        out = np.clip(np.floor(np.nan_to_num(out) + 0.5), limits.min, limits.max)
+    result = out.astype(data.dtype)
+    result[~out_valid] = fill
+    return result, out_valid
+
+
+def _working_dtype(dtype: np.dtype[np.generic], resampling: Resampling) -> np.dtype[np.generic]:
+    """A float type that holds every value of `dtype` exactly, so that NaN can mark the invalid ones."""
+    if dtype.kind == "c" or (dtype.kind in "iu" and dtype.itemsize == 8):
+        raise UsageError(f"{dtype} cannot be resampled ({resampling}) without losing values; read it on its own grid.")
+    return np.dtype(np.float32) if dtype.itemsize <= 2 or dtype == np.float32 else np.dtype(np.float64)
