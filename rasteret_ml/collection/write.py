@@ -1,0 +1,91 @@
+"""Atomic Parquet writing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from rasteret_ml.errors import UsageError
+
+__all__ = ["write_collection"]
+
+_ROW_GROUP = 50_000
+
+
+def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
+    """Write `table` to `out`, whole or not at all.
+
+    A name ending in `.parquet` becomes one file; any other a hive-partitioned folder
+    `year=YYYY/month=M/part-0.parquet`, as rasteret lays it out. What was there before is replaced only once
+    the new one is complete. zstd, statistics and dictionaries on.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UsageError: `out` exists and is something else than a file or folder of Parquet.
+    """
+    path = Path(out).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        _write_file(table, path)
+    else:
+        _write_folder(table, path)
+    return str(path)
+
+
+def _write_file(table: pa.Table, path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the Collection another name, or drop the .parquet ending.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        pq.write_table(table, name, compression="zstd", compression_level=3, row_group_size=_ROW_GROUP)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _write_folder(table: pa.Table, path: Path) -> None:
+    if path.is_file() or (path.is_dir() and any(_foreign(path))):
+        raise UsageError(f"{path} exists and is not a Collection; it is left alone. Choose another name.")
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.chmod(work, 0o777 & ~_umask())
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    try:
+        for name, part in (("year", pc.year), ("month", pc.month)):
+            table = table.append_column(name, pc.cast(part(table["datetime"]), pa.int32()))
+        ds.write_dataset(
+            table,
+            work,
+            format="parquet",
+            partitioning=ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive"),
+            basename_template="part-{i}.parquet",
+            file_options=ds.ParquetFileFormat().make_write_options(compression="zstd", compression_level=3),
+            max_rows_per_group=_ROW_GROUP,
+            max_rows_per_file=0,
+        )
+        if path.exists():
+            os.replace(path, old)
+        os.replace(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _foreign(path: Path) -> list[Path]:
+    return [p for p in path.iterdir() if not (p.name.startswith(("year=", "_", ".")) or p.suffix == ".parquet")]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,192 @@
+"""HTTP range requests (aiohttp), each answer checked, transient failures tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from yarl import URL
+
+from rasteret_ml.errors import (
+    AccessDeniedError,
+    FetchError,
+    FetchNotFoundError,
+    FetchTimeoutError,
+    NotATiffError,
+    RangeNotSupportedError,
+    ServerError,
+    UsageError,
+    redact,
+)
+from rasteret_ml.fetch.limits import FetchLimits
+from rasteret_ml.fetch.reader import RangeResponse
+from rasteret_ml.fetch.urls import public_url
+from rasteret_ml.ranges import ByteRange
+from rasteret_ml.telemetry import Meter
+
+__all__ = ["HttpReader"]
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
+
+
+class _Transient(Exception):
+    """An attempt that may be repeated; carries the error to raise when patience ends."""
+
+    def __init__(self, error: FetchError, pause: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.pause = pause
+
+
+class HttpReader:
+    """Range reads over one session, made on first use and closed by `aclose`."""
+
+    def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
+        self._limits = limits
+        self._meter = meter or Meter()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def read(self, href: str, span: ByteRange) -> RangeResponse:
+        """See `RangeReader.read`.
+
+        Raises:
+            FetchNotFoundError, AccessDeniedError, RangeNotSupportedError: at once.
+            ServerError, FetchTimeoutError: after all attempts.
+        """
+        url, policy = public_url(href), self._limits.retry
+        pause, began = policy.base, time.perf_counter()
+        for attempt in range(1, policy.attempts + 1):
+            try:
+                response = await self._attempt(url, span)
+            except _Transient as failure:
+                if attempt == policy.attempts or (failure.pause or 0) > policy.cap:
+                    raise _after(failure.error, attempt) from failure.__cause__
+                pause = min(policy.cap, random.uniform(policy.base, max(policy.base, 3 * pause)))
+                await asyncio.sleep(failure.pause if failure.pause is not None else pause)
+                self._meter.add(retries=1)
+            else:
+                self._meter.add(
+                    requests=1, bytes_fetched=len(response.data), fetch_seconds=time.perf_counter() - began
+                )
+                return response
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, url: str, span: ByteRange) -> RangeResponse:
+        where = f"{redact(url)}, {span}"
+        with_headers = {"Range": f"bytes={span.start}-{span.stop - 1}"}
+        async with _transport_errors(where, self._limits.timeouts.total):
+            async with self._get_session().get(_encoded(url), headers=with_headers) as response:
+                self._check_status(response, where)
+                if response.status == 200:
+                    return await self._whole_object(response, span, where)
+                start, size = _content_range(response, span, where)
+                data = await response.read()
+                expected = min(span.length, size - start) if size is not None else len(data)
+                if len(data) != expected or len(data) > span.length:
+                    raise _Transient(ServerError(f"{where}: got {len(data)} bytes, {expected} expected."))
+                return RangeResponse(data=data, size=size, etag=response.headers.get("ETag"))
+
+    def _check_status(self, response: aiohttp.ClientResponse, where: str) -> None:
+        status = response.status
+        if status in (200, 206):
+            return
+        what = f"{where}: HTTP {status} {response.reason or ''}".rstrip()
+        if status in self._limits.retry.statuses:
+            raise _Transient(ServerError(f"{what}."), _retry_after(response))
+        if status in (404, 410):
+            raise FetchNotFoundError(f"{what}; check the address.")
+        if status in (401, 403):
+            raise AccessDeniedError(f"{what}; a private or expired address needs sign=, called at each read.")
+        if status == 416:
+            raise FetchError(f"{what}; the file ends before this range: it is not the file that was indexed.")
+        raise FetchError(f"{what}.")
+
+    async def _whole_object(self, response: aiohttp.ClientResponse, span: ByteRange, where: str) -> RangeResponse:
+        """A 200 answer: usable only where the object is no larger than what was asked for."""
+        if response.content_type == "text/html":
+            raise NotATiffError(f"{where}: the server answered with an HTML page, not a file; check the address.")
+        length = response.content_length
+        if span.start == 0 and length is not None and length <= span.length:
+            data = await response.read()
+            return RangeResponse(data=data, size=len(data), etag=response.headers.get("ETag"))
+        response.close()  # do not drain what may be gigabytes
+        raise RangeNotSupportedError(
+            f"{where}: the server ignores range requests (HTTP 200, {length} bytes); "
+            "serve the file from a store that supports them, or download it and use its path."
+        )
+
+    def _get_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            limits = self._limits
+            connector = aiohttp.TCPConnector(
+                limit=limits.connections,
+                keepalive_timeout=limits.keepalive,
+                ttl_dns_cache=int(limits.dns_ttl),
+                ssl=ssl.create_default_context(),
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(
+                    total=limits.timeouts.total,
+                    sock_connect=limits.timeouts.connect,
+                    sock_read=limits.timeouts.read,
+                ),
+                headers={"Accept-Encoding": "identity", "User-Agent": "rasteret-ml"},
+                auto_decompress=False,
+                trust_env=True,
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        """Close the session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+@asynccontextmanager
+async def _transport_errors(where: str, total: float) -> AsyncIterator[None]:
+    """aiohttp's failures as ours."""
+    try:
+        yield
+    except (_Transient, FetchError, NotATiffError):
+        raise
+    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+        raise _Transient(FetchTimeoutError(f"{where}: no answer in time (at most {total:g} s).")) from error
+    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
+        raise FetchError(f"{where}: {type(error).__name__}: {redact(str(error))}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise _Transient(ServerError(f"{where}: {type(error).__name__}: {redact(str(error))}")) from error
+
+
+def _after(error: FetchError, attempts: int) -> FetchError:
+    return type(error)(f"{error} ({attempts} attempt{'s' if attempts > 1 else ''})")
+
+
+def _content_range(response: aiohttp.ClientResponse, span: ByteRange, where: str) -> tuple[int, int | None]:
+    header = response.headers.get("Content-Range", "")
+    found = _CONTENT_RANGE.match(header)
+    if not found or int(found[1]) != span.start:
+        raise RangeNotSupportedError(f"{where}: the server answered with Content-Range {header!r}.")
+    return int(found[1]), None if found[3] == "*" else int(found[3])
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    try:
+        return max(0.0, float(response.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _encoded(url: str) -> URL:
+    # A signed URL must go out exactly as it came; yarl would re-quote it.
+    try:
+        return URL(url, encoded=url.isascii() and " " not in url)
+    except ValueError as error:
+        raise UsageError(f"{redact(url)}: not a URL ({error}).") from None

@@ -1,0 +1,178 @@
+"""`build`: any source of rasters to a Collection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.write import write_collection
+from rasteret_ml.errors import DataError, RasteretError, UsageError
+from rasteret_ml.fetch.limits import FetchLimits
+from rasteret_ml.fetch.open import SigningReader, SignHook, open_reader
+from rasteret_ml.fetch.reader import as_reader
+from rasteret_ml.ingest.draft import RecordDraft
+from rasteret_ml.ingest.files import drafts_from_files, expand_paths
+from rasteret_ml.ingest.headers import read_headers
+from rasteret_ml.ingest.report import BuildReport
+from rasteret_ml.ingest.rows import resolve_record, rows_to_table
+from rasteret_ml.ingest.stac import draft_from_item, is_stac, items_from
+from rasteret_ml.ingest.table import as_arrow_table, drafts_from_table, is_table
+from rasteret_ml.raster.open import OpenedFile
+from rasteret_ml.telemetry import Meter
+
+__all__ = ["build"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def build(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    bands: Sequence[str] | Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    datetime: str | None = "filename",
+    data_source: str | None = None,
+    strict: bool = False,
+    sign: SignHook | None = None,
+    backend: Any = None,
+    limits: FetchLimits | None = None,
+    max_concurrent: int = 100,
+    progress: bool | None = None,
+) -> Collection:
+    """Read headers once and write a Collection.
+
+    Args:
+        source: GeoTIFF paths, globs, folders, URLs, a `.txt` list of these, or a list of any; a GeoDataFrame,
+            Arrow table or Parquet path with an address column per band; STAC items (mappings, pystac objects,
+            item collections, JSON paths) or a list of them.
+        out: Where to write: `name.parquet` is one file, any other name a hive-partitioned folder. Written
+            whole or not at all.
+        bands: For files, band names (see `drafts_from_files`); for tables, band to column or (column, index);
+            for STAC, the bands or asset keys to take. None = all that there are.
+        columns: For tables: which columns are `id`, `datetime` and `geometry`.
+        datetime: For files: "filename" reads a date from the name, None leaves records undated.
+        data_source: Band registry to note in the Collection; default the STAC items' collection.
+        strict: Raise on the first file that cannot be read, instead of listing it in the report.
+        sign: Called with each href just before it is read; the Collection keeps the unsigned one.
+        backend: Something else to read from (see `as_reader`).
+        limits: Timeouts, retries and connections.
+        max_concurrent: Headers in flight.
+        progress: Progress bar; default in a terminal only.
+
+    Returns:
+        The Collection, opened from `out`; `Collection.report` is the `BuildReport`.
+
+    Raises:
+        UsageError: nothing to build from, or an argument that does not fit it.
+        DataError: no file at all could be read; the message lists the reasons.
+    """
+    drafts = _drafts(source, bands, columns, datetime, data_source)
+    if not drafts:
+        raise UsageError("There is nothing to build from: the source is empty.")
+    hrefs = list(dict.fromkeys(asset.href for draft in drafts for asset in draft.assets.values()))
+    meter, began = Meter(), time.perf_counter()
+    bar = sys.stderr.isatty() if progress is None else progress
+
+    async def headers() -> dict[str, OpenedFile | RasteretError]:
+        reader = as_reader(backend) if backend is not None else open_reader(limits, meter)
+        signed = reader if sign is None else SigningReader(reader, sign)
+        try:
+            return await read_headers(signed, hrefs, max_concurrent=max_concurrent, progress=bar)
+        finally:
+            if backend is None:
+                await reader.aclose()
+
+    opened = _run(headers())
+    if strict:
+        for result in opened.values():
+            if isinstance(result, RasteretError):
+                raise result
+    rows, failures = [], []
+    for draft in drafts:
+        row, failed = resolve_record(draft, opened)
+        failures.extend(failed)
+        if row is not None:
+            rows.append(row)
+    if strict and failures:
+        raise failures[0].error
+    report = BuildReport(
+        records=len(rows),
+        files=len(hrefs),
+        requests=meter.snapshot().requests,
+        seconds=time.perf_counter() - began,
+        failures=tuple(failures),
+    )
+    if not rows:
+        shown = "\n".join(f"  {failure}" for failure in failures[:10])
+        raise DataError(f"None of the {len(hrefs)} files could be used:\n{shown}")
+    for failure in failures:
+        _log.warning("left out: %s", failure)
+    registry = data_source if data_source is not None else next((d.collection for d in drafts if d.collection), "")
+    table = rows_to_table(rows, name=os.path.basename(os.fspath(out)), data_source=registry)
+    return Collection.open(write_collection(table, out), report=report)
+
+
+def _drafts(
+    source: Any,
+    bands: Sequence[str] | Mapping[str, Any] | None,
+    columns: Mapping[str, str] | None,
+    datetime: str | None,
+    data_source: str | None,
+) -> list[RecordDraft]:
+    if isinstance(bands, str):
+        raise UsageError(f"bands= is a list of names, not the text {bands!r}.")
+    if is_table(source):
+        return drafts_from_table(as_arrow_table(source), bands, columns or {}, data_source)
+    parts = list(source) if isinstance(source, (list, tuple, set, frozenset)) else [source]
+    parts = [os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) == 1 == len(parts) and texts[0].endswith((".parquet", ".geoparquet")):
+        return drafts_from_table(as_arrow_table(texts[0]), bands, columns or {}, data_source)
+    if columns:
+        raise UsageError("columns= is for tables; these are files or STAC items.")
+    names = None if bands is None else list(bands)
+    expanded = expand_paths([t for t in texts if not t.endswith((".json", ".geojson"))])
+    json_paths = [t for t in texts if t.endswith((".json", ".geojson"))]
+    json_paths += [t for t in expanded if t.endswith((".json", ".geojson"))]
+    tiffs = [t for t in expanded if not t.endswith((".json", ".geojson"))]
+    items = [p for p in parts if not isinstance(p, str)]
+    for item in items:
+        if not is_stac(item):
+            raise UsageError(f"A {type(item).__name__} is neither a path, a table nor a STAC item.")
+    drafts = [
+        draft_from_item(item, base, names, data_source)
+        for origin in [*items, *expand_paths(json_paths)]
+        for item, base in items_from(origin)
+    ]
+    return drafts + drafts_from_files(tiffs, names, datetime)
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end, also where a loop is running already (Jupyter): then on a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[_T | BaseException] = []
+
+    def target() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, name="rasteret-build")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

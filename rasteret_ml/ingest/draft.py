@@ -1,0 +1,70 @@
+"""A record before its headers are read."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from rasteret_ml.errors import UsageError
+
+__all__ = ["AssetDraft", "RecordDraft", "naive_utc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetDraft:
+    """Where one band, or all bands of a file, are to be found."""
+
+    href: str
+    """Address, unsigned."""
+    band_index: int | None = None
+    """Which sample of the file (from 0); None = the only one."""
+    scale: float | None = None
+    """Stated by the source (STAC `raster:bands`); wins over the file's."""
+    offset: float | None = None
+    """Likewise."""
+    nodata: float | None = None
+    """Stated by the source; used where the file declares none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordDraft:
+    """What a source says of one raster item."""
+
+    id: str
+    """Identifier."""
+    assets: Mapping[str, AssetDraft]
+    """By band name. The one key `*` stands for every band of a file, named once its header is read."""
+    band_names: tuple[str, ...] = ()
+    """Names for `*`; empty = the file's descriptions, else B1, B2, …"""
+    datetime: dt.datetime | None = None
+    """Acquisition, naive UTC; None = undated."""
+    geometry: bytes | None = None
+    """Footprint as WKB in lon/lat; None = the raster's own outline."""
+    crs: str | None = None
+    """CRS text, used where the file has none."""
+    collection: str = ""
+    """STAC collection."""
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns."""
+
+
+def naive_utc(value: Any) -> dt.datetime | None:
+    """A datetime of any kind as naive UTC.
+
+    Raises:
+        UsageError: it is not a time.
+    """
+    if value is None or value is pd.NaT or value == "":
+        return None
+    try:
+        stamp = pd.Timestamp(value)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"Not a time: {value!r} ({error}).") from None
+    if stamp is pd.NaT:
+        return None
+    stamp = stamp.tz_convert(None) if stamp.tzinfo is not None else stamp
+    return stamp.floor("us").to_pydatetime()

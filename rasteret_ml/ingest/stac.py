@@ -1,0 +1,141 @@
+"""Drafts from STAC items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import shapely
+from shapely.geometry import shape
+
+from rasteret_ml.errors import DataError, UsageError
+from rasteret_ml.fetch.urls import resolve_href
+from rasteret_ml.geo.crs import crs_text
+from rasteret_ml.ingest.draft import AssetDraft, RecordDraft, naive_utc
+from rasteret_ml.record import BandRegistry, asset_href
+
+__all__ = ["draft_from_item", "is_stac", "items_from"]
+
+_TIFF_ENDINGS = (".tif", ".tiff", ".gtiff")
+_NOT_BANDS = {"overview", "thumbnail", "visual"}
+
+
+def is_stac(source: Any) -> bool:
+    """Whether `source` is an item, a collection of items, or a pystac object of these."""
+    if isinstance(source, Mapping):
+        return source.get("type") in ("Feature", "FeatureCollection") and _looks_like_items(source)
+    return hasattr(source, "to_dict") and (hasattr(source, "assets") or hasattr(source, "items"))
+
+
+def _looks_like_items(source: Mapping[str, Any]) -> bool:
+    features = source.get("features") if source["type"] == "FeatureCollection" else [source]
+    return bool(features) and all(isinstance(f, Mapping) and "assets" in f for f in features or [])
+
+
+def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """(item, the address its relative hrefs start from) of a mapping, a pystac object or a JSON file's path."""
+    if isinstance(source, str):
+        try:
+            loaded = json.loads(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{source}: cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise DataError(f"{source}: not JSON ({error}).") from None
+        if not is_stac(loaded):
+            raise DataError(f"{source}: not a STAC item or item collection.")
+        for item, _ in items_from(loaded):
+            yield item, source
+        return
+    if not isinstance(source, Mapping):
+        own = getattr(source, "get_self_href", lambda: None)()
+        source = source.to_dict(transform_hrefs=False) if hasattr(source, "assets") else source.to_dict()
+        if own is not None:
+            yield source, own
+            return
+    if source.get("type") == "FeatureCollection":
+        for feature in source["features"]:
+            yield feature, _self_href(feature)
+    else:
+        yield source, _self_href(source)
+
+
+def _self_href(item: Mapping[str, Any]) -> str | None:
+    links = item.get("links") or []
+    return next((str(link["href"]) for link in links if link.get("rel") == "self" and link.get("href")), None)
+
+
+def draft_from_item(
+    item: Mapping[str, Any], base: str | None, bands: Sequence[str] | None, data_source: str | None
+) -> RecordDraft:
+    """One item's draft.
+
+    Args:
+        item: STAC item as a mapping.
+        base: Where relative hrefs start.
+        bands: Band codes or asset keys to take, found through the band registry; None = every GeoTIFF asset
+            that is no preview.
+        data_source: Band registry; default the item's collection.
+
+    Raises:
+        DataError: a band asked for has no asset; the message lists those there are.
+    """
+    assets = item.get("assets") or {}
+    properties = item.get("properties") or {}
+    source = data_source if data_source is not None else str(item.get("collection") or "")
+    chosen = _every_tiff(assets) if bands is None else _named(item, assets, bands, source)
+    when = properties.get("datetime") or properties.get("start_datetime")
+    geometry = item.get("geometry")
+    return RecordDraft(
+        id=str(item.get("id")),
+        assets={name: _asset(assets[key], base) for name, key in chosen.items()},
+        datetime=naive_utc(when),
+        geometry=shapely.to_wkb(shapely.force_2d(shape(geometry))) if geometry else None,
+        crs=_crs(properties),
+        collection=str(item.get("collection") or ""),
+        properties={k: v for k, v in properties.items() if isinstance(v, (str, int, float, bool)) and k != "datetime"},
+    )
+
+
+def _every_tiff(assets: Mapping[str, Any]) -> dict[str, str]:
+    return {key: key for key, asset in assets.items() if _is_tiff(asset) and not _is_preview(key, asset)}
+
+
+def _is_tiff(asset: Any) -> bool:
+    media = asset.get("type") or "" if isinstance(asset, Mapping) else ""
+    href = (asset_href(asset) or "").split("?", 1)[0].lower()
+    return "tiff" in media.lower() or (not media and href.endswith(_TIFF_ENDINGS))
+
+
+def _is_preview(key: str, asset: Mapping[str, Any]) -> bool:
+    return bool(_NOT_BANDS & {key, *(asset.get("roles") or [])})
+
+
+def _named(item: Mapping[str, Any], assets: Mapping[str, Any], bands: Sequence[str], source: str) -> dict[str, str]:
+    chosen = {}
+    for band in bands:
+        key = next((name for name in BandRegistry.names(band, source) if name in assets), None)
+        if key is None:
+            raise DataError(f"Item {item.get('id')} has no asset for band {band!r}; it has: {', '.join(assets)}.")
+        chosen[band] = key
+    return chosen
+
+
+def _asset(asset: Any, base: str | None) -> AssetDraft:
+    href = asset_href(asset)
+    if href is None:
+        raise DataError("an asset has no href")
+    facts = (asset.get("raster:bands") or asset.get("bands") or [{}])[0] if isinstance(asset, Mapping) else {}
+    nodata = facts.get("nodata")
+    return AssetDraft(
+        href=resolve_href(href, base),
+        scale=facts.get("scale", facts.get("raster:scale")),
+        offset=facts.get("offset", facts.get("raster:offset")),
+        nodata=float(nodata) if nodata is not None else None,
+    )
+
+
+def _crs(properties: Mapping[str, Any]) -> str | None:
+    value = properties.get("proj:epsg") or properties.get("proj:code") or properties.get("proj:wkt2")
+    return None if value is None else crs_text(value)

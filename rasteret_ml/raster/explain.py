@@ -1,0 +1,48 @@
+"""What a read would cost, before any byte is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rasteret_ml.ranges import CoalesceLimits, coalesce
+from rasteret_ml.raster.execute import tile_jobs
+from rasteret_ml.raster.plan import ChipPlan
+
+__all__ = ["ReadEstimate", "explain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadEstimate:
+    """The cost of executing some plans together."""
+
+    chips: int
+    """Chips asked for."""
+    files: int
+    """Files touched."""
+    tiles: int
+    """Stored tiles fetched and decoded, each once."""
+    sparse_tiles: int
+    """Tiles that are not stored and cost nothing."""
+    requests: int
+    """Range requests."""
+    bytes_wanted: int
+    """Compressed bytes of the tiles."""
+    bytes_fetched: int
+    """Bytes on the wire, merge waste included."""
+
+
+def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:
+    """The estimate for `plans`; the same planning that `execute` does, without the reader."""
+    jobs = tile_jobs(plans)
+    merged = [m for parts in jobs.values() for m in coalesce([j.range for j in parts], limits or CoalesceLimits())]
+    reads = [read for plan in plans for band in plan.bands for read in (*band.tiles, *band.mask_tiles)]
+    return ReadEstimate(
+        chips=len(plans),
+        files=len(jobs),
+        tiles=sum(len(parts) for parts in jobs.values()),
+        sparse_tiles=sum(read.range is None for read in reads),
+        requests=len(merged),
+        bytes_wanted=sum(job.range.length for parts in jobs.values() for job in parts),
+        bytes_fetched=sum(m.span.length for m in merged),
+    )
