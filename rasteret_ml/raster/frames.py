@@ -25,21 +25,22 @@ __all__ = ["to_geodataframe", "to_xarray"]
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
     """One Dataset around all chips, which share a grid: variables `[time, y, x]` named by band.
 
-    Pixels inside no geometry hold nodata, or NaN where none is declared. Coordinates are pixel centres;
+    Pixels inside no geometry, or off the raster, hold nodata, or NaN where none is declared. Coordinates are pixel centres;
     `spatial_ref` follows CF as rioxarray reads it.
     """
     held = [chip for chip in chips if chip is not None]
     grid, windows = _canvas(held)
     inside = np.zeros(grid.shape, bool)
     for chip, window in zip(held, windows, strict=True):
-        inside[window.slices] |= chip.inside
+        inside[window.slices] |= chip.inside & chip.covered
     variables = {}
     for c, band in enumerate(held[0].bands):
         nodata = held[0].nodata[c]
         canvas = np.full(grid.shape, fill_value(nodata, held[0].data.dtype), held[0].data.dtype)
         for chip, window in zip(held, windows, strict=True):
             part = canvas[window.slices]
-            part[chip.inside] = chip.data[c][chip.inside]
+            shown = chip.inside & chip.covered
+            part[shown] = chip.data[c][shown]
         values = mask_outside(canvas, inside, nodata)
         attributes = {} if nodata is None else {"_FillValue": nodata}
         variables[band] = xr.Variable(("time", "y", "x"), values[None], attributes | {"grid_mapping": "spatial_ref"})
@@ -65,7 +66,7 @@ def to_geodataframe(info: RasterInfo, chips: Sequence[Chip | None], geometries: 
                     "id": info.id,
                     "datetime": pd.NaT if info.datetime is None else pd.Timestamp(info.datetime),
                     "band": band,
-                    "data": mask_outside(chip.data[c], chip.inside, chip.nodata[c]),
+                    "data": mask_outside(chip.data[c], chip.inside & chip.covered, chip.nodata[c]),
                     "valid": chip.valid[c] & chip.inside,
                     "transform": chip.grid.transform,
                     "crs": chip.grid.crs,

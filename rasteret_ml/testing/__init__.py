@@ -1,0 +1,11 @@
+"""Step 13. Shipped fakes: a range server with latency and faults, readers that record, small COGs, a suite.
+
+Nothing in the library imports this room; tests and examples do, yours included.
+"""
+
+from rasteret_ml.testing.cogs import make_cog
+from rasteret_ml.testing.readers import MemoryReader, RecordingReader
+from rasteret_ml.testing.server import Fault, RangeServer
+from rasteret_ml.testing.suite import RangeReaderSuite
+
+__all__ = ["Fault", "MemoryReader", "RangeReaderSuite", "RangeServer", "RecordingReader", "make_cog"]
