@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rasteret_ml.errors import UsageError
 
@@ -52,7 +52,7 @@ _LANDSAT_8_9 = {
 class BandRegistry:
     """Per data source, which asset key a band code stands for (`B02` is `blue`), open to registration."""
 
-    _tables: dict[str, dict[str, str]] = {
+    _tables: ClassVar[dict[str, dict[str, str]]] = {
         "sentinel-2-l1c": _SENTINEL_2,
         "sentinel-2-l2a": _SENTINEL_2,
         "sentinel-2-c1-l2a": _SENTINEL_2,

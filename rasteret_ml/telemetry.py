@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, fields
+from typing import Any
 
 __all__ = ["Meter", "ReadStats"]
 
@@ -49,5 +50,6 @@ class Meter:
     def snapshot(self) -> ReadStats:
         """The counters as they stand."""
         with self._lock:
-            kinds = {f.name: type(f.default) for f in fields(ReadStats)}
-            return ReadStats(**{name: kinds[name](count) for name, count in self._counts.items()})
+            counts: dict[str, Any] = dict(self._counts)
+        whole = {f.name for f in fields(ReadStats) if f.type == "int"}
+        return ReadStats(**{name: int(n) if name in whole else n for name, n in counts.items()})

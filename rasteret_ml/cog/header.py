@@ -23,8 +23,8 @@ from affine import Affine
 from rasteret_ml.cog.codecs import check_supported
 from rasteret_ml.cog.georeference import GeoTags, read_crs, read_transform
 from rasteret_ml.cog.metadata import CogMetadata, TileTable, slice_plane
-from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError, UnsupportedTiffError
 from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError, UnsupportedTiffError
 
 __all__ = ["BandFacts", "CogHeader", "parse_header", "parse_nodata"]
 
@@ -256,7 +256,8 @@ def _band_facts(xml: str | None, count: int) -> tuple[BandFacts, ...]:
         if index >= count:
             continue
         try:
-            facts[index] = replace(facts[index], **{role: text if role == "description" else float(text)})
+            value: Any = text if role == "description" else float(text)
+            facts[index] = replace(facts[index], **{role: value})
         except ValueError:
             continue
     return tuple(facts)
@@ -308,7 +309,12 @@ def _looks_like(start: bytes) -> str:
     if head.startswith((b"<?xml", b"<error", b"<code")):
         return "an XML document, perhaps an error message of the server"
     known = {b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"PK\x03\x04": "a ZIP", b"\x1f\x8b": "gzip data"}
-    known |= {b"CDF": "a NetCDF file", b"\x89HDF": "an HDF5 file", b"\0\0\0\x0cjP": "a JPEG 2000 file", b"{": "JSON"}
+    known |= {
+        b"CDF": "a NetCDF file",
+        b"\x89HDF": "an HDF5 file",
+        b"\0\0\0\x0cjP": "a JPEG 2000 file",
+        b"{": "JSON",
+    }
     return next((what for sign, what in known.items() if start.startswith(sign)), repr(start[:8]))
 
 

@@ -130,7 +130,9 @@ class TileTable:
 
         offsets, counts = struct.get("tile_offsets"), struct.get("tile_byte_counts")
         if offsets is None or counts is None or struct.get("dtype") is None:
-            raise CollectionError("Band metadata lacks tile_offsets, tile_byte_counts or dtype; rebuild the Collection.")
+            raise CollectionError(
+                "Band metadata lacks tile_offsets, tile_byte_counts or dtype; rebuild the Collection."
+            )
         photometric = struct.get("photometric")
         return cls(
             width=number("image_width", alias="width"),

@@ -56,9 +56,7 @@ class Collection:
         """The `BuildReport`, on a Collection fresh from `build`; else None."""
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, data_source: str | None = None, report: object = None
-    ) -> Collection:
+    def open(cls, path: str | os.PathLike[str], *, data_source: str | None = None, report: object = None) -> Collection:
         """Open a Parquet file or folder (hive partitions included), or a URI that pyarrow knows (s3, gs, file).
 
         Args:
@@ -116,7 +114,7 @@ class Collection:
         """Name of the band registry in force; "" = none."""
         if self._data_source is not None:
             return self._data_source
-        stored = (self.schema.metadata or {}).get(b"data_source", b"").decode()
+        stored = str((self.schema.metadata or {}).get(b"data_source", b"").decode())
         if stored or "collection" not in self.schema.names:
             return stored
         values = self._dataset.to_table(columns=["collection"], filter=self._filter)["collection"].drop_null()
@@ -231,7 +229,9 @@ class Collection:
         """What is known of a band, row by row, without its tile tables; null rows lack the band."""
         column = f"{band}{METADATA_SUFFIX}"
         names = light_band_struct(self.schema.field(column).type)
-        return self.to_table({name: ds.field(column, name) for name in names} | {"_present": ds.field(column).is_valid()})
+        return self.to_table(
+            {name: ds.field(column, name) for name in names} | {"_present": ds.field(column).is_valid()}
+        )
 
     def iterate_records(self) -> Iterator[RasterInfo]:
         """The rows as `RasterInfo`, in order, a batch of rows in memory at a time."""

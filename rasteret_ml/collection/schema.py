@@ -86,7 +86,9 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     for name, accepts in _REQUIRED.items():
         if name not in schema.names:
             problems.append(f"no column {name!r}")
-        elif not (accepts(schema.field(name).type) or (name == "id" and pa.types.is_large_string(schema.field(name).type))):
+        elif not (
+            accepts(schema.field(name).type) or (name == "id" and pa.types.is_large_string(schema.field(name).type))
+        ):
             problems.append(f"column {name!r} is {schema.field(name).type}")
     if not any(n.endswith(METADATA_SUFFIX) and pa.types.is_struct(schema.field(n).type) for n in schema.names):
         problems.append("no '{band}_metadata' column: make the Collection with rasteret_ml.build")

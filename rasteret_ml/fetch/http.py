@@ -35,7 +35,7 @@ __all__ = ["HttpReader"]
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
 
 
-class _Transient(Exception):
+class _Transient(Exception):  # noqa: N818 - a signal between two functions, never seen outside
     """An attempt that may be repeated; carries the error to raise when patience ends."""
 
     def __init__(self, error: FetchError, pause: float | None = None) -> None:
@@ -71,26 +71,26 @@ class HttpReader:
                 await asyncio.sleep(failure.pause if failure.pause is not None else pause)
                 self._meter.add(retries=1)
             else:
-                self._meter.add(
-                    requests=1, bytes_fetched=len(response.data), fetch_seconds=time.perf_counter() - began
-                )
+                self._meter.add(requests=1, bytes_fetched=len(response.data), fetch_seconds=time.perf_counter() - began)
                 return response
         raise AssertionError("unreachable")
 
     async def _attempt(self, url: str, span: ByteRange) -> RangeResponse:
         where = f"{redact(url)}, {span}"
         with_headers = {"Range": f"bytes={span.start}-{span.stop - 1}"}
-        async with _transport_errors(where, self._limits.timeouts.total):
-            async with self._get_session().get(_encoded(url), headers=with_headers) as response:
-                self._check_status(response, where)
-                if response.status == 200:
-                    return await self._whole_object(response, span, where)
-                start, size = _content_range(response, span, where)
-                data = await response.read()
-                expected = min(span.length, size - start) if size is not None else len(data)
-                if len(data) != expected or len(data) > span.length:
-                    raise _Transient(ServerError(f"{where}: got {len(data)} bytes, {expected} expected."))
-                return RangeResponse(data=data, size=size, etag=response.headers.get("ETag"))
+        async with (
+            _transport_errors(where, self._limits.timeouts.total),
+            self._get_session().get(_encoded(url), headers=with_headers) as response,
+        ):
+            self._check_status(response, where)
+            if response.status == 200:
+                return await self._whole_object(response, span, where)
+            start, size = _content_range(response, span, where)
+            data = await response.read()
+            expected = min(span.length, size - start) if size is not None else len(data)
+            if len(data) != expected or len(data) > span.length:
+                raise _Transient(ServerError(f"{where}: got {len(data)} bytes, {expected} expected."))
+            return RangeResponse(data=data, size=size, etag=response.headers.get("ETag"))
 
     def _check_status(self, response: aiohttp.ClientResponse, where: str) -> None:
         status = response.status
@@ -152,7 +152,7 @@ class HttpReader:
 
 @asynccontextmanager
 async def _transport_errors(where: str, total: float) -> AsyncIterator[None]:
-    """aiohttp's failures as ours."""
+    """Aiohttp's failures as ours."""
     try:
         yield
     except (_Transient, FetchError, NotATiffError):

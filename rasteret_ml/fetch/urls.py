@@ -5,8 +5,10 @@
 | `https://…`, `http://…` | as it is |
 | `s3://bucket/key` | `https://bucket.s3.amazonaws.com/key` (path style where the bucket's name has a dot) |
 | `gs://bucket/key` | `https://storage.googleapis.com/bucket/key` |
-| `az://container/key`, `abfs(s)://…` | `https://{account}.blob.core.windows.net/container/key`, the account from `container@account…` or `AZURE_STORAGE_ACCOUNT` |
+| `az://container/key`, `abfs(s)://…` | `https://{account}.blob.core.windows.net/container/key` |
 | `file:///…`, a path | the file system |
+
+The Azure account comes from `container@account…` or from AZURE_STORAGE_ACCOUNT.
 
 These are the public endpoints: a private object needs a `sign` hook, which may return any https URL.
 """

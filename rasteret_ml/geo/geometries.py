@@ -61,9 +61,7 @@ def geometries_from(source: Any, crs: Any = None) -> GeometryArray:
         if bad.any():
             raise GeometryError(f"Geometry {int(np.flatnonzero(bad)[0])} is {what}; drop it first.")
     chosen = own_crs if own_crs is not None else crs
-    return GeometryArray(
-        geometries=values, crs=LONLAT if chosen is None else crs_text(chosen), table=table
-    )
+    return GeometryArray(geometries=values, crs=LONLAT if chosen is None else crs_text(chosen), table=table)
 
 
 def polygons_from(source: Any, crs: Any = None) -> GeometryArray:
@@ -144,12 +142,16 @@ def _from_ragged(array: Any) -> npt.NDArray[np.object_]:
         xy = level.flatten().to_numpy().reshape(len(level), -1)[:, :2]
     kinds = {2: shapely.GeometryType.POLYGON, 3: shapely.GeometryType.MULTIPOLYGON}
     if len(offsets) not in kinds:
-        raise GeometryError(f"A GeoArrow array of type {array.type} holds no polygons; polygons or multipolygons are needed.")
+        raise GeometryError(
+            f"A GeoArrow array of type {array.type} holds no polygons; polygons or multipolygons are needed."
+        )
     return _objects(list(shapely.from_ragged_array(kinds[len(offsets)], xy, tuple(reversed(offsets)))))
 
 
 def _is_single(source: Any) -> bool:
-    if isinstance(source, (BaseGeometry, bytes, bytearray, memoryview, Mapping)) or hasattr(source, "__geo_interface__"):
+    if isinstance(source, (BaseGeometry, bytes, bytearray, memoryview, Mapping)) or hasattr(
+        source, "__geo_interface__"
+    ):
         return True
     return _is_bbox(source)
 

@@ -108,9 +108,7 @@ class Grid:
         corners = [inverse @ c for c in ((xmin, ymin), (xmax, ymin), (xmax, ymax), (xmin, ymax))]
         cols, rows = [c[0] for c in corners], [c[1] for c in corners]
         row, col = _floor(min(rows)), _floor(min(cols))
-        return Window(
-            row=row, col=col, height=max(1, _ceil(max(rows)) - row), width=max(1, _ceil(max(cols)) - col)
-        )
+        return Window(row=row, col=col, height=max(1, _ceil(max(rows)) - row), width=max(1, _ceil(max(cols)) - col))
 
     def snap(self, bounds: Bounds) -> Grid:
         """The chip grid for `bounds`: size and origin rounded to whole pixels of this grid, half up.

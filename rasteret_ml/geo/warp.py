@@ -7,7 +7,7 @@ GDAL renormalises its weights over the others.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,13 +61,13 @@ def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window 
 
 
 def warp(
-    data: npt.NDArray[np.generic],
+    data: npt.NDArray[Any],
     valid: npt.NDArray[np.bool_],
     source: Grid,
     target: Grid,
     resampling: Resampling,
     fill: int | float | complex,
-) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Resample one band.
 
     Args:
@@ -95,14 +95,14 @@ def warp(
     reproject(work, out, src_nodata=np.nan, dst_nodata=np.nan, init_dest_nodata=True, **where)
     out_valid = ~np.isnan(out)
     if np.issubdtype(data.dtype, np.integer):
-        limits = np.iinfo(data.dtype)
+        limits: np.iinfo[Any] = np.iinfo(data.dtype)
         out = np.clip(np.floor(np.nan_to_num(out) + 0.5), limits.min, limits.max)
     result = out.astype(data.dtype)
     result[~out_valid] = fill
     return result, out_valid
 
 
-def _working_dtype(dtype: np.dtype[np.generic], resampling: Resampling) -> np.dtype[np.generic]:
+def _working_dtype(dtype: np.dtype[Any], resampling: Resampling) -> np.dtype[Any]:
     """A float type that holds every value of `dtype` exactly, so that NaN can mark the invalid ones."""
     if dtype.kind == "c" or (dtype.kind in "iu" and dtype.itemsize == 8):
         raise UsageError(f"{dtype} cannot be resampled ({resampling}) without losing values; read it on its own grid.")

@@ -57,9 +57,7 @@ class Window:
 
     def relative_to(self, origin: Window) -> Window:
         """The same pixels, counted from `origin`'s first row and column."""
-        return Window(
-            row=self.row - origin.row, col=self.col - origin.col, height=self.height, width=self.width
-        )
+        return Window(row=self.row - origin.row, col=self.col - origin.col, height=self.height, width=self.width)
 
     def __str__(self) -> str:
         return f"rows {self.row}:{self.row_stop}, columns {self.col}:{self.col_stop}"

@@ -15,7 +15,7 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.write import write_collection
 from rasteret_ml.errors import DataError, RasteretError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
-from rasteret_ml.fetch.open import SigningReader, SignHook, open_reader
+from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.ingest.draft import RecordDraft
 from rasteret_ml.ingest.files import drafts_from_files, expand_paths

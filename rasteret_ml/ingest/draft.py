@@ -67,4 +67,5 @@ def naive_utc(value: Any) -> dt.datetime | None:
     if stamp is pd.NaT:
         return None
     stamp = stamp.tz_convert(None) if stamp.tzinfo is not None else stamp
-    return stamp.floor("us").to_pydatetime()
+    naive: dt.datetime = stamp.floor("us").to_pydatetime()
+    return naive

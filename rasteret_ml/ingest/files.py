@@ -58,9 +58,7 @@ def _text(path: str) -> str:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def drafts_from_files(
-    hrefs: Sequence[str], bands: Sequence[str] | None, datetime: str | None
-) -> list[RecordDraft]:
+def drafts_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, datetime: str | None) -> list[RecordDraft]:
     """Group files into records.
 
     With `bands`, and every file's name holding one of them as a word (`…_B04.tif`, `B04.tif`), the files that
@@ -112,7 +110,9 @@ def _band_token(stem: str, bands: Sequence[str]) -> tuple[str, str] | None:
         if match:
             before, after = stem[: match.start()], stem[match.end() :]
             joint = before[-1:] if before and after else ""
-            return band, (before.rstrip("_-. ") + (joint if after.strip("_-. ") else "") + after.strip("_-. ")).strip("_-. ")
+            return band, (before.rstrip("_-. ") + (joint if after.strip("_-. ") else "") + after.strip("_-. ")).strip(
+                "_-. "
+            )
     return None
 
 

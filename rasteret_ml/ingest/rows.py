@@ -21,7 +21,18 @@ from rasteret_ml.raster.open import OpenedFile
 __all__ = ["Row", "resolve_record", "rows_to_table"]
 
 _ASSET = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
-_RESERVED = {"id", "datetime", "geometry", "bbox", "assets", "proj:epsg", "crs", "collection", "year", "month"}
+_RESERVED = {
+    "id",
+    "datetime",
+    "geometry",
+    "bbox",
+    "assets",
+    "proj:epsg",
+    "crs",
+    "collection",
+    "year",
+    "month",
+}
 
 Row = dict[str, Any]
 """A record's columns as plain values; `bands` maps band to (asset, metadata struct)."""
@@ -60,7 +71,9 @@ def resolve_record(
         "geometry": geometry,
         "crs": crs,
         "collection": draft.collection or None,
-        "properties": {k: v for k, v in draft.properties.items() if k not in _RESERVED and not k.endswith(METADATA_SUFFIX)},
+        "properties": {
+            k: v for k, v in draft.properties.items() if k not in _RESERVED and not k.endswith(METADATA_SUFFIX)
+        },
         "bands": bands,
     }
     return row, failures
@@ -73,12 +86,16 @@ def _bands_of(
     if name == "*":
         names = band_names or _own_names(opened)
         if len(names) != count:
-            raise DataError(f"{redact(asset.href)}: the file has {count} bands, but {len(names)} names were given: {list(names)}.")
+            raise DataError(
+                f"{redact(asset.href)}: the file has {count} bands, but {len(names)} names were given: {list(names)}."
+            )
         parts = {n: replace(asset, band_index=i if count > 1 else None) for i, n in enumerate(names)}
     else:
         index = asset.band_index
         if index is None and count > 1:
-            raise DataError(f"{redact(asset.href)}: the file has {count} bands; say which one band {name!r} is, as (column, index).")
+            raise DataError(
+                f"{redact(asset.href)}: the file has {count} bands; say which one band {name!r} is, as (column, index)."
+            )
         if index is not None and not 0 <= index < count:
             raise DataError(f"{redact(asset.href)}: the file has {count} bands; there is no index {index}.")
         parts = {name: asset}
@@ -133,7 +150,10 @@ def _assets(rows: Sequence[Row], bands: Sequence[str]) -> pa.StructArray:
     for band in bands:
         found = [row["bands"].get(band) for row in rows]
         children.append(
-            pa.array([None if f is None else {"href": f[0].href, "band_index": f[0].band_index} for f in found], _ASSET)
+            pa.array(
+                [None if f is None else {"href": f[0].href, "band_index": f[0].band_index} for f in found],
+                _ASSET,
+            )
         )
     return pa.StructArray.from_arrays(children, names=list(bands))
 

@@ -68,9 +68,10 @@ def drafts_from_table(
         raise UsageError(f"columns= maps id, datetime and geometry, not {sorted(unknown)}.")
     for role, name in columns.items():
         _need(table, name, f"columns[{role!r}]")
-    if "assets" in table.column_names and pa.types.is_struct(table.schema.field("assets").type):
-        if not isinstance(bands, Mapping) and not (bands and set(bands) <= set(table.column_names)):
-            return _from_stac_table(table, bands, data_source)
+    is_stac = "assets" in table.column_names and pa.types.is_struct(table.schema.field("assets").type)
+    by_column = isinstance(bands, Mapping) or (bands and set(bands) <= set(table.column_names))
+    if is_stac and not by_column:
+        return _from_stac_table(table, None if bands is None else list(bands), data_source)
     if not bands:
         raise UsageError(
             f"bands= must say which columns hold addresses, as {{'B04': 'column'}}; columns: {table.column_names}."
@@ -104,9 +105,7 @@ def _from_columns(table: pa.Table, bands: Mapping[str, Any], columns: Mapping[st
         )
 
 
-def _from_stac_table(
-    table: pa.Table, bands: Sequence[str] | None, data_source: str | None
-) -> list[RecordDraft]:
+def _from_stac_table(table: pa.Table, bands: Sequence[str] | None, data_source: str | None) -> list[RecordDraft]:
     drafts = []
     for row in table.to_pylist():
         item = {

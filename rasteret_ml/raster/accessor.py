@@ -9,16 +9,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import shapely
-from affine import Affine
 from tqdm import tqdm
 
 from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.errors import CollectionError, GeometryError, UnknownBandError, UsageError, redact
-from rasteret_ml.fetch.open import SigningReader, SignHook, open_reader
+from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
-from rasteret_ml.geo.crs import LONLAT, crs_text, transform_bounds, transform_geometries
+from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygons_from
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask

@@ -107,6 +107,7 @@ def _finish_band(
 def _valid_values(held: BandBuffers, nodata: int | float | None) -> npt.NDArray[np.bool_]:
     """Validity by the file's mask, else by nodata; NaN is never valid."""
     data = held.data
+    valid: npt.NDArray[np.bool_]
     if held.mask is not None:
         valid = held.mask != 0
     elif nodata is None or nodata != nodata:

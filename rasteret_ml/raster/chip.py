@@ -38,7 +38,8 @@ class Chip:
     @property
     def valid_all(self) -> npt.NDArray[np.bool_]:
         """Validity over all bands (AND) `[H, W]`."""
-        return np.asarray(self.valid).all(axis=0)
+        valid: npt.NDArray[np.bool_] = np.all(np.asarray(self.valid), axis=0)
+        return valid
 
 
 def to_tensors(chip: Chip) -> Chip:

@@ -206,7 +206,8 @@ def _chunks(jobs: list[TileJob], small: int = 256 * 1024) -> list[list[TileJob]]
 
 
 def _decode(jobs: list[TileJob], body: memoryview, start: int, meter: Meter) -> list[tuple[TileJob, RasteretError]]:
-    began, failed = time.perf_counter(), []
+    began = time.perf_counter()
+    failed: list[tuple[TileJob, RasteretError]] = []
     for job in jobs:
         offset = job.range.start - start
         try:

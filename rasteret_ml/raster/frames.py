@@ -25,8 +25,8 @@ __all__ = ["to_geodataframe", "to_xarray"]
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
     """One Dataset around all chips, which share a grid: variables `[time, y, x]` named by band.
 
-    Pixels inside no geometry, or off the raster, hold nodata, or NaN where none is declared. Coordinates are pixel centres;
-    `spatial_ref` follows CF as rioxarray reads it.
+    Pixels inside no geometry, or off the raster, hold nodata, or NaN where none is declared. Coordinates are
+    pixel centres; `spatial_ref` follows CF as rioxarray reads it.
     """
     held = [chip for chip in chips if chip is not None]
     grid, windows = _canvas(held)
@@ -42,8 +42,8 @@ def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
             shown = chip.inside & chip.covered
             part[shown] = chip.data[c][shown]
         values = mask_outside(canvas, inside, nodata)
-        attributes = {} if nodata is None else {"_FillValue": nodata}
-        variables[band] = xr.Variable(("time", "y", "x"), values[None], attributes | {"grid_mapping": "spatial_ref"})
+        facts: dict[str, Any] = {} if nodata is None else {"_FillValue": nodata}
+        variables[band] = xr.Variable(("time", "y", "x"), values[None], facts | {"grid_mapping": "spatial_ref"})
     when = np.datetime64("NaT", "ns") if info.datetime is None else np.datetime64(info.datetime, "ns")
     coords: dict[str, Any] = {"time": np.array([when]), "spatial_ref": _spatial_ref(grid)} | _centres(grid)
     attributes = {"id": info.id, "collection": info.collection}
@@ -79,9 +79,7 @@ def to_geodataframe(info: RasterInfo, chips: Sequence[Chip | None], geometries: 
     return gpd.GeoDataFrame(pd.DataFrame(rows), geometry=shapes, crs=geometries.crs)
 
 
-def mask_outside(
-    data: npt.NDArray[Any], inside: npt.NDArray[np.bool_], nodata: int | float | None
-) -> npt.NDArray[Any]:
+def mask_outside(data: npt.NDArray[Any], inside: npt.NDArray[np.bool_], nodata: int | float | None) -> npt.NDArray[Any]:
     """`data` with the pixels outside set to nodata, or to NaN where none is declared.
 
     Only then, and only if a pixel is outside, do integers become float32 (float64 where 32 or more bits

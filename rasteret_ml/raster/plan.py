@@ -64,9 +64,7 @@ class ChipPlan:
     """Of the chip's data."""
 
 
-def plan_chip(
-    sources: Sequence[BandSource], grid: Grid, resampling: Resampling | None = None
-) -> ChipPlan:
+def plan_chip(sources: Sequence[BandSource], grid: Grid, resampling: Resampling | None = None) -> ChipPlan:
     """Plan the read of `grid` from one record's bands.
 
     A band whose own grid coincides with `grid` (whole pixels apart) is copied; any other is resampled with
