@@ -50,7 +50,7 @@ class BackendReader:
     def __init__(self, backend: Any) -> None:
         if not any(hasattr(backend, name) for name in ("get_range", "get_range_async", "get_ranges")):
             raise UsageError(
-                f"backend= needs async get_range(url, start, length) or get_ranges; {type(backend).__name__} has neither."
+                f"backend= needs async get_range(url, start, length); {type(backend).__name__} has no such method."
             )
         self._backend = backend
 
