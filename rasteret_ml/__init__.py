@@ -1,1 +1,70 @@
-"""rasteret_ml."""
+"""Train models straight from cloud-hosted satellite imagery.
+
+    a row becomes a plan, a plan becomes ranges, ranges become bytes,
+    bytes become tiles, tiles become a chip, chips become a batch
+
+The map of the house, bottom step first; a file imports only from a lower step or its own room:
+
+    0  errors       what can go wrong, whose fault it is, what to do
+    1  ranges       byte ranges and merging them          telemetry    counters
+    2  geo          windows, grids, CRSs, masks, warps, geometries in
+    3  cog          TIFF without I/O: headers, tile tables, codecs
+    4  record       one row, and the names of bands
+    5  fetch        the only room with sockets: readers, retries, URL schemes, signing
+    6  raster       a row becomes pixels: plan, execute, RasterAccessor, mosaic, explain
+    7  runtime      one loop per process
+    8  collection   the Parquet table
+    9  ingest       makes Collections: files, tables, STAC
+    10 sampling     which AOIs, in which order
+    11 train        the torchgeo dataset, collate, loader, Lightning datamodule, maps
+    13 cli          `rasteret-ml`                          testing      shipped fakes
+
+Names below load on first use: importing the package loads neither torch nor aiohttp.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "AOI": "sampling.aoi",
+    "BandRegistry": "record",
+    "Chip": "raster.chip",
+    "ClassMap": "train.maps",
+    "CogMetadata": "cog.metadata",
+    "Collection": "collection.collection",
+    "DataLoader": "train.loader",
+    "FetchLimits": "fetch.limits",
+    "Grid": "geo.grid",
+    "GridAOISampler": "sampling.samplers",
+    "RandomAOISampler": "sampling.samplers",
+    "RasterAccessor": "raster.accessor",
+    "RasterInfo": "record",
+    "RasteretDataModule": "train.datamodule",
+    "RasteretDataset": "train.dataset",
+    "RetryPolicy": "fetch.limits",
+    "Timeouts": "fetch.limits",
+    "Window": "geo.window",
+    "band_statistics": "train.statistics",
+    "build": "ingest.build",
+    "collate": "train.collate",
+    "open_reader": "fetch.open",
+    "prepare": "train.prepare",
+    "spatial_split": "sampling.places",
+}
+
+__all__ = sorted(_WHERE)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

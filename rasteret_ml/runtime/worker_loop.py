@@ -1,0 +1,154 @@
+"""The loop that reads: made on first use in each process, shared by everything in it.
+
+Rules. A process has at most one; a forked child forgets its parent's (the threads are not there, the sockets
+are not its own) and makes its own; a spawned one starts without. The thread is a daemon and an exit hook
+closes the session, so that a forgotten loop lets the interpreter end. Calling it from its own thread would wait
+for itself: refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from rasteret_ml.errors import ClosedError
+from rasteret_ml.fetch.limits import FetchLimits
+from rasteret_ml.fetch.open import SchemeReader, open_reader
+from rasteret_ml.telemetry import Meter
+
+__all__ = ["WorkerLoop", "current_loop", "decode_threads", "together"]
+
+_T = TypeVar("_T")
+
+
+def decode_threads(workers: int = 1) -> int:
+    """Decode threads of one of `workers` processes that share this machine: cores shared out, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, workers))
+
+
+class WorkerLoop:
+    """A thread that runs an asyncio loop, with a reader per set of limits and a decode pool.
+
+    Use `run`; `close` is idempotent and also happens at exit.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Start the thread; `threads` decode."""
+        self.meter = Meter()
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rasteret-decode")
+        self._pid = os.getpid()
+        self._readers: dict[FetchLimits, SchemeReader] = {}
+        self._loop = asyncio.new_event_loop()
+        self._closed = False
+        self._thread = threading.Thread(target=self._main, name="rasteret-loop", daemon=True)
+        self._thread.start()
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def reader(self, limits: FetchLimits) -> SchemeReader:
+        """The process's reader with these limits; connections are kept between runs."""
+        if limits not in self._readers:
+            self._readers[limits] = open_reader(limits, self.meter)
+        return self._readers[limits]
+
+    def run(self, work: Callable[[WorkerLoop], Coroutine[Any, Any, _T]]) -> _T:
+        """Run `work(self)` on the loop and wait for its result.
+
+        Raises:
+            ClosedError: the loop is closed, belongs to another process, or this is its own thread.
+        """
+        if self._closed or self._pid != os.getpid():
+            raise ClosedError("This worker loop is closed, or was made in another process; ask current_loop() again.")
+        if threading.current_thread() is self._thread:
+            raise ClosedError("A worker loop cannot wait for itself: call the dataset from another thread.")
+        future = asyncio.run_coroutine_threadsafe(work(self), self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise ClosedError("The worker loop was closed while it was reading.") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C in the caller: do not leave requests running
+            raise
+
+    def close(self) -> None:
+        """Cancel what runs, close the sessions, end the thread."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _shutdown(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for reader in self._readers.values():
+            await reader.aclose()
+        await self._loop.shutdown_default_executor()
+
+
+async def together(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Await all; the first failure cancels the others and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]
+
+
+class _Process:
+    """What this process holds."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop: WorkerLoop | None = None
+        self.inherited: list[WorkerLoop] = []
+
+    def after_fork(self) -> None:
+        # The parent's loop is kept, untouched: collecting it here would close sockets that the parent uses.
+        if self.loop is not None:
+            self.inherited.append(self.loop)
+        self.lock, self.loop = threading.Lock(), None
+
+
+_process = _Process()
+
+
+def current_loop(workers: int = 1) -> WorkerLoop:
+    """This process's loop, made now if need be.
+
+    Args:
+        workers: How many processes share the machine; decides the decode threads of a loop made now.
+    """
+    with _process.lock:
+        if _process.loop is None or _process.loop._closed:
+            _process.loop = WorkerLoop(decode_threads(workers))
+        return _process.loop
+
+
+def _close_at_exit() -> None:
+    if _process.loop is not None:
+        _process.loop.close()
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.after_fork)

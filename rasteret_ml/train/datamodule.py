@@ -1,0 +1,260 @@
+"""Images and labels to Lightning loaders: built once, split in space, normalised on the device."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from rasteret_ml.collection.collection import Collection
+from rasteret_ml.errors import CollectionError, UsageError
+from rasteret_ml.ingest.build import build
+from rasteret_ml.ingest.files import expand_paths
+from rasteret_ml.sampling.places import spatial_split
+from rasteret_ml.sampling.samplers import GridAOISampler, RandomAOISampler
+from rasteret_ml.train.collate import collate
+from rasteret_ml.train.dataset import RasteretDataset
+from rasteret_ml.train.loader import DataLoader
+from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.sample import Sample
+from rasteret_ml.train.statistics import band_statistics, class_counts
+
+__all__ = ["RasteretDataModule"]
+
+_log = logging.getLogger(__name__)
+
+
+class RasteretDataModule(pl.LightningDataModule):
+    """Train, validate, test and predict on images with an optional label raster.
+
+    Training draws random chips inside the training area; validation and test cover theirs with a grid, and count
+    only pixels inside it; prediction covers everything. All arguments can come from YAML.
+
+    Args:
+        images: A Collection (`.parquet` or a folder made by `build`), or GeoTIFFs: a path, glob, URL, `.txt` list,
+            or a list of these, from which one is built once.
+        labels: The same for a single-band label raster; None = images only.
+        bands: Bands along C; default all of the Collection's.
+        label_band: Default the label Collection's only band.
+        classes: Stored label value to class; "auto" = the values that occur in the training area, in order, become
+            0, 1, 2 …; None = stored values are classes.
+        ignore_index: Class of invalid pixels; give the task the same.
+        val_side: With `val_fraction`: the side of the area held out for validation.
+        val_fraction: Share of the area's height or width held out.
+        val_aois: Polygons held out instead (path, geometries); training stays outside them.
+        train_aois: Polygons to train in; default everything that is not held out.
+        size: Chip size in pixels.
+        length: Training chips in an epoch.
+        batch_size: Chips in a batch.
+        overlap: Pixels by which neighbouring chips overlap in prediction.
+        crs: Grid CRS, needed where images are in several.
+        res: Pixel size.
+        nodata: Overrides the images' declared nodata.
+        mean: Per band; default measured in the training area.
+        std: Per band; default measured in the training area.
+        statistics_chips: Chips that are read to measure.
+        augment: Random flips and quarter turns in training.
+        seed: Of the training chips' order.
+        num_workers: Loader processes.
+        multiprocessing_context: "fork", "forkserver" or "spawn"; default torch's.
+        prefetch_factor: Batches ahead per worker; default torch's.
+        pin_memory: Default where there is an accelerator.
+        cache_dir: Where Collections are built.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        bands: Sequence[str] | None = None,
+        label_band: str | None = None,
+        classes: Mapping[int, int] | Literal["auto"] | None = "auto",
+        ignore_index: int = -100,
+        val_side: str | None = "top",
+        val_fraction: float = 0.3,
+        val_aois: Any = None,
+        train_aois: Any = None,
+        size: int = 128,
+        length: int = 1000,
+        batch_size: int = 16,
+        overlap: int = 32,
+        crs: Any = None,
+        res: float | None = None,
+        nodata: float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        statistics_chips: int = 64,
+        augment: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        multiprocessing_context: str | None = None,
+        prefetch_factor: int | None = None,
+        pin_memory: bool | None = None,
+        cache_dir: str | os.PathLike[str] = "~/.cache/rasteret_ml",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["images", "labels", "val_aois", "train_aois"])
+        self._sources = {"images": _plain(images), "labels": _plain(labels)}
+        self._bands = None if bands is None else [str(b) for b in bands]
+        self._label_band = label_band
+        self._classes = {int(k): int(v) for k, v in classes.items()} if isinstance(classes, Mapping) else classes
+        self.ignore_index = int(ignore_index)
+        self._val = (val_aois, val_side, float(val_fraction))
+        self._train_aois = train_aois
+        self.size, self.length, self.batch_size, self.overlap = int(size), int(length), int(batch_size), int(overlap)
+        if not 0 <= self.overlap < self.size:
+            raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
+        self._grid = {"crs": crs, "res": res}
+        self._nodata = nodata
+        self.mean = None if mean is None else tuple(float(v) for v in mean)
+        self.std = None if std is None else tuple(float(v) for v in std)
+        self._statistics_chips = int(statistics_chips)
+        self._augment, self._seed = bool(augment), int(seed)
+        self._loader = {
+            "num_workers": int(num_workers),
+            "multiprocessing_context": multiprocessing_context if num_workers else None,
+            "prefetch_factor": prefetch_factor if num_workers else None,
+            "pin_memory": torch.cuda.is_available() if pin_memory is None else bool(pin_memory),
+        }
+        self._cache = Path(cache_dir).expanduser()
+        self._ready = False
+
+    # Building ---------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Build the Collections that do not exist yet (Lightning calls this on one process a node)."""
+        for role, source in self._sources.items():
+            if source is not None:
+                self._open(role, source)
+
+    def _open(self, role: str, source: Any) -> Collection:
+        if isinstance(source, Collection):
+            return source
+        texts = [source] if isinstance(source, str) else list(source)
+        if len(texts) == 1 and (texts[0].endswith(".parquet") or _is_collection_folder(texts[0])):
+            return Collection.open(texts[0])
+        files = expand_paths(texts)
+        named = self._bands if role == "images" else None
+        key = hashlib.sha256(json.dumps([role, files, named]).encode()).hexdigest()[:16]
+        path = self._cache / f"{role}-{key}.parquet"
+        if path.exists():
+            try:
+                return Collection.open(path)
+            except CollectionError:
+                _log.warning("%s is not readable and is built again", path)
+        # A label raster has no date of its own: it is true for every image of its place.
+        return build(files, path, bands=named, datetime="filename" if role == "images" else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open datasets, split them, measure what was not given; only once."""
+        if self._ready:
+            return
+        self.collection = self._open("images", self._sources["images"])
+        self.bands = tuple(self._bands or self.collection.bands)
+        options: dict[str, Any] = self._grid | {"nodata": self._nodata}
+        self.images = RasteretDataset(self.collection, self.bands, **options)
+        held_out, side, fraction = self._val
+        split = spatial_split(self.images, held_out) if held_out is not None else None
+        if split is None and side is not None:
+            split = spatial_split(self.images, side=side, fraction=fraction)
+        everywhere = (None, None) if split is None else split
+        self.train_area = self._train_aois if self._train_aois is not None else everywhere[0]
+        self.val_area = everywhere[1]
+        self._measure()
+        self._join_labels(options)
+        self._ready = True
+
+    def _measure(self) -> None:
+        if self.mean is None or self.std is None:
+            found = band_statistics(
+                self.images, aois=self.train_area, size=self.size, max_chips=self._statistics_chips, seed=self._seed
+            )
+            self.mean, self.std = self.mean or found.mean, self.std or found.std
+
+    def _join_labels(self, options: dict[str, Any]) -> None:
+        self.class_values: dict[int, int] = {}
+        self.train_set: Any = self.images
+        self.eval_set: Any = RasteretDataset(self.collection, self.bands, mask_aoi=True, **options)
+        if self._sources["labels"] is None:
+            return
+        collection = self._open("labels", self._sources["labels"])
+        bands = [self._label_band] if self._label_band else collection.bands
+        if len(bands) != 1:
+            raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
+        raw = RasteretDataset(collection, bands, is_image=False, crs=self.images.crs)
+        remap = self._classes
+        if remap == "auto" and raw.dtype.kind != "f":
+            counts = class_counts(self.images & raw, aois=self.train_area, size=self.size, seed=self._seed)
+            remap = {value: i for i, value in enumerate(counts)}
+            _log.info("classes found in the training area: %s", remap)
+        remap = remap if isinstance(remap, dict) else None
+        self.class_values = dict(remap or {})
+        labels = RasteretDataset(
+            collection, bands, is_image=False, crs=self.images.crs, remap=remap or None, ignore_index=self.ignore_index
+        )
+        self.train_set = self.images & labels
+        self.eval_set = self.eval_set & labels
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that labels are mapped to (after `setup`)."""
+        return max(self.class_values.values(), default=-1) + 1
+
+    # Loaders ----------------------------------------------------------------------------------------------
+
+    def _make(self, dataset: Any, sampler: Any) -> DataLoader:
+        stack = functools.partial(collate, ignore_index=self.ignore_index)
+        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=stack, **self._loader)
+
+    def train_dataloader(self) -> DataLoader:
+        """Random chips inside the training area."""
+        placement = "inside" if self._train_aois is None else "centre"
+        sampler = RandomAOISampler(
+            self.train_set, self.size, self.length, self.train_area, seed=self._seed, placement=placement
+        )
+        return self._make(self.train_set, sampler)
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        """A grid over the held-out area; nothing where none is held out."""
+        if self.val_area is None:
+            return []
+        return self._make(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=self.val_area))
+
+    def test_dataloader(self) -> DataLoader | list[Any]:
+        """As validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """An overlapping grid over everything, images only."""
+        sampler = GridAOISampler(self.images, self.size, self.size - self.overlap)
+        return self._make(self.images, sampler)
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Float, normalised and (in training) augmented, on the device."""
+        assert self.mean is not None
+        assert self.std is not None
+        ready = prepare(batch, self.mean, self.std, self.ignore_index)
+        training = self.trainer is not None and self.trainer.training
+        return flip_and_turn(ready) if training and self._augment else ready
+
+
+def _plain(source: Any) -> Any:
+    """Hydra's lists and paths as plain values."""
+    if source is None or isinstance(source, (str, Collection)):
+        return source
+    if isinstance(source, os.PathLike):
+        return os.fspath(source)
+    return [str(item) for item in source]
+
+
+def _is_collection_folder(path: str) -> bool:
+    return os.path.isdir(path) and any(Path(path).rglob("*.parquet"))

@@ -1,0 +1,79 @@
+"""Every pixel of a TIFF by way of the cog room alone: header, tile plan, decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rasteret_ml.cog.codecs import decode_tile
+from rasteret_ml.cog.header import CogHeader, parse_header
+from rasteret_ml.cog.metadata import TileTable
+from rasteret_ml.cog.sparse_file import SparseFile
+from rasteret_ml.cog.tiles import plan_tiles
+from rasteret_ml.errors import CorruptTiffError
+
+
+def header_of(data: bytes) -> CogHeader:
+    """The header of a file that is wholly in memory."""
+    file = SparseFile(len(data))
+    file.add(0, data)
+    return parse_header(file)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What `read_table` found."""
+
+    values: npt.NDArray[Any]
+    """`[h, w, samples]`, zero where nothing is stored."""
+    stored: npt.NDArray[np.bool_]
+    """`[h, w]`: false in sparse tiles."""
+    valid: npt.NDArray[np.bool_]
+    """`[h, w]`: false where the codec itself says so (LERC)."""
+
+
+def read_table(data: bytes, table: TileTable) -> Pixels:
+    """All pixels of one table (one plane of a planar file)."""
+    values = np.zeros((table.height, table.width, table.samples_per_tile), table.dtype)
+    stored = np.zeros((table.height, table.width), bool)
+    valid = np.ones((table.height, table.width), bool)
+    for read in plan_tiles(table, table.extent):
+        if read.range is None:
+            continue
+        if read.range.stop > len(data):
+            raise CorruptTiffError(f"{read.range} of {len(data)} bytes")
+        pixels, codec_valid = decode_tile(data[read.range.start : read.range.stop], table, read.stored_rows)
+        values[read.target.slices] = pixels[read.source.slices]
+        stored[read.target.slices] = True
+        if codec_valid is not None:
+            valid[read.target.slices] = codec_valid[read.source.slices]
+    return Pixels(values, stored, valid)
+
+
+def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
+    """One band `[h, w, 1]` of a file, by the metadata that a Collection would keep of it."""
+    table = header.band(index).image
+    found = read_table(data, table)
+    if table.samples_per_tile == 1:
+        return found
+    return Pixels(found.values[:, :, index : index + 1], found.stored, found.valid)
+
+
+def read_bands(data: bytes) -> Pixels:
+    """All bands `[h, w, count]` of a file."""
+    header = header_of(data)
+    if header.image.planar_configuration == 1:
+        return read_table(data, header.image)
+    planes = [read_band(data, header, i) for i in range(header.count)]
+    values = np.concatenate([plane.values for plane in planes], axis=-1)
+    stored = np.logical_and.reduce([plane.stored for plane in planes])
+    return Pixels(values, stored, np.logical_and.reduce([plane.valid for plane in planes]))
+
+
+def bytes_of(path: str | Path) -> bytes:
+    """The file's bytes."""
+    return Path(path).read_bytes()

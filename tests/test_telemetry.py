@@ -1,0 +1,76 @@
+"""Counters add up, from any thread, and snapshots stand still."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import threading
+
+import pytest
+
+from rasteret_ml.telemetry import Meter, ReadStats
+
+
+def test_a_new_meter_is_zero() -> None:
+    """Nothing counted is all zeros."""
+    assert Meter().snapshot() == ReadStats()
+
+
+def test_counts_add_up() -> None:
+    """Every counter is a sum of its own; integers stay integers, seconds stay fractions."""
+    meter = Meter()
+    meter.add(requests=1, bytes_fetched=100, fetch_seconds=0.25)
+    meter.add(requests=2, tiles_decoded=3, fetch_seconds=0.5)
+    assert meter.snapshot() == ReadStats(requests=3, bytes_fetched=100, tiles_decoded=3, fetch_seconds=0.75)
+    assert type(meter.snapshot().requests) is int
+
+
+def test_a_snapshot_stands_still() -> None:
+    """It is frozen, does not follow the meter, and pickles (workers send theirs home)."""
+    meter = Meter()
+    meter.add(chips=1)
+    before = meter.snapshot()
+    meter.add(chips=1)
+    assert before.chips == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        before.chips = 5
+    assert pickle.loads(pickle.dumps(before)) == before
+
+
+def test_difference_of_two_snapshots() -> None:
+    """What happened between two moments, field by field."""
+    names = [f.name for f in dataclasses.fields(ReadStats)]
+    meter = Meter()
+    meter.add(**{name: i for i, name in enumerate(names)})
+    before = meter.snapshot()
+    meter.add(**{name: 2 * i + 1 for i, name in enumerate(names)})
+    assert meter.snapshot() - before == ReadStats(**{name: 2 * i + 1 for i, name in enumerate(names)})
+
+
+def test_no_count_is_lost_between_threads() -> None:
+    """Eight threads that start together and add at once lose nothing."""
+    meter, start = Meter(), threading.Barrier(8)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(2000):
+            meter.add(requests=1, bytes_used=3)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (meter.snapshot().requests, meter.snapshot().bytes_used) == (16000, 48000)
+
+
+def _snapshot_after(**counts: float) -> ReadStats:
+    meter = Meter()
+    meter.add(**counts)
+    return meter.snapshot()
+
+
+def test_an_unknown_counter_is_refused() -> None:
+    """A misspelt counter does not vanish: adding or reading it is an error."""
+    with pytest.raises((TypeError, ValueError)):
+        _snapshot_after(request=1)
