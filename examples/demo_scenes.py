@@ -52,7 +52,7 @@ def pixels(rng: np.random.Generator, cover: npt.NDArray[np.uint8]) -> npt.NDArra
     size = cover.shape[0]
     base = SPECTRA[cover - 1].transpose(2, 0, 1).astype(np.float64)
     light = 1 + 0.08 * np.gradient(smooth(rng, size, 60))[0] * 30
-    texture = 1 + 0.18 * np.stack([smooth(rng, size, 200) for _ in BANDS])
+    texture = 1 + 0.15 * smooth(rng, size, 200) + 0.04 * np.stack([smooth(rng, size, 200) for _ in BANDS])
     noise = rng.normal(0, 45, base.shape)
     return np.clip(base * light.clip(0.6, 1.5) * texture + noise, 1, 15000).astype(np.uint16)
 
@@ -84,7 +84,7 @@ def make_scenes(folder: Path) -> tuple[list[str], str]:
 def served(folder: Path) -> Iterator[tuple[list[str], str]]:
     """Make the scenes if need be and serve them on loopback; gives the image URLs and the label URL."""
     images, label = make_scenes(folder)
-    command = [sys.executable, "-m", "rasteret_ml.testing.server", str(folder)]
+    command = [sys.executable, "-m", "rasteret_ml.testing", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -84,9 +84,7 @@ def finish(task: Any, data: RasteretDataModule, out: Path, names: list[str]) -> 
         classes.add(predict(task, ready["image"]), batch["transform"], batch["mask_valid"])
         paste(image, grid, batch["image"], batch["transform"])
         paste(valid[None], grid, batch["mask_valid"], batch["transform"])
-    written = classes.write(
-        out / "prediction.tif", colours={i: colour(i) for i in range(len(names))}, names=names
-    )
+    written = classes.write(out / "prediction.tif", colours={i: colour(i) for i in range(len(names))}, names=names)
     labels = np.full(grid.shape, -1, np.int64)
     for aoi in GridAOISampler(data.train_set, 512):
         sample = data.train_set[aoi]

@@ -23,7 +23,7 @@ from rasteret_ml.geo.geometries import geometries_from
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.record import RasterInfo
 
-__all__ = ["Collection"]
+__all__ = ["Collection", "record_info"]
 
 
 class Collection:

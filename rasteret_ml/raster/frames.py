@@ -19,7 +19,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import fill_value
 from rasteret_ml.record import RasterInfo
 
-__all__ = ["to_geodataframe", "to_xarray"]
+__all__ = ["mask_outside", "to_geodataframe", "to_xarray"]
 
 
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:

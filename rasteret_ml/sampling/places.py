@@ -102,7 +102,9 @@ def spatial_split(
     for name, part in zip(("first", "second"), parts, strict=True):
         if part.area == 0:
             raise UsageError(f"The split leaves the {name} part empty; the dataset covers {coverage.bounds} in {own}.")
-    first, second = (gpd.GeoDataFrame({"split": [n]}, geometry=[p], crs=own) for n, p in zip((0, 1), parts, strict=True))
+    first, second = (
+        gpd.GeoDataFrame({"split": [n]}, geometry=[p], crs=own) for n, p in zip((0, 1), parts, strict=True)
+    )
     return first, second
 
 
@@ -139,7 +141,8 @@ def _right_of(line: shapely.LineString, coverage: BaseGeometry) -> BaseGeometry:
 
     def beyond(end: npt.NDArray[np.float64], inner: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         direction = end - inner
-        return end + direction / np.hypot(*direction) * reach
+        outer: npt.NDArray[np.float64] = end + direction / np.hypot(*direction) * reach
+        return outer
 
     drawn = np.vstack([beyond(points[0], points[1]), points, beyond(points[-1], points[-2])])
     side = shapely.buffer(shapely.LineString(drawn), -reach, single_sided=True, join_style="mitre")

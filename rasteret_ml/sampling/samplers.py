@@ -29,7 +29,9 @@ _BLOCK = 1024
 class _AOISampler(Sampler[AOI]):
     """What both samplers share: a dataset, a chip size, places, an epoch."""
 
-    def __init__(self, dataset: Any, size: int | tuple[int, int], aois: Any, aois_crs: Any, toi: Any, seed: int) -> None:
+    def __init__(
+        self, dataset: Any, size: int | tuple[int, int], aois: Any, aois_crs: Any, toi: Any, seed: int
+    ) -> None:
         self.size = _size(size)
         self.seed = int(seed)
         self.epoch = 0
@@ -146,7 +148,7 @@ class RandomAOISampler(_AOISampler):
     def _block(self, start: int, count: int) -> list[AOI]:
         points, owners = self._region.points(uniforms(self.seed, self.epoch, start, count)[:, :3])
         half_width, half_height = self.size[1] * self._res[0] / 2, self.size[0] * self._res[1] / 2
-        corners = points + (-half_width, half_height)
+        corners = points + np.array([-half_width, half_height])
         return [
             self._aoi(float(x), float(y), int(place), start + i)
             for i, ((x, y), place) in enumerate(zip(corners, owners, strict=True))
@@ -198,8 +200,7 @@ class GridAOISampler(_AOISampler):
             left, top = x0 + _floor((xmin - x0) / xres) * xres, y0 - _floor((y0 - ymax) / yres) * yres
             columns = _steps(xmax - left, width, self.stride[1] * xres)
             rows = _steps(top - ymin, height, self.stride[0] * yres)
-            x, y = np.meshgrid(left + columns, top - rows)
-            x, y = x.ravel(), y.ravel()
+            x, y = (axis.ravel() for axis in np.meshgrid(left + columns, top - rows))
             shapely.prepare(shape)
             boxes = shapely.box(x, y - height, x + width, y)
             here = shapely.intersects(shape, boxes) & ~shapely.touches(shape, boxes)
@@ -222,7 +223,7 @@ class GridAOISampler(_AOISampler):
 def _steps(extent: float, size: float, stride: float) -> npt.NDArray[np.float64]:
     """Offsets of chips of `size` that cover `extent` (1e-6 of a chip counts as nothing)."""
     count = max(1, math.ceil((extent - size) / stride - 1e-6) + 1)
-    return np.arange(count) * stride
+    return np.arange(count, dtype=np.float64) * stride
 
 
 def _floor(value: float) -> int:

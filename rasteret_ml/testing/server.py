@@ -1,6 +1,6 @@
 """A range server on loopback, with latency and faults on request, that counts what it is asked.
 
-As a program: `python -m rasteret_ml.testing.server FOLDER --latency 0.03` serves until it is stopped.
+As a program: `python -m rasteret_ml.testing FOLDER --latency 0.03` serves until it is stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 
 from aiohttp import web
 
-__all__ = ["Fault", "RangeServer", "ServedRequest"]
+__all__ = ["Fault", "RangeServer", "ServedRequest", "main"]
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
@@ -155,7 +155,7 @@ def _part(path: str, start: int, length: int) -> bytes:
 
 
 def main() -> None:
-    """Serve until interrupted; prints the address first."""
+    """Serve a folder until interrupted; prints the address first."""
     parser = argparse.ArgumentParser(description="Serve a folder with HTTP range requests on loopback.")
     parser.add_argument("folder")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
@@ -165,7 +165,3 @@ def main() -> None:
         print(server.url, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -64,7 +64,9 @@ def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
 def _padded(key: str, values: list[torch.Tensor], ignore_index: int) -> list[torch.Tensor]:
     shapes = [tuple(v.shape) for v in values]
     if len({(len(s), s[:-2]) for s in shapes}) > 1 or len(shapes[0]) < 2 or not key.startswith(("image", "mask")):
-        raise UsageError(f"{key!r} cannot be batched: shapes {sorted(set(shapes))} differ in more than height and width.")
+        raise UsageError(
+            f"{key!r} cannot be batched: shapes {sorted(set(shapes))} differ in more than height and width."
+        )
     height, width = max(s[-2] for s in shapes), max(s[-1] for s in shapes)
     first = values[0]
     fill: float | int | bool = 0

@@ -196,7 +196,9 @@ def merge_by_validity(samples: Sequence[Sample]) -> Sample:
     merged = dict(samples[0])
     for other in samples[1:]:
         if "mask_valid" not in merged or "mask_valid" not in other:
-            raise UsageError("`|` fills by mask_valid, which a stock dataset does not give; use `&`, or put it on the left.")
+            raise UsageError(
+                "`|` fills by mask_valid, which a stock dataset does not give; use `&`, or put it on the left."
+            )
         fill = other["mask_valid"].all(-3, keepdim=True) & ~merged["mask_valid"].all(-3, keepdim=True)
         for key in ("image", "mask", "mask_valid"):
             if key in merged and key in other:

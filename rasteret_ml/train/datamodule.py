@@ -19,7 +19,7 @@ from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
 from rasteret_ml.sampling.places import spatial_split
-from rasteret_ml.sampling.samplers import GridAOISampler, RandomAOISampler
+from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.train.collate import collate
 from rasteret_ml.train.dataset import RasteretDataset
 from rasteret_ml.train.loader import DataLoader
@@ -217,7 +217,7 @@ class RasteretDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Random chips inside the training area."""
-        placement = "inside" if self._train_aois is None else "centre"
+        placement: Placement = "inside" if self._train_aois is None else "centre"
         sampler = RandomAOISampler(
             self.train_set, self.size, self.length, self.train_area, seed=self._seed, placement=placement
         )

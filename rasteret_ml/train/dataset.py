@@ -10,13 +10,12 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-import torch
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
-from rasteret_ml.fetch.open import SigningReader, SignHook
+from rasteret_ml.fetch.open import SignHook, SigningReader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
@@ -239,7 +238,7 @@ class RasteretDataset(GeoDataset):
         return self._lookup.rows(grid.footprint, t)
 
     def _sample(self, query: Any, mosaic: Mosaic) -> Sample:
-        x, y, t = self._disambiguate_slice(query)
+        _, _, t = self._disambiguate_slice(query)
         return make_sample(
             mosaic,
             query,

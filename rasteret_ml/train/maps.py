@@ -88,9 +88,9 @@ class ClassMap:
         }
         with MemoryFile() as memory:
             with memory.open(**profile) as dataset:
-                dataset.write(self.classes, 1)
-                if colours is not None:
+                if colours is not None:  # before the pixels: TIFF cannot turn to a palette afterwards
                     dataset.write_colormap(1, {k: (*v, 255) for k, v in colours.items()})
+                dataset.write(self.classes, 1)
                 if names:
                     dataset.update_tags(classes=", ".join(f"{i}: {name}" for i, name in enumerate(names)))
             with memory.open() as dataset:

@@ -23,7 +23,9 @@ def class_iou(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Intersection over union of each class, NaN for a class that neither side has."""
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    ratio = np.full(len(hits), np.nan)
+    np.divide(hits, union, out=ratio, where=union > 0)
+    return ratio
 
 
 def mean_iou(confusion: npt.NDArray[np.int64]) -> float:

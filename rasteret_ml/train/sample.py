@@ -19,7 +19,7 @@ from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.sampling.aoi import AOI
 
-__all__ = ["TENSOR_ONLY", "LabelRule", "Sample", "bounds_tensor", "make_sample", "snapped_slices"]
+__all__ = ["LabelRule", "Sample", "TENSOR_ONLY", "bounds_tensor", "make_sample", "snapped_slices"]
 
 Sample = dict[str, Any]
 """A sample; every value a tensor, but for `bounds` and `crs` under TorchGeo 0.8."""

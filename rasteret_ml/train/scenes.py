@@ -120,7 +120,9 @@ def _one_dtype(bands: Sequence[str], facts: Sequence[Any]) -> np.dtype[Any]:
             f"The bands do not share one type: {found}. Read them as several datasets joined with `&`, or narrow "
             "the Collection."
         )
-    return np.dtype(kinds.pop())
+    (kind,) = kinds
+    dtype: np.dtype[Any] = np.dtype(kind)
+    return dtype
 
 
 def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | None) -> Grid:
@@ -133,7 +135,9 @@ def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | N
     counts = Counter(facts.crs)
     if crs is None and len(counts) > 1:
         listing = ", ".join(f"{name} ({n} records)" for name, n in counts.most_common())
-        raise MixedCRSError(f"The records are in several CRSs: {listing}. Choose one with crs=, or narrow the Collection.")
+        raise MixedCRSError(
+            f"The records are in several CRSs: {listing}. Choose one with crs=, or narrow the Collection."
+        )
     first = facts.grids[0]
     if crs is not None:
         first = warped_grid(first, crs)
