@@ -28,7 +28,6 @@ Every class can be rebuilt from its one message, because torch re-raises a worke
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit, urlunsplit
 
 __all__ = [
     "AccessDeniedError",
@@ -136,7 +135,8 @@ class ClosedError(RasteretError):
 
 
 _QUERY = re.compile(r"\?[^\s'\"<>)\]]*")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+_FRAGMENT = re.compile(r"(?<=\w)#[^\s'\"<>)\]]*")
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str) -> str:
@@ -150,7 +150,4 @@ def redact(text: str) -> str:
     """
     if "://" not in text:
         return text
-    if " " not in text and "\n" not in text:
-        parts = urlsplit(text)
-        text = urlunsplit((parts.scheme, parts.netloc, parts.path, parts.query, ""))
-    return _USERINFO.sub("…@", _QUERY.sub("?…", text))
+    return _USERINFO.sub("…@", _FRAGMENT.sub("", _QUERY.sub("?…", text)))

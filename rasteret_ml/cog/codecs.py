@@ -25,7 +25,8 @@ MAX_TILE_BYTES = 128 * 1024 * 1024
 """Largest decoded tile or strip that is read; anything above is refused with its size."""
 
 _JPEG, _LERC, _WEBP = 7, 34887, 50001
-_YCBCR, _CMYK = 6, 5
+_YCBCR = 6
+_COLOUR_SPACES = {5: "CMYK", 8: "CIELab", 9: "ICCLab", 10: "ITULab"}
 _DEFLATE = (8, 32946)
 _BYTE_CODECS: dict[int, tuple[str, Callable[..., Any]]] = {
     8: ("deflate", imagecodecs.deflate_decode),
@@ -59,8 +60,8 @@ def check_supported(table: TileTable) -> None:
     code = table.compression
     if code not in (1, _JPEG, _LERC, _WEBP) and code not in _BYTE_CODECS:
         raise UnsupportedTiffError(f"compression {code} ({_REFUSED.get(code, 'unknown')})")
-    if table.photometric == _CMYK:
-        raise UnsupportedTiffError("CMYK pixels")
+    if table.photometric in _COLOUR_SPACES:
+        raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels")
     if table.photometric == _YCBCR and code not in (_JPEG, _WEBP):
         raise UnsupportedTiffError("YCbCr pixels outside JPEG")
     if code in (_JPEG, _WEBP) and table.dtype != np.uint8:
@@ -89,8 +90,8 @@ def decode_tile(
         rows: Rows that it stores (`TileTable.stored_rows`).
 
     Returns:
-        Pixels `[rows, tile_width, samples]` in `table.dtype`, and the codec's own validity
-        `[rows, tile_width]` where it has one (LERC). The pixels live in this thread's scratch: copy what
+        Pixels `[rows, tile_width, samples]` in `table.dtype`, and the codec's own validity of the same shape
+        where it has one (LERC). The pixels live in this thread's scratch: copy what
         is wanted before the next call.
 
     Raises:
@@ -149,24 +150,25 @@ def _decompress(data: bytes | memoryview, table: TileTable, size: int) -> npt.ND
     out = _scratch_bytes(size, "raw")
     try:
         got = decode(data, out=out)
-    except (imagecodecs.DeflateError, imagecodecs.ZstdError) as error:
-        return _decompress_slack(data, name, decode, size, error)
+    except (imagecodecs.DeflateError, imagecodecs.ZstdError, imagecodecs.PackbitsError) as error:
+        return _decompress_slack(data, table, size, error)
     if len(got) != size:
         raise CorruptTiffError(f"{name} gave {len(got)} bytes, {size} expected")
     return out
 
 
-def _decompress_slack(
-    data: bytes | memoryview, name: str, decode: Callable[..., Any], size: int, error: Exception
-) -> npt.NDArray[np.uint8]:
-    # Some writers pad a last strip to full height: accept more than wanted, up to twice the size.
+def _decompress_slack(data: bytes | memoryview, table: TileTable, size: int, error: Exception) -> npt.NDArray[np.uint8]:
+    # Some writers pad the last strip to full height: accept up to a whole one.
+    name, decode = _BYTE_CODECS[table.compression]
+    full = -(-table.tile_width * table.samples_per_tile * table.bits // 8) * table.tile_height
+    out = _scratch_bytes(max(full, size), "slack")
     try:
-        got = decode(data, out=_scratch_bytes(2 * size, "slack"))
+        got = decode(data, out=out) if full > size else b""
     except Exception:
-        raise CorruptTiffError(f"{name} cannot be decoded to {size} bytes: {error}") from error
+        got = b""
     if len(got) < size:
-        raise CorruptTiffError(f"{name} gave {len(got)} bytes, {size} expected")
-    return _scratch_bytes(2 * size, "slack")[:size]
+        raise CorruptTiffError(f"{name} cannot be decoded to {size} bytes: {error}") from error
+    return out[:size]
 
 
 def _undo_float_predictor(raw: npt.NDArray[np.uint8], table: TileTable, rows: int) -> npt.NDArray[Any]:
@@ -200,7 +202,8 @@ def _unpack_bits(raw: npt.NDArray[np.uint8], table: TileTable, rows: int) -> npt
 
 
 def _decode_jpeg(data: bytes | memoryview, table: TileTable, rows: int) -> npt.NDArray[Any]:
-    colour = {_YCBCR: "YCBCR", 2: "RGB"}.get(table.photometric or 0) if table.samples_per_tile == 3 else None
+    # Three samples that are not YCbCr are stored as they are; libjpeg would take them for YCbCr unless told.
+    colour = ("YCBCR" if table.photometric == _YCBCR else "RGB") if table.samples_per_tile == 3 else None
     pixels = imagecodecs.jpeg8_decode(
         data, tables=table.jpeg_tables, colorspace=colour, outcolorspace="RGB" if colour else None
     )
@@ -224,7 +227,9 @@ def _decode_lerc(
     pixels = _checked(pixels, table, rows, "LERC")
     valid = None
     if mask is not None:
-        valid = np.asarray(mask, dtype=bool).reshape(-1, table.tile_width)[:rows]
+        per_sample = np.asarray(mask, dtype=bool)
+        per_sample = np.moveaxis(per_sample, 0, -1) if per_sample.ndim == 3 else per_sample[:, :, None]
+        valid = np.broadcast_to(per_sample[:rows, : table.tile_width], pixels.shape)
     return pixels, valid
 
 

@@ -15,11 +15,14 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import crs_text
+from rasteret_ml.geo.crs import crs_text, pyproj_crs
 
 __all__ = ["GeoTags", "read_crs", "read_transform"]
 
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
+_LINEAR_UNITS, _METRE = 3076, 9001
+_OVERRULING = {3073, 3074, 4096}
+"""Keys whose presence changes what a code means: a citation, a projection of its own, a vertical CRS."""
 _PIXEL_IS_POINT = 2
 _EPSG_CODES = range(1024, 32767)
 
@@ -80,15 +83,37 @@ def read_crs(tags: GeoTags) -> str | None:
     """
     if len(tags.directory) < 4:
         return None
-    projected, geographic = tags.short_key(_PROJECTED), tags.short_key(_GEOGRAPHIC)
-    model = tags.short_key(_MODEL_TYPE)
-    code = projected if projected in _EPSG_CODES else geographic if projected is None and model != 1 else None
-    if code in _EPSG_CODES and code is not None:
+    code = _plain_code(tags)
+    if code is not None:
         try:
             return crs_text(code)
         except UsageError:
             pass
     return _gdal_crs(tags.directory, tags.doubles, tags.ascii)
+
+
+def _plain_code(tags: GeoTags) -> int | None:
+    """The EPSG code of a file that states nothing which overrules it."""
+    if any(word in tags.ascii for word in ("ESRI PE", "IMAGINE", "Units")):
+        return None
+    keys = {tags.directory[i] for i in range(4, len(tags.directory) - 3, 4)}
+    projected, geographic = tags.short_key(_PROJECTED), tags.short_key(_GEOGRAPHIC)
+    if keys & _OVERRULING:
+        return None
+    if projected in _EPSG_CODES:
+        unit = tags.short_key(_LINEAR_UNITS)
+        return projected if unit in (None, _METRE) and _is_metric(projected) else None
+    plain = projected is None and tags.short_key(_MODEL_TYPE) in (None, 2) and _LINEAR_UNITS not in keys
+    return geographic if plain and geographic in _EPSG_CODES else None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_metric(code: int | None) -> bool:
+    try:
+        axes = pyproj_crs(f"EPSG:{code}").axis_info
+    except UsageError:
+        return False
+    return bool(axes) and all(axis.unit_conversion_factor == 1.0 for axis in axes)
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
@@ -31,6 +31,8 @@ __all__ = ["BandFacts", "CogHeader", "parse_header", "parse_nodata"]
 _MAGIC = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 _REDUCED, _MASK = 1, 4
 _MAX_PAGES = 256
+_OLD_WINDOWS = {"-1.#INF": "-inf", "1.#INF": "inf", "-1.#IND": "nan", "1.#QNAN": "nan", "-1.#QNAN": "nan"}
+"""How Microsoft's C library printed what is not a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +143,12 @@ def _read_pages(tiff: tifffile.TiffFile) -> CogHeader:
         smaller = _int(page, 256, 0) <= image.width and _int(page, 257, 0) <= image.height
         if kind & _MASK and smaller:
             masks.append(_table(page, big_endian))
+            check_supported(masks[-1])
         elif kind & _REDUCED and smaller:
-            overviews.append(_table(page, big_endian))
+            with suppress(UnsupportedTiffError):  # an overview is a convenience: one that is odd is not used
+                table = _table(page, big_endian)
+                check_supported(table)
+                overviews.append(table)
     mask = next((m for m in masks if (m.width, m.height) == (image.width, image.height)), None)
     geo = _geo_tags(first)
     return CogHeader(
@@ -236,7 +242,7 @@ def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:
         except ValueError:
             pass
     try:
-        value = float(text)
+        value = float(_OLD_WINDOWS.get(text.upper(), text))
     except ValueError:
         return None
     return int(value) if dtype.kind in "iu" and value.is_integer() else value
@@ -288,8 +294,10 @@ def _int(page: Any, code: int, default: int) -> int:
 
 def _array(page: Any, code: int, kind: type = np.int64) -> npt.NDArray[Any]:
     value = _value(page, code)
-    if value is None or isinstance(value, (str, bytes)):
+    if value is None or isinstance(value, str):
         return np.empty(0, dtype=kind)
+    if isinstance(value, bytes):
+        return np.frombuffer(value, np.uint8).astype(kind)
     return np.atleast_1d(np.asarray(value, dtype=kind))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +86,18 @@ def _unpack(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(os.fspath(source))
     if isinstance(source, gpd.GeoDataFrame):
+        if source._geometry_column_name not in source.columns:
+            raise GeometryError(f"The GeoDataFrame has no geometry column; it has {list(source.columns)}.")
         return np.asarray(source.geometry.array, dtype=object), source.crs, source
     if isinstance(source, gpd.GeoSeries):
         return np.asarray(source.array, dtype=object), source.crs, None
     if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
         return _from_arrow(source)
     if isinstance(source, Mapping) and source.get("type") == "FeatureCollection":
-        return _objects([_one(f, i) for i, f in enumerate(source["features"])]), _geojson_crs(source), None
+        features = source.get("features")
+        if not isinstance(features, Sequence):
+            raise GeometryError("A GeoJSON FeatureCollection without a list of features holds no geometries.")
+        return _objects([_one(f, i) for i, f in enumerate(features)]), _geojson_crs(source), None
     if _is_single(source):
         return _objects([_one(source, 0)]), None, None
     if isinstance(source, Iterable):
@@ -112,7 +117,7 @@ def _from_arrow(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataF
         source = source.combine_chunks()
     if isinstance(source, pa.Array) and not isinstance(source, pa.ExtensionArray):
         if pa.types.is_binary(source.type) or pa.types.is_large_binary(source.type):
-            return _objects(list(shapely.from_wkb(source.to_numpy(zero_copy_only=False)))), None, None
+            return _objects([_one(item, i) for i, item in enumerate(source.to_pylist())]), None, None
         if pa.types.is_list(source.type) or pa.types.is_large_list(source.type):
             return _from_ragged(source), None, None
     try:
@@ -132,19 +137,19 @@ def _from_ragged(array: Any) -> npt.NDArray[np.object_]:
     if array.null_count:
         raise GeometryError("The GeoArrow array has missing geometries; drop them first.")
     offsets, level = [], array
+    kinds = {2: shapely.GeometryType.POLYGON, 3: shapely.GeometryType.MULTIPOLYGON}
     while pa.types.is_list(level.type) or pa.types.is_large_list(level.type):
         starts = level.offsets.to_numpy()
         offsets.append(starts - starts[0])
         level = level.flatten()
+    if len(offsets) not in kinds or not (pa.types.is_struct(level.type) or pa.types.is_fixed_size_list(level.type)):
+        raise GeometryError(
+            f"An Arrow array of type {array.type} holds no polygons; polygons or multipolygons are needed."
+        )
     if pa.types.is_struct(level.type):
         xy = np.column_stack([level.field("x").to_numpy(), level.field("y").to_numpy()])
     else:
         xy = level.flatten().to_numpy().reshape(len(level), -1)[:, :2]
-    kinds = {2: shapely.GeometryType.POLYGON, 3: shapely.GeometryType.MULTIPOLYGON}
-    if len(offsets) not in kinds:
-        raise GeometryError(
-            f"A GeoArrow array of type {array.type} holds no polygons; polygons or multipolygons are needed."
-        )
     return _objects(list(shapely.from_ragged_array(kinds[len(offsets)], xy, tuple(reversed(offsets)))))
 
 
@@ -191,8 +196,10 @@ def _box(values: Any) -> BaseGeometry:
 
 def _geojson_crs(source: Mapping[str, Any]) -> str | None:
     # GeoJSON 2008 allowed a "crs" member; RFC 7946 means longitude/latitude.
-    name = ((source.get("crs") or {}).get("properties") or {}).get("name")
-    return None if name is None else str(name)
+    stated = source.get("crs")
+    if isinstance(stated, Mapping):
+        stated = (stated.get("properties") or {}).get("name")
+    return None if stated is None else str(stated)
 
 
 def _objects(items: list[Any]) -> npt.NDArray[np.object_]:

@@ -82,23 +82,74 @@ def warp(
         Pixels `[H, W]` in `data`'s dtype (kernels that average are rounded to the nearest integer for
         integer types, and kept inside the type's range) and their validity `[H, W]`.
     """
-    where = {
-        "src_transform": source.transform,
-        "src_crs": source.crs,
-        "dst_transform": target.transform,
-        "dst_crs": target.crs,
-        "resampling": GdalResampling[resampling],
-    }
+    if resampling == "mode" and data.dtype.itemsize > 2:
+        return _warp_codes(data, valid, source, target, fill)
     work = data.astype(_working_dtype(data.dtype, resampling))
     work[~valid] = np.nan
-    out = np.full(target.shape, np.nan, dtype=work.dtype)
-    reproject(work, out, src_nodata=np.nan, dst_nodata=np.nan, init_dest_nodata=True, **where)
+    out = _reproject(work, source, target, resampling)
     out_valid = ~np.isnan(out)
     if np.issubdtype(data.dtype, np.integer):
         limits: np.iinfo[Any] = np.iinfo(data.dtype)
         out = np.clip(np.floor(np.nan_to_num(out) + 0.5), limits.min, limits.max)
     result = out.astype(data.dtype)
     result[~out_valid] = fill
+    return result, out_valid
+
+
+def _reproject(work: npt.NDArray[Any], source: Grid, target: Grid, resampling: Resampling) -> npt.NDArray[Any]:
+    """GDAL's warp of a float band whose invalid pixels are NaN.
+
+    The kernel's scale is said, not left to GDAL: it would take it from the extents of the arrays, and a pixel
+    would then depend on how its chip was cut out of the source.
+    """
+    out = np.full(target.shape, np.nan, dtype=work.dtype)
+    scale_x, scale_y = _source_pixels_per_target(target, source)
+    reproject(
+        work,
+        out,
+        src_transform=source.transform,
+        src_crs=source.crs,
+        dst_transform=target.transform,
+        dst_crs=target.crs,
+        resampling=GdalResampling[resampling],
+        src_nodata=np.nan,
+        dst_nodata=np.nan,
+        init_dest_nodata=True,
+        XSCALE=repr(1 / _kernel_scale(scale_x)),
+        YSCALE=repr(1 / _kernel_scale(scale_y)),
+    )
+    return out
+
+
+def _kernel_scale(source_pixels: float) -> float:
+    """By how much a kernel is widened: at least 1, and a whole number where it nearly is one (GDAL's own rule)."""
+    whole = max(1.0, round(source_pixels))
+    return whole if source_pixels < 1 or abs(source_pixels - whole) < 0.05 else source_pixels
+
+
+def _source_pixels_per_target(target: Grid, source: Grid) -> tuple[float, float]:
+    """How many source columns and rows a target pixel spans at the middle of the target (1 where unknown)."""
+    cols = np.array([0.5, 1.5, 0.5]) + target.width // 2
+    rows = np.array([0.5, 0.5, 1.5]) + target.height // 2
+    t = target.transform
+    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+    col, row = source.to_pixels(*transform_points(x, y, str(target.crs), str(source.crs)))
+    across = float(np.hypot(col[1] - col[0], col[2] - col[0]))
+    down = float(np.hypot(row[1] - row[0], row[2] - row[0]))
+    return across if np.isfinite(across) and across > 0 else 1.0, down if np.isfinite(down) and down > 0 else 1.0
+
+
+def _warp_codes(
+    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, fill: int | float | complex
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The most frequent value, of a type that GDAL's mode would round: small codes stand for the values."""
+    values, codes = np.unique(data[valid], return_inverse=True)
+    work = np.full(data.shape, np.nan, np.float32)
+    work[valid] = codes.ravel()
+    out = _reproject(work, source, target, "mode")
+    out_valid = ~np.isnan(out)
+    result = np.full(target.shape, fill, data.dtype)
+    result[out_valid] = values[out[out_valid].astype(np.int64)]
     return result, out_valid
 
 

@@ -222,7 +222,7 @@ def _decode(jobs: list[TileJob], body: memoryview, start: int, meter: Meter) -> 
             if paste.unread is not None:
                 paste.unread[target] = False
             if valid is not None and paste.invalid is not None:
-                paste.invalid[target] = ~valid[rows, cols]
+                paste.invalid[target] = ~valid[rows, cols, paste.sample]
     meter.add(
         tiles_decoded=len(jobs) - len(failed),
         bytes_used=sum(job.range.length for job in jobs),

@@ -33,14 +33,14 @@ class Pixels:
     stored: npt.NDArray[np.bool_]
     """`[h, w]`: false in sparse tiles."""
     valid: npt.NDArray[np.bool_]
-    """`[h, w]`: false where the codec itself says so (LERC)."""
+    """`[h, w, samples]`: false where the codec itself says so (LERC)."""
 
 
 def read_table(data: bytes, table: TileTable) -> Pixels:
     """All pixels of one table (one plane of a planar file)."""
     values = np.zeros((table.height, table.width, table.samples_per_tile), table.dtype)
     stored = np.zeros((table.height, table.width), bool)
-    valid = np.ones((table.height, table.width), bool)
+    valid = np.ones(values.shape, bool)
     for read in plan_tiles(table, table.extent):
         if read.range is None:
             continue
@@ -50,7 +50,8 @@ def read_table(data: bytes, table: TileTable) -> Pixels:
         values[read.target.slices] = pixels[read.source.slices]
         stored[read.target.slices] = True
         if codec_valid is not None:
-            valid[read.target.slices] = codec_valid[read.source.slices]
+            by_sample = codec_valid if codec_valid.ndim == 3 else codec_valid[:, :, None]
+            valid[read.target.slices] = by_sample[read.source.slices]
     return Pixels(values, stored, valid)
 
 
@@ -60,7 +61,8 @@ def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
     found = read_table(data, table)
     if table.samples_per_tile == 1:
         return found
-    return Pixels(found.values[:, :, index : index + 1], found.stored, found.valid)
+    one = slice(index, index + 1)
+    return Pixels(found.values[:, :, one], found.stored, found.valid[:, :, one])
 
 
 def read_bands(data: bytes) -> Pixels:
@@ -71,7 +73,7 @@ def read_bands(data: bytes) -> Pixels:
     planes = [read_band(data, header, i) for i in range(header.count)]
     values = np.concatenate([plane.values for plane in planes], axis=-1)
     stored = np.logical_and.reduce([plane.stored for plane in planes])
-    return Pixels(values, stored, np.logical_and.reduce([plane.valid for plane in planes]))
+    return Pixels(values, stored, np.concatenate([plane.valid for plane in planes], axis=-1))
 
 
 def bytes_of(path: str | Path) -> bytes:

@@ -115,7 +115,9 @@ def test_polygons_on_imagery_equal_rasterio(shared_data: Path, tmp_path: Path) -
     radii=st.lists(st.floats(0.3, 60), min_size=3, max_size=9),
     hole=st.floats(0, 0.9),
 )
-def test_any_polygon_has_rasterios_mask(plain: Any, centre: tuple[float, float], radii: list[float], hole: float) -> None:
+def test_any_polygon_has_rasterios_mask(
+    plain: Any, centre: tuple[float, float], radii: list[float], hole: float
+) -> None:
     """Random stars with a hole, on and off the raster: mask, window and pixels, or None where they do not meet."""
     path, record = plain
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)

@@ -1,0 +1,214 @@
+"""Hundreds of other people's files: GDAL's pixels and georeferencing, or a refusal."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import tifffile
+from affine import Affine
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from whole_file import header_of, read_band, read_bands, read_table
+
+from rasteret_ml.cog.header import CogHeader
+from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+_JPEG, _YCBCR = 7, 6
+
+BROKEN = {
+    "rouault+gdal__autotest__gcore__data__size_of_stripbytecount_lower_than_stripcount.tif",
+    "cgohlke+imagecodecs__tests__data__tiff__gray.depth.deflate.u1.tif",  # tiles with a third dimension
+    "rouault+gdal__autotest__gcore__data__contig_tiled.tif",  # a tile that stores only the image's rows
+}
+"""Files that GDAL reads by leniency and that are refused here as corrupt."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """GDAL's and tifffile's remarks on broken files are expected."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def _opened(folder: Path) -> Iterator[tuple[Path, bytes, Any]]:
+    """Files of a folder that GDAL opens, with their bytes and dataset."""
+    for path in sorted(folder.glob("*.tif*")):
+        try:
+            dataset = rasterio.open(path)
+        except RasterioError:
+            continue
+        with dataset:
+            yield path, path.read_bytes(), dataset
+
+
+def _difference(path: Path, header: CogHeader, content: bytes, expected: np.ndarray[Any, Any]) -> str | None:
+    found = read_bands(content)
+    values = found.values
+    if values.shape != expected.shape:
+        return f"shape {values.shape}, GDAL {expected.shape}"
+    if values.dtype != expected.dtype and (values.dtype, expected.dtype) != (np.float16, np.float32):
+        return f"{values.dtype}, GDAL {expected.dtype}"
+    usable = found.stored[..., None] & found.valid
+    a, b = values[usable], expected[usable]
+    if np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
+        return None
+    if (header.image.compression, header.image.photometric) == (_JPEG, _YCBCR):
+        # libjpeg 9 of some GDAL builds upsamples chroma otherwise: alike to GDAL, and exactly tifffile's.
+        off = np.abs(a.astype(int) - b)
+        with tifffile.TiffFile(path) as tiff:
+            same = np.array_equal(tiff.pages[0].asarray(), values)
+        return None if same and off.mean() < 3 and np.quantile(off, 0.99) <= 30 else f"JPEG differs by {off.max()}"
+    return f"{np.count_nonzero(a != b)} of {a.size} pixels differ"
+
+
+def test_pixels_equal_gdal_or_are_refused(shared_data: Path) -> None:
+    """Every file gives GDAL's pixels, or a DataError; only files known to be broken are called corrupt."""
+    wrong, read = {}, 0
+    for path, content, dataset in _opened(shared_data / "conformance"):
+        try:
+            header = header_of(content)
+            expected = np.moveaxis(dataset.read(), 0, -1)
+            problem = _difference(path, header, content, expected)
+        except CorruptTiffError as error:
+            problem = None if path.name in BROKEN else f"called corrupt: {error}"
+        except (DataError, RasterioError):
+            continue
+        except Exception as error:
+            problem = repr(error)
+        read += problem is None
+        if problem is not None:
+            wrong[path.name] = problem
+    assert wrong == {}
+    assert read > 500
+
+
+def _same_place(dataset: Any, header: CogHeader) -> bool:
+    """Whether the corners of the image land on the same spot with our CRS as with GDAL's."""
+    if header.crs is None or dataset.crs is None:
+        return header.crs is None and dataset.crs is None
+    try:
+        ours, theirs = pyproj.CRS(header.crs), pyproj.CRS(dataset.crs.to_wkt())
+    except pyproj.exceptions.CRSError:
+        return True
+    if ours.equals(theirs, ignore_axis_order=True):
+        return True
+    if ours.is_geographic != theirs.is_geographic or ours.is_projected != theirs.is_projected:
+        return False
+    corners = [dataset.transform @ c for c in ((0, 0), (dataset.width, 0), (dataset.width, dataset.height))]
+    x, y = np.array(corners).T
+    other = pyproj.Transformer.from_crs(theirs, ours, always_xy=True).transform(x, y)
+    near = np.hypot(other[0] - x, other[1] - y) < (20 if ours.is_projected else 1e-3)
+    return bool((near | ~np.isfinite(other[0])).all())
+
+
+def test_georeferencing_equals_gdal(shared_data: Path) -> None:
+    """Transforms to a billionth, CRSs by where the corners land (20 m leaves room for datum shifts, not for units)."""
+    wrong = {}
+    for path, content, dataset in _opened(shared_data / "conformance"):
+        try:
+            header = header_of(content)
+        except DataError:
+            continue
+        ours = header.transform or Affine.identity()
+        if not np.allclose(ours[:6], dataset.transform[:6], rtol=1e-9, atol=1e-12):
+            wrong[path.name] = f"transform {ours}, GDAL {dataset.transform}"
+        if header.transform is None or dataset.transform == Affine.identity():
+            continue  # GDAL moves the CRS of ground control points elsewhere
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not _same_place(dataset, header):
+                wrong[path.name] = f"CRS {header.crs}, GDAL {dataset.crs}"
+    assert wrong == {}
+
+
+def test_masks_and_overviews_equal_gdal(shared_data: Path) -> None:
+    """Internal masks pixel by pixel, the number of overviews, and the first band of each overview."""
+    wrong, masks, levels = {}, 0, 0
+    for path, content, dataset in _opened(shared_data / "conformance"):
+        try:
+            header = header_of(content)
+        except DataError:
+            continue
+        if (dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]) != (header.mask is not None):
+            wrong[path.name] = f"mask {header.mask}, GDAL {dataset.mask_flag_enums[0]}"
+        elif header.mask is not None:
+            masks += 1
+            if not np.array_equal(read_table(content, header.mask).values[..., 0] != 0, dataset.read_masks(1) != 0):
+                wrong[path.name] = "mask pixels"
+        if len(dataset.overviews(1)) != len(header.overviews):
+            wrong[path.name] = f"{len(header.overviews)} overviews, GDAL {dataset.overviews(1)}"
+            continue
+        for level, table in enumerate(header.overviews):
+            if header.image.photometric == _YCBCR or header.image.planar_configuration == 2:
+                continue
+            with rasterio.open(path, overview_level=level) as reduced:
+                expected = reduced.read(1)
+            found, levels = read_table(content, table), levels + 1
+            usable = found.stored & found.valid[..., 0]
+            if not np.array_equal(found.values[..., 0][usable], expected[usable], equal_nan=expected.dtype.kind == "f"):
+                wrong[path.name] = f"overview {level}"
+    assert wrong == {}
+    assert masks >= 5
+    assert levels >= 50
+
+
+def test_one_band_equals_the_same_band_of_all(shared_data: Path) -> None:
+    """The metadata of a single band (planar ones sliced) reads that band."""
+    compared = 0
+    for _, content, dataset in _opened(shared_data / "conformance"):
+        if dataset.count == 1 or dataset.count > 20:
+            continue
+        try:
+            header = header_of(content)
+            found = read_bands(content)
+        except DataError:
+            continue
+        for index in {0, header.count - 1}:
+            one = read_band(content, header, index).values[..., 0]
+            assert np.array_equal(one, found.values[..., index], equal_nan=one.dtype.kind in "fc")
+        compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("name", ["conformance", "malformed"])
+def test_nothing_but_our_errors(shared_data: Path, name: str) -> None:
+    """Whatever a file holds, GDAL or no GDAL: pixels or a DataError with a message; PNG and JP2 are no TIFFs."""
+    seen = 0
+    for path in sorted((shared_data / name).iterdir()):
+        if path.suffix == ".json":
+            continue
+        content, seen, refusal = path.read_bytes(), seen + 1, None
+        try:
+            assert read_bands(content).values.size > 0, path.name
+        except DataError as error:
+            refusal = error
+        assert refusal is None or str(refusal), path.name
+        assert path.suffix != ".jp2" or isinstance(refusal, NotATiffError)
+    assert seen >= 45
+
+
+def test_malformed_files_that_are_read_equal_gdal(shared_data: Path) -> None:
+    """Where GDAL reads a broken file as a whole and so do we, the pixels are the same."""
+    compared = 0
+    for path, content, dataset in _opened(shared_data / "malformed"):
+        try:
+            found = read_bands(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                expected = np.moveaxis(dataset.read(), 0, -1)
+        except (DataError, RasterioError):
+            continue
+        assert np.array_equal(found.values[found.stored], expected[found.stored]), path.name
+        compared += 1
+    assert compared >= 5

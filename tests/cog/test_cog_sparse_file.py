@@ -1,0 +1,86 @@
+"""A file of which only some bytes are known."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.errors import CorruptTiffError
+
+CONTENT = bytes(i * 37 % 256 for i in range(300))
+EXTENTS = st.lists(st.tuples(st.integers(0, 299), st.integers(0, 120)), max_size=8)
+
+
+def _file(extents: list[tuple[int, int]]) -> tuple[SparseFile, set[int]]:
+    file, known = SparseFile(len(CONTENT)), set()
+    for start, length in extents:
+        file.add(start, CONTENT[start : start + length])
+        known |= set(range(start, min(start + length, 300)))
+    return file, known
+
+
+@settings(max_examples=150, deadline=None)
+@given(extents=EXTENTS, start=st.integers(0, 320), length=st.integers(0, 320))
+def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, length: int) -> None:
+    """Extents in any order, overlapping or not: the right bytes, or a request inside what was asked."""
+    file, known = _file(extents)
+    wanted = set(range(start, min(start + length, 300)))
+    if wanted <= known:
+        assert file.peek(start, length) == CONTENT[start : start + length]
+        return
+    with pytest.raises(NeedBytes) as caught:
+        file.peek(start, length)
+    missing = set(range(caught.value.range.start, caught.value.range.stop))
+    assert caught.value.range.start not in known
+    assert wanted - known <= missing <= wanted
+
+
+@settings(max_examples=50, deadline=None)
+@given(extents=EXTENTS, start=st.integers(0, 299), length=st.integers(1, 300))
+def test_one_answer_is_enough(extents, start: int, length: int) -> None:
+    """What is asked for, once added, is what was missing: no second request for the same peek."""
+    file, _ = _file(extents)
+    try:
+        file.peek(start, length)
+    except NeedBytes as need:
+        file.add(need.range.start, CONTENT[need.range.start : need.range.stop])
+    assert file.peek(start, length) == CONTENT[start : start + length]
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["read", "set", "cur", "end"]), st.integers(-50, 350)), max_size=12))
+def test_reads_and_seeks_like_a_file(steps) -> None:
+    """Step by step the same bytes and positions as `BytesIO` of the whole content."""
+    file, _ = _file([(0, 300)])
+    other = io.BytesIO(CONTENT)
+    for what, n in steps:
+        if what == "read":
+            assert file.read(n if n >= 0 else -1) == other.read(n if n >= 0 else -1)
+        elif what == "cur":
+            assert file.seek(n, io.SEEK_CUR) == other.seek(max(-other.tell(), n), io.SEEK_CUR)
+        elif what == "end":
+            assert file.seek(n, io.SEEK_END) == other.seek(max(-300, n), io.SEEK_END)
+        else:
+            assert file.seek(abs(n)) == other.seek(abs(n))
+        assert file.tell() == other.tell()
+
+
+def test_readinto() -> None:
+    """A buffer is filled, and short at the end."""
+    file, _ = _file([(0, 300)])
+    file.seek(295)
+    buffer = bytearray(10)
+    assert file.readinto(buffer) == 5
+    assert bytes(buffer[:5]) == CONTENT[295:]
+    assert file.readable()
+    assert file.seekable()
+
+
+def test_an_absurd_claim_is_not_fetched() -> None:
+    """A tag that claims a gigabyte is corrupt; nobody is sent for it."""
+    with pytest.raises(CorruptTiffError, match="claims"):
+        SparseFile(1 << 40).peek(0, 1 << 30)

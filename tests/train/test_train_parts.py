@@ -1,0 +1,208 @@
+"""Statistics, preparation, metrics, maps and the datamodule."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+import rasteret_ml as rm
+from rasteret_ml.errors import UsageError
+from rasteret_ml.train.maps import map_grid
+from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
+from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.statistics import band_statistics, class_counts
+
+BANDS = ("B02", "B03")
+
+
+def test_statistics_are_those_of_all_valid_pixels(scenes):
+    """Over the whole mosaic, as numpy has them."""
+    dataset = rm.RasteretDataset(scenes.images, BANDS)
+    found = band_statistics(dataset, size=100, max_chips=1000)
+    x, y, _ = dataset.bounds
+    image = dataset[x, y]["image"].numpy().astype(float)
+    valid = dataset[x, y]["mask_valid"].numpy()[0]
+    np.testing.assert_allclose(found.mean, [band[valid].mean() for band in image])
+    np.testing.assert_allclose(found.std, [band[valid].std() for band in image])
+    assert found.count == (int(valid.sum()),) * 2
+
+
+def test_class_counts_are_numpys(scenes):
+    """Nodata is no class."""
+    dataset = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False)
+    values, counts = np.unique(scenes.cover[scenes.cover != 0], return_counts=True)
+    assert class_counts(dataset, size=64, max_chips=10_000) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def test_prepare_normalises_and_neutralises():
+    """Float32, per band; invalid becomes the mean, NaN included; labels outside the AOI are ignored."""
+    batch = {
+        "image": torch.tensor([[[[10.0, float("nan")]], [[100.0, 300.0]]]]),
+        "mask_valid": torch.tensor([[[[True, False]]]]),
+        "mask": torch.tensor([[[1, 2]]]),
+        "mask_aoi": torch.tensor([[[[False, True]]]]),
+    }
+    ready = prepare(batch, mean=(8, 50), std=(2, 100))
+    assert ready["image"].tolist() == [[[[1.0, 0.0]], [[0.5, 0.0]]]]
+    assert ready["mask"].tolist() == [[[-100, 2]]]
+    native = {
+        "image": torch.full((1, 2, 1, 1), 58, dtype=torch.uint16),
+        "mask_valid": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+    }
+    assert prepare(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
+
+
+def test_turns_keep_image_labels_and_validity_together():
+    """And all eight occur."""
+    values = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(64, 1, 1, 1)
+    batch = {"image": values, "mask": values[:, 0].long(), "mask_valid": values > 5, "transform": torch.zeros(64, 9)}
+    turned = flip_and_turn(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(turned["image"][:, 0].long(), turned["mask"])
+    assert torch.equal(turned["image"] > 5, turned["mask_valid"])
+    assert len({tuple(v.flatten().tolist()) for v in turned["image"]}) == 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_iou_is_torchmetrics(pairs):
+    """Per class, over the classes that occur."""
+    target, predicted = (np.array(v) for v in zip(*pairs, strict=True))
+    iou = class_iou(confusion_matrix(target, predicted, 4))
+    present = sorted(set(target) | set(predicted))
+    oracle = multiclass_jaccard_index(torch.from_numpy(predicted), torch.from_numpy(target), 4, average="none")
+    np.testing.assert_allclose(iou[present], oracle.numpy()[present], rtol=1e-6)
+    assert mean_iou(confusion_matrix(target, predicted, 4)) == pytest.approx(iou[present].mean())
+
+
+def test_ignored_targets_do_not_count_and_the_baseline_is_the_majoritys():
+    """-100 is nobody's mistake."""
+    confusion = confusion_matrix([0, 0, 0, 1, -100], [0, 1, 0, 1, 0], 2)
+    assert confusion.tolist() == [[2, 1], [0, 1]]
+    assert majority_baseline(confusion) == pytest.approx((3 / 4 + 0) / 2)
+
+
+def test_a_map_of_overlapping_chips_is_whole(scenes, tmp_path):
+    """Chips that tell where they are, put together, give every pixel its own place; the file is a COG."""
+    dataset = rm.RasteretDataset(scenes.images, BANDS)
+    grid = map_grid(dataset)
+    found = rm.ClassMap(grid)
+    for aoi in rm.GridAOISampler(dataset, 64, 48):
+        chip = dataset.chip_grid(aoi)
+        col, row = round((chip.transform.c - 500000) / 10), round((5000000 - chip.transform.f) / 10)
+        classes = (np.arange(row, row + 64)[:, None] + np.arange(col, col + 64)[None]) % 200
+        found.add(torch.from_numpy(classes[None]), torch.tensor([tuple(chip.transform)[:9]], dtype=torch.float64))
+    expected = (np.arange(300)[:, None] + np.arange(600)[None]) % 200
+    np.testing.assert_array_equal(found.classes, expected)
+    path = found.write(tmp_path / "map.tif", colours={0: (1, 2, 3)}, names=["a"])
+    with rasterio.open(path) as written:
+        np.testing.assert_array_equal(written.read(1), expected)
+        assert written.nodata == 255
+        assert written.bounds == rasterio.coords.BoundingBox(500000, 4997000, 506000, 5000000)
+
+
+def module(scenes, **options):
+    """A datamodule over the fixture."""
+    settings = {"size": 32, "length": 16, "batch_size": 4, "statistics_chips": 8, "bands": BANDS, "overlap": 8}
+    return rm.RasteretDataModule(
+        str(scenes.folder / "images.parquet"), str(scenes.folder / "labels.parquet"), **(settings | options)
+    )
+
+
+def test_splits_do_not_leak(scenes):
+    """No pixel counts in validation that training may see."""
+    data = module(scenes, val_side="top", val_fraction=0.3)
+    data.prepare_data()
+    data.setup("fit")
+    line = 5000000 - 0.3 * 3000
+    for batch in data.train_dataloader():
+        assert (batch["bounds"][:, 4] <= line + 5).all()
+    counted = 0
+    for batch in data.val_dataloader():
+        ready = prepare(batch, data.mean, data.std)
+        for mask, t in zip(ready["mask"], batch["transform"], strict=True):
+            rows = t[5].item() - 10 * (np.arange(32) + 0.5)
+            assert (mask.numpy()[rows < line] == -100).all()
+            counted += int((mask != -100).sum())
+    stored = scenes.cover[:90, 1:601]
+    assert counted == (stored != 0).sum()
+
+
+def test_classes_are_found_in_the_training_area(scenes):
+    """Stored values in order become 0, 1, 2 …"""
+    data = module(scenes)
+    data.setup()
+    assert data.class_values == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert data.num_classes == 4
+
+
+def test_collections_are_built_once(scenes, tmp_path):
+    """From a glob, into the cache, and found there again."""
+    options = {
+        "images": str(scenes.folder / "E_*.tif"),
+        "bands": BANDS,
+        "cache_dir": tmp_path,
+        "val_side": None,
+        "size": 32,
+    }
+    first = rm.RasteretDataModule(**options)
+    first.prepare_data()
+    (path,) = tmp_path.glob("*.parquet")
+    stamp = path.stat().st_mtime_ns
+    second = rm.RasteretDataModule(**options)
+    second.prepare_data()
+    second.setup()
+    assert path.stat().st_mtime_ns == stamp
+    assert len(second.predict_dataloader()) > 0
+    assert second.val_dataloader() == []
+
+
+def test_impossible_overlap_is_refused():
+    """It would never move on."""
+    with pytest.raises(UsageError, match="overlap"):
+        rm.RasteretDataModule("x.parquet", size=32, overlap=32)
+
+
+class Tiny(pl.LightningModule):
+    """One convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 4, 1)
+        self.seen: list[float] = []
+
+    def training_step(self, batch, index):
+        assert batch["image"].dtype == torch.float32
+        self.seen.append(float(batch["bounds"][0, 0]))
+        return torch.nn.functional.cross_entropy(self.layer(batch["image"]), batch["mask"], ignore_index=-100)
+
+    def validation_step(self, batch, index):
+        self.log(
+            "val_loss", torch.nn.functional.cross_entropy(self.layer(batch["image"]), batch["mask"], ignore_index=-100)
+        )
+
+    def predict_step(self, batch, index):
+        return self.layer(batch["image"]).argmax(1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lightning_fits_validates_and_predicts(scenes, tmp_path, workers):
+    """Two epochs with different chips, then every stage."""
+    model, data = Tiny(), module(scenes, num_workers=workers)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert len(model.seen) == 8
+    assert model.seen[:4] != model.seen[4:]
+    assert torch.isfinite(trainer.validate(model, datamodule=data, verbose=False)[0]["val_loss"] * torch.ones(1)).all()
+    assert sum(len(p) for p in trainer.predict(model, datamodule=data)) == len(data.predict_dataloader().sampler)
