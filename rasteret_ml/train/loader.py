@@ -23,7 +23,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
         options.setdefault("collate_fn", collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
-        super().__init__(dataset, batch_size, **options)
+        # By keyword: Lightning rebuilds a loader from the names of its arguments.
+        super().__init__(dataset, batch_size=batch_size, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         start_pass = getattr(self.sampler, "start_pass", None)

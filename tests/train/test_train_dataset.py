@@ -33,7 +33,7 @@ def pixel_slices(col: int, row: int, width: int, height: int) -> tuple[slice, sl
 
 def expected_mosaic(scenes, col: int, row: int, width: int, height: int):
     """Newest first, valid first, by hand."""
-    canvas = np.zeros((3, 2, 500, 900), np.uint16)
+    canvas = np.zeros((3, 2, 600, 1000), np.uint16)
     canvas[0, :, 100:400, 100:400] = scenes.new
     canvas[1, :, 100:400, 400:700] = scenes.east
     canvas[2, :, 100:400, 100:400] = scenes.old
@@ -148,6 +148,8 @@ def test_other_grid_is_warped_as_gdal_warps(scenes):
             dst_transform=transform,
             dst_crs="EPSG:32632",
             resampling=rasterio.enums.Resampling.bilinear,
+            XSCALE=1,
+            YSCALE=1,
         )
     both = sample["mask_valid"].numpy() & (expected != 0)
     assert both.mean() > 0.9

@@ -149,6 +149,7 @@ def test_collections_are_built_once(scenes, tmp_path):
         "cache_dir": tmp_path,
         "val_side": None,
         "size": 32,
+        "overlap": 0,
     }
     first = rm.RasteretDataModule(**options)
     first.prepare_data()
