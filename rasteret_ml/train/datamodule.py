@@ -213,7 +213,7 @@ class RasteretDataModule(pl.LightningDataModule):
 
     def _make(self, dataset: Any, sampler: Any) -> DataLoader:
         stack = functools.partial(collate, ignore_index=self.ignore_index)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=stack, **self._loader)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=stack, **self._loader)
 
     def train_dataloader(self) -> DataLoader:
         """Random chips inside the training area."""

@@ -171,6 +171,8 @@ def test_a_wrong_count_of_names_is_reported(tmp_path: Path) -> None:
     assert _ids(collection) == ["good"]
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
     assert "bad.tif: the file has 2 bands, but 3 names were given" in str(failure)
+    with pytest.raises(DataError, match=r"bad\.tif: the file has 2 bands"):
+        build([good, bad], tmp_path / "c.parquet", bands=["r", "g", "b"], strict=True)
 
 
 def test_a_text_for_bands_is_refused(tmp_path: Path) -> None:
@@ -219,6 +221,14 @@ def test_a_band_is_a_word_in_the_name(tmp_path: Path) -> None:
     assert record.id == "s"
     assert record.assets["B8"]["href"].endswith("s_b8.tif")
     assert record.assets["B8A"]["href"].endswith("s_B8A.tif")
+    (draft,) = drafts_from_files(["/data/XB8.tif"], ["B8"], None)
+    assert (draft.id, list(draft.assets)) == ("XB8", ["*"])
+
+
+def test_the_longest_band_wins(tmp_path: Path) -> None:
+    """`s_red_edge` is the band `red_edge` of s, not the band `red` of s_edge."""
+    drafts = drafts_from_files(["/data/s_red_edge.tif", "/data/s_red.tif"], ["red", "red_edge"], None)
+    assert [(draft.id, sorted(draft.assets)) for draft in drafts] == [("s", ["red", "red_edge"])]
 
 
 def test_a_record_may_lack_a_band(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_without_bands_every_tiff_that_is_no_preview(tmp_path: Path) -> None:
     """Under the assets' own keys; thumbnails and documents are not bands; codes still resolve."""
     collection = build(_item(tmp_path), tmp_path / "c.parquet")
     assert collection.bands == ["red", "nir"]
+    assert collection.report.failures == ()  # type: ignore[attr-defined]
     (record,) = rasters(collection)
     assert int(run(record.read_window((0, 0, 1, 1), ["B08"])).data[0, 0, 0]) == 10
 
