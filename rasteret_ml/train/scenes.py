@@ -138,10 +138,15 @@ def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | N
         raise MixedCRSError(
             f"The records are in several CRSs: {listing}. Choose one with crs=, or narrow the Collection."
         )
-    first = facts.grids[0]
-    if crs is not None:
-        first = warped_grid(first, crs)
-    return first if res is None else with_res(first, res)
+    first = facts.grids[0] if crs is None else warped_grid(facts.grids[0], crs)
+    if first.is_axis_aligned:
+        return first if res is None else with_res(first, res)
+    if crs is None and res is None:
+        raise UsageError(
+            f"Record {facts.ids[0]} is rotated, so it has no grid of x and y slices; choose crs= or res= to read it "
+            "north up (resampled), or read it on its own grid with RasterAccessor.read_window."
+        )
+    return with_res(first, first.res if res is None else res)
 
 
 def with_res(grid: Grid, res: tuple[float, float]) -> Grid:

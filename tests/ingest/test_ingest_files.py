@@ -14,7 +14,7 @@ from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 from rasterio.warp import transform_geom
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import drafts_from_files
 from rasteret_ml.testing import MemoryReader, RangeServer, RecordingReader, make_cog

@@ -173,6 +173,30 @@ def test_mixed_crs_needs_a_choice(tmp_path):
     assert valid.mean() > 0.5
 
 
+def test_a_rotated_record_needs_a_grid_and_is_then_read_north_up(tmp_path):
+    """Its own grid has no x and y slices; the pixels are GDAL's nearest ones."""
+    turned = Affine.translation(500000, 5000000) @ Affine.rotation(30) @ Affine.scale(10, -10)
+    pixels = np.random.default_rng(3).integers(1, 200, (80, 90), np.uint8)
+    with rasterio.open(
+        tmp_path / "r.tif", "w", driver="GTiff", width=90, height=80, count=1, dtype="uint8", crs="EPSG:32633",
+        transform=turned, tiled=True, blockxsize=32, blockysize=32,
+    ) as file:  # fmt: skip
+        file.write(pixels, 1)
+    collection = rm.build(str(tmp_path / "r.tif"), tmp_path / "c.parquet")
+    with pytest.raises(UsageError, match="Record r is rotated"):
+        rm.RasteretDataset(collection, ["B1"])
+    dataset = rm.RasteretDataset(collection, ["B1"], res=10, resampling="nearest")
+    x, y, _ = dataset.bounds
+    sample = dataset[x, y]
+    expected = np.zeros(sample["image"].shape[1:], np.uint8)
+    reproject(
+        pixels, expected, src_transform=turned, src_crs="EPSG:32633", dst_crs="EPSG:32633",
+        dst_transform=Affine(*sample["transform"][:6].tolist()), resampling=rasterio.enums.Resampling.nearest,
+    )  # fmt: skip
+    np.testing.assert_array_equal(sample["image"][0].numpy(), expected)
+    np.testing.assert_array_equal(sample["mask_valid"][0].numpy(), expected != 0)
+
+
 def test_nodata_override(scenes):
     """The caller's nodata counts, whatever the file says."""
     value = int(scenes.old[0, 5, 5])
@@ -184,10 +208,15 @@ def test_nodata_override(scenes):
 def test_scale_and_offset_are_facts(tmp_path):
     """They come along where records state them, pixels untouched."""
     item = {
-        "type": "Feature", "id": "s", "geometry": None, "collection": "x",
+        "type": "Feature",
+        "id": "s",
+        "geometry": None,
+        "collection": "x",
         "properties": {"datetime": "2023-01-01T10:00:00Z"},
-        "assets": {"b": {"href": str(tmp_path / "b.tif"), "type": "image/tiff", "raster:bands": [{"scale": 0.5, "offset": -3}]}},
-    }  # fmt: skip
+        "assets": {
+            "b": {"href": str(tmp_path / "b.tif"), "type": "image/tiff", "raster:bands": [{"scale": 0.5, "offset": -3}]}
+        },
+    }
     pixels = np.arange(2500, dtype=np.uint16).reshape(50, 50)
     make_cog(tmp_path / "b.tif", pixels)
     dataset = rm.RasteretDataset(rm.build(item, tmp_path / "c.parquet"), ["b"])
@@ -296,7 +325,7 @@ def test_half_a_pixel_apart_is_resampled_not_shifted(shared_data: Path, tmp_path
     items = sorted(str(p) for p in (shared_data / "multidate").glob("*20230815*/*.json"))
     collection = rm.build(items, tmp_path / "m.parquet", bands=["B08"])
     dataset = rm.RasteretDataset(collection, ["B08"])
-    x, y, _ = dataset.bounds
+    x, _, _ = dataset.bounds
     sample = dataset[x.start + 1200 : x.start + 1200 + 128 * 120, 5100000 - 64 * 120 : 5100000 + 64 * 120]
     assert sample["image"].shape == (1, 128, 128)
     assert sample["mask_valid"].float().mean() > 0.95
