@@ -14,7 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
-from rasteret_ml.collection.schema import METADATA_SUFFIX, check_schema, light_band_struct, struct_to_python
+from rasteret_ml.collection.schema import (
+    METADATA_SUFFIX,
+    check_schema,
+    geoarrow_schema,
+    light_band_struct,
+    struct_to_python,
+)
 from rasteret_ml.collection.select import bbox_overlaps, date_overlaps, interval, lonlat_bounds
 from rasteret_ml.collection.write import write_collection
 from rasteret_ml.errors import CollectionError, UsageError
@@ -98,8 +104,8 @@ class Collection:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the table."""
-        return self._dataset.schema
+        """Arrow schema of the table, as the Arrow stream gives it."""
+        return geoarrow_schema(self._dataset.schema)
 
     @property
     def bands(self) -> list[str]:
@@ -212,7 +218,12 @@ class Collection:
         table = near.to_table(["id", "geometry"])
         outlines = shapely.from_wkb(table["geometry"].to_numpy())
         hits = np.unique(shapely.STRtree(outlines).query(shapes, predicate="intersects")[1])
-        return near.where(pc.field("id").isin(table["id"].combine_chunks().take(pa.array(hits))))
+        names = table["id"].combine_chunks()
+        wanted = names.take(pa.array(hits, pa.int64()))
+        if pc.sum(pc.is_in(names, wanted)).as_py() == len(hits):
+            return near.where(pc.field("id").isin(wanted))
+        # Ids repeat, and say too little: keep the rows themselves.
+        return Collection(near.to_table().take(pa.array(hits, pa.int64())), data_source=self._data_source)
 
     # Rows -----------------------------------------------------------------------------------------------
 
@@ -222,8 +233,9 @@ class Collection:
         return self._dataset.to_table(columns=wanted, filter=self._filter)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly."""
-        return self.to_table().__arrow_c_stream__(requested_schema)
+        """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly (geometry: GeoArrow WKB)."""
+        table = self.to_table()
+        return table.cast(geoarrow_schema(table.schema)).__arrow_c_stream__(requested_schema)
 
     def band_facts(self, band: str) -> pa.Table:
         """What is known of a band, row by row, without its tile tables; null rows lack the band."""
@@ -290,7 +302,11 @@ def _open_dataset(name: str) -> ds.Dataset:
         raise CollectionError(f"{name}: no such file or folder; make a Collection with rasteret_ml.build.")
     if "://" not in name and os.path.isfile(name):
         return ds.dataset(name, format="parquet")
-    return ds.dataset(name, format="parquet", partitioning="hive", exclude_invalid_files=False)
+    try:
+        return ds.dataset(name, format="parquet", partitioning="hive", exclude_invalid_files=False)
+    except pa.ArrowInvalid:  # only undated records: no year to tell the type from
+        years = ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive")
+        return ds.dataset(name, format="parquet", partitioning=years, exclude_invalid_files=False)
 
 
 def _reopen(path: str, filter: ds.Expression | None, data_source: str | None) -> Collection:

@@ -18,6 +18,7 @@ __all__ = [
     "bbox_array",
     "check_schema",
     "geo_metadata",
+    "geoarrow_schema",
     "light_band_struct",
     "struct_to_python",
 ]
@@ -136,3 +137,12 @@ def bbox_array(bounds: np.ndarray[Any, np.dtype[np.float64]]) -> pa.StructArray:
     null = np.isnan(bounds).any(axis=1)
     columns = [pa.array(bounds[:, i]) for i in range(4)]
     return pa.StructArray.from_arrays(columns, fields=list(BBOX_STRUCT), mask=pa.array(null))
+
+
+def geoarrow_schema(schema: pa.Schema) -> pa.Schema:
+    """`schema` with its geometry column named as GeoArrow WKB in OGC:CRS84, for who asks Arrow what it is."""
+    place = schema.get_field_index("geometry")
+    if place < 0:
+        return schema
+    facts = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": json.dumps({"crs": "OGC:CRS84"})}
+    return schema.set(place, schema.field(place).with_metadata(facts))

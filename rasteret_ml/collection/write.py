@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["write_collection"]
+__all__ = ["check_target", "write_collection"]
 
 _ROW_GROUP = 50_000
 
@@ -32,7 +32,7 @@ def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
     Raises:
         UsageError: `out` exists and is something else than a file or folder of Parquet.
     """
-    path = Path(out).expanduser()
+    path = check_target(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         _write_file(table, path)
@@ -41,9 +41,25 @@ def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
     return str(path)
 
 
+def check_target(out: str | os.PathLike[str]) -> Path:
+    """Where `write_collection` would write.
+
+    Raises:
+        UsageError: something else is there, or it cannot be written to.
+    """
+    path = Path(out).expanduser()
+    if path.suffix == ".parquet":
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the Collection another name, or drop the .parquet ending.")
+    elif path.is_file() or (path.is_dir() and any(_foreign(path))):
+        raise UsageError(f"{path} exists and is not a Collection; it is left alone. Choose another name.")
+    standing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {standing} is not a folder that may be written to.")
+    return path
+
+
 def _write_file(table: pa.Table, path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; give the Collection another name, or drop the .parquet ending.")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -55,8 +71,6 @@ def _write_file(table: pa.Table, path: Path) -> None:
 
 
 def _write_folder(table: pa.Table, path: Path) -> None:
-    if path.is_file() or (path.is_dir() and any(_foreign(path))):
-        raise UsageError(f"{path} exists and is not a Collection; it is left alone. Choose another name.")
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     os.chmod(work, 0o777 & ~_umask())
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
@@ -73,12 +87,22 @@ def _write_folder(table: pa.Table, path: Path) -> None:
             max_rows_per_group=_ROW_GROUP,
             max_rows_per_file=0,
         )
-        if path.exists():
-            os.replace(path, old)
-        os.replace(work, path)
+        _swap(work, path, old)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(work: Path, path: Path, old: Path) -> None:
+    """Put `work` in `path`'s place; what was there stays until that has worked."""
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(work, path)
+    except BaseException:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _foreign(path: Path) -> list[Path]:

@@ -66,7 +66,7 @@ class HttpReader:
                 response = await self._attempt(url, span)
             except _Transient as failure:
                 if attempt == policy.attempts or (failure.pause or 0) > policy.cap:
-                    raise _after(failure.error, attempt) from failure.__cause__
+                    raise _after(failure.error, attempt) from None
                 pause = min(policy.cap, random.uniform(policy.base, max(policy.base, 3 * pause)))
                 await asyncio.sleep(failure.pause if failure.pause is not None else pause)
                 self._meter.add(retries=1)
@@ -83,6 +83,8 @@ class HttpReader:
             self._get_session().get(_encoded(url), headers=with_headers) as response,
         ):
             self._check_status(response, where)
+            if response.status == 416:  # an empty file has no byte to give
+                return RangeResponse(data=b"", size=0, etag=response.headers.get("ETag"))
             if response.status == 200:
                 return await self._whole_object(response, span, where)
             start, size = _content_range(response, span, where)
@@ -103,6 +105,8 @@ class HttpReader:
             raise FetchNotFoundError(f"{what}; check the address.")
         if status in (401, 403):
             raise AccessDeniedError(f"{what}; a private or expired address needs sign=, called at each read.")
+        if status == 416 and response.headers.get("Content-Range", "").strip() == "bytes */0":
+            return
         if status == 416:
             raise FetchError(f"{what}; the file ends before this range: it is not the file that was indexed.")
         raise FetchError(f"{what}.")
@@ -152,17 +156,17 @@ class HttpReader:
 
 @asynccontextmanager
 async def _transport_errors(where: str, total: float) -> AsyncIterator[None]:
-    """Aiohttp's failures as ours."""
+    """Aiohttp's failures as ours, without their chain: it spells the address, signature and all."""
     try:
         yield
     except (_Transient, FetchError, NotATiffError):
         raise
-    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-        raise _Transient(FetchTimeoutError(f"{where}: no answer in time (at most {total:g} s).")) from error
+    except (TimeoutError, aiohttp.ServerTimeoutError):
+        raise _Transient(FetchTimeoutError(f"{where}: no answer in time (at most {total:g} s).")) from None
     except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
-        raise FetchError(f"{where}: {type(error).__name__}: {redact(str(error))}") from error
+        raise FetchError(f"{where}: {type(error).__name__}: {redact(str(error))}") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise _Transient(ServerError(f"{where}: {type(error).__name__}: {redact(str(error))}")) from error
+        raise _Transient(ServerError(f"{where}: {type(error).__name__}: {redact(str(error))}")) from None
 
 
 def _after(error: FetchError, attempts: int) -> FetchError:

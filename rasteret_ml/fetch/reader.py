@@ -59,14 +59,18 @@ class BackendReader:
         try:
             data = await self._get(href, span)
         except Exception as error:
-            raise FetchError(f"{redact(href)}: the backend failed to read {span}: {redact(str(error))}") from error
+            # Without the chain: it may spell the address, signature and all.
+            what = f"{type(error).__name__}: {redact(str(error))}"
+            raise FetchError(f"{redact(href)}: the backend failed to read {span}: {what}") from None
+        if not len(data) and span.start:
+            raise FetchError(f"{redact(href)}: the backend has no bytes at {span}.")
         if len(data) > span.length:
             raise FetchError(f"{redact(href)}: the backend gave {len(data)} bytes for {span}.")
         return RangeResponse(data=data, size=None)
 
     async def _get(self, href: str, span: ByteRange) -> memoryview:
         if hasattr(self._backend, "get_range_async"):
-            path = href.split("://", 1)[-1].split("/", 1)[-1].split("?", 1)[0]
+            path = href.split("://", 1)[1].split("/", 1)[-1].split("?", 1)[0] if "://" in href else href
             return memoryview(await self._backend.get_range_async(path, start=span.start, length=span.length))
         if hasattr(self._backend, "get_range"):
             return memoryview(await self._backend.get_range(href, span.start, span.length))

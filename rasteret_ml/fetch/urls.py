@@ -16,7 +16,7 @@ These are the public endpoints: a private object needs a `sign` hook, which may 
 from __future__ import annotations
 
 import os
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from rasteret_ml.errors import UsageError, redact
@@ -46,7 +46,7 @@ def is_remote(href: str) -> bool:
 def local_path(href: str) -> str:
     """The file system path of a path or `file://` URL."""
     if _scheme(href) == "file":
-        return url2pathname(unquote(urlsplit(href).path))
+        return url2pathname(urlsplit(href).path)
     return os.path.expanduser(href)
 
 
@@ -77,13 +77,10 @@ def public_url(href: str) -> str:
 
 def resolve_href(href: str, base: str | None) -> str:
     """A relative href made absolute against the address of the document that holds it."""
-    if _scheme(href) or os.path.isabs(href) or base is None:
+    if _scheme(href) or base is None:
         return href
-    while href.startswith("./"):
-        href = href[2:]
     if not _scheme(base):
         return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(base)), href))
-    folder = base.split("?", 1)[0].rsplit("/", 1)[0]
-    while href.startswith("../"):
-        folder, href = folder.rsplit("/", 1)[0], href[3:]
-    return f"{folder}/{href}"
+    # urljoin knows http and file alone: lend it to the other schemes.
+    scheme, rest = base.split("://", 1)
+    return scheme + urljoin(f"http://{rest.split('?', 1)[0]}", href).removeprefix("http")

@@ -12,8 +12,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.write import write_collection
-from rasteret_ml.errors import DataError, RasteretError, UsageError
+from rasteret_ml.collection.write import check_target, write_collection
+from rasteret_ml.errors import DataError, RasteretError, UnknownBandError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
@@ -75,9 +75,15 @@ def build(
         UsageError: nothing to build from, or an argument that does not fit it.
         DataError: no file at all could be read; the message lists the reasons.
     """
+    if max_concurrent < 1:
+        raise UsageError(f"max_concurrent must be at least 1, not {max_concurrent}.")
+    check_target(out)
     drafts = _drafts(source, bands, columns, datetime, data_source)
     if not drafts:
         raise UsageError("There is nothing to build from: the source is empty.")
+    for band in bands if bands is not None else ():
+        if all(band in dict(draft.problems) for draft in drafts):
+            raise UnknownBandError(f"No record has band {band!r}: {dict(drafts[0].problems)[band]}.")
     hrefs = list(dict.fromkeys(asset.href for draft in drafts for asset in draft.assets.values()))
     meter, began = Meter(), time.perf_counter()
     bar = sys.stderr.isatty() if progress is None else progress
@@ -139,6 +145,8 @@ def _drafts(
         return drafts_from_table(as_arrow_table(texts[0]), bands, columns or {}, data_source)
     if columns:
         raise UsageError("columns= is for tables; these are files or STAC items.")
+    if isinstance(bands, Mapping):
+        raise UsageError("bands= maps names to columns for tables only; for files and STAC items give a list of names.")
     names = None if bands is None else list(bands)
     expanded = expand_paths([t for t in texts if not t.endswith((".json", ".geojson"))])
     json_paths = [t for t in texts if t.endswith((".json", ".geojson"))]

@@ -28,6 +28,8 @@ class AssetDraft:
     """Likewise."""
     nodata: float | None = None
     """Stated by the source; used where the file declares none."""
+    band_names: tuple[str, ...] = ()
+    """What the source calls the bands of a file of several; each becomes a band of the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class RecordDraft:
     """STAC collection."""
     properties: Mapping[str, Any] = field(default_factory=dict)
     """Further columns."""
+    problems: tuple[tuple[str, str], ...] = ()
+    """(band, reason) of what the source itself lacks."""
 
 
 def naive_utc(value: Any) -> dt.datetime | None:

@@ -48,7 +48,7 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
             found.append(local)
         if not here:
             raise UsageError(f"{path}: no files found there.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(p if is_remote(p) else os.path.abspath(local_path(p)) for p in found))
 
 
 def _text(path: str) -> str:
@@ -117,8 +117,10 @@ def _band_token(stem: str, bands: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _path(href: str) -> PurePosixPath:
-    path = unquote(urlsplit(href).path) if is_remote(href) else os.path.abspath(local_path(href))
-    return PurePosixPath(path)
+    try:
+        return PurePosixPath(unquote(urlsplit(href).path) if is_remote(href) else os.path.abspath(local_path(href)))
+    except ValueError as error:
+        raise UsageError(f"{redact(href)}: not a URL ({error}).") from None
 
 
 def _stem(href: str) -> str:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.fetch.reader import RangeReader
 from rasteret_ml.raster.open import OpenedFile, read_header
+from rasteret_ml.runtime.worker_loop import together
 
 __all__ = ["read_headers"]
 
@@ -30,7 +31,5 @@ async def read_headers(
         bar.update()
 
     with tqdm(total=len(hrefs), desc="headers", unit="file", disable=not progress) as bar:
-        async with asyncio.TaskGroup() as group:
-            for href in hrefs:
-                group.create_task(one(href, bar))
+        await together([one(href, bar) for href in hrefs])
     return results

@@ -43,7 +43,10 @@ def resolve_record(
 ) -> tuple[Row | None, list[BuildFailure]]:
     """A draft with its headers as a row; None where no band is readable. Failures are listed, never hidden."""
     bands: dict[str, tuple[AssetDraft, dict[str, Any]]] = {}
-    failures, crs, outline = [], draft.crs, None
+    crs, outline = draft.crs, None
+    failures = [BuildFailure(record=draft.id, band=b, href="", error=DataError(why)) for b, why in draft.problems]
+    if not draft.assets and not failures:
+        failures.append(BuildFailure(record=draft.id, band="*", href="", error=DataError("it has no address at all")))
     for name, asset in draft.assets.items():
         opened = headers[asset.href]
         try:
@@ -90,11 +93,14 @@ def _bands_of(
                 f"{redact(asset.href)}: the file has {count} bands, but {len(names)} names were given: {list(names)}."
             )
         parts = {n: replace(asset, band_index=i if count > 1 else None) for i, n in enumerate(names)}
+    elif asset.band_index is None and count > 1 and len(asset.band_names) == count:
+        parts = {n: replace(asset, band_index=i) for i, n in enumerate(asset.band_names)}
     else:
         index = asset.band_index
         if index is None and count > 1:
             raise DataError(
-                f"{redact(asset.href)}: the file has {count} bands; say which one band {name!r} is, as (column, index)."
+                f"{redact(asset.href)}: the file has {count} bands, and nothing says which one {name!r} is; a table "
+                "can give (column, index), a STAC asset its `bands`."
             )
         if index is not None and not 0 <= index < count:
             raise DataError(f"{redact(asset.href)}: the file has {count} bands; there is no index {index}.")

@@ -31,7 +31,7 @@ def is_stac(source: Any) -> bool:
 
 def _looks_like_items(source: Mapping[str, Any]) -> bool:
     features = source.get("features") if source["type"] == "FeatureCollection" else [source]
-    return bool(features) and all(isinstance(f, Mapping) and "assets" in f for f in features or [])
+    return isinstance(features, list) and all(isinstance(f, Mapping) and "assets" in f for f in features)
 
 
 def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
@@ -78,18 +78,29 @@ def draft_from_item(
             that is no preview.
         data_source: Band registry; default the item's collection.
 
-    Raises:
-        DataError: a band asked for has no asset; the message lists those there are.
+    A band that the item lacks is noted in the draft's `problems`.
     """
-    assets = item.get("assets") or {}
+    found = item.get("assets") or {}
     properties = item.get("properties") or {}
     source = data_source if data_source is not None else str(item.get("collection") or "")
-    chosen = _every_tiff(assets) if bands is None else _named(item, assets, bands, source)
+    chosen = _every_tiff(found) if bands is None else _named(found, bands, source)
+    assets, problems = {}, []
+    for name, place in chosen.items():
+        if place is None:
+            problems.append((name, f"item {item.get('id')} has no asset for it; it has: {', '.join(found)}"))
+            continue
+        key, index = place
+        draft = _asset(found[key], base, index)
+        if draft is None:
+            problems.append((name, f"asset {key!r} of item {item.get('id')} has no href"))
+        else:
+            assets[name] = draft
     when = properties.get("datetime") or properties.get("start_datetime")
     geometry = item.get("geometry")
     return RecordDraft(
         id=str(item.get("id")),
-        assets={name: _asset(assets[key], base) for name, key in chosen.items()},
+        assets=assets,
+        problems=tuple(problems),
         datetime=naive_utc(when),
         geometry=shapely.to_wkb(shapely.force_2d(shape(geometry))) if geometry else None,
         crs=_crs(properties),
@@ -98,8 +109,12 @@ def draft_from_item(
     )
 
 
-def _every_tiff(assets: Mapping[str, Any]) -> dict[str, str]:
-    return {key: key for key, asset in assets.items() if _is_tiff(asset) and not _is_preview(key, asset)}
+_Place = tuple[str, int | None]
+"""An asset key, and which band of its file (None: the only one, or all)."""
+
+
+def _every_tiff(assets: Mapping[str, Any]) -> dict[str, _Place | None]:
+    return {key: (key, None) for key, asset in assets.items() if _is_tiff(asset) and not _is_preview(key, asset)}
 
 
 def _is_tiff(asset: Any) -> bool:
@@ -112,27 +127,51 @@ def _is_preview(key: str, asset: Mapping[str, Any]) -> bool:
     return bool(_NOT_BANDS & {key, *(asset.get("roles") or [])})
 
 
-def _named(item: Mapping[str, Any], assets: Mapping[str, Any], bands: Sequence[str], source: str) -> dict[str, str]:
-    chosen = {}
+def _named(assets: Mapping[str, Any], bands: Sequence[str], source: str) -> dict[str, _Place | None]:
+    """Where each band is: an asset of its name, else one of the bands that an asset lists; None where nowhere."""
+    chosen: dict[str, _Place | None] = {}
     for band in bands:
-        key = next((name for name in BandRegistry.names(band, source) if name in assets), None)
-        if key is None:
-            raise DataError(f"Item {item.get('id')} has no asset for band {band!r}; it has: {', '.join(assets)}.")
-        chosen[band] = key
+        names = BandRegistry.names(band, source)
+        whole = [(name, None) for name in names if name in assets]
+        parts = [(key, i) for key, a in assets.items() for i, own in enumerate(_band_names(a)) if own in names]
+        chosen[band] = next(iter([*whole, *parts]), None)
     return chosen
 
 
-def _asset(asset: Any, base: str | None) -> AssetDraft:
+def _band_facts(asset: Any) -> list[Mapping[str, Any]]:
+    """What is said of each band of an asset, by STAC 1.1 `bands` or by `raster:bands` and `eo:bands`."""
+    if not isinstance(asset, Mapping):
+        return []
+    if asset.get("bands"):
+        return list(asset["bands"])
+    raster, eo = asset.get("raster:bands") or [], asset.get("eo:bands") or []
+    count = max(len(raster), len(eo))
+    pad = [*raster, *[{}] * (count - len(raster))], [*eo, *[{}] * (count - len(eo))]
+    return [{**e, **r} for r, e in zip(*pad, strict=True)]
+
+
+def _band_names(asset: Any) -> tuple[str, ...]:
+    """Names of the bands of an asset that has several; empty where one is unnamed or two are alike."""
+    names = [str(facts.get("name") or "") for facts in _band_facts(asset)]
+    return tuple(names) if len(names) > 1 and all(names) and len(set(names)) == len(names) else ()
+
+
+def _asset(asset: Any, base: str | None, index: int | None) -> AssetDraft | None:
     href = asset_href(asset)
     if href is None:
-        raise DataError("an asset has no href")
-    facts = (asset.get("raster:bands") or asset.get("bands") or [{}])[0] if isinstance(asset, Mapping) else {}
+        return None
+    own = asset.get("band_index") if isinstance(asset, Mapping) else None
+    index = own if index is None else index
+    listed = _band_facts(asset)
+    facts = listed[index or 0] if len(listed) > (index or 0) else {}
     nodata = facts.get("nodata")
     return AssetDraft(
         href=resolve_href(href, base),
+        band_index=None if index is None else int(index),
         scale=facts.get("scale", facts.get("raster:scale")),
         offset=facts.get("offset", facts.get("raster:offset")),
         nodata=float(nodata) if nodata is not None else None,
+        band_names=() if index is not None else _band_names(asset),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,10 +39,30 @@ def as_arrow_table(source: Any) -> pa.Table:
         return pa.Table.from_pandas(source, preserve_index=False)
     if isinstance(source, str):
         try:
-            return pq.read_table(source)
-        except (OSError, pa.ArrowException) as error:
+            table = pq.read_table(source)
+            geo = json.loads((table.schema.metadata or {}).get(b"geo", b"{}"))
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UsageError(f"{source}: cannot be read as Parquet ({error}).") from None
-    return pa.table(source)
+        column = geo.get("primary_column")
+        return table if column is None else _lonlat(table, gpd.read_parquet(source, columns=[column]))
+    table = pa.table(source)
+    tagged = [f.name for f in table.schema if _extension_name(f).startswith("geoarrow")]
+    return _lonlat(table, gpd.GeoDataFrame.from_arrow(table.select(tagged[:1]))) if tagged else table
+
+
+def _extension_name(field: pa.Field) -> str:
+    named = (
+        getattr(field.type, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
+    )
+    return str(named)
+
+
+def _lonlat(table: pa.Table, geometry: gpd.GeoDataFrame) -> pa.Table:
+    """`table` with its geometry column as plain WKB in longitude/latitude."""
+    column, shapes = geometry.geometry.name, geometry.geometry.to_numpy()
+    if geometry.crs is not None:
+        shapes = transform_geometries(shapes, crs_text(geometry.crs), LONLAT)
+    return table.set_column(table.column_names.index(column), column, pa.array(shapely.to_wkb(shapes), pa.binary()))
 
 
 def drafts_from_table(

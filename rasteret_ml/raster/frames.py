@@ -25,23 +25,21 @@ __all__ = ["mask_outside", "to_geodataframe", "to_xarray"]
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
     """One Dataset around all chips, which share a grid: variables `[time, y, x]` named by band.
 
-    Pixels inside no geometry, or off the raster, hold nodata, or NaN where none is declared. Coordinates are
-    pixel centres; `spatial_ref` follows CF as rioxarray reads it.
+    Pixels inside no geometry, and invalid ones, hold nodata, or NaN where none is declared: a table has no other
+    validity. Coordinates are pixel centres; `spatial_ref` follows CF as rioxarray reads it.
     """
     held = [chip for chip in chips if chip is not None]
     grid, windows = _canvas(held)
-    inside = np.zeros(grid.shape, bool)
-    for chip, window in zip(held, windows, strict=True):
-        inside[window.slices] |= chip.inside & chip.covered
     variables = {}
     for c, band in enumerate(held[0].bands):
         nodata = held[0].nodata[c]
         canvas = np.full(grid.shape, fill_value(nodata, held[0].data.dtype), held[0].data.dtype)
+        seen = np.zeros(grid.shape, bool)
         for chip, window in zip(held, windows, strict=True):
-            part = canvas[window.slices]
-            shown = chip.inside & chip.covered
-            part[shown] = chip.data[c][shown]
-        values = mask_outside(canvas, inside, nodata)
+            shown = chip.inside & chip.valid[c]
+            canvas[window.slices][shown] = chip.data[c][shown]
+            seen[window.slices] |= shown
+        values = mask_outside(canvas, seen, nodata)
         facts: dict[str, Any] = {} if nodata is None else {"_FillValue": nodata}
         variables[band] = xr.Variable(("time", "y", "x"), values[None], facts | {"grid_mapping": "spatial_ref"})
     when = np.datetime64("NaT", "ns") if info.datetime is None else np.datetime64(info.datetime, "ns")
@@ -66,7 +64,7 @@ def to_geodataframe(info: RasterInfo, chips: Sequence[Chip | None], geometries: 
                     "id": info.id,
                     "datetime": pd.NaT if info.datetime is None else pd.Timestamp(info.datetime),
                     "band": band,
-                    "data": mask_outside(chip.data[c], chip.inside & chip.covered, chip.nodata[c]),
+                    "data": mask_outside(chip.data[c], chip.inside & chip.valid[c], chip.nodata[c]),
                     "valid": chip.valid[c] & chip.inside,
                     "transform": chip.grid.transform,
                     "crs": chip.grid.crs,

@@ -197,7 +197,7 @@ def test_a_file_of_several_bands_needs_an_index(frame: gpd.GeoDataFrame, tmp_pat
     """Reported with the remedy; an index that does not exist likewise."""
     collection = build(frame, tmp_path / "c.parquet", bands={"red": "red", "x": "stack", "y": ("stack", 3)})
     told = str(collection.report)
-    assert "the file has 3 bands; say which one band 'x' is, as (column, index)" in told
+    assert "the file has 3 bands, and nothing says which one 'x' is; a table can give (column, index)" in told
     assert "the file has 3 bands; there is no index 3" in told
     assert collection.bands == ["red"]
 

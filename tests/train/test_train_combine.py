@@ -110,7 +110,7 @@ def test_a_stock_dataset_on_the_left_understands_our_aois(scenes, images):
     assert sample["stock"].shape == (1, 48, 48)
 
 
-@pytest.mark.filterwarnings("ignore:Use torchgeo.samplers:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Use .* instead:DeprecationWarning")
 def test_stock_samplers_and_splitters_work(images, labels):
     """TorchGeo's samplers over ours and over `&`; its splitters assign new indexes."""
     both = images & labels
