@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import geopandas as gpd
 import lightning.pytorch as pl
+import shapely
 import torch
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError, UsageError
+from rasteret_ml.geo.crs import crs_text, transform_geometries
+from rasteret_ml.geo.geometries import polygons_from
+from rasteret_ml.geo.region import erode_by_box, polygonal
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
 from rasteret_ml.sampling.places import spatial_split
@@ -50,7 +55,8 @@ class RasteretDataModule(pl.LightningDataModule):
         val_side: With `val_fraction`: the side of the area held out for validation.
         val_fraction: Share of the area's height or width held out.
         val_aois: Polygons held out instead (path, geometries); training stays outside them.
-        train_aois: Polygons to train in; default everything that is not held out.
+        train_aois: Polygons that training chips are centred in, as far as a chip there stays out of the held-out
+            area; default everything that is not held out.
         size: Chip size in pixels.
         length: Training chips in an epoch.
         batch_size: Chips in a batch.
@@ -166,12 +172,31 @@ class RasteretDataModule(pl.LightningDataModule):
         split = spatial_split(self.images, held_out) if held_out is not None else None
         if split is None and side is not None:
             split = spatial_split(self.images, side=side, fraction=fraction)
-        everywhere = (None, None) if split is None else split
-        self.train_area = self._train_aois if self._train_aois is not None else everywhere[0]
-        self.val_area = everywhere[1]
+        self.train_area, self.val_area = (None, None) if split is None else split
+        if self._train_aois is not None:
+            self.train_area = self._within(self._train_aois, self.train_area)
         self._measure()
         self._join_labels(options)
         self._ready = True
+
+    def _within(self, aois: Any, area: Any) -> Any:
+        """The parts of `aois` that a chip may be centred in without reaching out of `area` (None: anywhere)."""
+        if area is None:
+            return aois
+        found = polygons_from(aois)
+        crs, (xres, yres) = crs_text(self.images.crs), self.images.res
+        roomy = erode_by_box(area.geometry.union_all(), self.size * xres, self.size * yres)
+        parts = shapely.intersection(transform_geometries(found.geometries, found.crs, crs), roomy)
+        kept = shapely.area(parts) > 0
+        if not kept.any():
+            raise UsageError(
+                f"No chip of {self.size} pixels fits in train_aois without reaching into the held-out area."
+            )
+        if not kept.all():
+            _log.warning(
+                "%d of %d train_aois lie in the held-out area and are not trained on", (~kept).sum(), len(kept)
+            )
+        return gpd.GeoDataFrame(geometry=[polygonal(part) for part in parts[kept]], crs=crs)
 
     def _measure(self) -> None:
         if self.mean is None or self.std is None:

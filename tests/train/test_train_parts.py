@@ -133,6 +133,27 @@ def test_splits_do_not_leak(scenes):
     assert counted == (stored != 0).sum()
 
 
+def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
+    """A field across the line is trained on its own side only, chips and all."""
+    import geopandas as gpd
+    import shapely
+
+    line = 5000000 - 0.3 * 3000
+    fields = gpd.GeoDataFrame(
+        geometry=[
+            shapely.box(500500, line - 1000, 502500, line + 500),
+            shapely.box(503000, line + 100, 503500, line + 700),
+        ],
+        crs=32633,
+    )
+    data = module(scenes, train_aois=fields)
+    data.setup()
+    assert len(data.train_area) == 1
+    for batch in data.train_dataloader():
+        assert (batch["bounds"][:, 4] <= line + 5).all()
+        assert (batch["bounds"][:, 0] >= 500500 - 165).all()
+
+
 def test_classes_are_found_in_the_training_area(scenes):
     """Stored values in order become 0, 1, 2 …"""
     data = module(scenes)
