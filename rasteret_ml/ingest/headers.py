@@ -10,7 +10,7 @@ from tqdm import tqdm
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.fetch.reader import RangeReader
 from rasteret_ml.raster.open import OpenedFile, read_header
-from rasteret_ml.runtime.worker_loop import together
+from rasteret_ml.raster.together import together
 
 __all__ = ["read_headers"]
 

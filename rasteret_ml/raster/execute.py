@@ -26,6 +26,7 @@ from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import BandBuffers, allocate, finish
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandSource, ChipPlan
+from rasteret_ml.raster.together import together
 from rasteret_ml.telemetry import Meter
 
 _T = TypeVar("_T")
@@ -151,16 +152,12 @@ async def execute(plans: Sequence[ChipPlan], engine: Engine, *, allow_failures: 
     buffers = [allocate(plan) for plan in plans]
     failures: list[ReadFailure] = []
     limit = asyncio.Semaphore(engine.max_concurrent)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for href, jobs in tile_jobs(plans, buffers).items():
-                for merged in coalesce([job.range for job in jobs], engine.coalesce):
-                    parts = [jobs[i] for i in merged.parts]
-                    keep = failures if allow_failures else None
-                    group.create_task(_serve(href, merged, parts, engine, limit, keep))
-    except BaseExceptionGroup as errors:
-        first = _first(errors)
-        raise first from first.__cause__
+    keep = failures if allow_failures else None
+    await together(
+        _serve(href, merged, [jobs[i] for i in merged.parts], engine, limit, keep)
+        for href, jobs in tile_jobs(plans, buffers).items()
+        for merged in coalesce([job.range for job in jobs], engine.coalesce)
+    )
     chips = await _in_pool(engine, lambda: [finish(p, b) for p, b in zip(plans, buffers, strict=True)])
     engine.meter.add(chips=len(chips))
     return ReadResult(chips=tuple(chips), failures=tuple(failures))
@@ -253,13 +250,6 @@ def _check_unchanged(source: BandSource, size: int | None) -> None:
             f"{redact(source.href)}: the file has {size} bytes, but {expected} when it was indexed; "
             "it was rewritten: build the Collection again."
         )
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _in_pool(engine: Engine, work: Callable[[], _T]) -> _T:

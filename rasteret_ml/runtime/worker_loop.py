@@ -13,7 +13,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SchemeReader, open_reader
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["WorkerLoop", "current_loop", "decode_threads", "together"]
+__all__ = ["WorkerLoop", "current_loop", "decode_threads"]
 
 _T = TypeVar("_T")
 
@@ -99,19 +99,6 @@ class WorkerLoop:
         for reader in self._readers.values():
             await reader.aclose()
         await self._loop.shutdown_default_executor()
-
-
-async def together(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Await all; the first failure cancels the others and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except BaseExceptionGroup as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in tasks]
 
 
 class _Process:

@@ -11,7 +11,8 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.runtime.worker_loop import WorkerLoop, together
+from rasteret_ml.raster.together import together
+from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.train.reading import Reading, read_batch
 from rasteret_ml.train.sample import Sample, snapped_slices
 

@@ -172,7 +172,8 @@ class RasteretDataModule(pl.LightningDataModule):
         split = spatial_split(self.images, held_out) if held_out is not None else None
         if split is None and side is not None:
             split = spatial_split(self.images, side=side, fraction=fraction)
-        self.train_area, self.val_area = (None, None) if split is None else split
+        self.train_area: Any = None if split is None else split[0]
+        self.val_area: Any = None if split is None else split[1]
         if self._train_aois is not None:
             self.train_area = self._within(self._train_aois, self.train_area)
         self._measure()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rasteret_ml.errors import ClosedError
-from rasteret_ml.runtime.worker_loop import WorkerLoop, current_loop, decode_threads, together
+from rasteret_ml.raster.together import together
+from rasteret_ml.runtime.worker_loop import WorkerLoop, current_loop, decode_threads
 
 
 async def answer(loop: WorkerLoop) -> int:
