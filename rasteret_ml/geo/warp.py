@@ -50,12 +50,12 @@ def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window 
     scale_y = max(1.0, float(np.ptp(rows)) / target.height)
     radius = _KERNEL_RADIUS[resampling]
     pad_col, pad_row = int(np.ceil(radius * scale_x)) + 1, int(np.ceil(radius * scale_y)) + 1
-    row, col = int(np.floor(rows.min())) - pad_row, int(np.floor(cols.min())) - pad_col
+    row, col = int(np.floor(np.min(rows))) - pad_row, int(np.floor(np.min(cols))) - pad_col
     window = Window(
         row=row,
         col=col,
-        height=max(1, int(np.ceil(rows.max())) + pad_row - row),
-        width=max(1, int(np.ceil(cols.max())) + pad_col - col),
+        height=max(1, int(np.ceil(np.max(rows))) + pad_row - row),
+        width=max(1, int(np.ceil(np.max(cols))) + pad_col - col),
     )
     return window.intersection(Window(row=0, col=0, height=source.height, width=source.width))
 

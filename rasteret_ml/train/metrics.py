@@ -37,5 +37,5 @@ def majority_baseline(confusion: npt.NDArray[np.int64]) -> float:
     """The mean IoU of always answering the most frequent class of the targets."""
     totals = confusion.sum(1)
     always = np.zeros_like(confusion)
-    always[:, int(totals.argmax())] = totals
+    always[:, int(np.argmax(totals))] = totals
     return mean_iou(always)

@@ -64,7 +64,7 @@ def scene_facts(collection: Collection, bands: Sequence[str]) -> SceneFacts:
         raise UsageError("The Collection is empty: no record fits its filters.")
     columns = [_column(collection, band) for band in bands]
     facts = [collection.band_facts(column) for column in columns]
-    present = np.logical_and.reduce([f["_present"].to_numpy() for f in facts])
+    present = np.all(np.stack([f["_present"].to_numpy() for f in facts]), axis=0)
     if not present.any():
         raise UnknownBandError(f"No record has all of the bands {list(bands)}.")
     rows = np.flatnonzero(present)

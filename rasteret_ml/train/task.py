@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchgeo.trainers import SemanticSegmentationTask
+
+try:  # TorchGeo 0.10 renamed its trainers to tasks
+    from torchgeo.tasks import SemanticSegmentation
+except ImportError:
+    from torchgeo.trainers import SemanticSegmentationTask as SemanticSegmentation
 
 __all__ = ["SegmentationTask"]
 
 
-class SegmentationTask(SemanticSegmentationTask):
-    """`torchgeo.trainers.SemanticSegmentationTask` trained with AdamW and one learning-rate cycle.
+class SegmentationTask(SemanticSegmentation):
+    """TorchGeo's semantic segmentation task trained with AdamW and one learning-rate cycle.
 
     Takes TorchGeo's arguments; `lr` is the peak of the cycle (Smith & Topin 2017), which spans the whole run.
     """
