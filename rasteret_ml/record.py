@@ -22,15 +22,15 @@ class RasterInfo:
     """Acquisition, UTC without tzinfo; None = undated."""
     bbox: tuple[float, float, float, float] | None
     """(xmin, ymin, xmax, ymax) in longitude/latitude."""
-    footprint: bytes | None
+    footprint: bytes | None = field(repr=False)
     """Outline as WKB in longitude/latitude."""
     crs: int | str | None
     """CRS of the pixels: an EPSG number, else WKT."""
     cloud_cover: float | None = None
     """Percent, None = unknown (unknown is not clear)."""
-    assets: Mapping[str, Any] = field(default_factory=dict)
+    assets: Mapping[str, Any] = field(default_factory=dict, repr=False)  # addresses may carry secrets
     """Per asset key a mapping with `href` and, for one band of a file, `band_index`; or a bare address."""
-    band_metadata: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    band_metadata: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict, repr=False)
     """Per `{band}_metadata` the struct of the Parquet contract, None where the band is absent."""
     collection: str = ""
     """STAC collection that the item belongs to."""

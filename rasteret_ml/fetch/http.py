@@ -163,7 +163,7 @@ async def _transport_errors(where: str, total: float) -> AsyncIterator[None]:
         raise
     except (TimeoutError, aiohttp.ServerTimeoutError):
         raise _Transient(FetchTimeoutError(f"{where}: no answer in time (at most {total:g} s).")) from None
-    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects) as error:
+    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:
         raise FetchError(f"{where}: {type(error).__name__}: {redact(str(error))}") from None
     except (aiohttp.ClientError, OSError) as error:
         raise _Transient(ServerError(f"{where}: {type(error).__name__}: {redact(str(error))}")) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 
-from rasteret_ml.errors import AccessDeniedError
+from rasteret_ml.errors import AccessDeniedError, UsageError, redact
 from rasteret_ml.fetch.http import HttpReader
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.local import LocalReader
@@ -60,8 +60,15 @@ class SigningReader:
             return await self._reader.read(await self._signed(href), span)
 
     async def _signed(self, href: str) -> str:
-        signed = self._sign(href)
-        return await signed if inspect.isawaitable(signed) else signed
+        try:
+            answer = self._sign(href)
+            signed = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:  # without its chain, which may spell a signed address
+            what = f"{type(error).__name__}: {redact(str(error))}"
+            raise AccessDeniedError(f"{redact(href)}: sign= raised {what}") from None
+        if not isinstance(signed, str) or not signed:
+            raise UsageError(f"{redact(href)}: sign= must return an address, not {type(signed).__name__}.")
+        return signed
 
     async def aclose(self) -> None:
         """Close the reader inside."""

@@ -121,11 +121,22 @@ def transform_bounds(
 
 
 def transform_geometries(
-    geometries: npt.NDArray[np.object_], source: str, target: str, *, segments: int = 32
+    geometries: npt.NDArray[np.object_],
+    source: str,
+    target: str,
+    *,
+    segments: int = 32,
+    near: tuple[float, float, float, float] | None = None,
 ) -> npt.NDArray[np.object_]:
-    """Geometries in `target`; edges longer than 1/`segments` of each extent are densified first."""
+    """Geometries in `target`; edges longer than 1/`segments` of each extent are densified first.
+
+    `near` are the bounds, in `target`, that matter: what lies more than five times their size away from them is
+    cut off before, because a polygon around half the world has no image in a UTM zone.
+    """
     if same_crs(source, target):
         return geometries
+    if near is not None:
+        geometries = _cut_far_parts(geometries, source, target, near)
     extents = shapely.bounds(geometries)
     longest = np.maximum(extents[:, 2] - extents[:, 0], extents[:, 3] - extents[:, 1])
     dense = shapely.segmentize(geometries, np.where(longest > 0, longest / segments, 1.0))
@@ -134,3 +145,21 @@ def transform_geometries(
         return np.column_stack(transform_points(points[:, 0], points[:, 1], source, target))
 
     return np.asarray(shapely.transform(shapely.force_2d(dense), project), dtype=object)
+
+
+def _cut_far_parts(
+    geometries: npt.NDArray[np.object_], source: str, target: str, near: tuple[float, float, float, float]
+) -> npt.NDArray[np.object_]:
+    xmin, ymin, xmax, ymax = near
+    reach = 5 * max(xmax - xmin, ymax - ymin)
+    around = (xmin - reach, ymin - reach, xmax + reach, ymax + reach)
+    try:
+        box = shapely.box(*transform_bounds(around, target, source))
+    except pyproj.exceptions.ProjError:
+        return geometries
+    if not np.isfinite(shapely.bounds(box)).all() or box.area == 0:
+        return geometries
+    far = ~shapely.covers(box, geometries)
+    cut = geometries.copy()
+    cut[far] = shapely.intersection(shapely.make_valid(geometries[far]), box)
+    return cut

@@ -7,6 +7,7 @@ GDAL renormalises its weights over the others.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +20,20 @@ from rasteret_ml.geo.crs import transform_points
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.window import Window
 
-__all__ = ["Resampling", "source_window", "warp"]
+__all__ = ["Resampling", "needed_window", "warp"]
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 """Kernels by their GDAL names."""
 
+_warning_filters = threading.Lock()
+"""rasterio changes the process's warning filters while it warps; two threads doing so would undo each other."""
 _KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode": 1}
 
 
-def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
-    """The pixels of `source` that resampling onto `target` can touch, or None where they do not meet.
+def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
+    """The pixels that resampling onto `target` can touch, on `source`'s grid but perhaps past its edges.
+
+    None where no part of the target has a place in the source's CRS.
 
     Edges (21 points each) and an inner lattice of the target are projected onto the source grid; the box
     around them is widened by the kernel, scaled where the target is coarser.
@@ -51,13 +56,12 @@ def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window 
     radius = _KERNEL_RADIUS[resampling]
     pad_col, pad_row = int(np.ceil(radius * scale_x)) + 1, int(np.ceil(radius * scale_y)) + 1
     row, col = int(np.floor(np.min(rows))) - pad_row, int(np.floor(np.min(cols))) - pad_col
-    window = Window(
+    return Window(
         row=row,
         col=col,
         height=max(1, int(np.ceil(np.max(rows))) + pad_row - row),
         width=max(1, int(np.ceil(np.max(cols))) + pad_col - col),
     )
-    return window.intersection(Window(row=0, col=0, height=source.height, width=source.width))
 
 
 def warp(
@@ -104,20 +108,21 @@ def _reproject(work: npt.NDArray[Any], source: Grid, target: Grid, resampling: R
     """
     out = np.full(target.shape, np.nan, dtype=work.dtype)
     scale_x, scale_y = _source_pixels_per_target(target, source)
-    reproject(
-        work,
-        out,
-        src_transform=source.transform,
-        src_crs=source.crs,
-        dst_transform=target.transform,
-        dst_crs=target.crs,
-        resampling=GdalResampling[resampling],
-        src_nodata=np.nan,
-        dst_nodata=np.nan,
-        init_dest_nodata=True,
-        XSCALE=repr(1 / _kernel_scale(scale_x)),
-        YSCALE=repr(1 / _kernel_scale(scale_y)),
-    )
+    with _warning_filters:
+        reproject(
+            work,
+            out,
+            src_transform=source.transform,
+            src_crs=source.crs,
+            dst_transform=target.transform,
+            dst_crs=target.crs,
+            resampling=GdalResampling[resampling],
+            src_nodata=np.nan,
+            dst_nodata=np.nan,
+            init_dest_nodata=True,
+            XSCALE=repr(1 / _kernel_scale(scale_x)),
+            YSCALE=repr(1 / _kernel_scale(scale_y)),
+        )
     return out
 
 

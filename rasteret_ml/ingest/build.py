@@ -171,16 +171,26 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
     except RuntimeError:
         return asyncio.run(work)
     outcome: list[_T | BaseException] = []
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
 
     def target() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(loop.run_until_complete(task))
         except BaseException as error:
             outcome.append(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
 
-    thread = threading.Thread(target=target, name="rasteret-build")
+    thread = threading.Thread(target=target, name="rasteret-build", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)  # in slices: an interrupt is noticed between them
+    except BaseException:
+        loop.call_soon_threadsafe(task.cancel)
+        raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]

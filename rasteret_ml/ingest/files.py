@@ -47,7 +47,7 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
             here = [local]
             found.append(local)
         if not here:
-            raise UsageError(f"{path}: no files found there.")
+            raise UsageError(f"{redact(path)}: no files found there.")
     return list(dict.fromkeys(p if is_remote(p) else os.path.abspath(local_path(p)) for p in found))
 
 
@@ -55,7 +55,7 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UsageError(f"{redact(path)}: cannot be read ({error.strerror}).") from None
 
 
 def drafts_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, datetime: str | None) -> list[RecordDraft]:

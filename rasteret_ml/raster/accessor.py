@@ -39,6 +39,9 @@ Output = Literal["xarray", "geopandas", "tensor"]
 """What `RasterAccessor.load_bands` returns."""
 
 
+_MAX_CHIP_PIXELS = 2**32
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _AoiPlan:
     chip: ChipPlan
@@ -228,7 +231,7 @@ class RasterAccessor:
         if native.crs is None:
             raise UsageError(f"Record {self.id} has no CRS; read it with `read_window`.")
         base = native if target_crs is None else warped_grid(native, crs_text(target_crs))
-        shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs))
+        shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs), near=base.bounds)
         footprint, extent = base.footprint, Window(row=0, col=0, height=base.height, width=base.width)
         plans: list[_AoiPlan | None] = []
         for shape in shapes:
@@ -239,6 +242,7 @@ class RasterAccessor:
             if window is None:
                 plans.append(None)
                 continue
+            _refuse_giant(self.id, window, len(band_codes))
             chip = self.plan(base.window(window), band_codes, resampling=resampling, nodata=nodata)
             plans.append(_AoiPlan(chip=chip, geometry=shape))
         return plans
@@ -357,3 +361,12 @@ def _checked(band_codes: Sequence[str]) -> Sequence[str]:
     if isinstance(band_codes, str) or not len(band_codes):
         raise UsageError(f"band_codes is a non-empty list of band names, not {band_codes!r}.")
     return band_codes
+
+
+def _refuse_giant(record: str, window: Window, bands: int) -> None:
+    pixels = window.height * window.width * bands
+    if pixels > _MAX_CHIP_PIXELS:
+        raise UsageError(
+            f"Record {record}: a chip of {bands} bands x {window.height} x {window.width} pixels is too large to hold; "
+            "take a smaller geometry, or boundless=False to keep to the raster."
+        )

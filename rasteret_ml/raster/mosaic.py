@@ -106,7 +106,7 @@ class _Builder:
             plan = record.plan(request.grid, request.bands, resampling=request.resampling, nodata=request.nodata)
             self._queue.append(record)
             plans.append(plan)
-            if _covers(plan):
+            if all(band.covers for band in plan.bands):
                 break
         return plans
 
@@ -154,13 +154,3 @@ class _Builder:
 def _scaling(plan: ChipPlan) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
     found = [band.source.metadata for band in plan.bands]
     return tuple(m.scale for m in found), tuple(m.offset for m in found)
-
-
-def _covers(plan: ChipPlan) -> bool:
-    """Whether every band's image holds the whole chip (certain only where pixels are copied)."""
-    return all(
-        band.resampling is None
-        and band.window is not None
-        and band.window.intersection(band.source.metadata.image.extent) == band.window
-        for band in plan.bands
-    )

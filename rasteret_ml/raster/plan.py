@@ -12,7 +12,7 @@ from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.cog.tiles import TileRead, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.warp import Resampling, source_window
+from rasteret_ml.geo.warp import Resampling, needed_window
 from rasteret_ml.geo.window import Window
 
 __all__ = ["BandPlan", "BandSource", "ChipPlan", "common_dtype", "fill_value", "plan_chip"]
@@ -50,6 +50,8 @@ class BandPlan:
     """Mask tiles of `window`."""
     resampling: Resampling | None
     """The kernel, None where the grids agree and pixels are copied."""
+    covers: bool
+    """Whether the image holds every pixel that the chip needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,13 +80,14 @@ def plan_chip(sources: Sequence[BandSource], grid: Grid, resampling: Resampling 
 
 
 def _plan_band(source: BandSource, grid: Grid, resampling: Resampling | None) -> BandPlan:
-    own = source.metadata.grid
-    window = own.window_of(grid)
+    own, extent = source.metadata.grid, source.metadata.image.extent
+    needed = window = own.window_of(grid)
     kernel: Resampling | None = None
-    if window is None:
+    if needed is None:
         kernel = resampling or "bilinear"
-        window = source_window(grid, own, kernel)
-    elif window.intersection(source.metadata.image.extent) is None:
+        needed = needed_window(grid, own, kernel)
+        window = None if needed is None else needed.intersection(extent)
+    elif needed.intersection(extent) is None:
         window = None
     mask = source.metadata.mask
     return BandPlan(
@@ -93,6 +96,7 @@ def _plan_band(source: BandSource, grid: Grid, resampling: Resampling | None) ->
         tiles=() if window is None else plan_tiles(source.metadata.image, window),
         mask_tiles=() if window is None or mask is None else plan_tiles(mask, window),
         resampling=kernel,
+        covers=needed is not None and needed.intersection(extent) == needed,
     )
 
 

@@ -55,7 +55,7 @@ def places_of(dataset: Any, aois: Any, aois_crs: Any) -> Places:
         everywhere = np.array([coverage], dtype=object)
         return Places(shapes=everywhere, wkb=(None,), rows=np.array([-1]), coverage=coverage, crs=crs)
     found = polygons_from(aois, aois_crs)
-    shapes = transform_geometries(found.geometries, found.crs, crs)
+    shapes = transform_geometries(found.geometries, found.crs, crs, near=coverage.bounds)
     cut = np.empty(len(shapes), dtype=object)
     for i, shape in enumerate(shapes):
         cut[i] = polygonal(shapely.intersection(polygonal(shape), coverage))

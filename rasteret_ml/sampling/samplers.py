@@ -73,7 +73,8 @@ class _AOISampler(Sampler[AOI]):
 class RandomAOISampler(_AOISampler):
     """Random chips, uniform over the area they may lie in.
 
-    The chip at a position is a pure function of (seed, epoch, position).
+    The chip at a position is a pure function of (seed, epoch, position). `rasteret_ml.DataLoader` counts epochs by
+    itself; with torch's own, call `set_epoch` before each, or every epoch is the same.
 
     Args:
         dataset: Any TorchGeo dataset, ours or stock, or a combination.
@@ -118,7 +119,7 @@ class RandomAOISampler(_AOISampler):
         width, height = self.size[1] * self._res[0], self.size[0] * self._res[1]
         places = self.places
         if self.placement == "inside":
-            regions = [erode_by_box(shape, width, height) for shape in places.shapes]
+            regions = [_room(shape, width, height) for shape in places.shapes]
             small = [int(places.rows[i]) for i, region in enumerate(regions) if region.is_empty]
             if small:
                 where = "the scenes" if small == [-1] else f"AOIs {small[:10]} ({len(small)} in all)"
@@ -127,7 +128,7 @@ class RandomAOISampler(_AOISampler):
                     "placement='centre'."
                 )
             return _objects(regions)
-        roomy = erode_by_box(places.coverage, width, height)
+        roomy = _room(places.coverage, width, height)
         within = shapely.intersection(places.shapes, roomy)
         return _objects([w if w.area > 0 else p for w, p in zip(within, places.shapes, strict=True)])
 
@@ -218,6 +219,12 @@ class GridAOISampler(_AOISampler):
         """The AOI at a position."""
         x, y = self._corners[position]
         return self._aoi(float(x), float(y), int(self._owners[position]), position)
+
+
+def _room(shape: Any, width: float, height: float) -> Any:
+    """Where a chip's centre may lie; a shape as large as the chip leaves one place, a millionth of a chip wide."""
+    room = erode_by_box(shape, width, height)
+    return room if not room.is_empty else erode_by_box(shape, width * (1 - 1e-6), height * (1 - 1e-6))
 
 
 def _steps(extent: float, size: float, stride: float) -> npt.NDArray[np.float64]:

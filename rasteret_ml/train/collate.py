@@ -29,6 +29,8 @@ def collate(samples: Sequence[Sample], ignore_index: int = -100) -> Sample:
     Raises:
         UsageError: samples with different keys, or tensors that differ in more than height and width.
     """
+    if not samples:
+        raise UsageError("There are no samples to collate.")
     keys = list(samples[0])
     for i, sample in enumerate(samples):
         if set(sample) != set(keys):

@@ -18,6 +18,7 @@ import torch
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError, UsageError
+from rasteret_ml.fetch.urls import is_remote
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.region import erode_by_box, polygonal
@@ -125,7 +126,7 @@ class RasteretDataModule(pl.LightningDataModule):
         self.std = None if std is None else tuple(float(v) for v in std)
         self._statistics_chips = int(statistics_chips)
         self._augment, self._seed = bool(augment), int(seed)
-        self._loader = {
+        self._loader: dict[str, Any] = {
             "num_workers": int(num_workers),
             "multiprocessing_context": multiprocessing_context if num_workers else None,
             "prefetch_factor": prefetch_factor if num_workers else None,
@@ -150,7 +151,7 @@ class RasteretDataModule(pl.LightningDataModule):
             return Collection.open(texts[0])
         files = expand_paths(texts)
         named = self._bands if role == "images" else None
-        key = hashlib.sha256(json.dumps([role, files, named]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([role, [_version(f) for f in files], named]).encode()).hexdigest()[:16]
         path = self._cache / f"{role}-{key}.parquet"
         if path.exists():
             try:
@@ -282,5 +283,14 @@ def _plain(source: Any) -> Any:
     return [str(item) for item in source]
 
 
+def _version(path: str) -> list[Any]:
+    """What tells one state of a file from another; of a URL, the URL."""
+    if is_remote(path) or not os.path.exists(path):
+        return [path]
+    stat = os.stat(path)
+    return [path, stat.st_size, stat.st_mtime_ns]
+
+
 def _is_collection_folder(path: str) -> bool:
-    return os.path.isdir(path) and any(Path(path).rglob("*.parquet"))
+    folder = Path(path)
+    return folder.is_dir() and any(folder.rglob("*.parquet")) and not any(folder.rglob("*.tif*"))

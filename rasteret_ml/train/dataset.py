@@ -162,6 +162,12 @@ class RasteretDataset(GeoDataset):
 
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
+        parts = query if isinstance(query, tuple) else (query,)
+        if not parts or not all(isinstance(part, slice) for part in parts):
+            raise UsageError(
+                f"A dataset is asked by place, as ds[x, y, t] with slices or with an AOI, not {query!r}; give the "
+                "loader a sampler, such as RandomAOISampler(ds, size, length) or GridAOISampler(ds, size)."
+            )
         x, y, _ = self._disambiguate_slice(query)
         grid = self._grid
         if x.step is not None and y.step is not None and not np.allclose((x.step, y.step), self._res, rtol=1e-9):
@@ -220,7 +226,7 @@ class RasteretDataset(GeoDataset):
             _, _, t = self._disambiguate_slice(query)
             raise NoOverlapError(
                 f"No record at x, y = {tuple(round(v, 6) for v in grid.bounds)} ({grid.crs}) between {t.start} and "
-                f"{t.stop}; the dataset spans {self.bounds}."
+                f"{t.stop}; the dataset spans {tuple(round(float(v), 6) for v in self.index.total_bounds)}."
             )
         return MosaicRequest(
             grid=grid,

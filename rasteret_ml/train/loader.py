@@ -20,11 +20,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     `sampler.set_epoch` chose one, as Lightning does.
     """
 
-    def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
+    def __init__(self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None, **options: Any) -> None:
         options.setdefault("collate_fn", collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
-        super().__init__(dataset, batch_size=batch_size, **options)
+        super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         start_pass = getattr(self.sampler, "start_pass", None)

@@ -20,7 +20,7 @@ from rasteret_ml.cog.metadata import transform_from_list
 from rasteret_ml.collection.collection import Collection, record_info
 from rasteret_ml.collection.schema import METADATA_SUFFIX
 from rasteret_ml.errors import MixedCRSError, UnknownBandError, UsageError
-from rasteret_ml.geo.crs import LONLAT, transform_geometries
+from rasteret_ml.geo.crs import LONLAT, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.target import warped_grid
@@ -126,7 +126,7 @@ def _one_dtype(bands: Sequence[str], facts: Sequence[Any]) -> np.dtype[Any]:
 
 
 def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | None) -> Grid:
-    """The dataset's grid: the first record's, or that grid in the CRS and resolution chosen.
+    """The dataset's grid: that of the first record in the CRS chosen, else the first record's grid warped to it.
 
     Raises:
         MixedCRSError: records in several CRSs and none chosen.
@@ -138,7 +138,9 @@ def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | N
         raise MixedCRSError(
             f"The records are in several CRSs: {listing}. Choose one with crs=, or narrow the Collection."
         )
-    first = facts.grids[0] if crs is None else warped_grid(facts.grids[0], crs)
+    # A record that is in the chosen CRS already keeps its pixels; only where none is does the grid come from a warp.
+    own = [grid for grid in facts.grids if crs is None or same_crs(grid.crs, crs)]
+    first = own[0] if own else warped_grid(facts.grids[0], str(crs))
     if first.is_axis_aligned:
         return first if res is None else with_res(first, res)
     if crs is None and res is None:

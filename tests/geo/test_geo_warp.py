@@ -14,13 +14,21 @@ from rasterio.warp import reproject, transform_bounds
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.warp import Resampling, source_window, warp
+from rasteret_ml.geo.warp import Resampling, needed_window, warp
 from rasteret_ml.geo.window import Window
 
 UTM = "EPSG:32633"
 KERNELS = get_args(Resampling)
 SOURCE = Grid(crs=UTM, transform=Affine(10, 0, 500000, 0, -10, 5000000), shape=(60, 70))
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]
+
+
+def source_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
+    """What is read: the window needed, as far as the source has it."""
+    needed = needed_window(target, source, resampling)
+    return (
+        None if needed is None else needed.intersection(Window(row=0, col=0, height=source.height, width=source.width))
+    )
 
 
 def _target(dx: float, dy: float, scale: float, shape: tuple[int, int] = (40, 45), crs: str = UTM) -> Grid:

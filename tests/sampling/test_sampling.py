@@ -104,6 +104,21 @@ def test_chips_keep_inside_the_scenes_where_the_polygon_leaves_room():
     assert shapely.covers(SQUARE.buffer(1e-6), boxes).all()
 
 
+def test_a_polygon_around_the_world_is_everywhere():
+    """It has no image in a UTM zone, but it holds the scenes all the same."""
+    world = gpd.GeoSeries([shapely.box(-180, -85, 180, 85)], crs=4326)
+    plane = Plane(shapely.box(400000, 5000000, 500000, 5100000))
+    sampler = rm.GridAOISampler(plane, 2000, aois=world)
+    assert len(sampler) == len(rm.GridAOISampler(plane, 2000))
+
+
+def test_a_chip_as_large_as_the_scene_has_its_one_place():
+    """Neither refused nor moved."""
+    sampler = rm.RandomAOISampler(Plane(SQUARE), 1000, 3)
+    for x, y, _ in sampler:
+        assert (x.start, x.stop, y.start, y.stop) == pytest.approx((0, 10000, 0, 10000), abs=0.1)
+
+
 def test_polygons_in_another_crs_are_brought_to_the_datasets():
     """Lon/lat polygons are drawn in metres."""
     here = gpd.GeoSeries([shapely.box(2000, 2000, 3000, 3000)], crs=CRS)

@@ -173,6 +173,40 @@ def test_mixed_crs_needs_a_choice(tmp_path):
     assert valid.mean() > 0.5
 
 
+def test_records_already_in_the_chosen_crs_keep_their_pixels(shared_data: Path, tmp_path):
+    """`crs=` warps the others onto the grid of the first record that is in it."""
+    collection = rm.build(str(shared_data / "utm_pair" / "*.tif"), tmp_path / "u.parquet")
+    for code, name in ((26917, "m_3607824_se_17"), (26918, "m_3607717_sw_18")):
+        dataset = rm.RasteretDataset(collection, collection.bands, crs=code)
+        (path,) = (shared_data / "utm_pair").glob(f"{name}*")
+        with rasterio.open(path) as file:
+            left, bottom, right, top = file.bounds
+            only = dataset.collection.where(pc.field("proj:epsg") == code)
+            sample = rm.RasteretDataset(only, collection.bands, crs=code)[left:right, bottom:top]
+            np.testing.assert_array_equal(sample["image"].numpy(), file.read())
+        assert dataset.res == (1.0, 1.0)
+        assert (left - dataset.grid.transform.c) % 1 == 0
+
+
+def test_a_warped_stack_reads_older_records_only_where_it_must(tmp_path):
+    """The newest covers the chip and is valid: the older ones cost nothing, off the grid as on it."""
+    rng = np.random.default_rng(0)
+    for day in range(1, 6):
+        make_cog(tmp_path / f"s_2023080{day}.tif", rng.integers(1, 99, (300, 300), np.uint16), nodata=0, blocksize=128)
+    collection = rm.build(str(tmp_path), tmp_path / "c.parquet")
+    dataset = rm.RasteretDataset(collection, ["B1"], res=7)
+    query = (slice(501000, 501350), slice(4998500, 4998850))
+    assert dataset.explain([query]).files == 1
+    assert dataset[query]["record"].item() == 4
+
+
+@pytest.mark.parametrize("query", [0, None, "abc", (0, 1), ()])
+def test_what_is_no_place_is_refused_with_a_hint(scenes, query):
+    """Everybody tries ds[0] first."""
+    with pytest.raises(UsageError, match="RandomAOISampler"):
+        rm.RasteretDataset(scenes.images, BANDS)[query]
+
+
 def test_a_rotated_record_needs_a_grid_and_is_then_read_north_up(tmp_path):
     """Its own grid has no x and y slices; the pixels are GDAL's nearest ones."""
     turned = Affine.translation(500000, 5000000) @ Affine.rotation(30) @ Affine.scale(10, -10)
