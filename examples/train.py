@@ -91,7 +91,7 @@ def finish(task: Any, data: RasteretDataModule, out: Path, names: list[str]) -> 
         paste(labels[None], grid, sample["mask"][None, None], sample["transform"][None])
     title = f"mIoU {mean_iou(confusion):.3f} on the held-out area (majority class {majority_baseline(confusion):.3f})"
     xmin, ymin, xmax, ymax = grid.bounds
-    rings = shapely.get_rings(np.asarray(data.val_area.geometry, dtype=object))
+    rings = shapely.get_rings(shapely.get_parts(np.asarray(data.val_area.geometry, dtype=object)))
     picture = out / "prediction.png"
     rgb = rgb_channels(data.bands)
     save_picture(picture, image[rgb], valid, labels, classes.classes, names, (xmin, xmax, ymin, ymax), rings, title)
