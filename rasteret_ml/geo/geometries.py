@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import LONLAT, crs_text
 
-__all__ = ["GeometryArray", "geometries_from", "polygons_from"]
+__all__ = ["GeometryArray", "geometries_from", "object_array", "polygons_from"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +97,11 @@ def _unpack(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame
         features = source.get("features")
         if not isinstance(features, Sequence):
             raise GeometryError("A GeoJSON FeatureCollection without a list of features holds no geometries.")
-        return _objects([_one(f, i) for i, f in enumerate(features)]), _geojson_crs(source), None
+        return object_array([_one(f, i) for i, f in enumerate(features)]), _geojson_crs(source), None
     if _is_single(source):
-        return _objects([_one(source, 0)]), None, None
+        return object_array([_one(source, 0)]), None, None
     if isinstance(source, Iterable):
-        return _objects([_one(item, i) for i, item in enumerate(source)]), None, None
+        return object_array([_one(item, i) for i, item in enumerate(source)]), None, None
     raise _refusal(source, None)
 
 
@@ -117,7 +117,7 @@ def _from_arrow(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataF
         source = source.combine_chunks()
     if isinstance(source, pa.Array) and not isinstance(source, pa.ExtensionArray):
         if pa.types.is_binary(source.type) or pa.types.is_large_binary(source.type):
-            return _objects([_one(item, i) for i, item in enumerate(source.to_pylist())]), None, None
+            return object_array([_one(item, i) for i, item in enumerate(source.to_pylist())]), None, None
         if pa.types.is_list(source.type) or pa.types.is_large_list(source.type):
             return _from_ragged(source), None, None
     try:
@@ -150,7 +150,7 @@ def _from_ragged(array: Any) -> npt.NDArray[np.object_]:
         xy = np.column_stack([level.field("x").to_numpy(), level.field("y").to_numpy()])
     else:
         xy = level.flatten().to_numpy().reshape(len(level), -1)[:, :2]
-    return _objects(list(shapely.from_ragged_array(kinds[len(offsets)], xy, tuple(reversed(offsets)))))
+    return object_array(list(shapely.from_ragged_array(kinds[len(offsets)], xy, tuple(reversed(offsets)))))
 
 
 def _is_single(source: Any) -> bool:
@@ -202,7 +202,8 @@ def _geojson_crs(source: Mapping[str, Any]) -> str | None:
     return None if stated is None else str(stated)
 
 
-def _objects(items: list[Any]) -> npt.NDArray[np.object_]:
+def object_array(items: list[Any]) -> npt.NDArray[np.object_]:
+    """A list as an object array `[N]`, its items untouched (numpy would unpack some)."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array

@@ -13,6 +13,7 @@ import shapely
 from torch.utils.data import Sampler
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.region import TriangleRegion, erode_by_box
 from rasteret_ml.sampling.aoi import AOI, AOIDetails
 from rasteret_ml.sampling.order import uniforms
@@ -127,10 +128,10 @@ class RandomAOISampler(_AOISampler):
                     f"No chip of {self.size[0]} x {self.size[1]} pixels fits in {where}; take a smaller size, or "
                     "placement='centre'."
                 )
-            return _objects(regions)
+            return object_array(regions)
         roomy = _room(places.coverage, width, height)
         within = shapely.intersection(places.shapes, roomy)
-        return _objects([w if w.area > 0 else p for w, p in zip(within, places.shapes, strict=True)])
+        return object_array([w if w.area > 0 else p for w, p in zip(within, places.shapes, strict=True)])
 
     def __len__(self) -> int:
         return self.length
@@ -265,9 +266,3 @@ def _time_slice(dataset: Any, toi: Any) -> slice:
         return slice(toi.left, toi.right, 1)
     start, stop = toi.split("/") if isinstance(toi, str) else toi
     return slice(pd.Timestamp(start), pd.Timestamp(stop), 1)
-
-
-def _objects(items: list[Any]) -> npt.NDArray[np.object_]:
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
