@@ -24,6 +24,8 @@ _LINEAR_UNITS, _METRE = 3076, 9001
 _OVERRULING = {3073, 3074, 4096}
 """Keys whose presence changes what a code means: a citation, a projection of its own, a vertical CRS."""
 _PIXEL_IS_POINT = 2
+_NOISE = 1e-3
+"""In pixels."""
 _EPSG_CODES = range(1024, 32767)
 
 
@@ -68,11 +70,21 @@ def read_transform(tags: GeoTags) -> Affine | None:
         transform = Affine(m[0], m[1], m[3], m[4], m[5], m[7])
     else:
         return None
-    if transform.determinant == 0 or not all(np.isfinite(transform[:6])):
+    if not _tells_pixels_apart(transform):
         return None
     if tags.short_key(_RASTER_TYPE) == _PIXEL_IS_POINT:
         transform = transform @ Affine.translation(-0.5, -0.5)
     return transform
+
+
+def _tells_pixels_apart(transform: Affine) -> bool:
+    """Whether double precision finds pixels back from their coordinates, to a thousandth."""
+    if transform.determinant == 0:
+        return False
+    inverse = ~transform
+    back = [inverse @ (transform @ (pixel, pixel)) for pixel in (0.0, 1.0, 1e5)]
+    wrong = [abs(found - pixel) for pixel, point in zip((0.0, 1.0, 1e5), back, strict=True) for found in point]
+    return all(error < _NOISE for error in wrong)  # false for NaN
 
 
 def read_crs(tags: GeoTags) -> str | None:

@@ -1,50 +1,39 @@
 """TIFF headers from byte ranges: parse what is there, or say what is missing.
 
-`parse_header` never reads a file. It is given a `SparseFile`, which holds the extents fetched so far and
-raises `NeedBytes` where tifffile reaches past them; the caller fetches exactly that and tries again. A plain
-prefix would not do: tifffile then drops tags and pages without a word.
+`parse_header` never reads a file. It is given a `SparseFile`, which holds the extents fetched so far; where they do
+not suffice it raises `NeedBytes` with every range that is known to be needed, and the caller fetches those and tries
+again. A COG takes one round, a TIFF whose directory lies at the end two or three.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
-import numpy.typing as npt
-import tifffile
 from affine import Affine
 
 from rasteret_ml.cog.codecs import check_supported
+from rasteret_ml.cog.gdal_tags import BandFacts, has_block_leaders, parse_metadata, parse_nodata
 from rasteret_ml.cog.georeference import GeoTags, read_crs, read_transform
-from rasteret_ml.cog.metadata import CogMetadata, TileTable, slice_plane
+from rasteret_ml.cog.ifd import Directory, read_directories
+from rasteret_ml.cog.layout import read_table, unknown_bytes
+from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
-from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError, UnsupportedTiffError
+from rasteret_ml.cog.table import Sidecar, TileTable, slice_plane
+from rasteret_ml.errors import CorruptTiffError, DataError, UnsupportedTiffError
 
-__all__ = ["BandFacts", "CogHeader", "parse_header", "parse_nodata"]
+__all__ = ["CogHeader", "parse_header"]
 
-_MAGIC = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+_SUBFILE, _WIDTH, _HEIGHT = 254, 256, 257
 _REDUCED, _MASK = 1, 4
-_MAX_PAGES = 256
-_OLD_WINDOWS = {"-1.#INF": "-inf", "1.#INF": "inf", "-1.#IND": "nan", "1.#QNAN": "nan", "-1.#QNAN": "nan"}
-"""How Microsoft's C library printed what is not a number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BandFacts:
-    """What a file says of one of its bands."""
-
-    description: str | None = None
-    """GDAL's band description."""
-    scale: float | None = None
-    """GDAL's scale."""
-    offset: float | None = None
-    """GDAL's offset."""
+_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII = 33550, 33922, 34264, 34735, 34736, 34737
+_GEO = (_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII)
+_METADATA, _NODATA = 42112, 42113
+_ALPHA = (1, 2)
+"""Values of ExtraSamples: associated and unassociated alpha."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,6 +58,8 @@ class CogHeader:
     """Declared nodata."""
     bands: tuple[BandFacts, ...]
     """One per sample."""
+    overview_resampling: str | None = None
+    """The kernel that made the overviews, where the file tells."""
 
     @property
     def count(self) -> int:
@@ -78,17 +69,31 @@ class CogHeader:
     def band(self, index: int, *, file_size: int | None = None, etag: str | None = None) -> CogMetadata:
         """The metadata of band `index` (from 0)."""
 
-        def plane(table: TileTable) -> TileTable:
-            return slice_plane(table, index) if table.planar_configuration == 2 else table
+        def plane(table: TileTable, sample: int = index) -> TileTable:
+            return slice_plane(table, sample) if table.planar_configuration == 2 else table
 
+        image, overviews = plane(self.image), tuple(plane(table) for table in self.overviews)
+        mask, masks, alpha = self.mask, self.overview_masks, self.alpha
+        if mask is not None:
+            own = index if mask.samples_per_pixel == self.count else 0
+            mask, masks, sample = plane(mask, own), tuple(plane(t, own) for t in masks), own
+        elif alpha is None or alpha == index:
+            masks, sample = (), 0
+        elif image.planar_configuration == 2:
+            mask, masks, sample = plane(self.image, alpha), tuple(plane(t, alpha) for t in self.overviews), 0
+        else:
+            mask, masks, sample = image, overviews, alpha
         return CogMetadata(
-            image=plane(self.image),
+            image=image,
             transform=self.transform,
             crs=self.crs,
             nodata=self.nodata,
-            mask=self.mask,
-            overviews=tuple(plane(table) for table in self.overviews),
-            overview_masks=self.overview_masks,
+            mask=mask,
+            overviews=overviews,
+            overview_masks=masks,
+            mask_sample=sample if mask is not None and mask.planar_configuration == 1 else 0,
+            mask_is_alpha=self.mask is None and mask is not None,
+            overview_resampling=self.overview_resampling,
             scale=self.bands[index].scale,
             offset=self.bands[index].offset,
             file_size=file_size,
@@ -97,254 +102,130 @@ class CogHeader:
             tiepoint=self.geo.tiepoint,
         )
 
+    def with_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
+        """This header with the overviews (and their masks) of a `.ovr` file, each of its images being one."""
+        tables = [table for table in (other.image, *other.overviews) if self._could_be_overview(table)]
+        masks = [table for table in (other.mask, *other.overview_masks) if table is not None]
+        return replace(
+            self,
+            overviews=_largest_first(_beside(tables, sidecar)),
+            overview_masks=_largest_first([*self.overview_masks, *_beside(masks, sidecar)]),
+        )
+
+    def with_mask(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
+        """This header with the mask in a `.msk` file, and with that mask's own overviews.
+
+        Raises:
+            CorruptTiffError: the mask is not as large as the image.
+        """
+        if (other.image.width, other.image.height) != (self.image.width, self.image.height):
+            raise CorruptTiffError(
+                f"its mask {sidecar.suffix} is {other.image.width} x {other.image.height} pixels, "
+                f"the image {self.image.width} x {self.image.height}"
+            )
+        (mask,) = _beside([other.image], sidecar)
+        masks = _beside(other.overviews, sidecar)
+        return replace(self, mask=mask, overview_masks=_largest_first([*self.overview_masks, *masks]))
+
+    def with_mask_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
+        """This header with the mask's overviews of a `.msk.ovr` file."""
+        return replace(self, overview_masks=_largest_first(_beside([other.image, *other.overviews], sidecar)))
+
+    def _could_be_overview(self, table: TileTable) -> bool:
+        alike = (table.dtype, table.samples_per_pixel) == (self.image.dtype, self.image.samples_per_pixel)
+        return alike and table.width <= self.image.width and table.height <= self.image.height
+
+    @property
+    def alpha(self) -> int | None:
+        """The sample that says which pixels are valid, by GDAL's rule: the last of two or four, 8- or 16-bit."""
+        image, last = self.image, self.count - 1
+        if self.count not in (2, 4) or image.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+            return None
+        if self.bands[last].colour is not None:
+            return last if self.bands[last].colour == "alpha" else None
+        return last if image.extra_samples[-1:] and image.extra_samples[-1] in _ALPHA else None
+
 
 def parse_header(file: SparseFile) -> CogHeader:
     """Parse a TIFF's image directories.
 
     Raises:
-        NeedBytes: fetch that range, `file.add` it, call again.
+        NeedBytes: fetch those ranges, `file.add` them, call again.
         NotATiffError, UnsupportedTiffError, CorruptTiffError: it cannot be read; the message says why, the
             caller knows which file.
     """
-    magic = file.peek(0, 16)
-    if magic[:4] not in _MAGIC:
-        raise NotATiffError(f"not a TIFF: it starts with {_looks_like(magic)}")
-    file.missing = None
-    file.seek(0)
+    directories, further = read_directories(file)
     try:
-        with _quiet_tifffile(), tifffile.TiffFile(file, name="") as tiff:
-            header = _read_pages(tiff)
+        pages = [directories[0], *(page for page in directories[1:] if _belongs(page, directories[0]))]
+        missing = [] if further is None else list(further.ranges)
+        for page in pages:
+            missing += unknown_bytes(page)
+        missing += directories[0].missing((*_GEO, _METADATA, _NODATA))
+        if missing:
+            raise NeedBytes(missing)
+        return _read_pages(pages, has_block_leaders(file.peek(0, min(file.size, 1024))))
     except (NeedBytes, DataError):
         raise
-    except Exception as error:  # tifffile raises anything from struct.error to RecursionError on bad input
-        header, problem = None, error
-    if file.missing is not None:  # swallowed inside tifffile: what it made of the gap is worthless
-        raise NeedBytes(file.missing)
-    if header is None:
-        raise CorruptTiffError(f"the TIFF header cannot be parsed: {problem}") from problem
-    return header
+    except (ArithmeticError, LookupError, MemoryError, ValueError, struct.error) as error:
+        raise CorruptTiffError(f"the TIFF header cannot be parsed: {type(error).__name__}: {error}") from error
 
 
-def _read_pages(tiff: tifffile.TiffFile) -> CogHeader:
-    big_endian = tiff.byteorder == ">"
-    pages = []
-    for page in tiff.pages:
-        pages.append(page)
-        if len(pages) > _MAX_PAGES:
-            break
-    if not pages:
-        raise CorruptTiffError("the TIFF has no image directory")
+def _belongs(page: Directory, first: Directory) -> bool:
+    """Whether a page is an overview or a mask of the first one, by its subfile type and size."""
+    width, height = page.number(_WIDTH, 0), page.number(_HEIGHT, 0)
+    fits = width <= first.number(_WIDTH, 0) and height <= first.number(_HEIGHT, 0)
+    return fits and bool(page.number(_SUBFILE, 0) & (_REDUCED | _MASK))
+
+
+def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
     first = pages[0]
-    image = _table(first, big_endian)
+    image = read_table(first, block_leaders=block_leaders)
     check_supported(image)
     overviews, masks = [], []
     for page in pages[1:]:
-        kind = _int(page, 254, 0)
-        smaller = _int(page, 256, 0) <= image.width and _int(page, 257, 0) <= image.height
-        if kind & _MASK and smaller:
-            masks.append(_table(page, big_endian))
+        if page.number(_SUBFILE, 0) & _MASK:
+            masks.append(read_table(page, block_leaders=block_leaders))
             check_supported(masks[-1])
-        elif kind & _REDUCED and smaller:
-            with suppress(UnsupportedTiffError):  # an overview is a convenience: one that is odd is not used
-                table = _table(page, big_endian)
-                check_supported(table)
+            continue
+        with suppress(UnsupportedTiffError):  # an overview is a convenience: one that is odd is not used
+            table = read_table(page, block_leaders=block_leaders)
+            check_supported(table)
+            if (table.dtype, table.samples_per_pixel) == (image.dtype, image.samples_per_pixel):
                 overviews.append(table)
     mask = next((m for m in masks if (m.width, m.height) == (image.width, image.height)), None)
     geo = _geo_tags(first)
+    facts = parse_metadata(first.text(_METADATA), image.samples_per_pixel)
     return CogHeader(
         image=image,
         mask=mask,
-        overviews=tuple(sorted(overviews, key=lambda t: -t.width)),
-        overview_masks=tuple(sorted((m for m in masks if m is not mask), key=lambda t: -t.width)),
+        overviews=_largest_first(overviews),
+        overview_masks=_largest_first([table for table in masks if table is not mask]),
         transform=read_transform(geo),
         crs=read_crs(geo),
         geo=geo,
-        nodata=parse_nodata(_text(first, 42113), image.dtype),
-        bands=_band_facts(_text(first, 42112), image.samples_per_pixel),
+        nodata=parse_nodata(first.text(_NODATA), image.dtype),
+        bands=facts.bands,
+        overview_resampling=facts.overview_resampling,
     )
 
 
-def _table(page: Any, big_endian: bool) -> TileTable:
-    width, height = _int(page, 256, 0), _int(page, 257, 0)
-    if width < 1 or height < 1:
-        raise CorruptTiffError(f"the image is {width} x {height} pixels")
-    striped = 322 not in page.tags
-    if striped:
-        tile_width, tile_height = width, min(_int(page, 278, height) or height, height)
-        offsets, counts = _array(page, 273), _array(page, 279)
-    else:
-        tile_width, tile_height = _int(page, 322, 0), _int(page, 323, 0)
-        offsets, counts = _array(page, 324), _array(page, 325)
-        if not len(offsets):  # some writers keep tiles under the strip tags
-            offsets, counts = _array(page, 273), _array(page, 279)
-    if tile_width < 1 or tile_height < 1:
-        raise CorruptTiffError(f"the tiles are {tile_width} x {tile_height} pixels")
-    samples = _int(page, 277, 1)
-    dtype, bits = _sample_type(page, samples)
-    planar = _int(page, 284, 1) if samples > 1 else 1
-    table = TileTable(
-        width=width,
-        height=height,
-        tile_width=tile_width,
-        tile_height=tile_height,
-        dtype=dtype,
-        tile_offsets=offsets,
-        tile_byte_counts=counts,
-        compression=_int(page, 259, 1),
-        predictor=_int(page, 317, 1),
-        samples_per_pixel=samples,
-        planar_configuration=planar,
-        photometric=_int(page, 262, -1) if 262 in page.tags else None,
-        extra_samples=tuple(int(v) for v in _array(page, 338)),
-        bits_per_sample=0 if bits == dtype.itemsize * 8 else bits,
-        big_endian=big_endian,
-        fill_order=_int(page, 266, 1),
-        striped=striped,
-        jpeg_tables=bytes(page.tags[347].value) if 347 in page.tags else None,
-    )
-    expected = table.tiles_across * table.tiles_down * (samples if planar == 2 else 1)
-    if len(offsets) == expected and not len(counts) and expected == 1:  # allowed for one uncompressed strip
-        size = height * width * table.samples_per_tile * table.dtype.itemsize
-        table = replace(table, tile_byte_counts=np.array([size], np.int64))
-    elif not len(offsets) == len(counts) == expected:
-        raise CorruptTiffError(
-            f"{expected} tiles are expected, but the header lists {len(offsets)} offsets and {len(counts)} byte counts"
-        )
-    return table
+def _largest_first(tables: Sequence[TileTable]) -> tuple[TileTable, ...]:
+    return tuple(sorted(tables, key=lambda table: -table.width))
 
 
-def _sample_type(page: Any, samples: int) -> tuple[np.dtype[Any], int]:
-    bits = {int(v) for v in _array(page, 258)} or {1}
-    formats = {int(v) for v in _array(page, 339)} or {1}
-    if len(bits) > 1 or len(formats - {4}) > 1:
-        raise UnsupportedTiffError(f"bands of different types (bits {sorted(bits)}, formats {sorted(formats)})")
-    width, kind = bits.pop(), (formats - {4} or {1}).pop()
-    if width in (8, 16, 32, 64) and kind in (1, 2):
-        return np.dtype(f"{'u' if kind == 1 else 'i'}{width // 8}"), width
-    if width in (16, 32, 64) and kind == 3:
-        return np.dtype(f"f{width // 8}"), width
-    if width in (64, 128) and kind == 6:
-        return np.dtype(f"c{width // 8}"), width
-    if kind == 1 and 1 <= width < 32:
-        return np.dtype(np.uint8 if width <= 8 else np.uint16 if width <= 16 else np.uint32), width
-    names = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
-    raise UnsupportedTiffError(f"{width}-bit {names.get(kind, f'format {kind}')} samples")
+def _beside(tables: Sequence[TileTable], sidecar: Sidecar) -> list[TileTable]:
+    return [replace(table, sidecar=sidecar) for table in tables]
 
 
-def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:
-    """The number in a GDAL_NODATA tag (42113), exact for integer types; None where it is none."""
-    text = (text or "").strip(" \0\n\t")
-    if not text:
-        return None
-    if dtype.kind in "iu":
-        try:
-            return int(text)
-        except ValueError:
-            pass
-    try:
-        value = float(_OLD_WINDOWS.get(text.upper(), text))
-    except ValueError:
-        return None
-    return int(value) if dtype.kind in "iu" and value.is_integer() else value
+def _geo_tags(page: Directory) -> GeoTags:
+    def floats(code: int) -> tuple[float, ...]:
+        return tuple(float(v) for v in page.numbers(code))
 
-
-def _band_facts(xml: str | None, count: int) -> tuple[BandFacts, ...]:
-    facts = [BandFacts() for _ in range(count)]
-    try:
-        items = ElementTree.fromstring(xml).iter("Item") if xml else []
-    except ElementTree.ParseError:
-        items = []
-    for item in items:
-        role, sample, text = item.get("role"), item.get("sample"), (item.text or "").strip()
-        if role not in ("scale", "offset", "description") or not (sample or "").isdigit():
-            continue
-        index = int(sample or 0)
-        if index >= count:
-            continue
-        try:
-            value: Any = text if role == "description" else float(text)
-            facts[index] = replace(facts[index], **{role: value})
-        except ValueError:
-            continue
-    return tuple(facts)
-
-
-def _geo_tags(page: Any) -> GeoTags:
     return GeoTags(
-        pixel_scale=tuple(float(v) for v in _array(page, 33550, float)),
-        tiepoint=tuple(float(v) for v in _array(page, 33922, float)),
-        transformation=tuple(float(v) for v in _array(page, 34264, float)),
-        directory=tuple(int(v) for v in _array(page, 34735)),
-        doubles=tuple(float(v) for v in _array(page, 34736, float)),
-        ascii=_text(page, 34737) or "",
+        pixel_scale=floats(_PIXEL_SCALE),
+        tiepoint=floats(_TIEPOINT),
+        transformation=floats(_TRANSFORMATION),
+        directory=tuple(int(v) for v in page.integers(_GEO_KEYS)),
+        doubles=floats(_GEO_DOUBLES),
+        ascii=page.text(_GEO_ASCII) or "",
     )
-
-
-def _value(page: Any, code: int) -> Any:
-    tag = page.tags.get(code)
-    return None if tag is None else tag.value
-
-
-def _int(page: Any, code: int, default: int) -> int:
-    value = _value(page, code)
-    if isinstance(value, (tuple, list)):
-        value = value[0] if value else None
-    return default if value is None else int(value)
-
-
-def _array(page: Any, code: int, kind: type = np.int64) -> npt.NDArray[Any]:
-    value = _value(page, code)
-    if value is None or isinstance(value, str):
-        return np.empty(0, dtype=kind)
-    if isinstance(value, bytes):
-        return np.frombuffer(value, np.uint8).astype(kind)
-    return np.atleast_1d(np.asarray(value, dtype=kind))
-
-
-def _text(page: Any, code: int) -> str | None:
-    value = _value(page, code)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None
-
-
-def _looks_like(start: bytes) -> str:
-    head = start.lstrip().lower()
-    if not start:
-        return "nothing: the file is empty"
-    if head.startswith((b"<!doctype", b"<html")):
-        return "an HTML page"
-    if head.startswith((b"<?xml", b"<error", b"<code")):
-        return "an XML document, perhaps an error message of the server"
-    known = {b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"PK\x03\x04": "a ZIP", b"\x1f\x8b": "gzip data"}
-    known |= {
-        b"CDF": "a NetCDF file",
-        b"\x89HDF": "an HDF5 file",
-        b"\0\0\0\x0cjP": "a JPEG 2000 file",
-        b"{": "JSON",
-    }
-    return next((what for sign, what in known.items() if start.startswith(sign)), repr(start[:8]))
-
-
-class _Quiet(logging.Filter):
-    """Drops tifffile's log records of the threads that are parsing here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.local = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self.local, "on", False)
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        self.local.on = True
-        try:
-            yield
-        finally:
-            self.local.on = False
-
-
-# tifffile logs what it skips; everything that it could skip is checked here instead.
-_quiet_tifffile = _Quiet()
-logging.getLogger("tifffile").addFilter(_quiet_tifffile)

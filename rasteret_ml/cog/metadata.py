@@ -3,157 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
+from rasteret_ml.cog.table import TileTable, slice_plane
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.window import Window
 
-__all__ = ["CogMetadata", "TileTable", "slice_plane", "transform_from_list", "transform_to_list"]
+__all__ = ["CogMetadata", "Level", "TileTable", "slice_plane", "transform_from_list", "transform_to_list"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TileTable:
-    """One image of a TIFF (full resolution, overview or mask), as far as one band needs it."""
+class Level:
+    """A resolution that a band can be read at."""
 
-    width: int
-    """Columns."""
-    height: int
-    """Rows."""
-    tile_width: int
-    """Columns of a tile; of a striped image, the image's width."""
-    tile_height: int
-    """Rows of a tile; of a striped image, rows per strip."""
-    dtype: np.dtype[Any]
-    """Sample type as returned, native byte order."""
-    tile_offsets: npt.NDArray[np.int64]
-    """Byte offset of each tile, row-major; 0 with count 0 = sparse. For planar files, this band's plane only."""
-    tile_byte_counts: npt.NDArray[np.int64]
-    """Compressed bytes of each tile."""
-    compression: int = 1
-    """TIFF tag 259."""
-    predictor: int = 1
-    """TIFF tag 317: 1 none, 2 horizontal, 3 floating point."""
-    samples_per_pixel: int = 1
-    """TIFF tag 277."""
-    planar_configuration: int = 1
-    """TIFF tag 284: 1 samples interleaved, 2 one plane per sample."""
-    photometric: int | None = None
-    """TIFF tag 262."""
-    extra_samples: tuple[int, ...] = ()
-    """TIFF tag 338."""
-    bits_per_sample: int = 0
-    """TIFF tag 258; 0 means the dtype's own width."""
-    big_endian: bool = False
-    """Whether samples wider than a byte are stored most significant byte first."""
-    fill_order: int = 1
-    """TIFF tag 266; 2 = bits of a byte reversed."""
-    striped: bool = False
-    """Whether the last row of tiles is cut at the image's edge (strips), not padded (tiles)."""
-    jpeg_tables: bytes | None = None
-    """TIFF tag 347."""
-
-    @property
-    def bits(self) -> int:
-        """Stored bits per sample."""
-        return self.bits_per_sample or self.dtype.itemsize * 8
-
-    @property
-    def tiles_across(self) -> int:
-        """Tiles in a row."""
-        return -(-self.width // self.tile_width)
-
-    @property
-    def tiles_down(self) -> int:
-        """Tiles in a column."""
-        return -(-self.height // self.tile_height)
-
-    @property
-    def samples_per_tile(self) -> int:
-        """Samples interleaved in a tile: all of them, or one where planes are separate."""
-        return 1 if self.planar_configuration == 2 else self.samples_per_pixel
-
-    @property
-    def extent(self) -> Window:
-        """The whole image."""
-        return Window(row=0, col=0, height=self.height, width=self.width)
-
-    def stored_rows(self, tile_row: int) -> int:
-        """Rows stored in a tile of this row: short only in the last strip."""
-        if self.striped:
-            return min(self.tile_height, self.height - tile_row * self.tile_height)
-        return self.tile_height
-
-    def to_struct(self) -> dict[str, Any]:
-        """Plain values, named as in the Parquet contract (arrays stay arrays)."""
-        return {
-            "image_width": self.width,
-            "image_height": self.height,
-            "tile_width": self.tile_width,
-            "tile_height": self.tile_height,
-            "dtype": self.dtype.name,
-            "predictor": self.predictor,
-            "compression": self.compression,
-            "tile_offsets": self.tile_offsets,
-            "tile_byte_counts": self.tile_byte_counts,
-            "samples_per_pixel": self.samples_per_pixel,
-            "planar_configuration": self.planar_configuration,
-            "photometric": self.photometric,
-            "extra_samples": list(self.extra_samples),
-            "bits_per_sample": self.bits_per_sample or None,
-            "big_endian": self.big_endian,
-            "fill_order": self.fill_order,
-            "striped": self.striped,
-            "jpeg_tables": self.jpeg_tables,
-        }
-
-    @classmethod
-    def from_struct(cls, struct: Mapping[str, Any]) -> TileTable:
-        """Read `to_struct`'s mapping, or what older writers leave of it.
-
-        Raises:
-            CollectionError: a size, the dtype or a tile array is missing.
-        """
-
-        def number(name: str, default: int | None = None, alias: str = "") -> int:
-            value = struct.get(name)
-            value = struct.get(alias) if value is None and alias else value
-            value = default if value is None else value
-            if value is None:
-                raise CollectionError(f"Band metadata lacks {name!r}; rebuild the Collection.")
-            return int(value)
-
-        offsets, counts = struct.get("tile_offsets"), struct.get("tile_byte_counts")
-        if offsets is None or counts is None or struct.get("dtype") is None:
-            raise CollectionError(
-                "Band metadata lacks tile_offsets, tile_byte_counts or dtype; rebuild the Collection."
-            )
-        photometric = struct.get("photometric")
-        return cls(
-            width=number("image_width", alias="width"),
-            height=number("image_height", alias="height"),
-            tile_width=number("tile_width"),
-            tile_height=number("tile_height"),
-            dtype=np.dtype(str(struct["dtype"])).newbyteorder("="),
-            predictor=number("predictor", 1),
-            compression=number("compression", 1),
-            tile_offsets=np.asarray(offsets, dtype=np.int64),
-            tile_byte_counts=np.asarray(counts, dtype=np.int64),
-            samples_per_pixel=number("samples_per_pixel", 1),
-            planar_configuration=number("planar_configuration", 1),
-            photometric=None if photometric is None else int(photometric),
-            extra_samples=tuple(int(v) for v in _or_empty(struct.get("extra_samples"))),
-            bits_per_sample=number("bits_per_sample", 0),
-            big_endian=bool(struct.get("big_endian")),
-            fill_order=number("fill_order", 1),
-            striped=bool(struct.get("striped")),
-            jpeg_tables=struct.get("jpeg_tables"),
-        )
+    number: int
+    """0 = full resolution, 1 = the first overview …"""
+    image: TileTable
+    """Its pixels."""
+    mask: TileTable | None
+    """Its validity (non-zero = valid), None where no mask and no alpha say anything."""
+    grid: Grid
+    """Where the pixels lie: the full extent divided by this level's columns and rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -174,6 +49,12 @@ class CogMetadata:
     """Reduced images, largest first."""
     overview_masks: tuple[TileTable, ...] = ()
     """Masks of the overviews, matched to them by size."""
+    mask_sample: int = 0
+    """Which sample of the mask speaks for this band."""
+    mask_is_alpha: bool = False
+    """Whether the masks are an alpha band: then a declared nodata value comes before them."""
+    overview_resampling: str | None = None
+    """The kernel that made the overviews (GDAL's name, lower case), None where the file does not tell."""
     scale: float | None = None
     """Factor from stored to physical values; a fact, never applied here."""
     offset: float | None = None
@@ -254,6 +135,25 @@ class CogMetadata:
         return self.image.extra_samples
 
     @property
+    def full(self) -> Level:
+        """Full resolution."""
+        return Level(number=0, image=self.image, mask=self.mask, grid=self.grid)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The resolutions that can be read, finest first: an overview without the mask that it needs is none."""
+        found = [self.full]
+        masks = {(table.height, table.width): table for table in self.overview_masks}
+        for table in self.overviews:
+            mask = masks.get((table.height, table.width))
+            if self.mask is not None and mask is None:
+                continue
+            step = Affine.scale(self.width / table.width, self.height / table.height)
+            grid = Grid(crs=self.crs, transform=self.grid.transform @ step, shape=(table.height, table.width))
+            found.append(Level(number=len(found), image=table, mask=mask, grid=grid))
+        return tuple(found)
+
+    @property
     def grid(self) -> Grid:
         """The grid of the full resolution image; without georeferencing, plain pixel coordinates."""
         transform = Affine.identity() if self.transform is None else self.transform
@@ -262,15 +162,19 @@ class CogMetadata:
     def to_struct(self) -> dict[str, Any]:
         """The Parquet contract's `{band}_metadata` struct as plain values."""
         whole = isinstance(self.nodata, int)
+        own_alpha = self.mask is self.image  # interleaved alpha: the same tiles, not stored twice
         return self.image.to_struct() | {
             "transform": transform_to_list(self.transform),
             "pixel_scale": list(self.pixel_scale) or None,
             "tiepoint": list(self.tiepoint) or None,
             "nodata": None if self.nodata is None else float(self.nodata),
             "nodata_int": self.nodata if whole and abs(int(self.nodata or 0)) < 2**63 else None,
-            "mask": None if self.mask is None else self.mask.to_struct(),
+            "mask": None if self.mask is None or own_alpha else self.mask.to_struct(),
             "overviews": [table.to_struct() for table in self.overviews],
-            "overview_masks": [table.to_struct() for table in self.overview_masks],
+            "overview_masks": [] if own_alpha else [table.to_struct() for table in self.overview_masks],
+            "mask_sample": self.mask_sample,
+            "mask_is_alpha": self.mask_is_alpha,
+            "overview_resampling": self.overview_resampling,
             "scale": self.scale,
             "offset": self.offset,
             "file_size": self.file_size,
@@ -287,15 +191,23 @@ class CogMetadata:
             band_index: Which sample of the file; slices a planar table that was stored whole.
         """
         image = _own_plane(TileTable.from_struct(struct), band_index)
-        mask = struct.get("mask")
+        masks = struct.get("mask"), _or_empty(struct.get("overview_masks"))
+        overviews = tuple(TileTable.from_struct(s) for s in _or_empty(struct.get("overviews")))
+        mask = None if masks[0] is None else TileTable.from_struct(masks[0])
+        overview_masks = tuple(TileTable.from_struct(s) for s in masks[1])
+        if mask is None and struct.get("mask_is_alpha"):
+            mask, overview_masks = image, overviews
         return cls(
             image=image,
             transform=transform_from_list(struct.get("transform")),
             crs=crs,
             nodata=_nodata(struct, image.dtype),
-            mask=None if mask is None else TileTable.from_struct(mask),
-            overviews=tuple(TileTable.from_struct(s) for s in _or_empty(struct.get("overviews"))),
-            overview_masks=tuple(TileTable.from_struct(s) for s in _or_empty(struct.get("overview_masks"))),
+            mask=mask,
+            overviews=overviews,
+            overview_masks=overview_masks,
+            mask_sample=int(struct.get("mask_sample") or 0),
+            mask_is_alpha=bool(struct.get("mask_is_alpha")),
+            overview_resampling=struct.get("overview_resampling"),
             scale=struct.get("scale"),
             offset=struct.get("offset"),
             file_size=struct.get("file_size"),
@@ -344,13 +256,6 @@ def _own_plane(table: TileTable, band_index: int | None) -> TileTable:
     if table.planar_configuration == 2 and stored == tiles * table.samples_per_pixel:
         return slice_plane(table, band_index or 0)
     raise CollectionError(f"Band metadata has {stored} tile offsets for {tiles} tiles.")
-
-
-def slice_plane(table: TileTable, sample: int) -> TileTable:
-    """The plane of one sample out of a planar table that holds them all."""
-    tiles = table.tiles_across * table.tiles_down
-    part = slice(sample * tiles, (sample + 1) * tiles)
-    return replace(table, tile_offsets=table.tile_offsets[part], tile_byte_counts=table.tile_byte_counts[part])
 
 
 def _or_empty(values: Any) -> Any:

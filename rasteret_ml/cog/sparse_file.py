@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
+from collections.abc import Sequence
 
 from rasteret_ml.errors import CorruptTiffError
 from rasteret_ml.ranges import ByteRange
 
 __all__ = ["NeedBytes", "SparseFile"]
 
-_MAX_READ = 256 * 1024 * 1024
+_MAX_PEEK = 32 * 1024 * 1024
+"""Largest run that a header may ask for: the offsets of four million tiles."""
 
 
 class NeedBytes(Exception):  # noqa: N818 - a request, not an error
-    """The header goes on in bytes that are not there yet."""
+    """The header goes on in bytes that are not there yet: fetch `ranges`, all of them, and parse again."""
 
-    def __init__(self, range: ByteRange) -> None:
-        super().__init__(str(range))
-        self.range = range
+    def __init__(self, ranges: Sequence[ByteRange]) -> None:
+        super().__init__(", ".join(map(str, ranges)))
+        self.ranges = tuple(ranges)
 
 
-class SparseFile(io.RawIOBase):
-    """A read-only file of which only some extents are known."""
+class SparseFile:
+    """The known extents of a file."""
 
     def __init__(self, size: int) -> None:
         """Make an empty one; `size` is the whole file's length in bytes."""
         self.size = size
-        self.missing: ByteRange | None = None
         self._extents: list[tuple[int, bytes]] = []
-        self._position = 0
 
     def add(self, start: int, data: bytes) -> None:
         """Learn the bytes from `start` on."""
@@ -49,48 +47,17 @@ class SparseFile(io.RawIOBase):
 
         Raises:
             NeedBytes: not all of them are known.
+            CorruptTiffError: no header has that many.
         """
         stop = min(start + length, self.size)
         if stop <= start:
             return b""
-        if stop - start > _MAX_READ:
-            raise CorruptTiffError(f"a tag claims {stop - start} bytes")
+        if stop - start > _MAX_PEEK:
+            raise CorruptTiffError(f"the header claims {stop - start} bytes in one piece")
         known = start
         for begin, chunk in self._extents:
             if begin <= start < begin + len(chunk):
                 if stop <= begin + len(chunk):
                     return chunk[start - begin : stop - begin]
                 known = begin + len(chunk)
-        self.missing = ByteRange(known, stop - known)
-        raise NeedBytes(self.missing)
-
-    def read(self, size: int = -1) -> bytes:
-        """As a file's."""
-        data = self.peek(self._position, self.size if size < 0 else size)
-        self._position += len(data)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        """As a file's."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As a file's."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        """As a file's."""
-        return self._position
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
+        raise NeedBytes([ByteRange(known, stop - known)])

@@ -53,6 +53,9 @@ _STORAGE = [
     ("fill_order", pa.int32()),
     ("striped", pa.bool_()),
     ("jpeg_tables", pa.binary()),
+    ("ycbcr_subsampling", pa.list_(pa.int32())),
+    ("block_leaders", pa.bool_()),
+    ("sidecar", pa.struct([("suffix", pa.string()), ("size", pa.int64()), ("etag", pa.string())])),
 ]
 _NOT_OF_A_TABLE = {"transform", "pixel_scale", "tiepoint", "nodata"}
 _TABLE = pa.struct([(n, t) for n, t in _CONTRACT if n not in _NOT_OF_A_TABLE] + _STORAGE)
@@ -65,6 +68,9 @@ BAND_STRUCT = pa.struct(
         ("mask", _TABLE),
         ("overviews", pa.list_(_TABLE)),
         ("overview_masks", pa.list_(_TABLE)),
+        ("mask_sample", pa.int32()),
+        ("mask_is_alpha", pa.bool_()),
+        ("overview_resampling", pa.string()),
         ("scale", pa.float64()),
         ("offset", pa.float64()),
         ("file_size", pa.int64()),

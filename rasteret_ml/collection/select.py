@@ -17,18 +17,42 @@ __all__ = ["bbox_overlaps", "date_overlaps", "interval", "lonlat_bounds"]
 
 
 def lonlat_bounds(bbox: Sequence[float]) -> tuple[float, float, float, float]:
-    """A checked (xmin, ymin, xmax, ymax); xmin > xmax crosses the antimeridian (RFC 7946)."""
-    values = [float(v) for v in bbox]
-    if len(values) != 4 or not np.isfinite(values).all() or values[1] > values[3]:
-        raise UsageError(f"bbox is (xmin, ymin, xmax, ymax) in longitude/latitude, not {tuple(bbox)}.")
-    return values[0], values[1], values[2], values[3]
+    """A checked (xmin, ymin, xmax, ymax) in degrees; xmin > xmax crosses the antimeridian (RFC 7946, section 5.2).
+
+    Longitudes run from -180 to 180, or from 0 to 360 (then xmin > xmax is an error).
+
+    Raises:
+        UsageError: not four finite numbers, south above north, or no degrees at all.
+    """
+    refusal = UsageError(f"bbox is (xmin, ymin, xmax, ymax) in longitude/latitude, not {tuple(bbox)}.")
+    try:
+        values = [float(v) for v in bbox]
+    except (TypeError, ValueError):
+        raise refusal from None
+    if len(values) != 4 or not np.isfinite(values).all():
+        raise refusal
+    xmin, ymin, xmax, ymax = values
+    # Rasters of the globe are often registered to pixel centres: their edges lie up to a pixel past the poles.
+    if ymin > ymax or max(abs(ymin), abs(ymax)) > 91 or max(abs(xmin), abs(xmax)) > 361:
+        raise refusal
+    if xmin > xmax and max(abs(xmin), abs(xmax)) > 180:
+        raise refusal
+    return xmin, ymin, xmax, ymax
 
 
 def bbox_overlaps(bounds: Sequence[float]) -> ds.Expression:
-    """Records whose `bbox` overlaps the bounds."""
+    """Records whose `bbox` overlaps the bounds (xmin > xmax: across the antimeridian).
+
+    Longitudes a turn apart are the same place: records of 0..360 are found by bounds of -180..180 and vice versa.
+    """
     xmin, ymin, xmax, ymax = (float(v) for v in bounds)
+    if xmin > xmax:
+        xmax += 360
     left, right = pc.field("bbox", "xmin"), pc.field("bbox", "xmax")
-    across = (left <= xmax) & (right >= xmin) if xmin <= xmax else (left <= xmax) | (right >= xmin)
+    turns = [k * 360 for k in (-1, 1) if xmax + k * 360 >= -180 and xmin + k * 360 <= 360]
+    across = (left <= xmax) & (right >= xmin)
+    for turn in turns:
+        across = across | ((left <= xmax + turn) & (right >= xmin + turn))
     return across & (pc.field("bbox", "ymin") <= ymax) & (pc.field("bbox", "ymax") >= ymin)
 
 

@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 from rasteret_ml.errors import UsageError, redact
 
-__all__ = ["is_remote", "local_path", "public_url", "resolve_href"]
+__all__ = ["is_remote", "local_path", "public_url", "resolve_href", "sidecar_href"]
 
 _SCHEMES = ("http", "https", "s3", "gs", "az", "abfs", "abfss", "file")
 
@@ -84,3 +84,11 @@ def resolve_href(href: str, base: str | None) -> str:
     # urljoin knows http and file alone: lend it to the other schemes.
     scheme, rest = base.split("://", 1)
     return scheme + urljoin(f"http://{rest.split('?', 1)[0]}", href).removeprefix("http")
+
+
+def sidecar_href(href: str, suffix: str) -> str:
+    """The address of a file beside `href`: its path with `suffix`, a query kept behind it."""
+    if not _scheme(href):
+        return href + suffix
+    path, mark, query = href.partition("?")
+    return path + suffix + mark + query

@@ -16,11 +16,13 @@ import pyproj
 import shapely
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.longitudes import closed_slits, crossing_split, folded, moved_near, rejoined
 
 __all__ = [
     "LONLAT",
     "crs_text",
     "epsg_code",
+    "full_turn",
     "pyproj_crs",
     "same_crs",
     "transform_bounds",
@@ -91,12 +93,28 @@ def same_crs(a: str | None, b: str | None) -> bool:
     return bool(pyproj_crs(a).equals(pyproj_crs(b), ignore_axis_order=True))
 
 
+@functools.lru_cache(maxsize=256)
+def full_turn(text: str | None) -> float | None:
+    """What 360 degrees of longitude are in the units of a geographic CRS; None for every other CRS."""
+    if text is None:
+        return None
+    crs = pyproj_crs(text)
+    if not crs.is_geographic or not crs.axis_info:
+        return None
+    radians = float(crs.axis_info[0].unit_conversion_factor)
+    turn = 2 * np.pi / radians if radians > 0 else 360.0
+    return float(round(turn, 9))  # a degree is a rounded number of radians
+
+
 def _transformer(source: str, target: str) -> pyproj.Transformer:
     # One cache a thread: pyproj transformers must not be shared between threads.
     cache: dict[tuple[str, str], pyproj.Transformer] = _local.__dict__.setdefault("transformers", {})
     key = (source, target)
     if key not in cache:
-        cache[key] = pyproj.Transformer.from_crs(pyproj_crs(source), pyproj_crs(target), always_xy=True)
+        try:
+            cache[key] = pyproj.Transformer.from_crs(pyproj_crs(source), pyproj_crs(target), always_xy=True)
+        except pyproj.exceptions.ProjError as error:
+            raise UsageError(f"There is no way from CRS {source} to {target}: {error}.") from None
     return cache[key]
 
 
@@ -113,7 +131,11 @@ def transform_points(
 def transform_bounds(
     bounds: tuple[float, float, float, float], source: str, target: str
 ) -> tuple[float, float, float, float]:
-    """Bounds (xmin, ymin, xmax, ymax) in `target`, from edges densified by 21 points each."""
+    """Bounds (xmin, ymin, xmax, ymax) in `target`, from edges densified by 21 points each.
+
+    In a geographic target xmin > xmax where the bounds cross the antimeridian (RFC 7946, section 5.2), and a pole
+    inside makes them span all longitudes.
+    """
     if same_crs(source, target):
         return bounds
     xmin, ymin, xmax, ymax = _transformer(source, target).transform_bounds(*bounds, densify_pts=21)
@@ -130,13 +152,36 @@ def transform_geometries(
 ) -> npt.NDArray[np.object_]:
     """Geometries in `target`; edges longer than 1/`segments` of each extent are densified first.
 
+    In a geographic target what crosses the antimeridian, or holds a pole, is cut at +-180 degrees into several
+    parts and is valid; longitudes past +-180 (a raster of 0..360) are moved back likewise. From a geographic CRS
+    such parts are joined again before they are projected.
+
     `near` are the bounds, in `target`, that matter: what lies more than five times their size away from them is
-    cut off before, because a polygon around half the world has no image in a UTM zone.
+    cut off before, because a polygon around half the world has no image in a UTM zone. In a geographic target
+    geometries are moved by whole turns to the longitudes of `near`.
     """
-    if same_crs(source, target):
+    turn = full_turn(target)
+    if not same_crs(source, target):
+        geometries = _projected(geometries, source, target, segments, near)
+    if turn is None:
         return geometries
+    if near is None or not np.isfinite(near).all():
+        return folded(geometries, turn)
+    return moved_near(geometries, (near[0] + near[2]) / 2, turn)
+
+
+def _projected(
+    geometries: npt.NDArray[np.object_],
+    source: str,
+    target: str,
+    segments: int,
+    near: tuple[float, float, float, float] | None,
+) -> npt.NDArray[np.object_]:
+    source_turn, target_turn = full_turn(source), full_turn(target)
     if near is not None:
         geometries = _cut_far_parts(geometries, source, target, near)
+    if source_turn is not None and target_turn is None:
+        geometries = rejoined(geometries, source_turn)
     extents = shapely.bounds(geometries)
     longest = np.maximum(extents[:, 2] - extents[:, 0], extents[:, 3] - extents[:, 1])
     dense = shapely.segmentize(geometries, np.where(longest > 0, longest / segments, 1.0))
@@ -144,7 +189,12 @@ def transform_geometries(
     def project(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.column_stack(transform_points(points[:, 0], points[:, 1], source, target))
 
-    return np.asarray(shapely.transform(shapely.force_2d(dense), project), dtype=object)
+    found = np.asarray(shapely.transform(shapely.force_2d(dense), project), dtype=object)
+    if source_turn is None and target_turn is not None:
+        return crossing_split(found, target_turn)
+    if source_turn is not None and target_turn is None:
+        return closed_slits(found, extents, source_turn)
+    return found
 
 
 def _cut_far_parts(
@@ -154,11 +204,17 @@ def _cut_far_parts(
     reach = 5 * max(xmax - xmin, ymax - ymin)
     around = (xmin - reach, ymin - reach, xmax + reach, ymax + reach)
     try:
-        box = shapely.box(*transform_bounds(around, target, source))
+        xmin, ymin, xmax, ymax = transform_bounds(around, target, source)
     except pyproj.exceptions.ProjError:
         return geometries
+    turn = full_turn(source)
+    if turn is not None and xmin > xmax:
+        xmax += turn
+    box = shapely.box(xmin, ymin, xmax, ymax)
     if not np.isfinite(shapely.bounds(box)).all() or box.area == 0:
         return geometries
+    if turn is not None:  # the same place may be written with longitudes a turn apart
+        box = shapely.union_all([shapely.box(xmin + k * turn, ymin, xmax + k * turn, ymax) for k in (-1, 0, 1)])
     far = ~shapely.covers(box, geometries)
     cut = geometries.copy()
     cut[far] = shapely.intersection(shapely.make_valid(geometries[far]), box)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,10 @@ import shapely
 from affine import Affine
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import same_crs
+from rasteret_ml.geo.crs import full_turn, same_crs
 from rasteret_ml.geo.window import Window
 
-__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "round_half_up"]
+__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "pixel_size", "round_half_up", "whole_turns"]
 
 Bounds = tuple[float, float, float, float]
 """(xmin, ymin, xmax, ymax) in the units of a CRS."""
@@ -26,6 +27,20 @@ ALIGNMENT_TOLERANCE = 1e-3
 def round_half_up(value: float) -> int:
     """The nearest integer; halves go up."""
     return math.floor(value + 0.5)
+
+
+def pixel_size(res: Any) -> tuple[float, float] | None:
+    """`res`, one number or (x, y) in CRS units, as a pair; None stays None.
+
+    Raises:
+        UsageError: not positive and finite.
+    """
+    if res is None:
+        return None
+    pair = (res, res) if isinstance(res, (int, float)) else tuple(res)
+    if len(pair) != 2 or not all(math.isfinite(v) and v > 0 for v in pair):
+        raise UsageError(f"res is a positive pixel size or (x, y), not {res!r}.")
+    return float(pair[0]), float(pair[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +82,20 @@ class Grid:
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
+    def turn(self) -> int | None:
+        """How many columns are 360 degrees, on a geographic, axis-aligned grid; None elsewhere.
+
+        Also None where that is no whole number of columns (within `ALIGNMENT_TOLERANCE`): such a raster cannot
+        be continued past its edge by its own pixels.
+        """
+        turn = full_turn(self.crs)
+        if turn is None or not self.is_axis_aligned or self.transform.a == 0:
+            return None
+        columns = turn / abs(self.transform.a)
+        whole = round(columns)
+        return whole if whole >= 1 and abs(columns - whole) <= ALIGNMENT_TOLERANCE else None
+
+    @property
     def footprint(self) -> shapely.Polygon:
         """The outline, exact also for a rotated grid."""
         return shapely.Polygon([self.transform @ corner for corner in self._corners])
@@ -81,11 +110,22 @@ class Grid:
         origin = self.transform @ Affine.translation(window.col, window.row)
         return Grid(crs=self.crs, transform=origin, shape=window.shape)
 
-    def window_of(self, other: Grid) -> Window | None:
+    def with_res(self, res: tuple[float, float]) -> Grid:
+        """The same corner and extent with pixels of `res` (x, y) in CRS units; north up."""
+        xmin, ymin, xmax, ymax = self.bounds
+        t = self.transform
+        if self.is_axis_aligned and t.a > 0 and t.e < 0:
+            xmin, ymax = t.c, t.f
+        shape = (max(1, round((ymax - ymin) / res[1])), max(1, round((xmax - xmin) / res[0])))
+        return Grid(crs=self.crs, transform=Affine(res[0], 0.0, xmin, 0.0, -res[1], ymax), shape=shape)
+
+    def window_of(self, other: Grid, *, wrap: bool = True) -> Window | None:
         """Where `other` lies on this grid, or None where their pixels do not coincide.
 
         They coincide when CRS and pixel vectors agree and the origins are a whole number of pixels
-        apart, all within `ALIGNMENT_TOLERANCE` pixels at every corner of `other`.
+        apart, all within `ALIGNMENT_TOLERANCE` pixels at every corner of `other`. On a grid with a `turn`, of the
+        windows that are whole turns apart the one that shares most columns with this grid is meant: longitude
+        -100 lies on a raster of 0..360 at 260 (unless `wrap` is False).
         """
         if not same_crs(self.crs, other.crs):
             return None
@@ -95,6 +135,9 @@ class Grid:
             here_x, here_y = to_here @ (x, y)
             if max(abs(here_x - (x + col)), abs(here_y - (y + row))) > ALIGNMENT_TOLERANCE:
                 return None
+        turn = self.turn if wrap else None
+        if turn is not None:
+            col += turn * whole_turns(col, col + other.width, self.width, turn)
         return Window(row=row, col=col, height=other.height, width=other.width)
 
     def window_around(self, bounds: Bounds) -> Window:
@@ -131,9 +174,21 @@ class Grid:
     def to_pixels(
         self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(columns, rows), fractional, of points given in this grid's CRS."""
+        """(columns, rows), fractional, of points given in this grid's CRS; not finite where a point is not."""
         i = ~self.transform
-        return i.a * x + i.b * y + i.c, i.d * x + i.e * y + i.f
+        with np.errstate(invalid="ignore"):
+            return i.a * x + i.b * y + i.c, i.d * x + i.e * y + i.f
+
+
+def whole_turns(left: float, right: float, width: int, turn: float) -> int:
+    """By how many turns (in columns) to move columns `left` to `right`, so that most of them lie in 0 to `width`."""
+    middle = round((width - left - right) / 2 / turn)
+
+    def rank(turns: int) -> tuple[float, int]:
+        move = turns * turn
+        return min(right + move, width) - max(left + move, 0.0), -abs(turns)
+
+    return max((0, middle - 1, middle, middle + 1), key=rank)
 
 
 _EDGE_NOISE = 1e-6

@@ -1,67 +1,116 @@
 """Resampling from one grid to another, validity taken along.
 
-The plan (which source window a target grid needs) is pure arithmetic; the resampling itself is GDAL's,
-through `rasterio.warp.reproject`. Nodata never bleeds: invalid pixels are NaN while a kernel runs, and
-GDAL renormalises its weights over the others.
+Two halves: which source window a target grid needs, and the resampling of it. Both work with exact positions
+(`geo.locate`), so that a pixel does not depend on how its chip was cut; `rasterio.warp.reproject` interpolates
+positions with an error of up to 0.125 pixels. The kernels (`geo.kernels`) follow GDAL's rules, and nodata never
+bleeds: an invalid pixel has no weight.
 """
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.enums import Resampling as GdalResampling
-from rasterio.warp import reproject
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import transform_points
-from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.crs import full_turn, transform_points
+from rasteret_ml.geo.grid import Grid, whole_turns
+from rasteret_ml.geo.kernels import Boxes, Pixels, average, bilinear, convolve, cubic, mode, nearest
+from rasteret_ml.geo.locate import contiguous, positions, to_source, turn_columns
 from rasteret_ml.geo.window import Window
 
-__all__ = ["Resampling", "needed_window", "warp"]
+__all__ = ["Resampling", "needed_window", "pixel_ratio", "warp"]
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 """Kernels by their GDAL names."""
 
-_warning_filters = threading.Lock()
-"""rasterio changes the process's warning filters while it warps; two threads doing so would undo each other."""
+Floats = npt.NDArray[np.float64]
+
 _KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode": 1}
+_LATTICE = 21
+_HALF = 0.5 + 1e-6
+"""Rounds halves up, also those that noise of the positions has made a little less."""
+_LARGEST_BOX = 8.0
+"""A target pixel that covers so many times more than the middle one lies across a seam."""
 
 
 def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
     """The pixels that resampling onto `target` can touch, on `source`'s grid but perhaps past its edges.
 
-    None where no part of the target has a place in the source's CRS.
+    A lattice of 21 x 21 points of the target is projected onto the source grid; the box around them is widened
+    by the kernel, scaled where the target is coarser, and by what may bow out between the points.
 
-    Edges (21 points each) and an inner lattice of the target are projected onto the source grid; the box
-    around them is widened by the kernel, scaled where the target is coarser.
+    On a geographic source the window is one piece also where the target crosses the antimeridian: longitudes
+    are taken from the middle of the target on, then moved by whole turns to where the source has most of them.
+    The window then reaches past the source's left or right edge, where a raster of all longitudes goes on at its
+    other side (`Grid.turn` columns away). A target that holds a pole needs all columns.
+
+    Returns:
+        The window, or None where no part of the target has a place in the source's CRS.
+
+    Raises:
+        UsageError: an unknown kernel, or a grid without a CRS.
     """
     if resampling not in _KERNEL_RADIUS:
         raise UsageError(f"resampling must be one of {', '.join(_KERNEL_RADIUS)}, not {resampling!r}.")
     if target.crs is None or source.crs is None:
         raise UsageError("Resampling needs a CRS on both grids; this file declares none.")
-    steps = np.linspace(0.0, 1.0, 21)
-    cols, rows = np.meshgrid(steps * target.width, steps * target.height)
-    t = target.transform
-    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
-    x, y = transform_points(x.ravel(), y.ravel(), target.crs, source.crs)
+    steps = np.linspace(0.0, 1.0, _LATTICE)
+    x, y = to_source(target, source, *np.meshgrid(steps * target.width, steps * target.height))
     good = np.isfinite(x) & np.isfinite(y)
     if not good.any():
         return None
-    cols, rows = source.to_pixels(x[good], y[good])
-    scale_x = max(1.0, float(np.ptp(cols)) / target.width)
-    scale_y = max(1.0, float(np.ptp(rows)) / target.height)
-    radius = _KERNEL_RADIUS[resampling]
-    pad_col, pad_row = int(np.ceil(radius * scale_x)) + 1, int(np.ceil(radius * scale_y)) + 1
-    row, col = int(np.floor(np.min(rows))) - pad_row, int(np.floor(np.min(cols))) - pad_col
+    middle = x[_LATTICE // 2, _LATTICE // 2]
+    x = contiguous(x, source.crs, middle if np.isfinite(middle) else x[good][0])
+    cols, rows = source.to_pixels(np.where(good, x, np.nan), np.where(good, y, np.nan))
+    ratio = pixel_ratio(target, source)
+    rims = [int(np.ceil(_KERNEL_RADIUS[resampling] * max(1.0, scale))) + 1 for scale in ratio]
+    left, right = float(np.nanmin(cols)), float(np.nanmax(cols))
+    top, bottom = float(np.nanmin(rows)), float(np.nanmax(rows))
+    turn, poles = turn_columns(source), _poles_within(target, source)
+    pad_row, pad_col = (
+        rim + min(_bow(at), max(source.shape)) for rim, at in zip(rims[::-1], (rows, cols), strict=True)
+    )
+    if poles or (turn is not None and right - left >= turn - 1):
+        left, right, pad_col = 0.0, float(source.width), _rim_of_a_turn(resampling, rims[0], turn or 0.0)
+        top, bottom = min([top, *poles]), max([bottom, *poles])
+    elif turn is not None:
+        shift = turn * whole_turns(left, right, source.width, turn)
+        left, right = left + shift, right + shift
+    row, col = int(np.floor(top)) - pad_row, int(np.floor(left)) - pad_col
     return Window(
         row=row,
         col=col,
-        height=max(1, int(np.ceil(np.max(rows))) + pad_row - row),
-        width=max(1, int(np.ceil(np.max(cols))) + pad_col - col),
+        height=max(1, int(np.ceil(bottom)) + pad_row - row),
+        width=max(1, int(np.ceil(right)) + pad_col - col),
     )
+
+
+def _rim_of_a_turn(resampling: Resampling, rim: int, turn: float) -> int:
+    """Columns on either side of a window of all longitudes: the box of a pixel beside a pole is wide."""
+    if resampling not in ("average", "mode"):
+        return rim
+    return max(rim, min(int(np.ceil(_LARGEST_BOX * rim)), int(np.ceil(turn / 2))))
+
+
+def _bow(positions: Floats) -> int:
+    """How far, at most, a smooth curve leaves the lattice between its points (an eighth of its second difference)."""
+    bends = np.concatenate([np.diff(positions, 2, axis=axis).ravel() for axis in (0, 1)])
+    bends = np.abs(bends[np.isfinite(bends)])
+    return max(0, int(np.ceil(bends.max(initial=0.0) / 4 - 1e-3)))
+
+
+def _poles_within(target: Grid, source: Grid) -> list[float]:
+    """The rows of `source` at which the poles lie that a target in a projected CRS holds."""
+    quarter = (full_turn(source.crs) or 0.0) / 4
+    if not quarter or full_turn(target.crs):
+        return []
+    lat = np.array([-quarter, quarter])
+    col, row = target.to_pixels(*transform_points(np.zeros(2), lat, str(source.crs), str(target.crs)))
+    with np.errstate(invalid="ignore"):
+        held = (col >= -1) & (row >= -1) & (col <= target.width + 1) & (row <= target.height + 1)
+    return [float(row) for row in source.to_pixels(np.zeros(2), lat)[1][held]]
 
 
 def warp(
@@ -76,54 +125,103 @@ def warp(
 
     Args:
         data: Pixels `[h, w]` on `source`.
-        valid: Their validity `[h, w]`; invalid pixels contribute nothing.
-        source: Grid of `data`.
+        valid: Their validity `[h, w]`; invalid pixels contribute nothing, and NaN is never valid.
+        source: Grid of `data`; its longitudes may run past +-180 (see `needed_window`).
         target: Grid of the result.
-        resampling: Kernel. `nearest` and `mode` return values that occur in `data`.
+        resampling: Kernel. `nearest` and `mode` return values that occur in `data`, for every type.
         fill: Value of invalid target pixels.
 
     Returns:
         Pixels `[H, W]` in `data`'s dtype (kernels that average are rounded to the nearest integer for
         integer types, and kept inside the type's range) and their validity `[H, W]`.
+
+    Raises:
+        UsageError: an average of 64-bit integers, which no float holds.
     """
-    if resampling == "mode" and data.dtype.itemsize > 2:
-        return _warp_codes(data, valid, source, target, fill)
-    work = data.astype(_working_dtype(data.dtype, resampling))
-    work[~valid] = np.nan
-    out = _reproject(work, source, target, resampling)
-    out_valid = ~np.isnan(out)
-    if np.issubdtype(data.dtype, np.integer):
+    if resampling not in ("nearest", "mode") and data.dtype.kind in "iu" and data.dtype.itemsize == 8:
+        raise UsageError(
+            f"{data.dtype} cannot be resampled with {resampling}: no float holds all its values; "
+            "use `nearest` or `mode`, or read it on its own grid."
+        )
+    if data.dtype.kind in "fc":
+        valid = valid & ~np.isnan(data)
+    result = np.full(target.shape, fill, data.dtype)
+    if resampling == "nearest":
+        at = positions(target, source)
+        return result, nearest(data, valid, at.cols, at.rows, result)
+    if resampling == "mode":
+        return result, _mode(data, valid, source, target, result)
+    values, out_valid = _averaged(data, valid, source, target, resampling)
+    if data.dtype.kind in "iu":
         limits: np.iinfo[Any] = np.iinfo(data.dtype)
-        out = np.clip(np.floor(np.nan_to_num(out) + 0.5), limits.min, limits.max)
-    result = out.astype(data.dtype)
-    result[~out_valid] = fill
+        values = np.clip(np.floor(values + _HALF), limits.min, limits.max)
+    else:
+        out_valid &= ~np.isnan(values)
+    with np.errstate(over="ignore"):
+        result[out_valid] = values[out_valid].astype(data.dtype)
     return result, out_valid
 
 
-def _reproject(work: npt.NDArray[Any], source: Grid, target: Grid, resampling: Resampling) -> npt.NDArray[Any]:
-    """GDAL's warp of a float band whose invalid pixels are NaN.
+def _averaged(
+    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, resampling: Resampling
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Means as float64 or complex128 `[H, W]`, and where there are any."""
+    if resampling == "average":
+        values, out_valid = average(Pixels(data, valid, 1), _boxes(target, source))
+    else:
+        kernel, reach = (bilinear, 1) if resampling == "bilinear" else (cubic, 2)
+        scale = _scales(target, source)
+        at = positions(target, source)
+        pixels = Pixels(data, valid, int(np.ceil(reach * max(scale))) + 1)
+        values, out_valid = convolve(pixels, at.cols.ravel(), at.rows.ravel(), kernel, reach, scale)
+    return values.reshape(target.shape), out_valid.reshape(target.shape)
 
-    The kernel's scale is said, not left to GDAL: it would take it from the extents of the arrays, and a pixel
-    would then depend on how its chip was cut out of the source.
+
+def _mode(
+    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, out: npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Write the most frequent values into `out`; small codes stand for them meanwhile."""
+    values, codes = np.unique(data[valid], return_inverse=True)
+    if not len(values):
+        return np.zeros(target.shape, bool)
+    coded = np.zeros(data.shape, np.int64)
+    coded[valid] = codes.ravel()
+    winners, found = mode(Pixels(coded, valid, 1), len(values), _boxes(target, source))
+    out_valid = found.reshape(target.shape)
+    out[out_valid] = values[winners[found]]
+    return out_valid
+
+
+def _boxes(target: Grid, source: Grid) -> Boxes:
+    """The source boxes between the upper-left and the lower-right corner of each target pixel (GDAL's rule)."""
+    at = positions(target, source, corners=True)
+    (col, row), (col_stop, row_stop) = ((at.cols[part], at.rows[part]) for part in (np.s_[:-1, :-1], np.s_[1:, 1:]))
+    lost = ~(np.isfinite(col) & np.isfinite(col_stop))
+    turn = turn_columns(source)
+    with np.errstate(invalid="ignore"):
+        if turn is not None:
+            col_stop = col_stop - turn * np.round((col_stop - col) / turn)
+        # A pixel across a seam of the projection, or a pole, would cover half the world.
+        limits = [_LARGEST_BOX * max(1.0, ratio) for ratio in pixel_ratio(target, source)]
+        lost |= (np.abs(col_stop - col) > limits[0]) | (np.abs(row_stop - row) > limits[1])
+    edges = (np.where(lost, -np.inf, edge).ravel() for edge in (col, col_stop, row, row_stop))
+    left, right, top, bottom = edges
+    return Boxes(
+        col=np.minimum(left, right),
+        col_stop=np.maximum(left, right),
+        row=np.minimum(top, bottom),
+        row_stop=np.maximum(top, bottom),
+    )
+
+
+def _scales(target: Grid, source: Grid) -> tuple[float, float]:
+    """By how much kernels are widened along columns and rows.
+
+    Taken from the grids, not from the extents of the arrays as GDAL does, where a pixel would depend on how its
+    chip was cut out of the source.
     """
-    out = np.full(target.shape, np.nan, dtype=work.dtype)
-    scale_x, scale_y = _source_pixels_per_target(target, source)
-    with _warning_filters:
-        reproject(
-            work,
-            out,
-            src_transform=source.transform,
-            src_crs=source.crs,
-            dst_transform=target.transform,
-            dst_crs=target.crs,
-            resampling=GdalResampling[resampling],
-            src_nodata=np.nan,
-            dst_nodata=np.nan,
-            init_dest_nodata=True,
-            XSCALE=repr(1 / _kernel_scale(scale_x)),
-            YSCALE=repr(1 / _kernel_scale(scale_y)),
-        )
-    return out
+    across, down = pixel_ratio(target, source)
+    return _kernel_scale(across), _kernel_scale(down)
 
 
 def _kernel_scale(source_pixels: float) -> float:
@@ -132,34 +230,35 @@ def _kernel_scale(source_pixels: float) -> float:
     return whole if source_pixels < 1 or abs(source_pixels - whole) < 0.05 else source_pixels
 
 
-def _source_pixels_per_target(target: Grid, source: Grid) -> tuple[float, float]:
-    """How many source columns and rows a target pixel spans at the middle of the target (1 where unknown)."""
-    cols = np.array([0.5, 1.5, 0.5]) + target.width // 2
-    rows = np.array([0.5, 0.5, 1.5]) + target.height // 2
+def pixel_ratio(target: Grid, source: Grid) -> tuple[float, float]:
+    """How many source columns and rows a target pixel spans at the middle of the target (1.0 where unknown).
+
+    Where the middle has no place in the source's CRS, the median over a 5 x 5 lattice of the target counts.
+    """
+    middle = np.array([target.width // 2]), np.array([target.height // 2])
+    ratio = _ratios(target, source, *middle)
+    if ratio is None:
+        lattice = np.meshgrid(np.linspace(0, target.width - 1, 5), np.linspace(0, target.height - 1, 5))
+        ratio = _ratios(target, source, lattice[0].ravel(), lattice[1].ravel())
+    return ratio or (1.0, 1.0)
+
+
+def _ratios(target: Grid, source: Grid, col: npt.NDArray[Any], row: npt.NDArray[Any]) -> tuple[float, float] | None:
+    """The median spans of the target pixels at (col, row), None where none is finite."""
+    cols, rows = col + np.array([[0.5], [1.5], [0.5]]), row + np.array([[0.5], [0.5], [1.5]])
     t = target.transform
-    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
-    col, row = source.to_pixels(*transform_points(x, y, str(target.crs), str(source.crs)))
-    across = float(np.hypot(col[1] - col[0], col[2] - col[0]))
-    down = float(np.hypot(row[1] - row[0], row[2] - row[0]))
-    return across if np.isfinite(across) and across > 0 else 1.0, down if np.isfinite(down) and down > 0 else 1.0
-
-
-def _warp_codes(
-    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, fill: int | float | complex
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """The most frequent value, of a type that GDAL's mode would round: small codes stand for the values."""
-    values, codes = np.unique(data[valid], return_inverse=True)
-    work = np.full(data.shape, np.nan, np.float32)
-    work[valid] = codes.ravel()
-    out = _reproject(work, source, target, "mode")
-    out_valid = ~np.isnan(out)
-    result = np.full(target.shape, fill, data.dtype)
-    result[out_valid] = values[out[out_valid].astype(np.int64)]
-    return result, out_valid
-
-
-def _working_dtype(dtype: np.dtype[Any], resampling: Resampling) -> np.dtype[Any]:
-    """A float type that holds every value of `dtype` exactly, so that NaN can mark the invalid ones."""
-    if dtype.kind == "c" or (dtype.kind in "iu" and dtype.itemsize == 8):
-        raise UsageError(f"{dtype} cannot be resampled ({resampling}) without losing values; read it on its own grid.")
-    return np.dtype(np.float32) if dtype.itemsize <= 2 or dtype == np.float32 else np.dtype(np.float64)
+    x, y = transform_points(
+        t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f, str(target.crs), str(source.crs)
+    )
+    with np.errstate(invalid="ignore"):
+        dx, dy = x[1:] - x[0], y[1:] - y[0]
+        turn = full_turn(source.crs)
+        if turn is not None:
+            dx -= turn * np.round(dx / turn)
+        i = ~source.transform
+        across = np.hypot(*(i.a * dx + i.b * dy))
+        down = np.hypot(*(i.d * dx + i.e * dy))
+    good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
+    if not good.any():
+        return None
+    return float(np.median(across[good])), float(np.median(down[good]))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rasteret_ml.collection.collection import Collection
@@ -17,6 +18,7 @@ from rasteret_ml.errors import DataError, RasteretError, UnknownBandError, Usage
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
+from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.ingest.draft import RecordDraft
 from rasteret_ml.ingest.files import drafts_from_files, expand_paths
 from rasteret_ml.ingest.headers import read_headers
@@ -41,6 +43,8 @@ def build(
     columns: Mapping[str, str] | None = None,
     datetime: str | None = "filename",
     data_source: str | None = None,
+    crs: Any = None,
+    sidecars: bool | None = None,
     strict: bool = False,
     sign: SignHook | None = None,
     backend: Any = None,
@@ -61,6 +65,9 @@ def build(
         columns: For tables: which columns are `id`, `datetime` and `geometry`.
         datetime: For files: "filename" reads a date from the name, None leaves records undated.
         data_source: Band registry to note in the Collection; default the STAC items' collection.
+        crs: CRS of files that declare none (any form that pyproj takes).
+        sidecars: Look for overviews (`.ovr`) and masks (`.msk`) beside files that have none inside: up to three
+            requests a file. None = beside local files only.
         strict: Raise on the first file that cannot be read, instead of listing it in the report.
         sign: Called with each href just before it is read; the Collection keeps the unsigned one.
         backend: Something else to read from (see `as_reader`).
@@ -79,12 +86,15 @@ def build(
         raise UsageError(f"max_concurrent must be at least 1, not {max_concurrent}.")
     check_target(out)
     drafts = _drafts(source, bands, columns, datetime, data_source)
+    fallback = None if crs is None else crs_text(crs)
+    drafts = [draft if draft.crs is not None else replace(draft, crs=fallback) for draft in drafts]
     if not drafts:
         raise UsageError("There is nothing to build from: the source is empty.")
     for band in bands if bands is not None else ():
         if all(band in dict(draft.problems) for draft in drafts):
             raise UnknownBandError(f"No record has band {band!r}: {dict(drafts[0].problems)[band]}.")
     hrefs = list(dict.fromkeys(asset.href for draft in drafts for asset in draft.assets.values()))
+    beside = False if sidecars is None and backend is not None else sidecars
     meter, began = Meter(), time.perf_counter()
     bar = sys.stderr.isatty() if progress is None else progress
 
@@ -92,7 +102,7 @@ def build(
         reader = as_reader(backend) if backend is not None else open_reader(limits, meter)
         signed = reader if sign is None else SigningReader(reader, sign)
         try:
-            return await read_headers(signed, hrefs, max_concurrent=max_concurrent, progress=bar)
+            return await read_headers(signed, hrefs, sidecars=beside, max_concurrent=max_concurrent, progress=bar)
         finally:
             if backend is None:
                 await reader.aclose()

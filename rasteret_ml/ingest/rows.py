@@ -12,7 +12,7 @@ import pyarrow as pa
 import shapely
 
 from rasteret_ml.collection.schema import BAND_STRUCT, METADATA_SUFFIX, bbox_array, geo_metadata
-from rasteret_ml.errors import DataError, RasteretError, redact
+from rasteret_ml.errors import DataError, RasteretError, UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, epsg_code, transform_geometries
 from rasteret_ml.ingest.draft import AssetDraft, RecordDraft
 from rasteret_ml.ingest.report import BuildFailure
@@ -67,7 +67,7 @@ def resolve_record(
         return None, failures
     geometry = draft.geometry
     if geometry is None and outline is not None and crs is not None:
-        geometry = shapely.to_wkb(transform_geometries(np.array([outline], dtype=object), crs, LONLAT)[0])
+        geometry = _footprint(outline, crs)
     row = {
         "id": draft.id,
         "datetime": draft.datetime,
@@ -80,6 +80,17 @@ def resolve_record(
         "bands": bands,
     }
     return row, failures
+
+
+def _footprint(outline: shapely.Polygon, crs: str) -> bytes | None:
+    """The outline in longitude and latitude; None where there is no way there (another planet, a local CRS)."""
+    try:
+        (found,) = transform_geometries(np.array([outline], dtype=object), crs, LONLAT)
+    except UsageError:
+        return None
+    finite = not found.is_empty and np.isfinite(found.bounds).all()
+    wkb: bytes | None = shapely.to_wkb(found) if finite else None
+    return wkb
 
 
 def _bands_of(

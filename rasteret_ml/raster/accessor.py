@@ -13,21 +13,25 @@ import shapely
 from tqdm import tqdm
 
 from rasteret_ml.cog.metadata import CogMetadata
-from rasteret_ml.errors import CollectionError, GeometryError, UnknownBandError, UsageError, redact
+from rasteret_ml.errors import (
+    GeometryError,
+    UsageError,
+)
 from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygons_from
-from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.grid import Grid, pixel_size
 from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.chip import Chip, to_tensors
 from rasteret_ml.raster.execute import Engine, ReadFailure, execute
 from rasteret_ml.raster.frames import to_geodataframe, to_xarray
-from rasteret_ml.raster.plan import BandSource, ChipPlan, plan_chip
+from rasteret_ml.raster.plan import ChipPlan, plan_chip
+from rasteret_ml.raster.source import BandSource, available_bands, find_source, locate_band
 from rasteret_ml.raster.target import warped_grid
-from rasteret_ml.record import BandRegistry, RasterInfo, asset_href
+from rasteret_ml.record import RasterInfo
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -114,8 +118,7 @@ class RasterAccessor:
     @property
     def available_bands(self) -> list[str]:
         """Bands that can be read: those with metadata and an address, sorted."""
-        names = (key.removesuffix("_metadata") for key, struct in self.band_metadata.items() if struct is not None)
-        return sorted(name for name in names if self.try_get_band_cog_metadata(name)[0] is not None)
+        return available_bands(self.info, self.data_source)
 
     def __repr__(self) -> str:
         when = "undated" if self.datetime is None else f"{self.datetime:%Y-%m-%d}"
@@ -130,20 +133,7 @@ class RasterAccessor:
 
     def try_get_band_cog_metadata(self, band_code: str) -> tuple[CogMetadata | None, str | None, int | None]:
         """Metadata, address and band index of a band, or three Nones where any of it is missing."""
-        names = BandRegistry.names(band_code, self.data_source)
-        asset_key = next((name for name in names if self.assets.get(name) is not None), None)
-        if asset_key is None:
-            return None, None, None
-        asset = self.assets[asset_key]
-        href = asset_href(asset)
-        keys = (f"{band_code}_metadata", f"{asset_key}_metadata")
-        struct = next((self.band_metadata[k] for k in keys if self.band_metadata.get(k) is not None), None)
-        if href is None or struct is None:
-            return None, None, None
-        index = asset.get("band_index") if isinstance(asset, Mapping) else None
-        index = None if index is None else int(index)
-        crs = None if self.crs is None else crs_text(self.crs)
-        return CogMetadata.from_struct(struct, crs=crs, band_index=index), href, index
+        return locate_band(self.info, self.data_source, band_code)
 
     def source(self, band_code: str, nodata: int | float | None = None) -> BandSource:
         """A band, found and readable; `nodata` overrides the file's.
@@ -153,32 +143,21 @@ class RasterAccessor:
         """
         held = self._sources.get(band_code)
         if held is None:
-            held = self._sources[band_code] = self._find_source(band_code)
-        return held if nodata is None else replace(held, nodata=nodata)
+            held = self._sources[band_code] = find_source(self.info, self.data_source, band_code)
+        return held if nodata is None else replace(held, nodata=nodata, nodata_given=True)
 
-    def _find_source(self, band_code: str) -> BandSource:
-        metadata, href, index = self.try_get_band_cog_metadata(band_code)
-        if metadata is None or href is None:
-            have = ", ".join(self.available_bands) or "none"
-            raise UnknownBandError(f"Record {self.id} has no band {band_code!r}; it has: {have}.")
-        chunky = metadata.planar_configuration == 1 and metadata.samples_per_pixel > 1
-        if chunky and index is None:
-            raise CollectionError(
-                f"Record {self.id}, band {band_code}, {redact(href)}: the file interleaves "
-                f"{metadata.samples_per_pixel} samples, and the asset has no band_index to say which."
+    def grid(self, band_code: str, level: int = 0) -> Grid:
+        """The native grid of a band, or of its overview number `level`.
+
+        Raises:
+            UsageError: the band has no such overview.
+        """
+        levels = self.source(band_code).metadata.levels
+        if not 0 <= level < len(levels):
+            raise UsageError(
+                f"Record {self.id}, band {band_code}: there are levels 0 to {len(levels) - 1}, not {level}."
             )
-        return BandSource(
-            record=self.id,
-            band=band_code,
-            href=href,
-            metadata=metadata,
-            sample=int(index or 0) if chunky else 0,
-            nodata=metadata.nodata,
-        )
-
-    def grid(self, band_code: str) -> Grid:
-        """The native grid of a band."""
-        return self.source(band_code).metadata.grid
+        return levels[level].grid
 
     # Reading by grid: what the dataset uses -------------------------------------------------------------
 
@@ -189,24 +168,38 @@ class RasterAccessor:
         *,
         resampling: Resampling | None = None,
         nodata: int | float | None = None,
+        overviews: bool = True,
+        wrap: bool = True,
     ) -> ChipPlan:
-        """Plan the read of a grid (pure). `execute` takes many such plans, of many records, at once."""
-        return plan_chip([self.source(code, nodata) for code in band_codes], grid, resampling)
+        """Plan the read of a grid (pure, see `plan_chip`). `execute` takes plans of many records at once."""
+        sources = [self.source(code, nodata) for code in band_codes]
+        return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap)
 
     async def read_window(
-        self, window: Window | tuple[int, int, int, int], band_codes: Sequence[str], *, backend: Any = None
+        self,
+        window: Window | tuple[int, int, int, int],
+        band_codes: Sequence[str],
+        *,
+        level: int = 0,
+        resampling: Resampling | None = None,
+        nodata: int | float | None = None,
+        backend: Any = None,
     ) -> Chip:
-        """Read a pixel window; needs no CRS.
+        """Read a pixel window; needs no CRS. Outside the image every pixel is invalid.
 
         Args:
             window: On the first band's grid: a `Window`, or (row, column, height, width). May leave the image.
             band_codes: Bands along C; a band of another resolution is resampled onto the first one's grid.
+            level: Which grid `window` counts in: 0 = full resolution, 1 = the first overview …
+            resampling: As for `load_bands`.
+            nodata: As for `load_bands`.
             backend: As for `load_bands`.
         """
         if not isinstance(window, Window):
             row, col, height, width = window
             window = Window(row=row, col=col, height=height, width=width)
-        plan = self.plan(self.grid(_checked(band_codes)[0]).window(window), band_codes)
+        grid = self.grid(_checked(band_codes)[0], level).window(window)
+        plan = self.plan(grid, band_codes, resampling=resampling, nodata=nodata, wrap=False)
         chips, _ = await self._execute([plan], backend, 50, None, None, False)
         return to_tensors(chips[0])
 
@@ -218,19 +211,22 @@ class RasterAccessor:
         band_codes: Sequence[str],
         *,
         target_crs: Any = None,
+        res: float | tuple[float, float] | None = None,
         boundless: bool = True,
         resampling: Resampling | None = None,
         nodata: int | float | None = None,
     ) -> list[_AoiPlan | None]:
         """Plan one chip per geometry (pure), None where it does not touch the raster.
 
-        A chip is the smallest pixel window around its geometry, on the first band's grid or, with
-        `target_crs`, on that grid reprojected; `boundless=False` cuts it at the raster's edge.
+        A chip is the smallest pixel window around its geometry, on the first band's grid or, with `target_crs` and
+        `res`, on that grid reprojected, with other pixels; `boundless=False` cuts it at the raster's edge.
         """
         native = self.grid(_checked(band_codes)[0])
         if native.crs is None:
             raise UsageError(f"Record {self.id} has no CRS; read it with `read_window`.")
         base = native if target_crs is None else warped_grid(native, crs_text(target_crs))
+        size = pixel_size(res)
+        base = base if size is None else base.with_res(size)
         shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs), near=base.bounds)
         footprint, extent = base.footprint, Window(row=0, col=0, height=base.height, width=base.width)
         plans: list[_AoiPlan | None] = []
@@ -256,6 +252,7 @@ class RasterAccessor:
         backend: Any = None,
         target_crs: Any = None,
         *,
+        res: float | tuple[float, float] | None = None,
         geometry_crs: Any = None,
         output: Output | None = None,
         all_touched: bool = False,
@@ -277,6 +274,8 @@ class RasterAccessor:
             backend: A reader from `open_reader`, an obstore store, or any object with async
                 `get_range(url, start, length)`; None = a reader of its own, closed afterwards.
             target_crs: Reproject to this CRS (any form); None = the record's own grid, pixels untouched.
+            res: Pixel size in CRS units, one number or (x, y); coarser ones are read from overviews. None = the
+                first band's own.
             geometry_crs: CRS of the geometries where they do not carry one; default longitude/latitude.
             output: "xarray", "geopandas" or "tensor".
             all_touched: Pixels that a geometry touches are inside, not only those whose centre is.
@@ -309,6 +308,7 @@ class RasterAccessor:
             array,
             band_codes,
             target_crs=target_crs,
+            res=res,
             boundless=kind == "tensor" if boundless is None else boundless,
             resampling=resampling,
             nodata=nodata,

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.geo.warp import warp
-from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
+from rasteret_ml.raster.validity import valid_pixels
 
 __all__ = ["BandBuffers", "allocate", "finish"]
+
+_LERC = 34887
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,8 +29,8 @@ class BandBuffers:
     """Pixels `[h, w]` of stored tiles that have not landed (a failed tile stays so)."""
     codec_invalid: npt.NDArray[np.bool_] | None = None
     """Pixels that the codec itself marks invalid (LERC)."""
-    mask: npt.NDArray[np.uint8] | None = None
-    """The file's mask, 0 = invalid, where it has one; what is sparse in it is invalid."""
+    mask: npt.NDArray[np.bool_] | None = None
+    """What the file's mask or alpha says, where it has one; what is sparse in it is invalid."""
 
 
 def allocate(plan: ChipPlan) -> list[BandBuffers]:
@@ -48,16 +50,18 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any]) ->
     if band.resampling is not None:
         data = np.full(band.window.shape, fill_value(band.source.nodata, plan.dtype), plan.dtype)
     unread = np.zeros(band.window.shape, bool)
+    empty = fill_value(band.source.metadata.nodata, plan.dtype)  # of a sparse tile, whatever the caller's nodata is
     for read in band.tiles:
         if read.range is not None:
             unread[read.target.slices] = True
-    has_mask = band.source.metadata.mask is not None
-    lerc = band.source.metadata.compression == 34887
+        else:
+            data[read.target.slices] = empty
+    has_mask = band.level.mask is not None and band.source.heeds_mask
     return BandBuffers(
         data=data,
         unread=unread,
-        codec_invalid=np.zeros(band.window.shape, bool) if lerc else None,
-        mask=np.zeros(band.window.shape, np.uint8) if has_mask else None,
+        codec_invalid=np.zeros(band.window.shape, bool) if band.level.image.compression == _LERC else None,
+        mask=np.zeros(band.window.shape, bool) if has_mask else None,
     )
 
 
@@ -91,49 +95,29 @@ def _finish_band(
     if band.window is None:
         nothing = np.zeros(shape, bool)
         return held.data, nothing, nothing
-    inside = _in_image(band.window, source.metadata.image.extent)
-    valid = inside & ~held.unread & _valid_values(held, source.nodata)
+    inside = _in_image(band)
+    nodata = source.nodata if held.mask is None or source.nodata_given else None
+    valid = inside & ~held.unread & valid_pixels(held.data, held.mask, nodata)
     if held.codec_invalid is not None and held.codec_invalid.any():
         held.data[held.codec_invalid] = _lerc_fill(source.nodata, plan.dtype)
         valid &= ~held.codec_invalid
     if band.resampling is None:
         return held.data, valid, inside
-    own = source.metadata.grid
+    own = band.level.grid
     fill = fill_value(source.nodata, plan.dtype)
     data, valid = warp(held.data, valid, own.window(band.window), plan.grid, band.resampling, fill)
     return data, valid, valid
-
-
-def _valid_values(held: BandBuffers, nodata: int | float | None) -> npt.NDArray[np.bool_]:
-    """Validity by the file's mask, else by nodata; NaN is never valid."""
-    data = held.data
-    valid: npt.NDArray[np.bool_]
-    if held.mask is not None:
-        valid = held.mask != 0
-    elif nodata is None or nodata != nodata:
-        valid = np.ones(data.shape, bool)
-    else:
-        valid = data != _as_stored(nodata, data.dtype)
-    if data.dtype.kind in "fc":
-        valid &= ~np.isnan(data)
-    return valid
-
-
-def _as_stored(nodata: int | float, dtype: np.dtype[Any]) -> Any:
-    """`nodata` as a value that compares equal to stored pixels (float32 files print it with more digits)."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return dtype.type(nodata)
-    return nodata
 
 
 def _lerc_fill(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
     return float("nan") if nodata is None and dtype.kind == "f" else fill_value(nodata, dtype)
 
 
-def _in_image(window: Window, extent: Window) -> npt.NDArray[np.bool_]:
-    inside = np.zeros(window.shape, bool)
-    part = window.intersection(extent)
-    if part is not None:
-        inside[part.relative_to(window).slices] = True
+def _in_image(band: BandPlan) -> npt.NDArray[np.bool_]:
+    assert band.window is not None
+    inside = np.zeros(band.window.shape, bool)
+    for turned in band.parts:
+        part = turned.intersection(band.level.image.extent)
+        if part is not None:
+            inside[part.relative_to(turned).slices] = True
     return inside

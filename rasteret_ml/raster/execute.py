@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,14 +18,24 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.cog.metadata import TileTable
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.tiles import TileRead
-from rasteret_ml.errors import DataError, FetchError, FileChangedError, RasteretError, ReadError, redact
-from rasteret_ml.fetch.reader import RangeReader
+from rasteret_ml.errors import (
+    CorruptTiffError,
+    DataError,
+    FetchError,
+    FileChangedError,
+    RasteretError,
+    ReadError,
+    redact,
+)
+from rasteret_ml.fetch.reader import RangeReader, RangeResponse
+from rasteret_ml.fetch.urls import sidecar_href
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import BandBuffers, allocate, finish
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.plan import BandSource, ChipPlan
+from rasteret_ml.raster.plan import BandPlan, ChipPlan
+from rasteret_ml.raster.source import BandSource
 from rasteret_ml.raster.together import together
 from rasteret_ml.telemetry import Meter
 
@@ -62,8 +72,10 @@ class ReadFailure:
     """Band name."""
     href: str
     """Address without secrets."""
+    image: str
+    """Which image of the file: "full resolution", "overview 1", "mask of overview 1" …"""
     tile: int
-    """Tile index in the band's table."""
+    """Tile index in that image, row-major."""
     range: ByteRange
     """Its bytes."""
     error: RasteretError
@@ -71,7 +83,7 @@ class ReadFailure:
 
     def __str__(self) -> str:
         return (
-            f"record {self.record}, band {self.band}, {self.href}, tile {self.tile}, {self.range}: "
+            f"record {self.record}, band {self.band}, {self.href}, {self.image}, tile {self.tile}, {self.range}: "
             f"{type(self.error).__name__}: {self.error}"
         )
 
@@ -92,6 +104,8 @@ class TileJob:
 
     source: BandSource
     """The first band that asked (bands of a chunky file share tiles)."""
+    image: str
+    """Which image of the file."""
     table: TileTable
     """How to decode it."""
     read: TileRead
@@ -100,9 +114,27 @@ class TileJob:
 
     @property
     def range(self) -> ByteRange:
-        """The tile's bytes."""
+        """What is fetched for the tile."""
         assert self.read.range is not None
         return self.read.range
+
+    @property
+    def stored(self) -> ByteRange:
+        """The tile's own bytes."""
+        leader = self.read.leader
+        return ByteRange(self.range.start + leader, self.range.length - leader)
+
+    @property
+    def href(self) -> str:
+        """The file that holds it: the band's, or a sidecar."""
+        sidecar = self.table.sidecar
+        return self.source.href if sidecar is None else sidecar_href(self.source.href, sidecar.suffix)
+
+    @property
+    def indexed(self) -> tuple[int | None, str | None]:
+        """Size and version tag of that file when it was indexed."""
+        sidecar, metadata = self.table.sidecar, self.source.metadata
+        return (metadata.file_size, metadata.etag) if sidecar is None else (sidecar.size, sidecar.etag)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,25 +153,37 @@ def tile_jobs(
     jobs: dict[tuple[str, int, int], TileJob] = {}
     for i, plan in enumerate(plans):
         for j, band in enumerate(plan.bands):
-            source, metadata = band.source, band.source.metadata
-            parts = [(metadata.image, read, source.sample, False) for read in band.tiles]
-            if metadata.mask is not None:
-                parts += [(metadata.mask, read, 0, True) for read in band.mask_tiles]
-            for table, read, sample, is_mask in parts:
-                if read.range is None:
-                    continue
-                key = (source.href, read.range.start, read.range.length)
-                job = jobs.setdefault(key, TileJob(source=source, table=table, read=read))
-                if buffers is not None:
-                    held = buffers[i][j]
-                    target = held.mask if is_mask else held.data
-                    assert target is not None
-                    unread, invalid = (None, None) if is_mask else (held.unread, held.codec_invalid)
-                    job.pastes.append(_Paste(target, unread, invalid, read, sample))
+            held = None if buffers is None else buffers[i][j]
+            for is_mask, table, read in _stored(band):
+                job = TileJob(source=band.source, image=_image_name(band, is_mask), table=table, read=read)
+                job = jobs.setdefault((job.href, job.range.start, job.range.length), job)
+                if held is not None:
+                    job.pastes.append(_paste(band, held, read, is_mask))
     by_href: dict[str, list[TileJob]] = {}
     for (href, _, _), job in jobs.items():
         by_href.setdefault(href, []).append(job)
     return by_href
+
+
+def _stored(band: BandPlan) -> Iterator[tuple[bool, TileTable, TileRead]]:
+    for read in band.tiles:
+        if read.range is not None:
+            yield False, band.level.image, read
+    for read in band.mask_tiles:
+        if read.range is not None and band.level.mask is not None:
+            yield True, band.level.mask, read
+
+
+def _image_name(band: BandPlan, is_mask: bool) -> str:
+    image = f"overview {band.level.number}" if band.level.number else "full resolution"
+    return f"mask of {image}" if is_mask else image
+
+
+def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> _Paste:
+    if not is_mask:
+        return _Paste(held.data, held.unread, held.codec_invalid, read, band.source.sample)
+    assert held.mask is not None
+    return _Paste(held.mask, None, None, read, band.source.metadata.mask_sample)
 
 
 async def execute(plans: Sequence[ChipPlan], engine: Engine, *, allow_failures: bool = False) -> ReadResult:
@@ -153,9 +197,14 @@ async def execute(plans: Sequence[ChipPlan], engine: Engine, *, allow_failures: 
     failures: list[ReadFailure] = []
     limit = asyncio.Semaphore(engine.max_concurrent)
     keep = failures if allow_failures else None
+    by_href = tile_jobs(plans, buffers)
+    refused = [(job, error) for jobs in by_href.values() for job in jobs if (error := _refusal(job)) is not None]
+    _report(refused, keep)
+    bad = {id(job) for job, _ in refused}
+    sound = {href: [job for job in jobs if id(job) not in bad] for href, jobs in by_href.items()}
     await together(
         _serve(href, merged, [jobs[i] for i in merged.parts], engine, limit, keep)
-        for href, jobs in tile_jobs(plans, buffers).items()
+        for href, jobs in sound.items()
         for merged in coalesce([job.range for job in jobs], engine.coalesce)
     )
     chips = await _in_pool(engine, lambda: [finish(p, b) for p, b in zip(plans, buffers, strict=True)])
@@ -175,7 +224,7 @@ async def _serve(
     async with limit:  # held while decoding too: it bounds the bytes that wait for the decoder
         try:
             response = await engine.reader.read(href, merged.span)
-            _check_unchanged(jobs[0].source, response.size)
+            _check_unchanged(jobs[0], response)
             if len(response.data) < merged.span.length:
                 raise FetchError(f"{redact(href)}: {len(response.data)} bytes came for {merged.span}.")
         except (FetchError, DataError) as error:
@@ -206,9 +255,10 @@ def _decode(jobs: list[TileJob], body: memoryview, start: int, meter: Meter) -> 
     began = time.perf_counter()
     failed: list[tuple[TileJob, RasteretError]] = []
     for job in jobs:
-        offset = job.range.start - start
+        offset, read = job.range.start - start, job.read
         try:
-            pixels, valid = decode_tile(body[offset : offset + job.range.length], job.table, job.read.stored_rows)
+            data = _payload(job, body[offset : offset + job.range.length])
+            pixels, valid = decode_tile(data, job.table, read.stored_rows, read.image_rows, read.image_cols)
         except DataError as error:
             failed.append((job, error))
             continue
@@ -233,9 +283,10 @@ def _report(failed: Sequence[tuple[TileJob, RasteretError]], failures: list[Read
         failure = ReadFailure(
             record=job.source.record,
             band=job.source.band,
-            href=redact(job.source.href),
+            href=redact(job.href),
+            image=job.image,
             tile=job.read.index,
-            range=job.range,
+            range=job.stored,
             error=error,
         )
         if failures is None:
@@ -243,13 +294,42 @@ def _report(failed: Sequence[tuple[TileJob, RasteretError]], failures: list[Read
         failures.append(failure)
 
 
-def _check_unchanged(source: BandSource, size: int | None) -> None:
-    expected = source.metadata.file_size
-    if size is not None and expected is not None and size != expected:
+def _refusal(job: TileJob) -> CorruptTiffError | None:
+    """Why a tile is not even fetched: a byte count that no such tile has, or one past the end of its file."""
+    size, _ = job.indexed
+    if size is not None and job.range.stop > size:
+        return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
+    most = 2 * job.table.tile_bytes + 1024 * 1024
+    if job.range.length > most:
+        return CorruptTiffError(f"its byte count is {job.range.length}, for {job.table.tile_bytes} bytes of pixels")
+    return None
+
+
+def _check_unchanged(job: TileJob, response: RangeResponse) -> None:
+    size, etag = job.indexed
+    if response.size is not None and size is not None and response.size != size:
+        what = f"the file has {response.size} bytes, but {size} when it was indexed"
+    elif _version(response.etag) != _version(etag) and response.etag and etag:
+        what = f"the file's version is {response.etag}, but {etag} when it was indexed"
+    else:
+        return
+    raise FileChangedError(f"{redact(job.href)}: {what}; it was rewritten: build the Collection again.")
+
+
+def _version(etag: str | None) -> str:
+    """An ETag without what servers add to it: the mark of a weak one, a note that the body was compressed."""
+    return (etag or "").removeprefix("W/").strip('"').removesuffix("-gzip")
+
+
+def _payload(job: TileJob, fetched: memoryview) -> memoryview:
+    """The tile's own bytes, after a look at the size that a COG repeats before them."""
+    leader = job.read.leader
+    if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:
         raise FileChangedError(
-            f"{redact(source.href)}: the file has {size} bytes, but {expected} when it was indexed; "
-            "it was rewritten: build the Collection again."
+            f"{redact(job.href)}: the block leader before the tile does not repeat its byte count; the file was "
+            "rewritten since it was indexed: build the Collection again."
         )
+    return fetched[leader:]
 
 
 async def _in_pool(engine: Engine, work: Callable[[], _T]) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rasteret_ml.ranges import CoalesceLimits, coalesce
@@ -30,6 +30,8 @@ class ReadEstimate:
     """Compressed bytes of the tiles."""
     bytes_fetched: int
     """Bytes on the wire, merge waste included."""
+    levels: Mapping[str, tuple[int, ...]]
+    """By band, the resolutions that are read from: 0 = full, 1 = the first overview …"""
 
 
 def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:
@@ -37,6 +39,9 @@ def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> 
     jobs = tile_jobs(plans)
     merged = [m for parts in jobs.values() for m in coalesce([j.range for j in parts], limits or CoalesceLimits())]
     reads = [read for plan in plans for band in plan.bands for read in (*band.tiles, *band.mask_tiles)]
+    levels: dict[str, set[int]] = {}
+    for band in (band for plan in plans for band in plan.bands if band.window is not None):
+        levels.setdefault(band.source.band, set()).add(band.level.number)
     return ReadEstimate(
         chips=len(plans),
         files=len(jobs),
@@ -45,4 +50,5 @@ def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> 
         requests=len(merged),
         bytes_wanted=sum(job.range.length for parts in jobs.values() for job in parts),
         bytes_fetched=sum(m.span.length for m in merged),
+        levels={name: tuple(sorted(found)) for name, found in levels.items()},
     )

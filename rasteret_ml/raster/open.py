@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rasteret_ml.cog.header import CogHeader, parse_header
 from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
-from rasteret_ml.errors import CorruptTiffError, DataError, redact
+from rasteret_ml.cog.table import Sidecar
+from rasteret_ml.errors import (
+    AccessDeniedError,
+    CorruptTiffError,
+    DataError,
+    FetchNotFoundError,
+    NotATiffError,
+    redact,
+)
 from rasteret_ml.fetch.reader import RangeReader
-from rasteret_ml.ranges import ByteRange
+from rasteret_ml.fetch.urls import sidecar_href
+from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
 
 __all__ = ["FIRST_BYTES", "OpenedFile", "read_header"]
 
 FIRST_BYTES = 32 * 1024
 """The first request: the whole header of a usual scene (a 10980-pixel one in 512-pixel tiles needs 6 KiB)."""
 _LEAST_BYTES = 8 * 1024
-_MAX_ROUNDS = 64
+_MAX_ROUNDS = 256
 _UNKNOWN_SIZE = 1 << 62
+_TOGETHER = CoalesceLimits(waste=16.0)
+"""Pieces of a header are small: a request costs more than the bytes between two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,13 +49,49 @@ class OpenedFile:
         return self.header.band(index, file_size=self.size, etag=self.etag)
 
 
-async def read_header(reader: RangeReader, href: str) -> OpenedFile:
+async def read_header(reader: RangeReader, href: str, *, sidecars: bool = False) -> OpenedFile:
     """Fetch and parse a header: `FIRST_BYTES`, then exactly the extents that are missing.
+
+    Args:
+        reader: Where bytes come from.
+        href: The file.
+        sidecars: Also look for overviews (`.ovr`) and a mask (`.msk`) beside a file that has none inside, as GDAL
+            does: up to three requests more.
 
     Raises:
         DataError: a subclass says what is wrong with the file; the message names it.
         FetchError: the bytes could not be had.
     """
+    opened = await _read_one(reader, href)
+    if not sidecars:
+        return opened
+    header = opened.header
+    if header.mask is None:
+        mask = await _read_sidecar(reader, href, ".msk")
+        if mask is not None:
+            header = header.with_mask(mask.header, _sidecar(mask, ".msk"))
+            reduced = None if header.overview_masks else await _read_sidecar(reader, href, ".msk.ovr")
+            if reduced is not None:
+                header = header.with_mask_overviews(reduced.header, _sidecar(reduced, ".msk.ovr"))
+    if not header.overviews:
+        overviews = await _read_sidecar(reader, href, ".ovr")
+        if overviews is not None:
+            header = header.with_overviews(overviews.header, _sidecar(overviews, ".ovr"))
+    return OpenedFile(header=header, size=opened.size, etag=opened.etag)
+
+
+async def _read_sidecar(reader: RangeReader, href: str, suffix: str) -> OpenedFile | None:
+    try:
+        return await _read_one(reader, sidecar_href(href, suffix))
+    except (FetchNotFoundError, AccessDeniedError, NotATiffError):
+        return None  # S3 answers 403 for what is not there; some servers send a page instead of 404
+
+
+def _sidecar(opened: OpenedFile, suffix: str) -> Sidecar:
+    return Sidecar(suffix=suffix, size=opened.size, etag=opened.etag)
+
+
+async def _read_one(reader: RangeReader, href: str) -> OpenedFile:
     first = await reader.read(href, ByteRange(0, FIRST_BYTES))
     file = SparseFile(_UNKNOWN_SIZE if first.size is None else first.size)
     file.add(0, bytes(first.data))
@@ -52,12 +100,18 @@ async def read_header(reader: RangeReader, href: str) -> OpenedFile:
             header = await asyncio.to_thread(parse_header, file)
             return OpenedFile(header=header, size=first.size, etag=first.etag)
         except NeedBytes as need:
-            # A directory is read in many small steps: a few KiB at a time saves round trips.
-            span = ByteRange(need.range.start, min(max(need.range.length, _LEAST_BYTES), file.size - need.range.start))
+            missing = need.ranges
         except DataError as error:
             raise type(error)(f"{redact(href)}: {error}") from error
-        more = await reader.read(href, span)
-        if not len(more.data):
-            raise CorruptTiffError(f"{redact(href)}: the header goes on at {span}, where the file has no bytes.")
-        file.add(span.start, bytes(more.data))
+        await _fetch(reader, href, file, missing)
     raise CorruptTiffError(f"{redact(href)}: the header is scattered over more than {_MAX_ROUNDS} places.")
+
+
+async def _fetch(reader: RangeReader, href: str, file: SparseFile, missing: Sequence[ByteRange]) -> None:
+    # A directory and its values lie close together: a few KiB at a time saves rounds.
+    wide = [ByteRange(r.start, min(max(r.length, _LEAST_BYTES), file.size - r.start)) for r in missing]
+    spans = [merged.span for merged in coalesce(wide, _TOGETHER)]
+    for span, answer in zip(spans, await asyncio.gather(*(reader.read(href, span) for span in spans)), strict=True):
+        if not len(answer.data):
+            raise CorruptTiffError(f"{redact(href)}: the header goes on at {span}, where the file has no bytes.")
+        file.add(span.start, bytes(answer.data))

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rasteret_ml.cog.metadata import CogMetadata
+from rasteret_ml.cog.metadata import CogMetadata, Level
 from rasteret_ml.cog.tiles import TileRead, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.warp import Resampling, needed_window
+from rasteret_ml.geo.warp import Resampling, needed_window, pixel_ratio
 from rasteret_ml.geo.window import Window
+from rasteret_ml.raster.source import BandSource
 
-__all__ = ["BandPlan", "BandSource", "ChipPlan", "common_dtype", "fill_value", "plan_chip"]
+__all__ = ["BandPlan", "ChipPlan", "choose_level", "common_dtype", "fill_value", "plan_chip"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BandSource:
-    """One band of one record, found and readable."""
-
-    record: str
-    """Record id, for messages."""
-    band: str
-    """Band as it was asked for."""
-    href: str
-    """Address of its file, unsigned."""
-    metadata: CogMetadata
-    """Its tile table."""
-    sample: int
-    """Which sample of a decoded tile: the band's index in a chunky file, 0 in a planar one."""
-    nodata: int | float | None
-    """The nodata value in force: the caller's, else the file's."""
+_SLACK = 1.01
+"""An overview's pixels are the extent over a rounded-up count, so seldom exactly twice those of the level below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,8 +28,13 @@ class BandPlan:
 
     source: BandSource
     """The band."""
+    level: Level
+    """The resolution that is read."""
     window: Window | None
-    """The window read on the band's own grid; None where the chip lies outside the image."""
+    """The window read on the level's grid; None where the chip lies outside the image."""
+    parts: tuple[Window, ...]
+    """`window` as the image knows it: itself, and moved by a whole turn where it goes on at the other edge of a raster
+    round the globe."""
     tiles: tuple[TileRead, ...]
     """Image tiles of `window`."""
     mask_tiles: tuple[TileRead, ...]
@@ -66,38 +57,95 @@ class ChipPlan:
     """Of the chip's data."""
 
 
-def plan_chip(sources: Sequence[BandSource], grid: Grid, resampling: Resampling | None = None) -> ChipPlan:
+def plan_chip(
+    sources: Sequence[BandSource],
+    grid: Grid,
+    resampling: Resampling | None = None,
+    *,
+    overviews: bool = True,
+    wrap: bool = True,
+) -> ChipPlan:
     """Plan the read of `grid` from one record's bands.
 
-    A band whose own grid coincides with `grid` (whole pixels apart) is copied; any other is resampled with
-    `resampling`, or with bilinear where that is None.
+    A band whose own grid, or that of one of its overviews, coincides with `grid` (whole pixels apart) is copied; any
+    other is resampled with `resampling` (None: bilinear) from the coarsest overview that is not coarser than `grid`
+    (with `overviews=False` from full resolution). A chip that crosses the edge of a raster round the globe goes on at
+    the other edge, unless `wrap` is False.
 
     Raises:
         UsageError: no bands, or bands of different types.
     """
     dtype = common_dtype(sources)
-    return ChipPlan(grid=grid, bands=tuple(_plan_band(s, grid, resampling) for s in sources), dtype=dtype)
+    bands = tuple(_plan_band(source, grid, resampling or "bilinear", overviews, wrap) for source in sources)
+    return ChipPlan(grid=grid, bands=bands, dtype=dtype)
 
 
-def _plan_band(source: BandSource, grid: Grid, resampling: Resampling | None) -> BandPlan:
-    own, extent = source.metadata.grid, source.metadata.image.extent
-    needed = window = own.window_of(grid)
-    kernel: Resampling | None = None
+def _plan_band(source: BandSource, grid: Grid, resampling: Resampling, overviews: bool, wrap: bool) -> BandPlan:
+    level = source.metadata.full
+    needed = level.grid.window_of(grid, wrap=wrap)
+    if needed is None and overviews:
+        level = choose_level(source.metadata, grid, resampling)
+        needed = level.grid.window_of(grid, wrap=wrap)
+    kernel = resampling if needed is None else None
     if needed is None:
-        kernel = resampling or "bilinear"
-        needed = needed_window(grid, own, kernel)
-        window = None if needed is None else needed.intersection(extent)
-    elif needed.intersection(extent) is None:
-        window = None
-    mask = source.metadata.mask
+        needed = needed_window(grid, level.grid, resampling)
+    turn = level.grid.turn if wrap else None
+    window = None if needed is None else _clipped(needed, level, turn, copied=kernel is None)
+    parts = () if window is None else _turned(window, level, turn)
+    mask = level.mask if source.heeds_mask else None
     return BandPlan(
         source=source,
+        level=level,
         window=window,
-        tiles=() if window is None else plan_tiles(source.metadata.image, window),
-        mask_tiles=() if window is None or mask is None else plan_tiles(mask, window),
+        parts=parts,
+        tiles=tuple(read for part in parts for read in plan_tiles(level.image, part)),
+        mask_tiles=() if mask is None else tuple(read for part in parts for read in plan_tiles(mask, part)),
         resampling=kernel,
-        covers=needed is not None and needed.intersection(extent) == needed,
+        covers=needed is not None and _covers(needed, level, turn),
     )
+
+
+def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling) -> Level:
+    """The coarsest level whose pixels are not larger than those of `grid` (by more than 1 %, see `_SLACK`).
+
+    Categories take no overview that is known to be averaged.
+    """
+    mixed = metadata.overview_resampling not in (None, "nearest", "mode")
+    if not metadata.overviews or (resampling in ("nearest", "mode") and mixed):
+        return metadata.full
+    across, down = pixel_ratio(grid, metadata.grid)
+    best = metadata.full
+    for level in metadata.levels[1:]:
+        fine = metadata.width <= across * _SLACK * level.image.width
+        fine &= metadata.height <= down * _SLACK * level.image.height
+        best = level if fine and level.image.width < best.image.width else best
+    return best
+
+
+def _clipped(needed: Window, level: Level, turn: int | None, *, copied: bool) -> Window | None:
+    """The part of `needed` worth reading: for a copy all of it, else what lies in the image."""
+    extent, parts = level.image.extent, _turned(needed, level, turn)
+    if not parts:
+        return None
+    if copied:
+        return needed
+    if parts == (needed,):
+        return needed.intersection(extent)
+    rows = replace(needed, row=extent.row, height=extent.height)
+    return needed.intersection(rows)
+
+
+def _turned(window: Window, level: Level, turn: int | None) -> tuple[Window, ...]:
+    shifts = (0,) if turn is None else (0, turn, -turn)
+    moved = (replace(window, col=window.col + shift) for shift in shifts)
+    return tuple(part for part in moved if part.intersection(level.image.extent) is not None)
+
+
+def _covers(needed: Window, level: Level, turn: int | None) -> bool:
+    extent = level.image.extent
+    if turn is not None and extent.width >= turn:
+        needed = replace(needed, col=extent.col, width=extent.width)
+    return needed.intersection(extent) == needed
 
 
 def common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
@@ -126,4 +174,7 @@ def fill_value(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
         limits = np.iinfo(dtype)
         whole = float(nodata).is_integer() if isinstance(nodata, float) else True
         return int(nodata) if whole and limits.min <= nodata <= limits.max else 0
-    return float(nodata)
+    if dtype.kind == "c":
+        return float(nodata)
+    with np.errstate(over="ignore"):
+        return float(dtype.type(nodata))

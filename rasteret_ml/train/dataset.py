@@ -18,7 +18,7 @@ from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook, SigningReader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, transform_geometries
-from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.grid import Grid, pixel_size
 from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.raster.execute import Engine
 from rasteret_ml.raster.explain import ReadEstimate, explain
@@ -27,7 +27,7 @@ from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.train.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.train.reading import Reading, read_batch
 from rasteret_ml.train.sample import LabelRule, Sample, make_sample
-from rasteret_ml.train.scenes import RecordStore, choose_grid, scene_facts, scene_index, with_res
+from rasteret_ml.train.scenes import RecordStore, choose_grid, scene_facts, scene_index
 
 __all__ = ["RasteretDataset"]
 
@@ -97,7 +97,7 @@ class RasteretDataset(GeoDataset):
         self._rule = LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index) if not is_image else None
         if is_image and remap is not None:
             raise UsageError("remap= is for labels: say is_image=False.")
-        self._grid = choose_grid(self._facts, None if crs is None else crs_text(crs), _pair(res))
+        self._grid = choose_grid(self._facts, None if crs is None else crs_text(crs), pixel_size(res))
         self._res = self._grid.res
         self._resampling: Resampling = resampling or ("bilinear" if is_image else "nearest")
         self._nodata = nodata
@@ -154,10 +154,10 @@ class RasteretDataset(GeoDataset):
 
     @res.setter
     def res(self, new_res: float | tuple[float, float]) -> None:
-        pair = _pair(new_res)
+        pair = pixel_size(new_res)
         assert pair is not None
         if pair != self._res:
-            self._grid = with_res(self._grid, pair)
+            self._grid = self._grid.with_res(pair)
             self._res = self._grid.res
 
     def chip_grid(self, query: Any) -> Grid:
@@ -171,7 +171,7 @@ class RasteretDataset(GeoDataset):
         x, y, _ = self._disambiguate_slice(query)
         grid = self._grid
         if x.step is not None and y.step is not None and not np.allclose((x.step, y.step), self._res, rtol=1e-9):
-            grid = with_res(grid, (float(x.step), float(y.step)))
+            grid = grid.with_res((float(x.step), float(y.step)))
         return grid.snap((float(x.start), float(y.start), float(x.stop), float(y.stop)))
 
     # Reading ------------------------------------------------------------------------------------------------
@@ -296,12 +296,3 @@ class _Lookup:
         rows = self._rid[found][:: int(t.step or 1)]
         _, first = np.unique(rows, return_index=True)
         return rows[np.sort(first)]
-
-
-def _pair(res: Any) -> tuple[float, float] | None:
-    if res is None:
-        return None
-    pair = (res, res) if isinstance(res, (int, float)) else tuple(res)
-    if len(pair) != 2 or not all(np.isfinite(v) and v > 0 for v in pair):
-        raise UsageError(f"res is a positive pixel size or (x, y), not {res!r}.")
-    return float(pair[0]), float(pair[1])

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
-from affine import Affine
 
 from rasteret_ml.cog.metadata import transform_from_list
 from rasteret_ml.collection.collection import Collection, record_info
@@ -26,7 +25,7 @@ from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import BandRegistry
 
-__all__ = ["RecordStore", "SceneFacts", "choose_grid", "scene_facts", "scene_index", "with_res"]
+__all__ = ["RecordStore", "SceneFacts", "choose_grid", "scene_facts", "scene_index"]
 
 _log = logging.getLogger(__name__)
 
@@ -142,23 +141,13 @@ def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | N
     own = [grid for grid in facts.grids if crs is None or same_crs(grid.crs, crs)]
     first = own[0] if own else warped_grid(facts.grids[0], str(crs))
     if first.is_axis_aligned:
-        return first if res is None else with_res(first, res)
+        return first if res is None else first.with_res(res)
     if crs is None and res is None:
         raise UsageError(
             f"Record {facts.ids[0]} is rotated, so it has no grid of x and y slices; choose crs= or res= to read it "
             "north up (resampled), or read it on its own grid with RasterAccessor.read_window."
         )
-    return with_res(first, first.res if res is None else res)
-
-
-def with_res(grid: Grid, res: tuple[float, float]) -> Grid:
-    """The same corner and extent with other pixel sizes (x, y), north up."""
-    xmin, ymin, xmax, ymax = grid.bounds
-    t = grid.transform
-    if grid.is_axis_aligned and t.a > 0 and t.e < 0:
-        xmin, ymax = t.c, t.f
-    shape = (max(1, round((ymax - ymin) / res[1])), max(1, round((xmax - xmin) / res[0])))
-    return Grid(crs=grid.crs, transform=Affine(res[0], 0.0, xmin, 0.0, -res[1], ymax), shape=shape)
+    return first.with_res(first.res if res is None else res)
 
 
 def scene_index(facts: SceneFacts, crs: str) -> gpd.GeoDataFrame:

@@ -19,7 +19,8 @@ from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from whole_file import header_of, read_bands, read_table
 
-from rasteret_ml.cog.header import CogHeader, parse_header, parse_nodata
+from rasteret_ml.cog.gdal_tags import parse_nodata
+from rasteret_ml.cog.header import CogHeader, parse_header
 from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
 from rasteret_ml.errors import DataError, NotATiffError
 from rasteret_ml.geo.crs import crs_text
@@ -72,10 +73,11 @@ def test_a_header_does_not_depend_on_how_its_bytes_arrive(name: str, cog: bytes,
             header = parse_header(file)
             break
         except NeedBytes as need:
-            asked = need.range
-        assert asked.stop <= size
-        start = max(0, asked.start - before)
-        file.add(start, content[start : asked.stop + after])
+            asked = need.ranges
+        for span in asked:
+            assert span.stop <= size
+            start = max(0, span.start - before)
+            file.add(start, content[start : span.stop + after])
     else:
         pytest.fail("the header asks for ever")
     assert _facts(header) == _facts(header_of(content))
@@ -167,9 +169,9 @@ def test_nodata_equals_rasterio(dtype: str, nodata: float) -> None:
         (" 5\0", "uint8", 5),
         ("5.0", "uint8", 5),
         ("1e3", "int16", 1000),
-        ("2.5", "uint8", 2.5),
+        ("2.5", "uint8", 2),
         ("-inf", "float32", -math.inf),
-        ("nan", "uint8", math.nan),
+        ("nan", "uint8", None),
         ("", "uint8", None),
         (None, "uint8", None),
         ("none", "float32", None),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,8 +32,8 @@ def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, l
         return
     with pytest.raises(NeedBytes) as caught:
         file.peek(start, length)
-    missing = set(range(caught.value.range.start, caught.value.range.stop))
-    assert caught.value.range.start not in known
+    missing = set(range(caught.value.ranges[0].start, caught.value.ranges[0].stop))
+    assert caught.value.ranges[0].start not in known
     assert wanted - known <= missing <= wanted
 
 
@@ -47,37 +45,8 @@ def test_one_answer_is_enough(extents, start: int, length: int) -> None:
     try:
         file.peek(start, length)
     except NeedBytes as need:
-        file.add(need.range.start, CONTENT[need.range.start : need.range.stop])
+        file.add(need.ranges[0].start, CONTENT[need.ranges[0].start : need.ranges[0].stop])
     assert file.peek(start, length) == CONTENT[start : start + length]
-
-
-@settings(max_examples=60, deadline=None)
-@given(steps=st.lists(st.tuples(st.sampled_from(["read", "set", "cur", "end"]), st.integers(-50, 350)), max_size=12))
-def test_reads_and_seeks_like_a_file(steps) -> None:
-    """Step by step the same bytes and positions as `BytesIO` of the whole content."""
-    file, _ = _file([(0, 300)])
-    other = io.BytesIO(CONTENT)
-    for what, n in steps:
-        if what == "read":
-            assert file.read(n if n >= 0 else -1) == other.read(n if n >= 0 else -1)
-        elif what == "cur":
-            assert file.seek(n, io.SEEK_CUR) == other.seek(max(-other.tell(), n), io.SEEK_CUR)
-        elif what == "end":
-            assert file.seek(n, io.SEEK_END) == other.seek(max(-300, n), io.SEEK_END)
-        else:
-            assert file.seek(abs(n)) == other.seek(abs(n))
-        assert file.tell() == other.tell()
-
-
-def test_readinto() -> None:
-    """A buffer is filled, and short at the end."""
-    file, _ = _file([(0, 300)])
-    file.seek(295)
-    buffer = bytearray(10)
-    assert file.readinto(buffer) == 5
-    assert bytes(buffer[:5]) == CONTENT[295:]
-    assert file.readable()
-    assert file.seekable()
 
 
 def test_an_absurd_claim_is_not_fetched() -> None:

@@ -14,7 +14,10 @@ from rasteret_ml.cog.header import CogHeader, parse_header
 from rasteret_ml.cog.metadata import TileTable
 from rasteret_ml.cog.sparse_file import SparseFile
 from rasteret_ml.cog.tiles import plan_tiles
-from rasteret_ml.errors import CorruptTiffError
+from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
+
+
+MOST_PIXELS = 2**26
 
 
 def header_of(data: bytes) -> CogHeader:
@@ -46,7 +49,8 @@ def read_table(data: bytes, table: TileTable) -> Pixels:
             continue
         if read.range.stop > len(data):
             raise CorruptTiffError(f"{read.range} of {len(data)} bytes")
-        pixels, codec_valid = decode_tile(data[read.range.start : read.range.stop], table, read.stored_rows)
+        payload = data[read.range.start + read.leader : read.range.stop]
+        pixels, codec_valid = decode_tile(payload, table, read.stored_rows, read.image_rows, read.image_cols)
         values[read.target.slices] = pixels[read.source.slices]
         stored[read.target.slices] = True
         if codec_valid is not None:
@@ -68,6 +72,8 @@ def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
 def read_bands(data: bytes) -> Pixels:
     """All bands `[h, w, count]` of a file."""
     header = header_of(data)
+    if header.image.width * header.image.height > MOST_PIXELS:
+        raise UnsupportedTiffError("too large for a test to hold whole")
     if header.image.planar_configuration == 1:
         return read_table(data, header.image)
     planes = [read_band(data, header, i) for i in range(header.count)]

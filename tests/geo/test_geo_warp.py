@@ -14,6 +14,7 @@ from rasterio.warp import reproject, transform_bounds
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.locate import positions
 from rasteret_ml.geo.warp import Resampling, needed_window, warp
 from rasteret_ml.geo.window import Window
 
@@ -88,14 +89,14 @@ def test_extreme_values_are_kept(kernel: Resampling, dtype: str) -> None:
 TARGETS = [_target(0.3, 0.7, 1.0), _target(5.2, -3.1, 0.37), _target(-4.4, 2.5, 3.1, (25, 28)), NEIGHBOUR_ZONE]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["nearest", "bilinear", "cubic", "average"])
 @pytest.mark.parametrize("target", TARGETS, ids=["shifted", "finer", "coarser", "other-zone"])
 @pytest.mark.parametrize("holes", [False, True])
 def test_floats_equal_rasterio(kernel: Resampling, target: Grid, holes: bool) -> None:
     """The same pixels and the same validity as `reproject` with a nodata value of its own choosing.
 
-    The kernel's scale is given to both: left alone, GDAL takes it from the arrays' extents, not from the grids.
-    `mode` is compared loosely, because GDAL before 3.11 rounds its float64 result to float32.
+    The kernel's scale is given to GDAL: left alone, it takes it from the arrays' extents, not from the grids.
+    At the image's edge its `average` counts the outermost pixels for what they do not cover as well.
     """
     scale = {2: 1 / 3.1, 3: 1 / 1.2}.get(TARGETS.index(target), 1.0)
     data = np.random.default_rng(5).normal(100, 20, SOURCE.shape)
@@ -118,8 +119,12 @@ def test_floats_equal_rasterio(kernel: Resampling, target: Grid, holes: bool) ->
     assert found_valid.any()
     assert np.array_equal(found_valid, expected != -9999.0)
     # The neighbouring zone's pixels are 1.2 of ours only about: its grid is turned and stretched a little.
-    limit = 1e-4 if kernel == "mode" else 2.0 if target is NEIGHBOUR_ZONE else 1e-6
-    assert np.abs(found - expected).max() <= limit
+    limit = 2.0 if target is NEIGHBOUR_ZONE else 1e-6
+    at = positions(target, SOURCE)
+    rim = 3.1 if kernel == "average" else 0
+    fair = (at.cols >= rim) & (at.cols <= 70 - rim) & (at.rows >= rim) & (at.rows <= 60 - rim)
+    assert fair.sum() > 200
+    assert np.abs(found - expected)[fair].max() <= limit
 
 
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "cubic", "average"])
@@ -235,13 +240,6 @@ def test_inputs_are_not_changed() -> None:
     warp(data, valid, SOURCE, TARGETS[0], "bilinear", 0)
     assert np.array_equal(data, copies[0])
     assert np.array_equal(valid, copies[1])
-
-
-@pytest.mark.parametrize("dtype", ["int64", "uint64", "complex64", "complex128"])
-def test_types_that_would_lose_values_are_refused(dtype: str) -> None:
-    """64-bit integers do not fit a float, complex numbers have no NaN mask here: refused by name."""
-    with pytest.raises(UsageError, match=dtype):
-        warp(np.zeros(SOURCE.shape, dtype), np.ones(SOURCE.shape, bool), SOURCE, TARGETS[0], "nearest", 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

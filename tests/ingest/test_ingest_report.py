@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from pixel_oracle import QUICK, rasters
+from rasterio.windows import Window
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import (
@@ -63,14 +64,14 @@ def _good(folder: Path, name: str = "good.tif") -> str:
 
 
 def _giant(path: Path) -> None:
-    """A striped file whose one strip would decode to 256 MiB; nothing is stored."""
+    """A striped file whose one strip decodes to 256 MiB."""
     profile = {
         "driver": "GTiff", "height": 16384, "width": 16384, "count": 1, "dtype": "uint8", "blockysize": 16384,
-        "sparse_ok": True, "compress": "deflate", "crs": "EPSG:32633",
+        "compress": "deflate", "crs": "EPSG:32633",
         "transform": rasterio.Affine(10, 0, 500000, 0, -10, 5000000),
     }  # fmt: skip
-    with rasterio.open(path, "w", **profile):
-        pass
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(np.ones((1, 1, 16384), np.uint8), window=Window(0, 0, 16384, 1))
 
 
 def _bad(folder: Path, kind: str) -> Path:
@@ -99,7 +100,7 @@ _LOCAL: dict[str, tuple[type[RasteretError], str]] = {
     "png": (NotATiffError, "PNG"),
     "text": (NotATiffError, "not a TIFF"),
     "empty": (NotATiffError, "empty"),
-    "truncated": (CorruptTiffError, "cannot be parsed"),
+    "truncated": (CorruptTiffError, "past the end of the file"),
     "giant": (UnsupportedTiffError, r"256 MiB.*gdal_translate -of COG"),
     "jpeg2000": (UnsupportedTiffError, "34738|34712|compression"),
     "missing": (FetchNotFoundError, "no such file"),

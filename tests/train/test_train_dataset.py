@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 
@@ -293,9 +294,11 @@ def test_a_failed_tile_raises_with_all_its_names(tmp_path):
     collection = rm.build(str(tmp_path / "s.tif"), tmp_path / "c.parquet")
     content = bytearray((tmp_path / "s.tif").read_bytes())
     content[-4000:-2000] = bytes(2000)
+    before = (tmp_path / "s.tif").stat()
     (tmp_path / "s.tif").write_bytes(content)
+    os.utime(tmp_path / "s.tif", ns=(before.st_atime_ns, before.st_mtime_ns))  # decayed, not rewritten
     dataset = rm.RasteretDataset(collection, ["B1"])
-    with pytest.raises(ReadError, match=r"record s, band B1, .*s\.tif, tile \d+, bytes \d+-\d+: CorruptTiffError"):
+    with pytest.raises(ReadError, match=r"record s, band B1, .*s\.tif, full resolution, tile \d+, bytes \d+-\d+: CorruptTiffError"):
         dataset[pixel_slices(0, 0, 300, 300)]
 
 

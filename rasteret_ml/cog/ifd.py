@@ -1,0 +1,229 @@
+"""The directories of a TIFF from byte ranges (TIFF 6.0, section 2; BigTIFF).
+
+A directory is a table of tags. Most values lie elsewhere in the file and are looked up only when asked for, so a
+page that does not matter costs its table alone, and an unwanted tag (a colour profile, a thumbnail) nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.errors import CorruptTiffError, NotATiffError
+from rasteret_ml.ranges import ByteRange
+
+__all__ = ["Directory", "read_directories"]
+
+_MAX_DIRECTORIES = 256
+_MAX_TAGS = 4096
+_TYPES = {
+    1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8",
+    13: "u4", 16: "u8", 17: "i8", 18: "u8",
+}  # fmt: skip
+_RATIONALS = (5, 10)
+_ASCII = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    kind: int
+    count: int
+    data: bytes
+    """The value itself where it fits in the entry, else empty."""
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return self.count * np.dtype(_TYPES[self.kind]).itemsize * (2 if self.kind in _RATIONALS else 1)
+
+
+class Directory:
+    """One image's tags; values come from the file when they are asked for."""
+
+    def __init__(self, file: SparseFile, order: Literal["<", ">"], tags: dict[int, _Tag]) -> None:
+        self._file = file
+        self._order = order
+        self._tags = tags
+
+    @property
+    def big_endian(self) -> bool:
+        """Whether the file stores numbers most significant byte first."""
+        return self._order == ">"
+
+    def __contains__(self, code: int) -> bool:
+        return code in self._tags
+
+    def count(self, code: int) -> int:
+        """How many values a tag has; 0 where it is absent."""
+        return self._tags[code].count if code in self._tags else 0
+
+    def data(self, code: int, most: int | None = None) -> bytes | None:
+        """A tag's stored bytes (of its first `most` values), None where it is absent.
+
+        Raises:
+            NeedBytes: they are not known yet.
+            CorruptTiffError: they lie past the end of the file.
+        """
+        tag = self._tags.get(code)
+        if tag is None:
+            return None
+        size = tag.size if most is None or most >= tag.count else tag.size // tag.count * most
+        if tag.data:
+            return tag.data[:size]
+        found = self._file.peek(tag.offset, size)
+        if len(found) < size:
+            raise CorruptTiffError(f"tag {code} claims {size} bytes at {tag.offset}, past the end of the file")
+        return found
+
+    def numbers(self, code: int, most: int | None = None) -> npt.NDArray[Any]:
+        """A tag's values (at most the first `most`): int64 or float64; empty where it is absent.
+
+        Raises:
+            NeedBytes, CorruptTiffError: as `data`.
+        """
+        data = self.data(code, most)
+        if data is None:
+            return np.empty(0, np.int64)
+        kind = self._tags[code].kind
+        values = np.frombuffer(data, np.dtype(_TYPES[kind]).newbyteorder(self._order))
+        if kind in _RATIONALS:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return values[::2] / values[1::2].astype(np.float64)
+        if values.dtype.kind == "f":
+            return values.astype(np.float64)
+        if values.dtype == np.dtype(np.uint64).newbyteorder(self._order) and (values > np.iinfo(np.int64).max).any():
+            raise CorruptTiffError(f"tag {code} holds {int(values.max())}")
+        return values.astype(np.int64)
+
+    def integers(self, code: int, most: int | None = None) -> npt.NDArray[np.int64]:
+        """As `numbers`, of a tag that must hold integers."""
+        found = self.numbers(code, most)
+        if found.dtype != np.int64:
+            raise CorruptTiffError(f"tag {code} holds {found[0]}, not an integer")
+        return found
+
+    def number(self, code: int, default: int) -> int:
+        """The first value of a tag as an integer."""
+        found = self.integers(code, 1)
+        return int(found[0]) if len(found) else default
+
+    def text(self, code: int) -> str | None:
+        """A text tag up to its first NUL, None where it is absent."""
+        data = self.data(code)
+        return None if data is None else data.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    def missing(self, codes: Iterable[int], most: int | None = None) -> list[ByteRange]:
+        """The bytes of these tags (of the first `most` values of each) that are not known yet."""
+        wanted: list[ByteRange] = []
+        for code in codes:
+            try:
+                self.data(code, most)
+            except NeedBytes as need:
+                wanted.extend(need.ranges)
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    order: Literal["<", ">"]
+    entry: struct.Struct
+    count: struct.Struct
+    offset: struct.Struct
+    first: int
+    """Where the offset of the first directory stands."""
+
+
+def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | None]:
+    """The chain of directories as far as its tables are known, and what is needed to follow it further.
+
+    Raises:
+        NeedBytes: not even the first one is known.
+        NotATiffError: not a TIFF at all.
+        CorruptTiffError: the chain leaves the file.
+    """
+    layout = _layout(file.peek(0, 16))
+    found: list[Directory] = []
+    seen: set[int] = set()
+    (offset,) = layout.offset.unpack(_exactly(file, layout.first, layout.offset.size))
+    while offset and len(found) < _MAX_DIRECTORIES:
+        if offset in seen:  # a circle: every directory has been seen
+            break
+        seen.add(offset)
+        try:
+            directory, offset = _directory(file, layout, offset)
+        except NeedBytes as need:
+            if not found:
+                raise
+            return found, need
+        found.append(directory)
+    if not found:
+        raise CorruptTiffError("the TIFF has no image directory")
+    return found, None
+
+
+def _layout(magic: bytes) -> _Layout:
+    if magic[:4] in (b"II*\0", b"MM\0*"):
+        order: Literal["<", ">"] = "<" if magic[:2] == b"II" else ">"
+        make = [struct.Struct(order + code) for code in ("HHI4s", "H", "I")]
+        return _Layout(order, make[0], make[1], make[2], 4)
+    if magic[:4] in (b"II+\0", b"MM\0+"):
+        order = "<" if magic[:2] == b"II" else ">"
+        if magic[4:8] not in (b"\x08\0\0\0", b"\0\x08\0\0"):
+            raise CorruptTiffError("its BigTIFF header does not announce 8-byte offsets")
+        make = [struct.Struct(order + code) for code in ("HHQ8s", "Q", "Q")]
+        return _Layout(order, make[0], make[1], make[2], 8)
+    raise NotATiffError(f"not a TIFF: it starts with {_looks_like(magic)}")
+
+
+def _directory(file: SparseFile, layout: _Layout, start: int) -> tuple[Directory, int]:
+    if start >= file.size:
+        raise CorruptTiffError(f"a directory is said to lie at byte {start}, past the end of the file")
+    (count,) = layout.count.unpack(_exactly(file, start, layout.count.size))
+    if not 0 < count <= _MAX_TAGS:
+        raise CorruptTiffError(f"the directory at byte {start} claims {count} tags")
+    table = start + layout.count.size
+    size = count * layout.entry.size
+    content = file.peek(table, size + layout.offset.size)
+    if len(content) < size:
+        raise CorruptTiffError(f"the directory at byte {start} goes on past the end of the file")
+    tags: dict[int, _Tag] = {}
+    for code, kind, number, value in layout.entry.iter_unpack(content[:size]):
+        if kind not in _TYPES or not number or code in tags:  # as libtiff: unknown types and repeats are ignored
+            continue
+        (offset,) = layout.offset.unpack(value)
+        tag = _Tag(kind, number, b"", offset)
+        tags[code] = _Tag(kind, number, value[: tag.size], 0) if tag.size <= len(value) else tag
+    link = content[size:]  # where the file ends with the last directory, its link may be missing
+    (following,) = layout.offset.unpack(link) if len(link) == layout.offset.size else (0,)
+    return Directory(file, layout.order, tags), following
+
+
+def _exactly(file: SparseFile, start: int, length: int) -> bytes:
+    found = file.peek(start, length)
+    if len(found) < length:
+        raise CorruptTiffError(f"the header goes on at byte {start}, where the file ends")
+    return found
+
+
+def _looks_like(start: bytes) -> str:
+    head = start.lstrip().lower()
+    if not start:
+        return "nothing: the file is empty"
+    if head.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    if head.startswith((b"<?xml", b"<error", b"<code")):
+        return "an XML document, perhaps an error message of the server"
+    known = {b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"PK\x03\x04": "a ZIP", b"\x1f\x8b": "gzip data"}
+    known |= {
+        b"CDF": "a NetCDF file",
+        b"\x89HDF": "an HDF5 file",
+        b"\0\0\0\x0cjP": "a JPEG 2000 file",
+        b"{": "JSON",
+    }
+    return next((what for sign, what in known.items() if start.startswith(sign)), repr(start[:8]))

@@ -1,0 +1,96 @@
+"""A band of a record, found: which file, which sample, which tile table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rasteret_ml.cog.codecs import check_supported
+from rasteret_ml.cog.metadata import CogMetadata
+from rasteret_ml.errors import CollectionError, UnknownBandError, UnsupportedTiffError, redact
+from rasteret_ml.geo.crs import crs_text
+from rasteret_ml.record import BandRegistry, RasterInfo, asset_href
+
+__all__ = ["BandSource", "available_bands", "find_source", "locate_band"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BandSource:
+    """One band of one record, found and readable."""
+
+    record: str
+    """Record id, for messages."""
+    band: str
+    """Band as it was asked for."""
+    href: str
+    """Address of its file, unsigned."""
+    metadata: CogMetadata
+    """Its tile table."""
+    sample: int
+    """Which sample of a decoded tile: the band's index in a chunky file, 0 in a planar one."""
+    nodata: int | float | None
+    """The nodata value in force: the caller's, else the file's."""
+    nodata_given: bool = False
+    """Whether `nodata` is the caller's: it then counts beside a mask, and not only where there is none."""
+
+    @property
+    def heeds_mask(self) -> bool:
+        """Whether the mask or alpha decides: GDAL's order is mask, declared nodata, alpha."""
+        return self.nodata is None or self.nodata_given or not self.metadata.mask_is_alpha
+
+
+def locate_band(
+    info: RasterInfo, data_source: str, band_code: str
+) -> tuple[CogMetadata | None, str | None, int | None]:
+    """Metadata, address and band index of a band, or three Nones where any of it is missing."""
+    names = BandRegistry.names(band_code, data_source)
+    asset_key = next((name for name in names if info.assets.get(name) is not None), None)
+    if asset_key is None:
+        return None, None, None
+    asset = info.assets[asset_key]
+    href = asset_href(asset)
+    keys = (f"{band_code}_metadata", f"{asset_key}_metadata")
+    struct = next((info.band_metadata[k] for k in keys if info.band_metadata.get(k) is not None), None)
+    if href is None or struct is None:
+        return None, None, None
+    index = asset.get("band_index") if isinstance(asset, Mapping) else None
+    index = None if index is None else int(index)
+    crs = None if info.crs is None else crs_text(info.crs)
+    return CogMetadata.from_struct(struct, crs=crs, band_index=index), href, index
+
+
+def available_bands(info: RasterInfo, data_source: str) -> list[str]:
+    """Bands that can be read: those with metadata and an address, sorted."""
+    names = (key.removesuffix("_metadata") for key, struct in info.band_metadata.items() if struct is not None)
+    return sorted(name for name in names if locate_band(info, data_source, name)[0] is not None)
+
+
+def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSource:
+    """A band, found and readable.
+
+    Raises:
+        UnknownBandError: the record has no such band; the message lists those it has.
+        UnsupportedTiffError: its tiles cannot be decoded here.
+    """
+    metadata, href, index = locate_band(info, data_source, band_code)
+    if metadata is None or href is None:
+        have = ", ".join(available_bands(info, data_source)) or "none"
+        raise UnknownBandError(f"Record {info.id} has no band {band_code!r}; it has: {have}.")
+    try:
+        check_supported(metadata.image)
+    except UnsupportedTiffError as error:
+        raise UnsupportedTiffError(f"Record {info.id}, band {band_code}, {redact(href)}: {error}") from None
+    chunky = metadata.planar_configuration == 1 and metadata.samples_per_pixel > 1
+    if chunky and index is None:
+        raise CollectionError(
+            f"Record {info.id}, band {band_code}, {redact(href)}: the file interleaves "
+            f"{metadata.samples_per_pixel} samples, and the asset has no band_index to say which."
+        )
+    return BandSource(
+        record=info.id,
+        band=band_code,
+        href=href,
+        metadata=metadata,
+        sample=int(index or 0) if chunky else 0,
+        nodata=metadata.nodata,
+    )
