@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.images import IMAGE_CODECS, decode_image
-from rasteret_ml.cog.metadata import TileTable
 from rasteret_ml.cog.samples import BYTE_CODECS, applied_predictor, chroma_subsampling, decode_samples
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 
 __all__ = ["MAX_TILE_BYTES", "check_supported", "decode_tile"]

@@ -96,7 +96,8 @@ class Directory:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return values[::2] / values[1::2].astype(np.float64)
         if values.dtype.kind == "f":
-            return values.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                return values.astype(np.float64)
         if values.dtype == np.dtype(np.uint64).newbyteorder(self._order) and (values > np.iinfo(np.int64).max).any():
             raise CorruptTiffError(f"tag {code} holds {int(values.max())}")
         return values.astype(np.int64)

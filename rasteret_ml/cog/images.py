@@ -23,8 +23,8 @@ from rasteret_ml.cog.frames import (
     refuse_frames_in_tables,
     webp_frame,
 )
-from rasteret_ml.cog.metadata import TileTable
 from rasteret_ml.cog.samples import scratch
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
 __all__ = ["IMAGE_CODECS", "decode_image"]

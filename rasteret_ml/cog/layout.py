@@ -17,14 +17,18 @@ __all__ = ["read_table", "unknown_bytes"]
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_COUNTS, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
-_JPEG_TABLES, _SUBSAMPLING, _IMAGE_DEPTH, _TILE_DEPTH = 347, 530, 32997, 32998
+_JPEG_TABLES, _IMAGE_DEPTH, _TILE_DEPTH = 347, 32997, 32998
+_COEFFICIENTS, _SUBSAMPLING, _REFERENCE_BLACK_WHITE = 529, 530, 532
 _SMALL = (
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _PREDICTOR,
-    _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _JPEG_TABLES, _SUBSAMPLING, _IMAGE_DEPTH, _TILE_DEPTH,
+    _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _JPEG_TABLES, _IMAGE_DEPTH, _TILE_DEPTH, _SUBSAMPLING, _COEFFICIENTS,
+    _REFERENCE_BLACK_WHITE,
 )  # fmt: skip
 _MAX_TILES = 4 * 1024 * 1024
 _MAX_SIDE = 2**31 - 1
-_YCBCR = 6
+_YCBCR, _JPEGS = 6, (6, 7)
+_NO_CHROMA = ((1, 1), (0.299, 0.587, 0.114))
+"""Subsampling and coefficients where there is nothing to convert; TIFF 6.0's default coefficients."""
 _DIVIDE_ABOVE = 1024 * 1024
 _DIVIDE_TO = 256 * 1024
 
@@ -52,9 +56,7 @@ def read_table(page: Directory, *, block_leaders: bool = False) -> TileTable:
     samples, planar = _planes(page)
     dtype, bits = _sample_type(page)
     compression, photometric = page.number(_COMPRESSION, 1), page.number(_PHOTOMETRIC, -1)
-    plain_ycbcr = photometric == _YCBCR and compression != 7
-    subsampling = page.integers(_SUBSAMPLING, 2) if plain_ycbcr else np.ones(2, np.int64)
-    across, down = (int(v) for v in subsampling) if len(subsampling) == 2 else (2, 2)  # TIFF 6.0's default
+    subsampling, coefficients = _chroma(page) if photometric == _YCBCR and compression not in _JPEGS else _NO_CHROMA
     code, counts_code, expected = _arrays(page)
     empty = np.empty(0, np.int64)
     table = TileTable(
@@ -76,10 +78,24 @@ def read_table(page: Directory, *, block_leaders: bool = False) -> TileTable:
         fill_order=page.number(_FILL_ORDER, 1),
         striped=_TILE_WIDTH not in page,
         jpeg_tables=page.data(_JPEG_TABLES),
-        ycbcr_subsampling=(across, down),
+        ycbcr_subsampling=subsampling,
+        ycbcr_coefficients=coefficients,
         block_leaders=block_leaders,
     )
     return _divided(_with_arrays(table, page.integers(code, expected), page.integers(counts_code, expected), expected))
+
+
+def _chroma(page: Directory) -> tuple[tuple[int, int], tuple[float, float, float]]:
+    """Subsampling and coefficients of YCbCr pixels outside JPEG (TIFF 6.0, section 21)."""
+    black_white = page.numbers(_REFERENCE_BLACK_WHITE, 6)
+    if len(black_white) and tuple(black_white) != (0, 255, 128, 255, 128, 255):
+        raise UnsupportedTiffError(f"YCbCr pixels with the reference black and white {black_white.tolist()}")
+    subsampling = page.integers(_SUBSAMPLING, 2)
+    across, down = (int(v) for v in subsampling) if len(subsampling) == 2 else (2, 2)
+    red, green, blue = page.numbers(_COEFFICIENTS, 3) if page.count(_COEFFICIENTS) >= 3 else _NO_CHROMA[1]
+    if not (green > 0 and np.isfinite([red, green, blue]).all()):
+        raise CorruptTiffError(f"YCbCr coefficients {red}, {green}, {blue}")
+    return (across, down), (float(red), float(green), float(blue))
 
 
 def _sizes(page: Directory) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from rasteret_ml.cog.table import TileTable, slice_plane
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
 
-__all__ = ["CogMetadata", "Level", "TileTable", "slice_plane", "transform_from_list", "transform_to_list"]
+__all__ = ["CogMetadata", "Level", "transform_from_list", "transform_to_list"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

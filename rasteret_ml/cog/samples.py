@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.lzw import decode_lzw
-from rasteret_ml.cog.metadata import TileTable
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.ycbcr import to_rgb, unpack_units
 from rasteret_ml.errors import CorruptTiffError
 
@@ -73,7 +73,7 @@ def decode_samples(data: bytes | memoryview, table: TileTable, rows: int, needed
         raw = _decompress(data, table, row_bytes, rows, needed_rows, table.tile_height)
         pixels = _typed(raw, table, rows).reshape(rows, width, samples)
     if table.photometric == _YCBCR and samples == 3:
-        return to_rgb(pixels, getattr(table, "ycbcr_coefficients", (0.299, 0.587, 0.114)))
+        return to_rgb(pixels, table.ycbcr_coefficients)
     return pixels
 
 

@@ -69,6 +69,8 @@ class TileTable:
     """TIFF tag 347."""
     ycbcr_subsampling: tuple[int, int] = (1, 1)
     """TIFF tag 530 (columns, rows of luma to one of chroma), of YCbCr pixels outside JPEG."""
+    ycbcr_coefficients: tuple[float, float, float] = (0.299, 0.587, 0.114)
+    """TIFF tag 529, likewise."""
     block_leaders: bool = False
     """Whether the 4 bytes before each tile repeat its byte count (GDAL's COG layout)."""
     sidecar: Sidecar | None = None
@@ -137,6 +139,7 @@ class TileTable:
             "striped": self.striped,
             "jpeg_tables": self.jpeg_tables,
             "ycbcr_subsampling": list(self.ycbcr_subsampling) if self.ycbcr_subsampling != (1, 1) else None,
+            "ycbcr_coefficients": list(self.ycbcr_coefficients) if self.photometric == 6 else None,
             "block_leaders": self.block_leaders,
             "sidecar": None if self.sidecar is None else asdict(self.sidecar),
         }
@@ -183,6 +186,7 @@ class TileTable:
             striped=bool(struct.get("striped")),
             jpeg_tables=struct.get("jpeg_tables"),
             ycbcr_subsampling=_pair(struct.get("ycbcr_subsampling")),
+            ycbcr_coefficients=_coefficients(struct.get("ycbcr_coefficients")),
             block_leaders=bool(struct.get("block_leaders")),
             sidecar=None if struct.get("sidecar") is None else Sidecar(**struct["sidecar"]),
         )
@@ -201,3 +205,7 @@ def _integers(values: Any) -> tuple[int, ...]:
 
 def _pair(values: Any) -> tuple[int, int]:
     return (1, 1) if values is None else (int(values[0]), int(values[1]))
+
+
+def _coefficients(values: Any) -> tuple[float, float, float]:
+    return (0.299, 0.587, 0.114) if values is None else (float(values[0]), float(values[1]), float(values[2]))

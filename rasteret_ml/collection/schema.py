@@ -54,6 +54,7 @@ _STORAGE = [
     ("striped", pa.bool_()),
     ("jpeg_tables", pa.binary()),
     ("ycbcr_subsampling", pa.list_(pa.int32())),
+    ("ycbcr_coefficients", pa.list_(pa.float64())),
     ("block_leaders", pa.bool_()),
     ("sidecar", pa.struct([("suffix", pa.string()), ("size", pa.int64()), ("etag", pa.string())])),
 ]

@@ -281,7 +281,8 @@ class RasterAccessor:
             all_touched: Pixels that a geometry touches are inside, not only those whose centre is.
             boundless: Whether a chip keeps its geometry's whole window past the raster's edge. Default: yes
                 for tensors, no for tables.
-            resampling: Kernel where grids differ; default bilinear. Categories want "nearest".
+            resampling: Kernel where grids differ. Default nearest for colour tables and bits, else bilinear;
+                categories want "nearest".
             nodata: Overrides the files' declared nodata.
             sign: Called with each href just before it is read; its answer is never stored.
             progress: Progress bar; default in a terminal only.

@@ -30,8 +30,8 @@ class MosaicRequest:
     """Best first."""
     bands: tuple[str, ...]
     """Along C."""
-    resampling: Resampling
-    """Kernel for records off the grid."""
+    resampling: Resampling | None
+    """Kernel for records off the grid; None = as `plan_chip` chooses."""
     nodata: int | float | None = None
     """Overrides the files' nodata."""
 

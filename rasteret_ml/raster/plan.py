@@ -18,6 +18,7 @@ from rasteret_ml.raster.source import BandSource
 
 __all__ = ["BandPlan", "ChipPlan", "choose_level", "common_dtype", "fill_value", "plan_chip"]
 
+_PALETTE = 3
 _SLACK = 1.01
 """An overview's pixels are the extent over a rounded-up count, so seldom exactly twice those of the level below."""
 
@@ -68,7 +69,8 @@ def plan_chip(
     """Plan the read of `grid` from one record's bands.
 
     A band whose own grid, or that of one of its overviews, coincides with `grid` (whole pixels apart) is copied; any
-    other is resampled with `resampling` (None: bilinear) from the coarsest overview that is not coarser than `grid`
+    other is resampled with `resampling` (None: nearest where values are codes, as colour tables and bits are, else
+    bilinear) from the coarsest overview that is not coarser than `grid`
     (with `overviews=False` from full resolution). A chip that crosses the edge of a raster round the globe goes on at
     the other edge, unless `wrap` is False.
 
@@ -76,8 +78,15 @@ def plan_chip(
         UsageError: no bands, or bands of different types.
     """
     dtype = common_dtype(sources)
-    bands = tuple(_plan_band(source, grid, resampling or "bilinear", overviews, wrap) for source in sources)
+    bands = tuple(
+        _plan_band(source, grid, resampling or _default_kernel(source), overviews, wrap) for source in sources
+    )
     return ChipPlan(grid=grid, bands=bands, dtype=dtype)
+
+
+def _default_kernel(source: BandSource) -> Resampling:
+    image = source.metadata.image
+    return "nearest" if image.photometric == _PALETTE or image.bits == 1 else "bilinear"
 
 
 def _plan_band(source: BandSource, grid: Grid, resampling: Resampling, overviews: bool, wrap: bool) -> BandPlan:

@@ -46,7 +46,8 @@ class RasteretDataset(GeoDataset):
         is_image: True gives `image`; False gives `mask`: int64 classes, or float32 for a float raster.
         crs: Grid CRS (any form). Default the records' own; needed where they have several.
         res: Pixel size in CRS units, one number or (x, y). Default the first record's first band.
-        resampling: Kernel for records or bands off the grid. Default bilinear for images, nearest for labels.
+        resampling: Kernel for records or bands off the grid. Default nearest for labels, colour tables and bits, else
+            bilinear.
         remap: For labels: stored value to class; values that are not listed become `ignore_index`.
         ignore_index: For labels: class of invalid pixels.
         nodata: Overrides the files' declared nodata.
@@ -99,7 +100,7 @@ class RasteretDataset(GeoDataset):
             raise UsageError("remap= is for labels: say is_image=False.")
         self._grid = choose_grid(self._facts, None if crs is None else crs_text(crs), pixel_size(res))
         self._res = self._grid.res
-        self._resampling: Resampling = resampling or ("bilinear" if is_image else "nearest")
+        self._resampling: Resampling | None = resampling or (None if is_image else "nearest")
         self._nodata = nodata
         self._mask_aoi, self._all_touched, self._valid_per_band = mask_aoi, all_touched, valid_per_band
         self._sign, self._backend = sign, backend

@@ -19,7 +19,7 @@ from whole_file import header_of
 
 from rasteret_ml.cog.codecs import decode_tile
 from rasteret_ml.cog.lzw import refuse_dangling_codes
-from rasteret_ml.cog.metadata import TileTable
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
 PICTURE = np.ascontiguousarray(np.moveaxis(photo(3), 0, -1)[:48, :64])

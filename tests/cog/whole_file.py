@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
 from rasteret_ml.cog.header import CogHeader, parse_header
-from rasteret_ml.cog.metadata import TileTable
 from rasteret_ml.cog.sparse_file import SparseFile
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.tiles import plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
-
 
 MOST_PIXELS = 2**26
 

@@ -294,7 +294,7 @@ def test_a_server_that_fails_after_the_build(
         async with open_reader(QUICK) as reader:
             await record.read_window((300, 300, 4, 4), ["B1"], backend=reader)
 
-    with pytest.raises(ReadError, match=rf"record a, band B1, {server.url}/a\.tif, full resolution, tile 3, bytes \d+-\d+") as caught:
+    with pytest.raises(ReadError, match=rf"record a, band B1, {server.url}/a\.tif, .*tile 3, bytes \d+-\d+") as caught:
         run(read())
     assert isinstance(cause_of(caught.value), kind)
     if fault.kind not in ("ignore_range",) and fault.status != 404:

@@ -33,9 +33,8 @@ from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
 
 _HEIGHT, _WIDTH, _TILE = 401, 333, 64
-_FACTORS = (1, 2, 4, 8)
 _ORIGIN = (500000.0, 5000000.0)
-_EXACT = "tolerance" in signature(reproject).parameters
+_EXACTLY = {"tolerance": 0} if "tolerance" in signature(reproject).parameters else {}
 """An older rasterio cannot but interpolate positions: what lies within a hundredth of an edge may be its neighbour."""
 
 
@@ -48,7 +47,7 @@ def _smooth(count: int = 1, dtype: str = "uint16", shape: tuple[int, int] = (_HE
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RasterAccessor]:
-    """A COG of odd size with three overviews, nodata and a mask hole in none: 0 where there is nothing."""
+    """A COG of odd size with three overviews, nodata, and no mask."""
     folder = tmp_path_factory.mktemp("levels")
     data = _smooth(2)
     data[:, 100:160, 120:200] = 0
@@ -84,9 +83,6 @@ def _assert_every_level(path: str, record: RasterAccessor, levels: int) -> None:
         np.testing.assert_array_equal(np.asarray(chip.valid), valid, err_msg=f"level {level}")
 
 
-# --- which level ----------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=60, deadline=None)
 @given(factor=st.floats(0.2, 20), shift=st.tuples(st.floats(0, 50), st.floats(0, 50)))
 def test_the_coarsest_level_that_is_not_coarser(
@@ -96,7 +92,7 @@ def test_the_coarsest_level_that_is_not_coarser(
     _, record = scene
     grid = _grid(factor, (8, 8), (shift[0] + 0.37, shift[1] + 0.21))
     (level,) = explain([record.plan(grid, ["B1"])]).levels["B1"]
-    wanted = {max(i for i, step in enumerate(_FACTORS) if step <= max(1, factor * slack)) for slack in (0.98, 1.03)}
+    wanted = {max(i for i, step in enumerate((1, 2, 4, 8)) if step <= max(1, factor * slack)) for slack in (0.98, 1.03)}
     assert level in wanted
     assert explain([record.plan(grid, ["B1"], overviews=False)]).levels == {"B1": (0,)}
 
@@ -114,10 +110,8 @@ def test_coarser_reads_cost_less(scene: tuple[str, RasterAccessor]) -> None:
     for fine, coarse in pairwise(costs):
         assert fine.tiles > coarse.tiles
         assert fine.bytes_fetched > coarse.bytes_fetched
-    whole = cost(8.8, overviews=False)
-    assert whole.tiles == 42
     assert costs[3].tiles == costs[3].requests == 1
-    assert costs[3].bytes_fetched * 20 < whole.bytes_fetched
+    assert costs[3].bytes_fetched * 20 < cost(8.8, overviews=False).bytes_fetched
 
 
 @settings(max_examples=40, deadline=None)
@@ -139,8 +133,9 @@ def test_an_aligned_grid_is_copied(
     data, valid = (stack[[1, 0]] for stack in _overview(path, level))
     extent = Window(row=0, col=0, height=data.shape[1], width=data.shape[2])
     inside = window.intersection(extent)
-    assert not chip.valid.any() or inside is not None
-    if inside is not None:
+    if inside is None:
+        assert not chip.valid.any()
+    else:
         here, there = (slice(None), *inside.relative_to(window).slices), (slice(None), *inside.slices)
         np.testing.assert_array_equal(chip.data[here], data[there])
         np.testing.assert_array_equal(chip.valid[here], valid[there])
@@ -152,11 +147,6 @@ def test_a_level_that_is_not_there_is_refused(scene: tuple[str, RasterAccessor])
     _, record = scene
     with pytest.raises(UsageError, match="levels 0 to 3, not 4"):
         record.grid("B1", 4)
-    with pytest.raises(UsageError, match="not -1"):
-        run(record.read_window((0, 0, 5, 5), ["B1"], level=-1))
-
-
-# --- which levels may be used ---------------------------------------------------------------------------------------
 
 
 def _gtiff(path: Path, data: np.ndarray[Any, Any], **options: Any) -> str:
@@ -164,8 +154,8 @@ def _gtiff(path: Path, data: np.ndarray[Any, Any], **options: Any) -> str:
     count, height, width = data.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": data.dtype.name}
     profile |= {"crs": "EPSG:32633", "transform": Affine(10, 0, _ORIGIN[0], 0, -10, _ORIGIN[1])}
-    tiles = {"tiled": True, "blockxsize": _TILE, "blockysize": _TILE, "compress": "deflate"}
-    with rasterio.open(path, "w", **(profile | tiles | options)) as target:
+    profile |= {"tiled": True, "blockxsize": _TILE, "blockysize": _TILE, "compress": "deflate"}
+    with rasterio.open(path, "w", **(profile | options)) as target:
         target.write(data)
     return str(path)
 
@@ -247,9 +237,6 @@ def test_jpeg_tables_of_each_directory(tmp_path: Path) -> None:
     _assert_every_level(path, record, 3)
 
 
-# --- resampled from an overview -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("factor", "level"), [(2.3, 1), (4.7, 2), (9.1, 3), (1.7, 0)])
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear"])
 @pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:3857"])
@@ -267,22 +254,18 @@ def test_resampled_as_gdal_resamples_the_overview(
     assert plan.bands[0].level.number == level
     (chip,) = _execute([plan], path).chips
     expected, own = np.zeros(shape, np.uint16), record.grid("B1", level)
-    pixels = _overview(path, level)[0][0]
     reproject(
-        pixels, expected, src_transform=own.transform, src_crs=own.crs, src_nodata=0, dst_nodata=0,
-        dst_transform=grid.transform, dst_crs=grid.crs, resampling=Resampling[kernel], **({"tolerance": 0} if _EXACT else {}),
+        _overview(path, level)[0][0], expected, src_transform=own.transform, src_crs=own.crs, src_nodata=0,
+        dst_nodata=0, dst_transform=grid.transform, dst_crs=grid.crs, resampling=Resampling[kernel], **_EXACTLY,
     )  # fmt: skip
     valid = chip.valid[0] & (expected != 0)
     assert (chip.valid[0] != (expected != 0)).mean() < 0.01
     assert valid.mean() > 0.5
     apart = np.abs(chip.data[0].astype(int) - expected)[valid]
     if kernel == "nearest":
-        assert (apart > 0).mean() < (0.002 if _EXACT else 0.02)  # ties
+        assert (apart > 0).mean() < (0.002 if _EXACTLY else 0.02)  # ties
     else:
         assert apart.max() <= 1
-
-
-# --- tiles that cannot be had ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -294,10 +277,6 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RasterAccesso
     with open(path, "ab") as file:
         file.write(bytes(4 * 2**20))
     return path, build_one(path, folder)
-
-
-def _level_plan(record: RasterAccessor, level: int = 1) -> ChipPlan:
-    return record.plan(record.grid("B1", level), ["B1", "B2"])
 
 
 def _table(record: RasterAccessor, level: int, of_mask: bool) -> tuple[TileTable, str]:
@@ -318,18 +297,17 @@ def test_a_block_leader_that_says_otherwise(masked: tuple[str, RasterAccessor], 
     """One byte of it changed, and no size and no tag to tell: the index is out of date."""
     path, record = masked
     table, image = _table(record, level, of_mask)
-    assert table.block_leaders
     offset, count = int(table.tile_offsets[3]), int(table.tile_byte_counts[3])
     content = bytearray(Path(path).read_bytes())
     content[offset - 4] ^= 1
+    plan = record.plan(record.grid("B1", level), ["B1", "B2"])
     with pytest.raises(ReadError) as caught:
-        _execute([_level_plan(record, level)], path, bytes(content))
+        _execute([plan], path, bytes(content))
     assert _message(path, image, 3, offset, count) in str(caught.value)
     assert isinstance(cause_of(caught.value), FileChangedError)
-    result = _execute([_level_plan(record, level)], path, bytes(content), failing=True)
+    result = _execute([plan], path, bytes(content), failing=True)
     (failure,) = result.failures
-    assert (failure.image, failure.tile, failure.range.start) == (image, 3, offset)
-    assert isinstance(failure.error, FileChangedError)
+    assert (failure.image, failure.tile, type(failure.error)) == (image, 3, FileChangedError)
     data, valid = _overview(path, level)
     hole = tuple(slice(i * _TILE, (i + 1) * _TILE) for i in divmod(3, table.tiles_across))
     data[:, *hole] = data[:, *hole] if of_mask else 0
@@ -369,12 +347,13 @@ def test_absurd_entries_are_refused_before_a_byte_is_asked_for(
     table, image = _table(bad, level, of_mask)
     start, length = int(table.tile_offsets[2]), int(table.tile_byte_counts[2])
     reader = RecordingReader(MemoryReader({path: Path(path).read_bytes()}))
+    plans = [bad.plan(bad.grid("B1", level), ["B1", "B2"])]
     with pytest.raises(ReadError) as caught:
-        run(execute([_level_plan(bad, level)], Engine(reader=reader)))
+        run(execute(plans, Engine(reader=reader)))
     assert reader.calls == []
     assert _message(path, image, 2, start, length) + f"CorruptTiffError: {why}" in str(caught.value)
     assert isinstance(cause_of(caught.value), CorruptTiffError)
-    result = run(execute([_level_plan(bad, level)], Engine(reader=reader), allow_failures=True))
+    result = run(execute(plans, Engine(reader=reader), allow_failures=True))
     assert [(f.image, f.tile) for f in result.failures] == [(image, 2)]
 
 
@@ -409,7 +388,7 @@ def test_another_size_or_version(scene: tuple[str, RasterAccessor], tmp_path: Pa
     """A byte more; or as many, but written at another time."""
     path, record = scene
     with pytest.raises(ReadError, match=r"band B1, .*, overview 2, tile 0, bytes .*rewritten: build") as caught:
-        _execute([_level_plan(record, 2)], path, Path(path).read_bytes() + b"x")
+        _execute([record.plan(record.grid("B1", 2), ["B1"])], path, Path(path).read_bytes() + b"x")
     assert isinstance(cause_of(caught.value), FileChangedError)
     copied = tmp_path / "scene.tif"
     copied.write_bytes(Path(path).read_bytes())

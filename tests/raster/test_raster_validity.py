@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -97,9 +98,11 @@ def _by_gdal(values: np.ndarray[Any, Any], text: str) -> tuple[np.ndarray[Any, A
     file = io.BytesIO()
     tags = [(42113, "s", 0, text, True)] if text else []
     tifffile.imwrite(file, values, photometric="minisblack", metadata=None, extratags=tags)
-    with MemoryFile(file.getvalue()) as memory, memory.open() as source:
-        valid = source.read_masks(1) != 0
-        return valid if values.dtype.kind in "iu" else valid & ~np.isnan(values), source.nodata
+    with warnings.catch_warnings(), MemoryFile(file.getvalue()) as memory:
+        warnings.simplefilter("ignore")  # rasterio 1.5 compares a half with what no half can hold
+        with memory.open() as source:
+            valid = source.read_masks(1) != 0
+            return valid if values.dtype.kind in "iu" else valid & ~np.isnan(values), source.nodata
 
 
 def _ours(values: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:

@@ -310,5 +310,7 @@ def test_an_empty_window_is_refused(made: Any, size: tuple[int, int]) -> None:
 def test_a_missing_file_names_record_band_and_tile(made: Any) -> None:
     """What was indexed has gone since."""
     _, records, _ = made
-    with pytest.raises(ReadError, match=r"record planar, band B2, .*planar\.tif, full resolution, tile 0, bytes \d+-\d+.*no such file"):
+    with pytest.raises(
+        ReadError, match=r"record planar, band B2, .*planar\.tif, full resolution, tile 0, bytes \d+-\d+.*no such file"
+    ):
         run(records["planar"].read_window((0, 0, 4, 4), ["B2"], backend=MemoryReader({})))

@@ -298,7 +298,7 @@ def test_a_failed_tile_raises_with_all_its_names(tmp_path):
     (tmp_path / "s.tif").write_bytes(content)
     os.utime(tmp_path / "s.tif", ns=(before.st_atime_ns, before.st_mtime_ns))  # decayed, not rewritten
     dataset = rm.RasteretDataset(collection, ["B1"])
-    with pytest.raises(ReadError, match=r"record s, band B1, .*s\.tif, full resolution, tile \d+, bytes \d+-\d+: CorruptTiffError"):
+    with pytest.raises(ReadError, match=r"record s, band B1, .*s\.tif, .*tile \d+, bytes \d+-\d+: CorruptTiffError"):
         dataset[pixel_slices(0, 0, 300, 300)]
 
 
