@@ -106,6 +106,8 @@ def _check_image(table: TileTable, name: str) -> None:
     packed = table.bits_per_sample and name not in _OWN_WIDTH
     if packed or table.dtype not in [np.dtype(t) for t in _IMAGE_TYPES[name]]:
         raise UnsupportedTiffError(f"{table.bits}-bit {table.dtype} samples in {name}")
+    if name != "LERC" and table.big_endian and table.dtype.itemsize > 1:  # libtiff swaps them, tifffile does not
+        raise UnsupportedTiffError(f"big-endian {table.bits}-bit samples in {name}")
     if name == "WebP" and table.samples_per_tile not in (3, 4):
         raise UnsupportedTiffError(f"{table.samples_per_tile} samples a pixel in WebP")
     if table.fill_order == 2 and name.startswith(("JPEG XL", "JPEG 2000")):

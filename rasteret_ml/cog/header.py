@@ -79,10 +79,8 @@ class CogHeader:
             mask, masks, sample = plane(mask, own), tuple(plane(t, own) for t in masks), own
         elif alpha is None or alpha == index:
             masks, sample = (), 0
-        elif image.planar_configuration == 2:
-            mask, masks, sample = plane(self.image, alpha), tuple(plane(t, alpha) for t in self.overviews), 0
         else:
-            mask, masks, sample = image, overviews, alpha
+            mask, masks, sample = plane(self.image, alpha), tuple(plane(t, alpha) for t in self.overviews), alpha
         return CogMetadata(
             image=image,
             transform=self.transform,
@@ -91,7 +89,7 @@ class CogHeader:
             mask=mask,
             overviews=overviews,
             overview_masks=masks,
-            mask_sample=sample if mask is not None and mask.planar_configuration == 1 else 0,
+            mask_sample=sample,
             mask_is_alpha=self.mask is None and mask is not None,
             overview_resampling=self.overview_resampling,
             scale=self.bands[index].scale,
@@ -210,7 +208,7 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
 
 
 def _largest_first(tables: Sequence[TileTable]) -> tuple[TileTable, ...]:
-    return tuple(sorted(tables, key=lambda table: -table.width))
+    return tuple(sorted(tables, key=lambda table: -table.width * table.height))
 
 
 def _beside(tables: Sequence[TileTable], sidecar: Sidecar) -> list[TileTable]:

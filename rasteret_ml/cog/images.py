@@ -7,6 +7,7 @@ the decoder run, into an array of exactly that size, which imagecodecs checks on
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,8 @@ def _lerc(data: memoryview, table: TileTable, needed: _Needed) -> _Decoded:
         out = out.reshape(samples, frame.height, frame.width)
     out[...] = 0
     pixels, mask = imagecodecs.lerc_decode(data, masks=True, out=out)
+    if table.big_endian != (sys.byteorder == "big"):  # libtiff swaps what it encodes, and what it has decoded
+        pixels = pixels.byteswap(inplace=True)
     if planes:
         pixels = np.moveaxis(pixels, 0, -1)
     if mask is None:

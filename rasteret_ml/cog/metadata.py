@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ class CogMetadata:
     overview_masks: tuple[TileTable, ...] = ()
     """Masks of the overviews, matched to them by size."""
     mask_sample: int = 0
-    """Which sample of the mask speaks for this band."""
+    """Which sample of the mask speaks for this band, where its tiles interleave several."""
     mask_is_alpha: bool = False
     """Whether the masks are an alpha band: then a declared nodata value comes before them."""
     overview_resampling: str | None = None
@@ -162,7 +163,8 @@ class CogMetadata:
     def to_struct(self) -> dict[str, Any]:
         """The Parquet contract's `{band}_metadata` struct as plain values."""
         whole = isinstance(self.nodata, int)
-        own_alpha = self.mask is self.image  # interleaved alpha: the same tiles, not stored twice
+        # Interleaved alpha: the same tiles as the band's, not stored twice.
+        own_alpha = self.mask is self.image and all(map(operator.is_, self.overview_masks, self.overviews))
         return self.image.to_struct() | {
             "transform": transform_to_list(self.transform),
             "pixel_scale": list(self.pixel_scale) or None,

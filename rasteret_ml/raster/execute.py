@@ -181,9 +181,16 @@ def _image_name(band: BandPlan, is_mask: bool) -> str:
 
 def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> _Paste:
     if not is_mask:
-        return _Paste(held.data, held.unread, held.codec_invalid, read, band.source.sample)
+        sample = _sample_of(band.level.image, band.source.sample)
+        return _Paste(held.data, held.unread, held.codec_invalid, read, sample)
     assert held.mask is not None
-    return _Paste(held.mask, None, None, read, band.source.metadata.mask_sample)
+    assert band.level.mask is not None
+    return _Paste(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
+
+
+def _sample_of(table: TileTable, sample: int) -> int:
+    """Where a band stands in a tile; overviews may be interleaved otherwise than their image."""
+    return sample if table.samples_per_tile > 1 else 0
 
 
 async def execute(plans: Sequence[ChipPlan], engine: Engine, *, allow_failures: bool = False) -> ReadResult:
@@ -301,7 +308,7 @@ def _refusal(job: TileJob) -> CorruptTiffError | None:
         return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
     most = 2 * job.table.tile_bytes + 1024 * 1024
     if job.range.length > most:
-        return CorruptTiffError(f"its byte count is {job.range.length}, for {job.table.tile_bytes} bytes of pixels")
+        return CorruptTiffError(f"its byte count is {job.stored.length}, for {job.table.tile_bytes} bytes of pixels")
     return None
 
 

@@ -127,7 +127,8 @@ def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling) -> L
     for level in metadata.levels[1:]:
         fine = metadata.width <= across * _SLACK * level.image.width
         fine &= metadata.height <= down * _SLACK * level.image.height
-        best = level if fine and level.image.width < best.image.width else best
+        smaller = level.image.width * level.image.height < best.image.width * best.image.height
+        best = level if fine and smaller else best
     return best
 
 

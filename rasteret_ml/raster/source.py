@@ -27,7 +27,7 @@ class BandSource:
     metadata: CogMetadata
     """Its tile table."""
     sample: int
-    """Which sample of a decoded tile: the band's index in a chunky file, 0 in a planar one."""
+    """The band's index in the file, from 0: which sample of a tile that interleaves several."""
     nodata: int | float | None
     """The nodata value in force: the caller's, else the file's."""
     nodata_given: bool = False
@@ -91,6 +91,6 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
         band=band_code,
         href=href,
         metadata=metadata,
-        sample=int(index or 0) if chunky else 0,
+        sample=int(index or 0),
         nodata=metadata.nodata,
     )

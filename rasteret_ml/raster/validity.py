@@ -50,7 +50,8 @@ def equals_nodata(data: npt.NDArray[Any], nodata: int | float) -> npt.NDArray[np
             return same
         # Few pixels are near without being equal: the exact rule is worked out for those alone. Where a + b
         # overflows, everything of the same sign is near.
-        huge = abs(wanted) > np.finfo(values.dtype).max / 4
+        limits = np.finfo(values.dtype)
+        huge = abs(wanted) >= limits.max * limits.eps / 4  # the sum with a large value of the same sign overflows
         reach = np.inf if huge else abs(wanted) * values.dtype.type(3 * _NEAR)
         near = (values * np.sign(wanted) > 0) & ~same if huge else (abs(values - wanted) <= reach) & ~same
         if near.any():
