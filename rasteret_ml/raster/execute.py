@@ -119,6 +119,13 @@ class TileJob:
         return self.read.range
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two jobs one: the same bytes, read in the same way (some writers store equal tiles once)."""
+        table, read = self.table, self.read
+        shape = read.stored_rows, read.image_rows, read.image_cols, table.tile_width, table.samples_per_tile
+        return self.href, self.range, shape, table.dtype, table.compression
+
+    @property
     def stored(self) -> ByteRange:
         """The tile's own bytes."""
         leader = self.read.leader
@@ -150,18 +157,18 @@ def tile_jobs(
     plans: Sequence[ChipPlan], buffers: Sequence[Sequence[BandBuffers]] | None = None
 ) -> dict[str, list[TileJob]]:
     """Every stored tile of the plans once, by address."""
-    jobs: dict[tuple[str, int, int], TileJob] = {}
+    jobs: dict[tuple[Any, ...], TileJob] = {}
     for i, plan in enumerate(plans):
         for j, band in enumerate(plan.bands):
             held = None if buffers is None else buffers[i][j]
             for is_mask, table, read in _stored(band):
                 job = TileJob(source=band.source, image=_image_name(band, is_mask), table=table, read=read)
-                job = jobs.setdefault((job.href, job.range.start, job.range.length), job)
+                job = jobs.setdefault(job.key, job)
                 if held is not None:
                     job.pastes.append(_paste(band, held, read, is_mask))
     by_href: dict[str, list[TileJob]] = {}
-    for (href, _, _), job in jobs.items():
-        by_href.setdefault(href, []).append(job)
+    for job in jobs.values():
+        by_href.setdefault(job.href, []).append(job)
     return by_href
 
 
