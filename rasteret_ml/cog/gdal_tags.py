@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ __all__ = ["BandFacts", "ImageFacts", "has_block_leaders", "parse_metadata", "pa
 _OLD_WINDOWS = {"-1.#INF": "-inf", "1.#INF": "inf", "-1.#IND": "nan", "1.#QNAN": "nan", "-1.#QNAN": "nan"}
 """How Microsoft's C library printed what is not a number."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_MASK_FLAGS = re.compile(r"INTERNAL_MASK_FLAGS_([1-9][0-9]{0,4})")
 _STRUCTURE = b"GDAL_STRUCTURAL_METADATA_SIZE="
 
 
@@ -40,6 +42,8 @@ class ImageFacts:
     """One per sample."""
     overview_resampling: str | None = None
     """The kernel that made the overviews, lower case, where the file tells."""
+    mask_flags: Mapping[int, int] = field(default_factory=dict)
+    """In a `.msk` file, by band of the raster (from 0): GDAL's flags of its mask (2 = one mask for all bands)."""
 
 
 def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:
@@ -75,7 +79,7 @@ def _as_float(text: str) -> float | None:
 def parse_metadata(xml: str | None, count: int) -> ImageFacts:
     """The facts in a GDAL_METADATA tag (42112), for `count` bands; what cannot be understood is left out."""
     bands = [BandFacts() for _ in range(count)]
-    kernel = None
+    kernel, flags = None, {}
     try:
         items = ElementTree.fromstring(xml).iter("Item") if xml else []
     except ElementTree.ParseError:
@@ -84,10 +88,13 @@ def parse_metadata(xml: str | None, count: int) -> ImageFacts:
         text, sample = (item.text or "").strip(), item.get("sample") or ""
         if item.get("name") == "OVERVIEW_RESAMPLING":
             kernel = text.lower() or None
+        flagged = _MASK_FLAGS.fullmatch(item.get("name") or "")
+        if flagged is not None and text.isascii() and text.isdigit():
+            flags[int(flagged[1]) - 1] = int(text)
         index = int(sample) if sample.isascii() and sample.isdigit() else -1
         if 0 <= index < count:
             bands[index] = _with_fact(bands[index], item.get("role"), text)
-    return ImageFacts(bands=tuple(bands), overview_resampling=kernel)
+    return ImageFacts(bands=tuple(bands), overview_resampling=kernel, mask_flags=flags)
 
 
 def _with_fact(band: BandFacts, role: str | None, text: str) -> BandFacts:

@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import crs_text, pyproj_crs
+from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs
 
 __all__ = ["GeoTags", "read_crs", "read_transform"]
 
@@ -114,9 +114,19 @@ def _plain_code(tags: GeoTags) -> int | None:
         return None
     if projected in _EPSG_CODES:
         unit = tags.short_key(_LINEAR_UNITS)
-        return projected if unit in (None, _METRE) and _is_metric(projected) else None
+        plain = unit in (None, _METRE) and geographic in (None, _base(projected)) and _is_metric(projected)
+        return projected if plain else None
     plain = projected is None and tags.short_key(_MODEL_TYPE) in (None, 2) and _LINEAR_UNITS not in keys
     return geographic if plain and geographic in _EPSG_CODES else None
+
+
+@functools.lru_cache(maxsize=256)
+def _base(code: int | None) -> int | None:
+    """The geographic CRS that a projected one is built on."""
+    try:
+        return epsg_code(crs_text(pyproj_crs(f"EPSG:{code}").geodetic_crs))
+    except UsageError:
+        return None
 
 
 @functools.lru_cache(maxsize=256)

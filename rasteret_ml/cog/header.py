@@ -8,7 +8,7 @@ again. A COG takes one round, a TIFF whose directory lies at the end two or thre
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -32,6 +32,7 @@ _REDUCED, _MASK = 1, 4
 _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII = 33550, 33922, 34264, 34735, 34736, 34737
 _GEO = (_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII)
 _METADATA, _NODATA = 42112, 42113
+_PER_DATASET = 2
 _ALPHA = (1, 2)
 """Values of ExtraSamples: associated and unassociated alpha."""
 
@@ -60,6 +61,8 @@ class CogHeader:
     """One per sample."""
     overview_resampling: str | None = None
     """The kernel that made the overviews, where the file tells."""
+    mask_flags: Mapping[int, int] | None = None
+    """GDAL's flags of the mask by band, where a `.msk` file states them; None = an internal mask."""
 
     @property
     def count(self) -> int:
@@ -74,11 +77,11 @@ class CogHeader:
 
         image, overviews = plane(self.image), tuple(plane(table) for table in self.overviews)
         mask, masks, alpha = self.mask, self.overview_masks, self.alpha
-        if mask is not None:
-            own = index if mask.samples_per_pixel == self.count else 0
+        own = self._mask_band(index)
+        if mask is not None and own is not None:
             mask, masks, sample = plane(mask, own), tuple(plane(t, own) for t in masks), own
         elif alpha is None or alpha == index:
-            masks, sample = (), 0
+            mask, masks, sample = None, (), 0
         else:
             mask, masks, sample = plane(self.image, alpha), tuple(plane(t, alpha) for t in self.overviews), alpha
         return CogMetadata(
@@ -90,7 +93,7 @@ class CogHeader:
             overviews=overviews,
             overview_masks=masks,
             mask_sample=sample,
-            mask_is_alpha=self.mask is None and mask is not None,
+            mask_is_alpha=own is None and mask is not None,
             overview_resampling=self.overview_resampling,
             scale=self.bands[index].scale,
             offset=self.bands[index].offset,
@@ -99,6 +102,17 @@ class CogHeader:
             pixel_scale=self.geo.pixel_scale,
             tiepoint=self.geo.tiepoint,
         )
+
+    def _mask_band(self, index: int) -> int | None:
+        """Which band of the mask speaks for band `index`, None where none does (GDALDefaultOverviews)."""
+        if self.mask is None:
+            return None
+        samples = self.mask.samples_per_pixel
+        if self.mask.sidecar is None or self.mask_flags is None:
+            return index if samples == self.count else 0
+        flags = self.mask_flags.get(index)
+        own = 0 if flags is not None and flags & _PER_DATASET else index
+        return own if flags is not None and own < samples else None
 
     def with_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """This header with the overviews (and their masks) of a `.ovr` file, each of its images being one."""
@@ -123,7 +137,12 @@ class CogHeader:
             )
         (mask,) = _beside([other.image], sidecar)
         masks = _beside(other.overviews, sidecar)
-        return replace(self, mask=mask, overview_masks=_largest_first([*self.overview_masks, *masks]))
+        return replace(
+            self,
+            mask=mask,
+            mask_flags=other.mask_flags or {},
+            overview_masks=_largest_first([*self.overview_masks, *masks]),
+        )
 
     def with_mask_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """This header with the mask's overviews of a `.msk.ovr` file."""
@@ -204,6 +223,7 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
         nodata=parse_nodata(first.text(_NODATA), image.dtype),
         bands=facts.bands,
         overview_resampling=facts.overview_resampling,
+        mask_flags=facts.mask_flags or None,
     )
 
 

@@ -21,6 +21,7 @@ from rasteret_ml.ranges import ByteRange
 __all__ = ["Directory", "read_directories"]
 
 _MAX_DIRECTORIES = 256
+_SUB_DIRECTORIES = 330
 _MAX_TAGS = 4096
 _TYPES = {
     1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8",
@@ -141,7 +142,9 @@ class _Layout:
 
 
 def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | None]:
-    """The chain of directories as far as its tables are known, and what is needed to follow it further.
+    """The chain of directories, and those that the first one calls its parts (SubIFDs: a pyramid of some writers).
+
+    As far as their tables are known, with what is needed to follow them further.
 
     Raises:
         NeedBytes: not even the first one is known.
@@ -165,6 +168,13 @@ def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | Non
         found.append(directory)
     if not found:
         raise CorruptTiffError("the TIFF has no image directory")
+    try:
+        for start in found[0].integers(_SUB_DIRECTORIES, _MAX_DIRECTORIES).tolist():
+            if start not in seen:
+                seen.add(start)
+                found.append(_directory(file, layout, start)[0])
+    except NeedBytes as need:
+        return found, need
     return found, None
 
 

@@ -148,6 +148,10 @@ def _with_arrays(table: TileTable, offsets: Any, counts: Any, expected: int) -> 
     sizes = np.tile(np.repeat(rows * table.row_bytes, table.tiles_across), planes)
     if table.compression == 1 and table.photometric != _YCBCR:
         counts = counts if len(counts) == expected else sizes  # known without them: missing ones are no loss
+        if (
+            expected == 1 and offsets[0] > 0 and counts[0] < sizes[0]
+        ):  # nor, as for libtiff, a wrong one of a lone strip
+            counts = sizes
     if (offsets < 0).any() or (counts < 0).any():
         raise CorruptTiffError("a tile has a negative offset or byte count")
     return replace(table, tile_offsets=offsets, tile_byte_counts=counts)

@@ -170,7 +170,7 @@ class CogMetadata:
             "pixel_scale": list(self.pixel_scale) or None,
             "tiepoint": list(self.tiepoint) or None,
             "nodata": None if self.nodata is None else float(self.nodata),
-            "nodata_int": self.nodata if whole and abs(int(self.nodata or 0)) < 2**63 else None,
+            "nodata_int": _as_int64(int(self.nodata or 0)) if whole else None,
             "mask": None if self.mask is None or own_alpha else self.mask.to_struct(),
             "overviews": [table.to_struct() for table in self.overviews],
             "overview_masks": [] if own_alpha else [table.to_struct() for table in self.overview_masks],
@@ -242,10 +242,17 @@ def transform_from_list(values: Any) -> Affine | None:
 def _nodata(struct: Mapping[str, Any], dtype: np.dtype[Any]) -> int | float | None:
     exact, value = struct.get("nodata_int"), struct.get("nodata")
     if exact is not None and dtype.kind in "iu":
-        return int(exact)
+        return int(exact) % 2**64 if dtype.kind == "u" and exact < 0 else int(exact)
     if value is None:
         return None
     return int(value) if dtype.kind in "iu" and float(value).is_integer() else float(value)
+
+
+def _as_int64(value: int) -> int | None:
+    """An integer of up to 64 bits as Parquet's int64 holds it: large unsigned ones in two's complement."""
+    if not -(2**63) <= value < 2**64:
+        return None
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _own_plane(table: TileTable, band_index: int | None) -> TileTable:

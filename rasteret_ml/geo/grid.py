@@ -37,10 +37,13 @@ def pixel_size(res: Any) -> tuple[float, float] | None:
     """
     if res is None:
         return None
-    pair = (res, res) if isinstance(res, (int, float)) else tuple(res)
-    if len(pair) != 2 or not all(math.isfinite(v) and v > 0 for v in pair):
+    try:
+        x, y = (float(v) for v in (res if np.ndim(res) else (res, res)))
+    except (TypeError, ValueError):
+        x = y = math.nan
+    if isinstance(res, str) or not (math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0):
         raise UsageError(f"res is a positive pixel size or (x, y), not {res!r}.")
-    return float(pair[0]), float(pair[1])
+    return x, y
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,7 +223,12 @@ class RasterAccessor:
         """
         native = self.grid(_checked(band_codes)[0])
         if native.crs is None:
-            raise UsageError(f"Record {self.id} has no CRS; read it with `read_window`.")
+            raise UsageError(f"Record {self.id} has no CRS; read it with `read_window`, or build with crs=.")
+        if self.source(band_codes[0]).metadata.transform is None:
+            raise UsageError(
+                f"Record {self.id} is not georeferenced (no transform; ground control points are not applied); read "
+                "it with `read_window`, or warp it first: gdalwarp in.tif out.tif"
+            )
         base = native if target_crs is None else warped_grid(native, crs_text(target_crs))
         size = pixel_size(res)
         base = base if size is None else base.with_res(size)

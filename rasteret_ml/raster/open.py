@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from rasteret_ml.fetch.urls import sidecar_href
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
 
 __all__ = ["FIRST_BYTES", "OpenedFile", "read_header"]
+
+_log = logging.getLogger(__name__)
 
 FIRST_BYTES = 32 * 1024
 """The first request: the whole header of a usual scene (a 10980-pixel one in 512-pixel tiles needs 6 KiB)."""
@@ -70,11 +73,11 @@ async def read_header(reader: RangeReader, href: str, *, sidecars: bool = False)
         mask = await _read_sidecar(reader, href, ".msk")
         if mask is not None:
             header = header.with_mask(mask.header, _sidecar(mask, ".msk"))
-            reduced = None if header.overview_masks else await _read_sidecar(reader, href, ".msk.ovr")
+            reduced = None if header.overview_masks else await _read_overviews(reader, href, ".msk.ovr")
             if reduced is not None:
                 header = header.with_mask_overviews(reduced.header, _sidecar(reduced, ".msk.ovr"))
     if not header.overviews:
-        overviews = await _read_sidecar(reader, href, ".ovr")
+        overviews = await _read_overviews(reader, href, ".ovr")
         if overviews is not None:
             header = header.with_overviews(overviews.header, _sidecar(overviews, ".ovr"))
     return OpenedFile(header=header, size=opened.size, etag=opened.etag)
@@ -85,6 +88,14 @@ async def _read_sidecar(reader: RangeReader, href: str, suffix: str) -> OpenedFi
         return await _read_one(reader, sidecar_href(href, suffix))
     except (FetchNotFoundError, AccessDeniedError, NotATiffError):
         return None  # S3 answers 403 for what is not there; some servers send a page instead of 404
+
+
+async def _read_overviews(reader: RangeReader, href: str, suffix: str) -> OpenedFile | None:
+    try:
+        return await _read_sidecar(reader, href, suffix)
+    except DataError as error:  # an overview is a convenience: without it pixels are read from full resolution
+        _log.warning("overviews beside a file are not used: %s", error)
+        return None
 
 
 def _sidecar(opened: OpenedFile, suffix: str) -> Sidecar:
