@@ -16,7 +16,7 @@ import pyproj
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.longitudes import closed_slits, crossing_split, folded, moved_near, rejoined
+from rasteret_ml.geo.longitudes import around_the_globe, closed_slits, crossing_split, folded, moved_near, rejoined
 
 __all__ = [
     "LONLAT",
@@ -33,6 +33,9 @@ __all__ = [
 LONLAT = "EPSG:4326"
 """Longitude/latitude in degrees, longitude first (OGC:CRS84 axis order)."""
 
+_DEGREES = 360.0
+_MARGIN = 5.0
+"""Degrees around its area of use in which a projection still gives sensible coordinates."""
 _local = threading.local()
 
 
@@ -180,6 +183,8 @@ def _projected(
     source_turn, target_turn = full_turn(source), full_turn(target)
     if near is not None:
         geometries = _cut_far_parts(geometries, source, target, near)
+    elif source_turn == _DEGREES and target_turn is None:
+        geometries = _cut_to_area_of_use(geometries, target)
     if source_turn is not None and target_turn is None:
         geometries = rejoined(geometries, source_turn)
     extents = shapely.bounds(geometries)
@@ -195,6 +200,28 @@ def _projected(
     if source_turn is not None and target_turn is None:
         return closed_slits(found, extents, source_turn)
     return found
+
+
+def _cut_to_area_of_use(geometries: npt.NDArray[np.object_], target: str) -> npt.NDArray[np.object_]:
+    """Of geometries round much of the globe, what a projected CRS is made for (and a margin): the rest has no image."""
+    area = pyproj_crs(target).area_of_use
+    extents = shapely.bounds(geometries)
+    wide = extents[:, 2] - extents[:, 0] > _DEGREES / 2
+    if area is None or not wide.any():
+        return geometries
+    east = area.east + _DEGREES if area.east < area.west else area.east
+    west, east, south, north = area.west - _MARGIN, east + _MARGIN, area.south - _MARGIN, area.north + _MARGIN
+    if east - west >= _DEGREES:
+        west, east = -_DEGREES, _DEGREES
+    box = shapely.box(west, max(south, -90), east, min(north, 90))
+    cut = geometries.copy()
+    cut[wide] = [
+        shapely.intersection(shapely.union_all(around_the_globe([whole], _DEGREES)), box)
+        if east - west < _DEGREES
+        else shapely.intersection(whole, box)
+        for whole in shapely.make_valid(geometries[wide])
+    ]
+    return cut
 
 
 def _cut_far_parts(

@@ -6,17 +6,25 @@ around zero is cut at its ends into several parts, as RFC 7946 (section 3.1.9) a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import shapely
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-__all__ = ["closed_slits", "crossing_split", "folded", "moved_near", "rejoined"]
+__all__ = ["around_the_globe", "closed_slits", "crossing_split", "folded", "moved_near", "rejoined"]
 
 Geometries = npt.NDArray[np.object_]
 
 _NOISE = 1e-9
+
+
+def around_the_globe(geometries: Sequence[BaseGeometry], turn: float | None) -> list[BaseGeometry]:
+    """The geometries, and what they are a turn further west and east (the same places); without a turn just they."""
+    shifts = (0.0,) if turn is None else (0.0, -turn, turn)
+    return [translate(geometry, shift) if shift else geometry for shift in shifts for geometry in geometries]
 
 
 def crossing_split(geometries: Geometries, turn: float) -> Geometries:

@@ -8,10 +8,12 @@ bleeds: an invalid pixel has no weight.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from affine import Affine
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import full_turn, transform_points
@@ -20,7 +22,7 @@ from rasteret_ml.geo.kernels import Boxes, Pixels, average, bilinear, convolve, 
 from rasteret_ml.geo.locate import contiguous, positions, to_source, turn_columns
 from rasteret_ml.geo.window import Window
 
-__all__ = ["Resampling", "needed_window", "pixel_ratio", "warp"]
+__all__ = ["Resampling", "needed_window", "pixel_ratio", "steady_ratio", "warp"]
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 """Kernels by their GDAL names."""
@@ -31,6 +33,7 @@ _KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode":
 _LATTICE = 21
 _HALF = 0.5 + 1e-6
 """Rounds halves up, also those that noise of the positions has made a little less."""
+_STEADY = 1.1
 _LARGEST_BOX = 8.0
 """A target pixel that covers so many times more than the middle one lies across a seam."""
 
@@ -120,6 +123,7 @@ def warp(
     target: Grid,
     resampling: Resampling,
     fill: int | float | complex,
+    ratio: tuple[float, float] | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Resample one band.
 
@@ -130,6 +134,7 @@ def warp(
         target: Grid of the result.
         resampling: Kernel. `nearest` and `mode` return values that occur in `data`, for every type.
         fill: Value of invalid target pixels.
+        ratio: Source columns and rows to a target pixel, by which kernels are widened; None = `pixel_ratio`.
 
     Returns:
         Pixels `[H, W]` in `data`'s dtype (kernels that average are rounded to the nearest integer for
@@ -151,7 +156,7 @@ def warp(
         return result, nearest(data, valid, at.cols, at.rows, result)
     if resampling == "mode":
         return result, _mode(data, valid, source, target, result)
-    values, out_valid = _averaged(data, valid, source, target, resampling)
+    values, out_valid = _averaged(data, valid, source, target, resampling, ratio)
     if data.dtype.kind in "iu":
         limits: np.iinfo[Any] = np.iinfo(data.dtype)
         values = np.clip(np.floor(values + _HALF), limits.min, limits.max)
@@ -163,14 +168,21 @@ def warp(
 
 
 def _averaged(
-    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, resampling: Resampling
+    data: npt.NDArray[Any],
+    valid: npt.NDArray[np.bool_],
+    source: Grid,
+    target: Grid,
+    resampling: Resampling,
+    ratio: tuple[float, float] | None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Means as float64 or complex128 `[H, W]`, and where there are any."""
     if resampling == "average":
         values, out_valid = average(Pixels(data, valid, 1), _boxes(target, source))
     else:
         kernel, reach = (bilinear, 1) if resampling == "bilinear" else (cubic, 2)
-        scale = _scales(target, source)
+        across, down = ratio or pixel_ratio(target, source)
+        # From the grids, not from the extents of the arrays as in GDAL, where a pixel depends on how its chip was cut.
+        scale = _kernel_scale(across), _kernel_scale(down)
         at = positions(target, source)
         pixels = Pixels(data, valid, int(np.ceil(reach * max(scale))) + 1)
         values, out_valid = convolve(pixels, at.cols.ravel(), at.rows.ravel(), kernel, reach, scale)
@@ -214,16 +226,6 @@ def _boxes(target: Grid, source: Grid) -> Boxes:
     )
 
 
-def _scales(target: Grid, source: Grid) -> tuple[float, float]:
-    """By how much kernels are widened along columns and rows.
-
-    Taken from the grids, not from the extents of the arrays as GDAL does, where a pixel would depend on how its
-    chip was cut out of the source.
-    """
-    across, down = pixel_ratio(target, source)
-    return _kernel_scale(across), _kernel_scale(down)
-
-
 def _kernel_scale(source_pixels: float) -> float:
     """By how much a kernel is widened: at least 1, and a whole number where it nearly is one (GDAL's own rule)."""
     whole = max(1.0, round(source_pixels))
@@ -243,9 +245,42 @@ def pixel_ratio(target: Grid, source: Grid) -> tuple[float, float]:
     return ratio or (1.0, 1.0)
 
 
+def steady_ratio(target: Grid, source: Grid) -> tuple[float, float]:
+    """As `pixel_ratio`, but at the middle of the source where the ratio hardly changes over the source (by 10 %).
+
+    Of a scene, all chips then share one overview and one kernel; a raster of the globe has to differ with latitude.
+    """
+    t = target.transform
+    found = _ratio_over(source, str(target.crs), (t.a, t.b, t.d, t.e))
+    return pixel_ratio(target, source) if found is None else found
+
+
+@functools.lru_cache(maxsize=4096)
+def _ratio_over(source: Grid, crs: str, step: tuple[float, float, float, float]) -> tuple[float, float] | None:
+    places = np.array([0.02, 0.5, 0.98])
+    cols, rows = (at.ravel() for at in np.meshgrid(places * source.width, places * source.height))
+    a, b, d, e = step
+    target = Grid(crs=crs, transform=Affine(a, b, 0.0, d, e, 0.0), shape=(1, 1))
+    with np.errstate(invalid="ignore"):
+        at = target.to_pixels(*to_source(source, target, cols, rows))
+        spans = np.stack(_spans(target, source, *at))
+    if not (np.isfinite(spans).all() and (spans.max(axis=1) < _STEADY * spans.min(axis=1)).all()):
+        return None
+    return float(spans[0, 4]), float(spans[1, 4])
+
+
 def _ratios(target: Grid, source: Grid, col: npt.NDArray[Any], row: npt.NDArray[Any]) -> tuple[float, float] | None:
     """The median spans of the target pixels at (col, row), None where none is finite."""
-    cols, rows = col + np.array([[0.5], [1.5], [0.5]]), row + np.array([[0.5], [0.5], [1.5]])
+    across, down = _spans(target, source, col + 0.5, row + 0.5)
+    good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
+    if not good.any():
+        return None
+    return float(np.median(across[good])), float(np.median(down[good]))
+
+
+def _spans(target: Grid, source: Grid, col: Floats, row: Floats) -> tuple[Floats, Floats]:
+    """How many source pixels the target pixels from (col, row) on span along columns and rows."""
+    cols, rows = col + np.array([[0.0], [1.0], [0.0]]), row + np.array([[0.0], [0.0], [1.0]])
     t = target.transform
     x, y = transform_points(
         t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f, str(target.crs), str(source.crs)
@@ -258,7 +293,4 @@ def _ratios(target: Grid, source: Grid, col: npt.NDArray[Any], row: npt.NDArray[
         i = ~source.transform
         across = np.hypot(*(i.a * dx + i.b * dy))
         down = np.hypot(*(i.d * dx + i.e * dy))
-    good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
-    if not good.any():
-        return None
-    return float(np.median(across[good])), float(np.median(down[good]))
+    return across, down

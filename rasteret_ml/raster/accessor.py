@@ -43,9 +43,6 @@ Output = Literal["xarray", "geopandas", "tensor"]
 """What `RasterAccessor.load_bands` returns."""
 
 
-_MAX_CHIP_PIXELS = 2**32
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _AoiPlan:
     chip: ChipPlan
@@ -170,10 +167,11 @@ class RasterAccessor:
         nodata: int | float | None = None,
         overviews: bool = True,
         wrap: bool = True,
+        categories: bool = False,
     ) -> ChipPlan:
         """Plan the read of a grid (pure, see `plan_chip`). `execute` takes plans of many records at once."""
         sources = [self.source(code, nodata) for code in band_codes]
-        return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap)
+        return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap, categories=categories)
 
     async def read_window(
         self,
@@ -233,17 +231,16 @@ class RasterAccessor:
         size = pixel_size(res)
         base = base if size is None else base.with_res(size)
         shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs), near=base.bounds)
-        footprint, extent = base.footprint, Window(row=0, col=0, height=base.height, width=base.width)
+        footprint = base.footprint
         plans: list[_AoiPlan | None] = []
         for shape in shapes:
             window: Window | None = None
             if shapely.intersects(shape, footprint) and not shapely.touches(shape, footprint):
                 window = base.window_around(shape.bounds)
-                window = window if boundless else window.intersection(extent)
+                window = window if boundless else _kept_to(base, window)
             if window is None:
                 plans.append(None)
                 continue
-            _refuse_giant(self.id, window, len(band_codes))
             chip = self.plan(base.window(window), band_codes, resampling=resampling, nodata=nodata)
             plans.append(_AoiPlan(chip=chip, geometry=shape))
         return plans
@@ -369,10 +366,9 @@ def _checked(band_codes: Sequence[str]) -> Sequence[str]:
     return band_codes
 
 
-def _refuse_giant(record: str, window: Window, bands: int) -> None:
-    pixels = window.height * window.width * bands
-    if pixels > _MAX_CHIP_PIXELS:
-        raise UsageError(
-            f"Record {record}: a chip of {bands} bands x {window.height} x {window.width} pixels is too large to hold; "
-            "take a smaller geometry, or boundless=False to keep to the raster."
-        )
+def _kept_to(grid: Grid, window: Window) -> Window | None:
+    """The part of a window that lies on a raster; one that goes round the globe has no left and right edge."""
+    extent = Window(row=0, col=0, height=grid.height, width=grid.width)
+    if grid.turn is not None and grid.width >= grid.turn:
+        extent = replace(extent, col=window.col, width=window.width)
+    return window.intersection(extent)

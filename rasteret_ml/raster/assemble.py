@@ -105,7 +105,7 @@ def _finish_band(
         return held.data, valid, inside
     own = band.level.grid
     fill = fill_value(source.nodata, plan.dtype)
-    data, valid = warp(held.data, valid, own.window(band.window), plan.grid, band.resampling, fill)
+    data, valid = warp(held.data, valid, own.window(band.window), plan.grid, band.resampling, fill, band.ratio)
     return data, valid, valid
 
 

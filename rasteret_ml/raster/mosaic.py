@@ -34,6 +34,8 @@ class MosaicRequest:
     """Kernel for records off the grid; None = as `plan_chip` chooses."""
     nodata: int | float | None = None
     """Overrides the files' nodata."""
+    categories: bool = False
+    """Whether values are classes, never to be averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,7 +105,13 @@ class _Builder:
         while self._next < len(request.records):
             record = request.records[self._next]
             self._next += 1
-            plan = record.plan(request.grid, request.bands, resampling=request.resampling, nodata=request.nodata)
+            plan = record.plan(
+                request.grid,
+                request.bands,
+                resampling=request.resampling,
+                nodata=request.nodata,
+                categories=request.categories,
+            )
             self._queue.append(record)
             plans.append(plan)
             if all(band.covers for band in plan.bands):

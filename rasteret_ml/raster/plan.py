@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,13 +12,14 @@ from rasteret_ml.cog.metadata import CogMetadata, Level
 from rasteret_ml.cog.tiles import TileRead, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.warp import Resampling, needed_window, pixel_ratio
+from rasteret_ml.geo.warp import Resampling, needed_window, steady_ratio
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.source import BandSource
 
 __all__ = ["BandPlan", "ChipPlan", "choose_level", "common_dtype", "fill_value", "plan_chip"]
 
 _PALETTE = 3
+_MAX_CHIP_PIXELS = 2**32
 _SLACK = 1.01
 """An overview's pixels are the extent over a rounded-up count, so seldom exactly twice those of the level below."""
 
@@ -42,6 +43,8 @@ class BandPlan:
     """Mask tiles of `window`."""
     resampling: Resampling | None
     """The kernel, None where the grids agree and pixels are copied."""
+    ratio: tuple[float, float]
+    """Columns and rows of the level to one of the chip's pixels; the same for all chips of a scene."""
     covers: bool
     """Whether the image holds every pixel that the chip needs."""
 
@@ -65,6 +68,7 @@ def plan_chip(
     *,
     overviews: bool = True,
     wrap: bool = True,
+    categories: bool = False,
 ) -> ChipPlan:
     """Plan the read of `grid` from one record's bands.
 
@@ -72,34 +76,44 @@ def plan_chip(
     other is resampled with `resampling` (None: nearest where values are codes, as colour tables and bits are, else
     bilinear) from the coarsest overview that is not coarser than `grid`
     (with `overviews=False` from full resolution). A chip that crosses the edge of a raster round the globe goes on at
-    the other edge, unless `wrap` is False.
+    the other edge, unless `wrap` is False. Of `categories` only overviews that are known to hold values of the image
+    are used: GDAL averages unless told otherwise.
 
     Raises:
-        UsageError: no bands, or bands of different types.
+        UsageError: no bands, bands of different types, an unknown kernel, or a chip too large to hold.
     """
     dtype = common_dtype(sources)
-    bands = tuple(
-        _plan_band(source, grid, resampling or _default_kernel(source), overviews, wrap) for source in sources
-    )
+    if resampling is not None and resampling not in get_args(Resampling):
+        raise UsageError(f"resampling must be one of {', '.join(get_args(Resampling))}, not {resampling!r}.")
+    if grid.height * grid.width * len(sources) > _MAX_CHIP_PIXELS:
+        raise UsageError(
+            f"Record {sources[0].record}: a chip of {len(sources)} bands x {grid.height} x {grid.width} pixels is too "
+            "large to hold; ask for a smaller area, or keep to the raster (boundless=False)."
+        )
+    bands = tuple(_plan_band(source, grid, resampling, overviews, wrap, categories) for source in sources)
     return ChipPlan(grid=grid, bands=bands, dtype=dtype)
 
 
-def _default_kernel(source: BandSource) -> Resampling:
+def _holds_codes(source: BandSource) -> bool:
     image = source.metadata.image
-    return "nearest" if image.photometric == _PALETTE or image.bits == 1 else "bilinear"
+    return image.photometric == _PALETTE or image.bits == 1
 
 
-def _plan_band(source: BandSource, grid: Grid, resampling: Resampling, overviews: bool, wrap: bool) -> BandPlan:
+def _plan_band(
+    source: BandSource, grid: Grid, kernel: Resampling | None, overviews: bool, wrap: bool, categories: bool
+) -> BandPlan:
+    categories |= kernel == "mode" or (kernel is None and _holds_codes(source))
+    resampling: Resampling = kernel or ("nearest" if categories else "bilinear")
     level = source.metadata.full
     needed = level.grid.window_of(grid, wrap=wrap)
     if needed is None and overviews:
-        level = choose_level(source.metadata, grid, resampling)
+        level = choose_level(source.metadata, grid, resampling, categories=categories)
         needed = level.grid.window_of(grid, wrap=wrap)
-    kernel = resampling if needed is None else None
+    applied, ratio = (resampling, steady_ratio(grid, level.grid)) if needed is None else (None, (1.0, 1.0))
     if needed is None:
         needed = needed_window(grid, level.grid, resampling)
     turn = level.grid.turn if wrap else None
-    window = None if needed is None else _clipped(needed, level, turn, copied=kernel is None)
+    window = None if needed is None else _clipped(needed, level, turn, copied=applied is None)
     parts = () if window is None else _turned(window, level, turn)
     mask = level.mask if source.heeds_mask else None
     return BandPlan(
@@ -109,20 +123,22 @@ def _plan_band(source: BandSource, grid: Grid, resampling: Resampling, overviews
         parts=parts,
         tiles=tuple(read for part in parts for read in plan_tiles(level.image, part)),
         mask_tiles=() if mask is None else tuple(read for part in parts for read in plan_tiles(mask, part)),
-        resampling=kernel,
+        resampling=applied,
+        ratio=ratio,
         covers=needed is not None and _covers(needed, level, turn),
     )
 
 
-def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling) -> Level:
+def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
     """The coarsest level whose pixels are not larger than those of `grid` (by more than 1 %, see `_SLACK`).
 
-    Categories take no overview that is known to be averaged.
+    Kernels that copy values take no overview that is known to be averaged; categories none that may be.
     """
-    mixed = metadata.overview_resampling not in (None, "nearest", "mode")
-    if not metadata.overviews or (resampling in ("nearest", "mode") and mixed):
+    kept = ("nearest", "mode") if categories else ("nearest", "mode", None)
+    copies = categories or resampling in ("nearest", "mode")
+    if not metadata.overviews or (copies and metadata.overview_resampling not in kept):
         return metadata.full
-    across, down = pixel_ratio(grid, metadata.grid)
+    across, down = steady_ratio(grid, metadata.grid)
     best = metadata.full
     for level in metadata.levels[1:]:
         fine = metadata.width <= across * _SLACK * level.image.width

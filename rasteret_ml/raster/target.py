@@ -15,6 +15,8 @@ from rasteret_ml.geo.warp import pixel_ratio
 __all__ = ["warped_grid"]
 
 _STEPS = np.linspace(0.0, 1.0, 65)
+_LEAST, _MOST = 10, 100
+"""By how much a grid may have fewer rows or columns, or more pixels, than the raster it is made of."""
 _LARGEST = 1_000_000
 """Rows or columns beyond which a grid of our own is a sign of a projection's edge, and GDAL's is taken."""
 
@@ -33,11 +35,25 @@ def warped_grid(grid: Grid, crs: str) -> Grid:
         return grid
     if not grid.is_axis_aligned:
         return _covering(grid, crs)
-    transform, width, height = calculate_default_transform(grid.crs, crs, grid.width, grid.height, *grid.bounds)
+    _extent(grid, crs)  # says so where there is no way to this CRS
+    try:
+        transform, width, height = calculate_default_transform(grid.crs, crs, grid.width, grid.height, *grid.bounds)
+    except Exception:  # rasterio lets errors through that are GDAL's own, of no class that it names
+        return _sensible(_covering(grid, crs), grid)
     found = Grid(crs=crs, transform=transform, shape=(int(height), int(width)))
     if found.res[0] > 2 * _resolution(grid, found) or _crosses(grid, found):
         own = _covering(grid, crs)
-        return own if max(own.shape) <= _LARGEST else found
+        return _sensible(own if max(own.shape) <= _LARGEST else found, grid)
+    return _sensible(found, grid)
+
+
+def _sensible(found: Grid, grid: Grid) -> Grid:
+    lost = min(found.shape) * _LEAST < min(grid.shape)
+    if lost or found.height * found.width > _MOST * max(grid.height * grid.width, 10_000):
+        raise UsageError(
+            f"A raster of {grid.height} x {grid.width} pixels becomes {found.height} x {found.width} in {found.crs}: "
+            "it lies across an edge of that projection. Choose another CRS."
+        )
     return found
 
 

@@ -13,8 +13,9 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.geo.crs import crs_text, transform_geometries
+from rasteret_ml.geo.crs import crs_text, full_turn, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
+from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import polygonal
 
 __all__ = ["Places", "coverage_of", "places_of", "spatial_split"]
@@ -31,7 +32,7 @@ class Places:
     rows: npt.NDArray[np.int64]
     """Row of the AOI table of each; -1 = no AOI."""
     coverage: BaseGeometry
-    """All that the dataset covers."""
+    """All that the dataset covers; of longitudes, also a turn away."""
     crs: str
     """CRS text of all of these."""
 
@@ -56,16 +57,17 @@ def places_of(dataset: Any, aois: Any, aois_crs: Any) -> Places:
         return Places(shapes=everywhere, wkb=(None,), rows=np.array([-1]), coverage=coverage, crs=crs)
     found = polygons_from(aois, aois_crs)
     shapes = transform_geometries(found.geometries, found.crs, crs, near=coverage.bounds)
+    covered = shapely.union_all(around_the_globe([coverage], full_turn(crs)))
     cut = np.empty(len(shapes), dtype=object)
     for i, shape in enumerate(shapes):
-        cut[i] = polygonal(shapely.intersection(polygonal(shape), coverage))
+        cut[i] = polygonal(shapely.intersection(polygonal(shape), covered))
         if cut[i].area == 0:
             raise GeometryError(
                 f"AOI {i} (bounds {tuple(round(v, 3) for v in shape.bounds)} in {crs}) lies outside every scene; "
                 f"they cover {tuple(round(v, 3) for v in coverage.bounds)}. Drop it, or check its CRS."
             )
     wkb = tuple(shapely.to_wkb(shape) for shape in shapes)
-    return Places(shapes=cut, wkb=wkb, rows=np.arange(len(shapes)), coverage=coverage, crs=crs)
+    return Places(shapes=cut, wkb=wkb, rows=np.arange(len(shapes)), coverage=covered, crs=crs)
 
 
 def spatial_split(

@@ -17,8 +17,9 @@ from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook, SigningReader
 from rasteret_ml.fetch.reader import as_reader
-from rasteret_ml.geo.crs import crs_text, pyproj_crs, transform_geometries
+from rasteret_ml.geo.crs import crs_text, full_turn, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid, pixel_size
+from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.raster.execute import Engine
 from rasteret_ml.raster.explain import ReadEstimate, explain
@@ -235,12 +236,14 @@ class RasteretDataset(GeoDataset):
             bands=self.bands,
             resampling=self._resampling,
             nodata=self._nodata,
+            categories=self._rule is not None and not self._rule.continuous,
         )
 
     def _match(self, query: Any, grid: Grid) -> Any:
         """Rows that overlap the chip in space (with an area) and the query in time, best first."""
         if self._lookup is None or self._lookup.index is not self.index:
-            self._lookup = _Lookup(self.index, dict(zip(self._facts.rows.tolist(), self._facts.ids, strict=True)))
+            ids = dict(zip(self._facts.rows.tolist(), self._facts.ids, strict=True))
+            self._lookup = _Lookup(self.index, ids, full_turn(self._grid.crs))
         _, _, t = self._disambiguate_slice(query)
         return self._lookup.rows(grid.footprint, t)
 
@@ -271,7 +274,7 @@ class RasteretDataset(GeoDataset):
 class _Lookup:
     """Spatial and temporal search over one index, rebuilt when TorchGeo's splitters assign another."""
 
-    def __init__(self, index: gpd.GeoDataFrame, ids: dict[int, str]) -> None:
+    def __init__(self, index: gpd.GeoDataFrame, ids: dict[int, str], turn: float | None) -> None:
         if "rid" not in index.columns:
             raise UsageError("The dataset's index lost its 'rid' column; keep it when assigning a new index.")
         self.index = index
@@ -280,6 +283,7 @@ class _Lookup:
         self._right = index.index.right.to_numpy().astype("datetime64[ns]").astype(np.int64)
         self._shapes = np.asarray(index.geometry, dtype=object)
         self._tree = shapely.STRtree(self._shapes)
+        self._turn = turn
         undated = self._left == pd.Timestamp.min.value
         newest = np.where(undated, np.iinfo(np.int64).min, self._left)
         names = np.array([ids.get(int(r), "") for r in self._rid])
@@ -288,12 +292,18 @@ class _Lookup:
         self._rank[np.lexsort((names, -newest.astype(np.float64)))] = np.arange(len(names))
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> Any:
-        found = self._tree.query(footprint, predicate="intersects")
+        found = self._overlapping(footprint)
         start, stop = pd.Timestamp(t.start).as_unit("ns").value, pd.Timestamp(t.stop).as_unit("ns").value
         found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
-        if len(found):
-            found = found[shapely.area(shapely.intersection(self._shapes[found], footprint)) > 0]
         found = found[np.argsort(self._rank[found])]
         rows = self._rid[found][:: int(t.step or 1)]
         _, first = np.unique(rows, return_index=True)
         return rows[np.sort(first)]
+
+    def _overlapping(self, footprint: shapely.Polygon) -> Any:
+        """Positions of what shares an area with the chip; of longitudes, also a turn away."""
+        hits = []
+        for place in around_the_globe([footprint], self._turn):
+            near = self._tree.query(place, predicate="intersects")
+            hits.append(near[shapely.area(shapely.intersection(self._shapes[near], place)) > 0])
+        return np.unique(np.concatenate(hits))

@@ -161,17 +161,22 @@ def scene_index(facts: SceneFacts, crs: str) -> gpd.GeoDataFrame:
     for name in dict.fromkeys(facts.crs):
         assert name is not None
         here = own == name
-        geometry[here] = transform_geometries(outlines[here], name, crs)
+        geometry[here] = shapely.make_valid(transform_geometries(outlines[here], name, crs))
+    lost = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
+    if lost.any():
+        raise UsageError(
+            f"Record {facts.ids[int(np.argmax(lost))]} has no place in {crs}; choose another crs=, or leave it out."
+        )
     known = np.array([f is not None and not f.is_empty for f in facts.footprints])
     if known.any():
         prints = shapely.make_valid(transform_geometries(facts.footprints[known], LONLAT, crs))
-        own_extent = shapely.make_valid(geometry[known])
+        own_extent = geometry[known]
         cut = shapely.intersection(own_extent, prints)
         # A footprint that follows the raster's edge within a pixel is that edge, rounded: cutting by it would
         # open hairline gaps between neighbours. One that misses the raster is wrong and cuts nothing.
         pixel = max(facts.grids[0].res) if facts.crs[0] == crs else max(warped_grid(facts.grids[0], crs).res)
         whole = shapely.covers(shapely.buffer(prints, pixel), own_extent) | (shapely.area(cut) == 0)
-        geometry[known] = np.where(whole, geometry[known], cut)
+        geometry[known] = np.where(whole, own_extent, cut)
     undated = np.isnat(facts.times)
     left = np.where(undated, pd.Timestamp.min.to_datetime64(), facts.times)
     right = np.where(undated, pd.Timestamp.max.to_datetime64(), facts.times)

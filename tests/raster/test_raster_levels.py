@@ -170,7 +170,7 @@ def _reduce(path: str, kernel: Resampling = Resampling.nearest, **settings: Any)
     ("told", "mixed"), [("AVERAGE", True), ("BILINEAR", True), ("NEAREST", False), ("MODE", False), (None, False)]
 )
 def test_categories_take_no_average(told: str | None, mixed: bool, tmp_path: Path) -> None:
-    """Nearest and mode stay at full resolution where the overviews are known to be mixed; averages do not mind."""
+    """Nearest stays at full resolution where overviews are known to be mixed, classes where they may be."""
     path = _gtiff(tmp_path / "a.tif", _smooth(1, "uint8"))
     if told is not None:
         with rasterio.open(path, "r+") as target:
@@ -178,7 +178,10 @@ def test_categories_take_no_average(told: str | None, mixed: bool, tmp_path: Pat
     record = build_one(_reduce(path), tmp_path)
     grid = _grid(4, (50, 40), (1.5, 0))
     read = {k: explain([record.plan(grid, ["B1"], resampling=k)]).levels["B1"] for k in ("nearest", "mode", "bilinear")}
-    assert read == {"nearest": ((0,) if mixed else (2,)), "mode": ((0,) if mixed else (2,)), "bilinear": (2,)}
+    sure = (2,) if told is not None and not mixed else (0,)
+    assert read == {"nearest": ((0,) if mixed else (2,)), "mode": sure, "bilinear": (2,)}
+    classes = record.plan(grid, ["B1"], resampling="nearest", categories=True)
+    assert explain([classes]).levels["B1"] == sure
 
 
 def test_what_gdal_says_of_its_overviews_is_heeded(tmp_path: Path) -> None:
