@@ -35,7 +35,10 @@ def _read(path: str, span: ByteRange) -> RangeResponse:
         with open(path, "rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
             if span.start >= stat.st_size and stat.st_size:
-                raise FetchError(f"{path}: {span} starts past the end of the file ({stat.st_size} bytes).")
+                raise FetchError(
+                    f"{path}: {span} starts past the end of the file ({stat.st_size} bytes); if it was indexed with "
+                    "more, it was rewritten: build the Collection again."
+                )
             data = os.pread(file.fileno(), span.length, span.start)
     except FileNotFoundError:
         raise FetchNotFoundError(f"{path}: no such file.") from None
