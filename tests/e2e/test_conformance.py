@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
-from pixel_oracle import rasters
+from pixel_oracle import rasters, window_by_rasterio
 from rasterio.errors import RasterioError
 
 from rasteret_ml.collection.collection import Collection
@@ -27,7 +27,7 @@ from rasteret_ml.testing import RangeServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-MOST_PIXELS = 2**25
+MOST_PIXELS = 2**27
 """Larger images are tried by window alone."""
 WINDOWS = 20
 
@@ -207,8 +207,11 @@ def test_every_file_equals_the_oracle_whole_and_by_window(records: list[Record])
     compared, rng = Comparison(), np.random.default_rng(0)
     for path, record, bands in records:
         name = Path(path).name
-        expected = _oracle(path) if name not in CUT_SHORT else None
+        if name in CUT_SHORT:
+            continue
+        expected = _oracle(path)
         if expected is None:
+            compared.note(name, _window_problem(path, record, bands, rng))
             continue
         shape = expected[0].shape[1:]
         windows = _windows((shape[0], shape[1]), rng)
@@ -218,6 +221,16 @@ def test_every_file_equals_the_oracle_whole_and_by_window(records: list[Record])
             compared.note(name, _crop_problem(whole, part, window))
     assert compared.wrong == {}
     assert compared.done > 600 * (1 + WINDOWS)
+
+
+def _window_problem(path: str, record: RasterAccessor, bands: list[str], rng: np.random.Generator) -> str | None:
+    """How windows of a raster that is too large to hold differ from GDAL's."""
+    windows = _windows(record.grid(bands[0]).shape, rng)
+    for window, chip in zip(windows, _read(record, bands, windows), strict=True):
+        data, valid = window_by_rasterio(path, (window.row, window.col, window.height, window.width))
+        if not _same(chip.data, data) or not np.array_equal(chip.valid, valid):
+            return f"window {window} differs"
+    return None
 
 
 def _crop_problem(whole: Chip, part: Chip, window: Window) -> str | None:
