@@ -168,10 +168,11 @@ class RasterAccessor:
         overviews: bool = True,
         wrap: bool = True,
         categories: bool = False,
+        level: int | None = None,
     ) -> ChipPlan:
         """Plan the read of a grid (pure, see `plan_chip`). `execute` takes plans of many records at once."""
         sources = [self.source(code, nodata) for code in band_codes]
-        return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap, categories=categories)
+        return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap, categories=categories, level=level)
 
     async def read_window(
         self,
@@ -197,7 +198,7 @@ class RasterAccessor:
             row, col, height, width = window
             window = Window(row=row, col=col, height=height, width=width)
         grid = self.grid(_checked(band_codes)[0], level).window(window)
-        plan = self.plan(grid, band_codes, resampling=resampling, nodata=nodata, wrap=False)
+        plan = self.plan(grid, band_codes, resampling=resampling, nodata=nodata, wrap=False, level=level)
         chips, _ = await self._execute([plan], backend, 50, None, None, False)
         return to_tensors(chips[0])
 

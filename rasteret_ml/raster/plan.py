@@ -69,15 +69,23 @@ def plan_chip(
     overviews: bool = True,
     wrap: bool = True,
     categories: bool = False,
+    level: int | None = None,
 ) -> ChipPlan:
     """Plan the read of `grid` from one record's bands.
 
     A band whose own grid, or that of one of its overviews, coincides with `grid` (whole pixels apart) is copied; any
     other is resampled with `resampling` (None: nearest where values are codes, as colour tables and bits are, else
-    bilinear) from the coarsest overview that is not coarser than `grid`
-    (with `overviews=False` from full resolution). A chip that crosses the edge of a raster round the globe goes on at
-    the other edge, unless `wrap` is False. Of `categories` only overviews that are known to hold values of the image
-    are used: GDAL averages unless told otherwise.
+    bilinear) from the coarsest overview that is not coarser than `grid` (`overviews=False`: from full resolution).
+
+    Args:
+        sources: The bands.
+        grid: The chip's grid.
+        resampling: Kernel where grids differ.
+        overviews: Whether overviews may be read.
+        wrap: Whether a chip that crosses the edge of a raster round the globe goes on at the other edge.
+        categories: Values are classes: only overviews that are known to hold values of the image are used (GDAL
+            averages unless told otherwise).
+        level: Asks for an overview by its number: bands that have it on `grid` are copied from it, whatever made it.
 
     Raises:
         UsageError: no bands, bands of different types, an unknown kernel, or a chip too large to hold.
@@ -90,7 +98,8 @@ def plan_chip(
             f"Record {sources[0].record}: a chip of {len(sources)} bands x {grid.height} x {grid.width} pixels is too "
             "large to hold; ask for a smaller area, or keep to the raster (boundless=False)."
         )
-    bands = tuple(_plan_band(source, grid, resampling, overviews, wrap, categories) for source in sources)
+    wish = _Wish(resampling, overviews, wrap, categories, level)
+    bands = tuple(_plan_band(source, grid, wish) for source in sources)
     return ChipPlan(grid=grid, bands=bands, dtype=dtype)
 
 
@@ -99,20 +108,25 @@ def _holds_codes(source: BandSource) -> bool:
     return image.photometric == _PALETTE or image.bits == 1
 
 
-def _plan_band(
-    source: BandSource, grid: Grid, kernel: Resampling | None, overviews: bool, wrap: bool, categories: bool
-) -> BandPlan:
-    categories |= kernel == "mode" or (kernel is None and _holds_codes(source))
-    resampling: Resampling = kernel or ("nearest" if categories else "bilinear")
-    level = source.metadata.full
-    needed = level.grid.window_of(grid, wrap=wrap)
-    if needed is None and overviews:
-        level = choose_level(source.metadata, grid, resampling, categories=categories)
-        needed = level.grid.window_of(grid, wrap=wrap)
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How a chip is asked for, see `plan_chip`."""
+
+    resampling: Resampling | None
+    overviews: bool
+    wrap: bool
+    categories: bool
+    level: int | None
+
+
+def _plan_band(source: BandSource, grid: Grid, wish: _Wish) -> BandPlan:
+    codes = wish.resampling == "mode" or (wish.resampling is None and _holds_codes(source))
+    resampling: Resampling = wish.resampling or ("nearest" if codes or wish.categories else "bilinear")
+    level, needed = _level_on(source, grid, resampling, wish, categories=codes or wish.categories)
     applied, ratio = (resampling, steady_ratio(grid, level.grid)) if needed is None else (None, (1.0, 1.0))
     if needed is None:
         needed = needed_window(grid, level.grid, resampling)
-    turn = level.grid.turn if wrap else None
+    turn = level.grid.turn if wish.wrap else None
     window = None if needed is None else _clipped(needed, level, turn, copied=applied is None)
     parts = () if window is None else _turned(window, level, turn)
     mask = level.mask if source.heeds_mask else None
@@ -127,6 +141,22 @@ def _plan_band(
         ratio=ratio,
         covers=needed is not None and _covers(needed, level, turn),
     )
+
+
+def _level_on(
+    source: BandSource, grid: Grid, resampling: Resampling, wish: _Wish, *, categories: bool
+) -> tuple[Level, Window | None]:
+    """The level to read, and the window of it that is copied (None: it has to be resampled)."""
+    for asked in source.metadata.levels if wish.level else ():
+        window = asked.grid.window_of(grid, wrap=wish.wrap)
+        if asked.number == wish.level and window is not None:
+            return asked, window
+    level = source.metadata.full
+    needed = level.grid.window_of(grid, wrap=wish.wrap)
+    if needed is None and wish.overviews:
+        level = choose_level(source.metadata, grid, resampling, categories=categories)
+        needed = level.grid.window_of(grid, wrap=wish.wrap)
+    return level, needed
 
 
 def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:

@@ -109,7 +109,7 @@ def _records(collection: Collection) -> list[Record]:
 
 def _read(record: RasterAccessor, bands: Sequence[str], windows: Sequence[Window], level: int = 0) -> list[Chip]:
     grid = record.grid(bands[0], level)
-    plans = [record.plan(grid.window(window), bands, wrap=False) for window in windows]
+    plans = [record.plan(grid.window(window), bands, wrap=False, level=level) for window in windows]
 
     async def work() -> list[Chip]:
         async with open_reader() as reader:

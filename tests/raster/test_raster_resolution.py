@@ -10,6 +10,7 @@ import rasterio
 import shapely
 from affine import Affine
 from pixel_oracle import build_one, run
+from rasterio.enums import Resampling
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.testing import make_cog
@@ -92,3 +93,22 @@ def test_a_crs_for_files_that_have_none(tmp_path: Path) -> None:
     placeless = build_one(tmp_path / "none.tif", tmp_path)
     with pytest.raises(UsageError, match=r"no CRS.*read_window"):
         run(placeless.load_bands([area], ["B1"], geometry_crs=32633, output="tensor"))
+
+
+def test_a_level_asked_for_by_number_is_that_level(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Also of a colour table, whose overviews are not used unasked."""
+    codes = rng.integers(0, 9, (1, 200, 200)).astype(np.uint8)
+    profile = {"driver": "GTiff", "width": 200, "height": 200, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
+    path = tmp_path / "palette.tif"
+    transform = Affine(10, 0, 500000, 0, -10, 5000000)
+    with rasterio.open(path, "w", **profile, tiled=True, blockxsize=64, blockysize=64, transform=transform) as target:
+        target.write_colormap(1, {i: (i, i, i) for i in range(9)})
+        target.write(codes)
+    with rasterio.open(path, "r+") as target:
+        target.build_overviews([2], Resampling.mode)
+    record = build_one(path, tmp_path)
+    with rasterio.open(path, overview_level=0) as source:
+        chip = run(record.read_window((0, 0, 100, 100), ["B1"], level=1))
+        np.testing.assert_array_equal(np.asarray(chip.data), source.read())
+    unasked = record.plan(record.grid("B1", 1), ["B1"])
+    assert unasked.bands[0].level.number == 0
