@@ -116,7 +116,7 @@ class CogHeader:
 
     def with_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """This header with the overviews (and their masks) of a `.ovr` file, each of its images being one."""
-        tables = [table for table in (other.image, *other.overviews) if self._could_be_overview(table)]
+        tables = [table for table in (other.image, *other.overviews) if _could_be_overview(table, self.image)]
         masks = [table for table in (other.mask, *other.overview_masks) if table is not None]
         return replace(
             self,
@@ -147,10 +147,6 @@ class CogHeader:
     def with_mask_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """This header with the mask's overviews of a `.msk.ovr` file."""
         return replace(self, overview_masks=_largest_first(_beside([other.image, *other.overviews], sidecar)))
-
-    def _could_be_overview(self, table: TileTable) -> bool:
-        alike = (table.dtype, table.samples_per_pixel) == (self.image.dtype, self.image.samples_per_pixel)
-        return alike and table.width <= self.image.width and table.height <= self.image.height
 
     @property
     def alpha(self) -> int | None:
@@ -207,7 +203,7 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
         with suppress(UnsupportedTiffError):  # an overview is a convenience: one that is odd is not used
             table = read_table(page, block_leaders=block_leaders)
             check_supported(table)
-            if (table.dtype, table.samples_per_pixel) == (image.dtype, image.samples_per_pixel):
+            if _could_be_overview(table, image):
                 overviews.append(table)
     mask = next((m for m in masks if (m.width, m.height) == (image.width, image.height)), None)
     geo = _geo_tags(first)
@@ -225,6 +221,11 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
         overview_resampling=facts.overview_resampling,
         mask_flags=facts.mask_flags or None,
     )
+
+
+def _could_be_overview(table: TileTable, image: TileTable) -> bool:
+    alike = (table.dtype, table.samples_per_pixel) == (image.dtype, image.samples_per_pixel)
+    return alike and table.width <= image.width and table.height <= image.height
 
 
 def _largest_first(tables: Sequence[TileTable]) -> tuple[TileTable, ...]:

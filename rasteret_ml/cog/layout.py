@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rasteret_ml.cog.ifd import Directory
-from rasteret_ml.cog.table import TileTable
+from rasteret_ml.cog.table import BT601_COEFFICIENTS, TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.ranges import ByteRange
 
@@ -27,8 +27,8 @@ _SMALL = (
 _MAX_TILES = 4 * 1024 * 1024
 _MAX_SIDE = 2**31 - 1
 _YCBCR, _JPEGS = 6, (6, 7)
-_NO_CHROMA = ((1, 1), (0.299, 0.587, 0.114))
-"""Subsampling and coefficients where there is nothing to convert; TIFF 6.0's default coefficients."""
+_NO_CHROMA = ((1, 1), BT601_COEFFICIENTS)
+"""Subsampling and coefficients where there is nothing to convert."""
 _DIVIDE_ABOVE = 1024 * 1024
 _DIVIDE_TO = 256 * 1024
 
@@ -92,7 +92,7 @@ def _chroma(page: Directory) -> tuple[tuple[int, int], tuple[float, float, float
         raise UnsupportedTiffError(f"YCbCr pixels with the reference black and white {black_white.tolist()}")
     subsampling = page.integers(_SUBSAMPLING, 2)
     across, down = (int(v) for v in subsampling) if len(subsampling) == 2 else (2, 2)
-    red, green, blue = page.numbers(_COEFFICIENTS, 3) if page.count(_COEFFICIENTS) >= 3 else _NO_CHROMA[1]
+    red, green, blue = page.numbers(_COEFFICIENTS, 3) if page.count(_COEFFICIENTS) >= 3 else BT601_COEFFICIENTS
     if not (green > 0 and np.isfinite([red, green, blue]).all()):
         raise CorruptTiffError(f"YCbCr coefficients {red}, {green}, {blue}")
     return (across, down), (float(red), float(green), float(blue))

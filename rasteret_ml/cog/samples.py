@@ -69,8 +69,7 @@ def decode_samples(data: bytes | memoryview, table: TileTable, rows: int, needed
         raw = _decompress(data, table, unit_row, *(-(-n // down) for n in (rows, needed_rows, table.tile_height)))
         pixels: npt.NDArray[Any] = unpack_units(raw, rows, width, across, down)
     else:
-        row_bytes = -(-width * samples * table.bits // 8)
-        raw = _decompress(data, table, row_bytes, rows, needed_rows, table.tile_height)
+        raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
         pixels = _typed(raw, table, rows).reshape(rows, width, samples)
     if table.photometric == _YCBCR and samples == 3:
         return to_rgb(pixels, table.ycbcr_coefficients)

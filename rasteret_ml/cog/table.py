@@ -12,7 +12,10 @@ import numpy.typing as npt
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.window import Window
 
-__all__ = ["Sidecar", "TileTable", "slice_plane"]
+__all__ = ["BT601_COEFFICIENTS", "Sidecar", "TileTable", "slice_plane"]
+
+BT601_COEFFICIENTS = (0.299, 0.587, 0.114)
+"""TIFF 6.0's default of tag 529 (ITU-R BT.601): the shares of red, green and blue in Y."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ class TileTable:
     """TIFF tag 347."""
     ycbcr_subsampling: tuple[int, int] = (1, 1)
     """TIFF tag 530 (columns, rows of luma to one of chroma), of YCbCr pixels outside JPEG."""
-    ycbcr_coefficients: tuple[float, float, float] = (0.299, 0.587, 0.114)
+    ycbcr_coefficients: tuple[float, float, float] = BT601_COEFFICIENTS
     """TIFF tag 529, likewise."""
     block_leaders: bool = False
     """Whether the 4 bytes before each tile repeat its byte count (GDAL's COG layout)."""
@@ -208,4 +211,4 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _coefficients(values: Any) -> tuple[float, float, float]:
-    return (0.299, 0.587, 0.114) if values is None else (float(values[0]), float(values[1]), float(values[2]))
+    return BT601_COEFFICIENTS if values is None else (float(values[0]), float(values[1]), float(values[2]))
