@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,6 +36,14 @@ class RasterInfo:
     """STAC collection that the item belongs to."""
     row: int = -1
     """Row of the Collection; -1 = none."""
+
+    @property
+    def stored_bands(self) -> list[str]:
+        """Keys of `band_metadata` whose band is there; a mapping that can say so (`present`) converts nothing."""
+        present: Callable[[], list[str]] | None = getattr(self.band_metadata, "present", None)
+        if present is not None:
+            return present()
+        return [key for key, struct in self.band_metadata.items() if struct is not None]
 
 
 _SENTINEL_2 = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,15 +24,42 @@ class ReadStats:
     """Compressed tile bytes that were decoded; the rest of `bytes_fetched` is merge waste or headers."""
     tiles_decoded: int = 0
     """Tiles that went through a codec."""
+    tiles_shared: int = 0
+    """Tiles taken from a batch that was reading them at that moment: neither fetched nor decoded again."""
+    cache_hits: int = 0
+    """Tiles taken from the cache of decoded tiles."""
+    batches_ahead: int = 0
+    """Batches that were being read before they were asked for."""
     chips: int = 0
     """Chips assembled."""
     fetch_seconds: float = 0.0
     """Summed over concurrent requests, so it may exceed the wall time."""
     decode_seconds: float = 0.0
     """Summed over decode threads."""
+    assemble_seconds: float = 0.0
+    """Validity, resampling and the making of samples, summed over threads."""
+
+    @property
+    def merge_waste(self) -> int:
+        """Bytes received and thrown away, because they lay between tiles of one request."""
+        return self.bytes_fetched - self.bytes_used
 
     def __sub__(self, other: ReadStats) -> ReadStats:
         return ReadStats(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+
+    def __add__(self, other: ReadStats) -> ReadStats:
+        return ReadStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def as_row(self) -> list[float]:
+        """The counters in the order of the fields, to be put in an array; `from_row` reads them."""
+        return [float(getattr(self, f.name)) for f in fields(self)]
+
+    @classmethod
+    def from_row(cls, row: Iterable[float]) -> ReadStats:
+        """The inverse of `as_row`."""
+        named = zip(fields(cls), row, strict=True)
+        counts: dict[str, Any] = {f.name: float(v) if f.type == "float" else int(v) for f, v in named}
+        return cls(**counts)
 
 
 class Meter:
@@ -50,6 +78,7 @@ class Meter:
     def snapshot(self) -> ReadStats:
         """The counters as they stand."""
         with self._lock:
-            counts: dict[str, Any] = dict(self._counts)
-        whole = {f.name for f in fields(ReadStats) if f.type == "int"}
-        return ReadStats(**{name: int(n) if name in whole else n for name, n in counts.items()})
+            counts = dict(self._counts)
+        if unknown := set(counts) - {f.name for f in fields(ReadStats)}:
+            raise TypeError(f"There are no counters {sorted(unknown)}.")
+        return ReadStats.from_row(counts.get(f.name, 0) for f in fields(ReadStats))

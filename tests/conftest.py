@@ -13,6 +13,14 @@ from rasteret_ml.testing import RangeServer
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copies of tile tables go to a folder of the test run, in child processes as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RASTERET_ML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real rasters; the test is skipped, with its reason, where it is absent."""

@@ -135,6 +135,7 @@ def decode_tile(
     rows: int,
     needed_rows: int | None = None,
     needed_cols: int | None = None,
+    wanted: slice | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Decode one tile.
 
@@ -146,6 +147,7 @@ def decode_tile(
         rows: Rows that it stores by the book (`TileTable.stored_rows`).
         needed_rows: Rows that lie in the image; `rows` by default.
         needed_cols: Columns that lie in the image; the tile's width by default.
+        wanted: Rows that the caller will look at, all by default; what the others hold is then not said.
 
     Returns:
         Pixels `[rows, tile_width, samples]` in `table.dtype`, and the codec's own validity of the same shape
@@ -158,8 +160,8 @@ def decode_tile(
         UnsupportedTiffError: a codec or a size that `check_supported` refuses.
     """
     code = table.compression
-    wanted_rows = rows if needed_rows is None else min(needed_rows, rows)
-    wanted_cols = table.tile_width if needed_cols is None else min(needed_cols, table.tile_width)
+    in_image = rows if needed_rows is None else min(needed_rows, rows)
+    cols_in_image = table.tile_width if needed_cols is None else min(needed_cols, table.tile_width)
     if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
         raise UnsupportedTiffError(f"compression {code} ({_REFUSED.get(code, 'unknown')})")
     _check_size(table)
@@ -167,8 +169,8 @@ def decode_tile(
         if table.fill_order == 2 and code != _JPEG:  # libtiff reverses the bits of all streams but JPEG
             data = imagecodecs.bitorder_decode(bytes(data))
         if code in IMAGE_CODECS:
-            return decode_image(memoryview(data), table, rows, (wanted_rows, wanted_cols))
-        return decode_samples(data, table, rows, wanted_rows), None
+            return decode_image(memoryview(data), table, rows, (in_image, cols_in_image))
+        return decode_samples(data, table, rows, in_image, wanted or slice(0, rows)), None
     except CorruptTiffError:
         raise
     except Exception as error:  # every imagecodecs codec has an error class of its own

@@ -79,12 +79,19 @@ def read_transform(tags: GeoTags) -> Affine | None:
 
 def _tells_pixels_apart(transform: Affine) -> bool:
     """Whether double precision finds pixels back from their coordinates, to a thousandth."""
-    if transform.determinant == 0:
+    a, b, c, d, e, f = tuple(transform)[:6]  # plain numbers: an Affine for each step is slow
+    determinant = a * e - b * d
+    if determinant == 0:
         return False
-    inverse = ~transform
-    back = [inverse @ (transform @ (pixel, pixel)) for pixel in (0.0, 1.0, 1e5)]
-    wrong = [abs(found - pixel) for pixel, point in zip((0.0, 1.0, 1e5), back, strict=True) for found in point]
-    return all(error < _NOISE for error in wrong)  # false for NaN
+    scale = 1.0 / determinant
+    ia, ib, id_, ie = e * scale, -b * scale, -d * scale, a * scale
+    ic, if_ = -c * ia - f * ib, -c * id_ - f * ie
+    for pixel in (0.0, 1.0, 1e5):
+        x, y = pixel * a + pixel * b + c, pixel * d + pixel * e + f
+        column, row = x * ia + y * ib + ic, x * id_ + y * ie + if_
+        if not (abs(column - pixel) < _NOISE and abs(row - pixel) < _NOISE):  # false for NaN
+            return False
+    return True
 
 
 def read_crs(tags: GeoTags) -> str | None:

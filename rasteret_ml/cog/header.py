@@ -238,13 +238,13 @@ def _beside(tables: Sequence[TileTable], sidecar: Sidecar) -> list[TileTable]:
 
 def _geo_tags(page: Directory) -> GeoTags:
     def floats(code: int) -> tuple[float, ...]:
-        return tuple(float(v) for v in page.numbers(code))
+        return tuple(map(float, page.numbers(code).tolist())) if code in page else ()
 
     return GeoTags(
         pixel_scale=floats(_PIXEL_SCALE),
         tiepoint=floats(_TIEPOINT),
         transformation=floats(_TRANSFORMATION),
-        directory=tuple(int(v) for v in page.integers(_GEO_KEYS)),
+        directory=tuple(page.integers(_GEO_KEYS).tolist()),
         doubles=floats(_GEO_DOUBLES),
         ascii=page.text(_GEO_ASCII) or "",
     )

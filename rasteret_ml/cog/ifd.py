@@ -28,29 +28,27 @@ _TYPES = {
     13: "u4", 16: "u8", 17: "i8", 18: "u8",
 }  # fmt: skip
 _RATIONALS = (5, 10)
-_ASCII = 2
+_SIGNED = (6, 8, 9, 17)
+_SIZES = {kind: np.dtype(name).itemsize * (2 if kind in _RATIONALS else 1) for kind, name in _TYPES.items()}
+_INTEGERS = {kind: size for kind, size in _SIZES.items() if kind not in _RATIONALS and _TYPES[kind][0] in "ui"}
+_LONG_OR_SHORT = (3, 4)
+_MOST = np.iinfo(np.int64).max
 
-
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    kind: int
-    count: int
-    data: bytes
-    """The value itself where it fits in the entry, else empty."""
-    offset: int
-
-    @property
-    def size(self) -> int:
-        return self.count * np.dtype(_TYPES[self.kind]).itemsize * (2 if self.kind in _RATIONALS else 1)
+_Tag = tuple[int, int, bytes | None, int]
+"""(type, number of values, the values themselves where they fit in the entry, else None, and where they are)"""
 
 
 class Directory:
     """One image's tags; values come from the file when they are asked for."""
 
-    def __init__(self, file: SparseFile, order: Literal["<", ">"], tags: dict[int, _Tag]) -> None:
+    def __init__(
+        self, file: SparseFile, order: Literal["<", ">"], tags: dict[int, _Tag], numbers: dict[int, int]
+    ) -> None:
         self._file = file
         self._order = order
         self._tags = tags
+        self._numbers = numbers  # first values, as far as they are known
+        self._outside = {code for code, tag in tags.items() if tag[2] is None}
 
     @property
     def big_endian(self) -> bool:
@@ -62,7 +60,11 @@ class Directory:
 
     def count(self, code: int) -> int:
         """How many values a tag has; 0 where it is absent."""
-        return self._tags[code].count if code in self._tags else 0
+        return self._tags[code][1] if code in self._tags else 0
+
+    def is_signed(self, code: int) -> bool:
+        """Whether a tag's type has negative numbers."""
+        return code in self._tags and self._tags[code][0] in _SIGNED
 
     def data(self, code: int, most: int | None = None) -> bytes | None:
         """A tag's stored bytes (of its first `most` values), None where it is absent.
@@ -74,12 +76,13 @@ class Directory:
         tag = self._tags.get(code)
         if tag is None:
             return None
-        size = tag.size if most is None or most >= tag.count else tag.size // tag.count * most
-        if tag.data:
-            return tag.data[:size]
-        found = self._file.peek(tag.offset, size)
+        kind, count, held, offset = tag
+        size = _SIZES[kind] * (count if most is None else min(most, count))
+        if held is not None:
+            return held[:size]
+        found = self._file.peek(offset, size)
         if len(found) < size:
-            raise CorruptTiffError(f"tag {code} claims {size} bytes at {tag.offset}, past the end of the file")
+            raise CorruptTiffError(f"tag {code} claims {size} bytes at {offset}, past the end of the file")
         return found
 
     def numbers(self, code: int, most: int | None = None) -> npt.NDArray[Any]:
@@ -91,7 +94,7 @@ class Directory:
         data = self.data(code, most)
         if data is None:
             return np.empty(0, np.int64)
-        kind = self._tags[code].kind
+        kind = self._tags[code][0]
         values = np.frombuffer(data, np.dtype(_TYPES[kind]).newbyteorder(self._order))
         if kind in _RATIONALS:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -99,7 +102,7 @@ class Directory:
         if values.dtype.kind == "f":
             with np.errstate(invalid="ignore"):  # a signalling NaN
                 return values.astype(np.float64)
-        if values.dtype == np.dtype(np.uint64).newbyteorder(self._order) and (values > np.iinfo(np.int64).max).any():
+        if kind in (16, 18) and (values > _MOST).any():
             raise CorruptTiffError(f"tag {code} holds {int(values.max())}")
         return values.astype(np.int64)
 
@@ -112,8 +115,28 @@ class Directory:
 
     def number(self, code: int, default: int) -> int:
         """The first value of a tag as an integer."""
-        found = self.integers(code, 1)
-        return int(found[0]) if len(found) else default
+        known = self._numbers.get(code)
+        if known is None:
+            if code not in self._tags:
+                return default
+            known = self._numbers[code] = self._first(code)
+        return known
+
+    def _first(self, code: int) -> int:
+        # Without numpy: a header asks for hundreds of these, and an array costs more than all of its parsing.
+        kind = self._tags[code][0]
+        width = _INTEGERS.get(kind)
+        if width is None:
+            return int(self.integers(code, 1)[0])
+        data = self.data(code, 1) or b""
+        value = int.from_bytes(data[:width], "big" if self._order == ">" else "little", signed=kind in _SIGNED)
+        if value > _MOST:
+            raise CorruptTiffError(f"tag {code} holds {value}")
+        return value
+
+    def distinct(self, code: int, default: int) -> set[int]:
+        """The different values of a tag of integers; `default` alone where it is absent."""
+        return {self.number(code, default)} if self.count(code) <= 1 else set(self.integers(code).tolist())
 
     def text(self, code: int) -> str | None:
         """A text tag up to its first NUL, None where it is absent."""
@@ -124,6 +147,8 @@ class Directory:
         """The bytes of these tags (of the first `most` values of each) that are not known yet."""
         wanted: list[ByteRange] = []
         for code in codes:
+            if code not in self._outside:
+                continue
             try:
                 self.data(code, most)
             except NeedBytes as need:
@@ -139,6 +164,10 @@ class _Layout:
     offset: struct.Struct
     first: int
     """Where the offset of the first directory stands."""
+
+    @property
+    def byte_order(self) -> Literal["little", "big"]:
+        return "little" if self.order == "<" else "big"
 
 
 def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | None]:
@@ -204,15 +233,21 @@ def _directory(file: SparseFile, layout: _Layout, start: int) -> tuple[Directory
     if len(content) < size:
         raise CorruptTiffError(f"the directory at byte {start} goes on past the end of the file")
     tags: dict[int, _Tag] = {}
+    numbers: dict[int, int] = {}
+    byte_order = layout.byte_order
     for code, kind, number, value in layout.entry.iter_unpack(content[:size]):
-        if kind not in _TYPES or not number or code in tags:  # as libtiff: unknown types and repeats are ignored
+        if kind not in _SIZES or not number or code in tags:  # as libtiff: unknown types and repeats are ignored
             continue
-        (offset,) = layout.offset.unpack(value)
-        tag = _Tag(kind, number, b"", offset)
-        tags[code] = _Tag(kind, number, value[: tag.size], 0) if tag.size <= len(value) else tag
+        length = _SIZES[kind] * number
+        if length <= len(value):
+            tags[code] = (kind, number, value[:length], 0)
+            if number == 1 and kind in _LONG_OR_SHORT:  # most tags of an image: worked out while they are at hand
+                numbers[code] = int.from_bytes(value[:length], byte_order)
+        else:
+            tags[code] = (kind, number, None, layout.offset.unpack(value)[0])
     link = content[size:]  # where the file ends with the last directory, its link may be missing
     (following,) = layout.offset.unpack(link) if len(link) == layout.offset.size else (0,)
-    return Directory(file, layout.order, tags), following
+    return Directory(file, layout.order, tags, numbers), following
 
 
 def _exactly(file: SparseFile, start: int, length: int) -> bytes:

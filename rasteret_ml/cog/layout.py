@@ -58,21 +58,21 @@ def read_table(page: Directory, *, block_leaders: bool = False) -> TileTable:
     compression, photometric = page.number(_COMPRESSION, 1), page.number(_PHOTOMETRIC, -1)
     subsampling, coefficients = _chroma(page) if photometric == _YCBCR and compression not in _JPEGS else _NO_CHROMA
     code, counts_code, expected = _arrays(page)
-    empty = np.empty(0, np.int64)
+    offsets, counts = page.integers(code, expected), page.integers(counts_code, expected)
     table = TileTable(
         width=width,
         height=height,
         tile_width=tile_width,
         tile_height=tile_height,
         dtype=dtype,
-        tile_offsets=empty,
-        tile_byte_counts=empty,
+        tile_offsets=offsets,
+        tile_byte_counts=counts,
         compression=compression,
         predictor=page.number(_PREDICTOR, 1),
         samples_per_pixel=samples,
         planar_configuration=planar,
         photometric=None if photometric < 0 else photometric,
-        extra_samples=tuple(int(v) for v in page.integers(_EXTRA)),
+        extra_samples=tuple(page.integers(_EXTRA).tolist()) if _EXTRA in page else (),
         bits_per_sample=0 if bits == dtype.itemsize * 8 else bits,
         big_endian=page.big_endian,
         fill_order=page.number(_FILL_ORDER, 1),
@@ -82,7 +82,13 @@ def read_table(page: Directory, *, block_leaders: bool = False) -> TileTable:
         ycbcr_coefficients=coefficients,
         block_leaders=block_leaders,
     )
-    return _divided(_with_arrays(table, page.integers(code, expected), page.integers(counts_code, expected), expected))
+    plain = compression == 1 and photometric != _YCBCR
+    if plain:
+        table = _with_known_counts(table, expected)
+    signed = page.is_signed(code) or page.is_signed(counts_code)
+    if signed and ((table.tile_offsets < 0).any() or (table.tile_byte_counts < 0).any()):
+        raise CorruptTiffError("a tile has a negative offset or byte count")
+    return _divided(table) if plain else table
 
 
 def _chroma(page: Directory) -> tuple[tuple[int, int], tuple[float, float, float]]:
@@ -141,26 +147,24 @@ def _arrays(page: Directory) -> tuple[int, int, int]:
     return offsets, counts, expected
 
 
-def _with_arrays(table: TileTable, offsets: Any, counts: Any, expected: int) -> TileTable:
+def _with_known_counts(table: TileTable, expected: int) -> TileTable:
+    """An uncompressed image whose byte counts follow from its sizes: missing ones are no loss."""
+    offsets, counts = table.tile_offsets, table.tile_byte_counts
     rows = np.full(table.tiles_down, table.tile_height)
     rows[-1] = table.stored_rows(table.tiles_down - 1)
     planes = expected // (table.tiles_down * table.tiles_across)
     sizes = np.tile(np.repeat(rows * table.row_bytes, table.tiles_across), planes)
-    if table.compression == 1 and table.photometric != _YCBCR:
-        counts = counts if len(counts) == expected else sizes  # known without them: missing ones are no loss
-        if (
-            expected == 1 and offsets[0] > 0 and counts[0] < sizes[0]
-        ):  # nor, as for libtiff, a wrong one of a lone strip
-            counts = sizes
-    if (offsets < 0).any() or (counts < 0).any():
-        raise CorruptTiffError("a tile has a negative offset or byte count")
-    return replace(table, tile_offsets=offsets, tile_byte_counts=counts)
+    if len(counts) != expected:
+        return replace(table, tile_byte_counts=sizes)
+    if expected == 1 and offsets[0] > 0 and counts[0] < sizes[0]:  # nor, as for libtiff, a wrong one of a lone strip
+        return replace(table, tile_byte_counts=sizes)
+    return table
 
 
 def _divided(table: TileTable) -> TileTable:
     """Uncompressed strips of many rows as several of few rows each, so that a window reads only its own rows."""
     large = table.row_bytes * table.tile_height > _DIVIDE_ABOVE
-    if table.compression != 1 or not table.striped or table.photometric == _YCBCR or not large:
+    if not table.striped or not large:
         return table
     most = max(1, _DIVIDE_TO // table.row_bytes)
     rows = most if table.tiles_down == 1 else next(r for r in range(most, 0, -1) if table.tile_height % r == 0)
@@ -183,8 +187,7 @@ def _divided(table: TileTable) -> TileTable:
 
 def _sample_type(page: Directory) -> tuple[np.dtype[Any], int]:
     """The dtype that samples are returned in, and how many bits each takes in the file."""
-    bits = {int(v) for v in page.integers(_BITS)} or {1}
-    formats = {int(v) for v in page.integers(_FORMAT)} or {1}
+    bits, formats = page.distinct(_BITS, 1), page.distinct(_FORMAT, 1)
     if len(bits) > 1 or len(formats - {4}) > 1:
         raise UnsupportedTiffError(f"bands of different types (bits {sorted(bits)}, formats {sorted(formats)})")
     width, kind = bits.pop(), (formats - {4} or {1}).pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Level:
     """Where the pixels lie: the full extent divided by this level's columns and rows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: what follows from the fields is worked out once and kept
 class CogMetadata:
     """One band's tile table with its georeferencing: what a row of a Collection stores per band."""
 
@@ -135,12 +136,12 @@ class CogMetadata:
         """TIFF tag 338."""
         return self.image.extra_samples
 
-    @property
+    @functools.cached_property
     def full(self) -> Level:
         """Full resolution."""
         return Level(number=0, image=self.image, mask=self.mask, grid=self.grid)
 
-    @property
+    @functools.cached_property
     def levels(self) -> tuple[Level, ...]:
         """The resolutions that can be read, finest first: an overview without the mask that it needs is none."""
         found = [self.full]
@@ -154,7 +155,7 @@ class CogMetadata:
             found.append(Level(number=len(found), image=table, mask=mask, grid=grid))
         return tuple(found)
 
-    @property
+    @functools.cached_property
     def grid(self) -> Grid:
         """The grid of the full resolution image; without georeferencing, plain pixel coordinates."""
         transform = Affine.identity() if self.transform is None else self.transform

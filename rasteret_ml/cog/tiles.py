@@ -41,29 +41,35 @@ def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
 
     Every pixel of the window that lies in the image is covered exactly once; a window outside it needs none.
     """
-    inside = window.intersection(table.extent)
-    if inside is None:
+    # Plain integers all the way: a batch plans thousands of tiles.
+    tile_h, tile_w, across = table.tile_height, table.tile_width, table.tiles_across
+    top, left = max(window.row, 0), max(window.col, 0)
+    bottom, right = min(window.row_stop, table.height), min(window.col_stop, table.width)
+    if top >= bottom or left >= right:
         return ()
-    reads = []
-    tile_h, tile_w = table.tile_height, table.tile_width
     leader = _LEADER if table.block_leaders else 0
-    for tile_row in range(inside.row // tile_h, (inside.row_stop - 1) // tile_h + 1):
-        for tile_col in range(inside.col // tile_w, (inside.col_stop - 1) // tile_w + 1):
-            tile = Window(row=tile_row * tile_h, col=tile_col * tile_w, height=tile_h, width=tile_w)
-            wanted = tile.intersection(inside)
-            assert wanted is not None
-            index = tile_row * table.tiles_across + tile_col
-            offset, count = int(table.tile_offsets[index]), int(table.tile_byte_counts[index])
+    reads = []
+    for tile_row in range(top // tile_h, (bottom - 1) // tile_h + 1):
+        y = tile_row * tile_h
+        row, stored_rows, image_rows = max(top, y), table.stored_rows(tile_row), min(tile_h, table.height - y)
+        height = min(bottom, y + tile_h) - row
+        first, last = left // tile_w, (right - 1) // tile_w
+        begin, end = tile_row * across + first, tile_row * across + last + 1
+        offsets, counts = table.tile_offsets[begin:end].tolist(), table.tile_byte_counts[begin:end].tolist()
+        for tile_col, offset, count in zip(range(first, last + 1), offsets, counts, strict=True):
+            x = tile_col * tile_w
+            col = max(left, x)
+            width = min(right, x + tile_w) - col
             reads.append(
                 TileRead(
-                    index=index,
+                    index=tile_row * across + tile_col,
                     range=ByteRange(offset - leader, leader + count) if count > 0 and offset > leader else None,
                     leader=leader,
-                    source=wanted.relative_to(tile),
-                    target=wanted.relative_to(window),
-                    stored_rows=table.stored_rows(tile_row),
-                    image_rows=min(tile_h, table.height - tile.row),
-                    image_cols=min(tile_w, table.width - tile.col),
+                    source=Window(row=row - y, col=col - x, height=height, width=width),
+                    target=Window(row=row - window.row, col=col - window.col, height=height, width=width),
+                    stored_rows=stored_rows,
+                    image_rows=image_rows,
+                    image_cols=min(tile_w, table.width - x),
                 )
             )
     return tuple(reads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,13 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
-from rasteret_ml.collection.schema import (
-    METADATA_SUFFIX,
-    check_schema,
-    geoarrow_schema,
-    light_band_struct,
-    struct_to_python,
-)
+from rasteret_ml.collection.pieces import Pieces
+from rasteret_ml.collection.rows import RecordReader
+from rasteret_ml.collection.schema import METADATA_SUFFIX, check_schema, geoarrow_schema, light_band_struct
 from rasteret_ml.collection.select import bbox_overlaps, date_overlaps, interval, lonlat_bounds
 from rasteret_ml.collection.write import write_collection
 from rasteret_ml.errors import CollectionError, UsageError
@@ -29,7 +24,7 @@ from rasteret_ml.geo.geometries import geometries_from
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.record import RasterInfo
 
-__all__ = ["Collection", "record_info"]
+__all__ = ["Collection"]
 
 
 class Collection:
@@ -108,12 +103,20 @@ class Collection:
         return geoarrow_schema(self._dataset.schema)
 
     @property
+    def arrow_schema(self) -> pa.Schema:
+        """Arrow schema of the table, as it is stored."""
+        return self._dataset.schema
+
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """Where the rows lie; found once, when a row or a band's facts are first asked for."""
+        return Pieces(self._dataset, self._filter)
+
+    @property
     def bands(self) -> list[str]:
         """Bands that the table has columns for, in its order."""
-        return [n.removesuffix(METADATA_SUFFIX) for n in self.schema.names if self._is_band(n)]
-
-    def _is_band(self, name: str) -> bool:
-        return name.endswith(METADATA_SUFFIX) and pa.types.is_struct(self.schema.field(name).type)
+        named = [field for field in self.arrow_schema if field.name.endswith(METADATA_SUFFIX)]
+        return [field.name.removesuffix(METADATA_SUFFIX) for field in named if pa.types.is_struct(field.type)]
 
     @functools.cached_property
     def data_source(self) -> str:
@@ -129,15 +132,24 @@ class Collection:
     @functools.cached_property
     def crs(self) -> list[str]:
         """The CRSs of the records, each once, sorted."""
-        return sorted({text for text in self.record_crs() if text is not None})
+        texts, codes = self.crs_codes()
+        return sorted(text for i in np.unique(codes) if (text := texts[i]) is not None)
 
     def record_crs(self) -> list[str | None]:
         """CRS text of every record, in row order."""
-        names = [n for n in ("proj:epsg", "crs") if n in self.schema.names]
-        table = self.to_table(names) if names else pa.table({})
-        codes = table["proj:epsg"].to_pylist() if "proj:epsg" in names else [None] * len(self)
-        texts = table["crs"].to_pylist() if "crs" in names else [None] * len(self)
-        return [_crs_of(code, text) for code, text in zip(codes, texts, strict=True)]
+        texts, codes = self.crs_codes()
+        return [texts[i] for i in codes]
+
+    def crs_codes(self) -> tuple[tuple[str | None, ...], np.ndarray[Any, np.dtype[np.int64]]]:
+        """The different CRS texts (None = unknown), and which of them is each record's `[N]`."""
+        names = [n for n in ("proj:epsg", "crs") if n in self.arrow_schema.names]
+        if not names:
+            return (None,), np.zeros(len(self), np.int64)
+        pairs, codes = _distinct(self.to_table(names).columns)
+        rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+        texts = [_crs_of(row.get("proj:epsg"), row.get("crs")) for row in rows]
+        unique = tuple(dict.fromkeys(texts))
+        return unique, np.array([unique.index(text) for text in texts], np.int64)[codes]
 
     @functools.cached_property
     def bounds(self) -> tuple[float, float, float, float] | None:
@@ -232,25 +244,42 @@ class Collection:
         wanted = dict(columns) if isinstance(columns, Mapping) else columns
         return self._dataset.to_table(columns=wanted, filter=self._filter)
 
+    def column_batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """One column, at most `rows` rows at a time, little of it in memory."""
+        return iter(
+            self._dataset.to_batches(
+                columns=[name], filter=self._filter, batch_size=rows, batch_readahead=2, fragment_readahead=1
+            )
+        )
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly (geometry: GeoArrow WKB)."""
         table = self.to_table()
         return table.cast(geoarrow_schema(table.schema)).__arrow_c_stream__(requested_schema)
 
-    def band_facts(self, band: str) -> pa.Table:
-        """What is known of a band, row by row, without its tile tables; null rows lack the band."""
+    def band_facts(self, band: str, names: Sequence[str] | None = None) -> pa.Table:
+        """What is known of a band, row by row, without its tile tables; null rows lack the band.
+
+        Args:
+            band: Its name, as in `bands`.
+            names: Children of its struct, by default all that are not tile tables; those that the table lacks are
+                left out.
+        """
         column = f"{band}{METADATA_SUFFIX}"
-        names = light_band_struct(self.schema.field(column).type)
-        return self.to_table(
-            {name: ds.field(column, name) for name in names} | {"_present": ds.field(column).is_valid()}
-        )
+        light = light_band_struct(self.arrow_schema.field(column).type)
+        wanted = light if names is None else [name for name in names if name in light]
+        if self.pieces.on_disk:
+            return self.pieces.children(column, wanted)
+        children = {name: ds.field(column, name) for name in wanted}
+        return self.to_table(children | {"_present": ds.field(column).is_valid()})
 
     def iterate_records(self) -> Iterator[RasterInfo]:
         """The rows as `RasterInfo`, in order, a batch of rows in memory at a time."""
         row = 0
         for batch in self._dataset.to_batches(filter=self._filter, batch_size=256):
+            reader = RecordReader(batch)
             for i in range(batch.num_rows):
-                yield record_info(batch, i, row)
+                yield reader.record(i, row)
                 row += 1
 
     async def iterate_rasters(self) -> AsyncIterator[RasterAccessor]:
@@ -265,29 +294,17 @@ class Collection:
         return Collection.open(write_collection(table, out), data_source=self._data_source)
 
 
-def record_info(batch: pa.RecordBatch | pa.Table, i: int, row: int) -> RasterInfo:
-    """Row `i` of a batch as a record; `row` is its place in the Collection."""
-    names = set(batch.schema.names)
-
-    def value(name: str) -> Any:
-        return struct_to_python(batch[name][i]) if name in names else None
-
-    box, when = value("bbox"), value("datetime")
-    if isinstance(when, dt.datetime) and when.tzinfo is not None:
-        when = when.astimezone(dt.UTC).replace(tzinfo=None)
-    epsg, text = value("proj:epsg"), value("crs")
-    return RasterInfo(
-        id=str(value("id")),
-        datetime=when.to_pydatetime() if hasattr(when, "to_pydatetime") else when,
-        bbox=None if box is None else tuple(float(box[k]) for k in ("xmin", "ymin", "xmax", "ymax")),  # type: ignore[arg-type]
-        footprint=value("geometry"),
-        crs=epsg if epsg is not None else text or None,
-        cloud_cover=value("eo:cloud_cover"),
-        assets=value("assets") or {},
-        band_metadata={n: value(n) for n in batch.schema.names if n.endswith(METADATA_SUFFIX)},
-        collection=value("collection") or "",
-        row=row,
-    )
+def _distinct(columns: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """The different rows of some columns as Python values, and which of them is each row."""
+    codes = np.zeros(len(columns[0]), np.int64)
+    values = []
+    for column in columns:
+        found = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        values.append(found.dictionary.to_pylist())
+        codes = codes * len(values[-1]) + found.indices.to_numpy()
+    unique, codes = np.unique(codes, return_inverse=True)
+    places = [np.unravel_index(code, [len(v) for v in values]) for code in unique]
+    return [tuple(v[i] for v, i in zip(values, place, strict=True)) for place in places], codes
 
 
 @functools.lru_cache(maxsize=256)

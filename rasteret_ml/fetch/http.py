@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -24,6 +24,7 @@ from rasteret_ml.errors import (
     UsageError,
     redact,
 )
+from rasteret_ml.fetch.environment import Environment
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.fetch.urls import public_url
@@ -33,6 +34,7 @@ from rasteret_ml.telemetry import Meter
 __all__ = ["HttpReader"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class _Transient(Exception):  # noqa: N818 - a signal between two functions, never seen outside
@@ -45,12 +47,12 @@ class _Transient(Exception):  # noqa: N818 - a signal between two functions, nev
 
 
 class HttpReader:
-    """Range reads over one session, made on first use and closed by `aclose`."""
+    """Range reads over connections that are made on first use and closed by `aclose`."""
 
     def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
         self._limits = limits
         self._meter = meter or Meter()
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: _Sessions | None = None
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """See `RangeReader.read`.
@@ -76,27 +78,60 @@ class HttpReader:
         raise AssertionError("unreachable")
 
     async def _attempt(self, url: str, span: ByteRange) -> RangeResponse:
-        where = f"{redact(url)}, {span}"
-        with_headers = {"Range": f"bytes={span.start}-{span.stop - 1}"}
-        async with (
-            _transport_errors(where, self._limits.timeouts.total),
-            self._get_session().get(_encoded(url), headers=with_headers) as response,
-        ):
-            self._check_status(response, where)
-            if response.status == 416:  # an empty file has no byte to give
-                return RangeResponse(data=b"", size=0, etag=response.headers.get("ETag"))
-            if response.status == 200:
-                return await self._whole_object(response, span, where)
-            start, size = _content_range(response, span, where)
-            data = await response.read()
-            expected = min(span.length, size - start) if size is not None else len(data)
-            if len(data) != expected or len(data) > span.length:
-                raise _Transient(ServerError(f"{where}: got {len(data)} bytes, {expected} expected."))
-            return RangeResponse(data=data, size=size, etag=response.headers.get("ETag"))
+        # The plain way first: an exception costs what it must, a request that goes well pays for no wrapper.
+        try:
+            return await self._request(_encoded(url), url, span)
+        except (_Transient, FetchError, NotATiffError, UsageError):
+            raise
+        except (TimeoutError, aiohttp.ServerTimeoutError):
+            total = self._limits.timeouts.total
+            late = FetchTimeoutError(f"{_place(url, span)}: no answer in time (at most {total:g} s).")
+            raise _Transient(late) from None
+        # Aiohttp's failures as ours, without their chain: it spells the address, signature and all.
+        except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:
+            raise FetchError(f"{_place(url, span)}: {type(error).__name__}: {redact(str(error))}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            what = f"{_place(url, span)}: {type(error).__name__}: {redact(str(error))}"
+            raise _Transient(ServerError(what)) from None
+
+    async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
+        """One request; around the environment where it has nothing to say (see `fetch.environment`)."""
+        sessions = self._get_sessions()
+        headers = {"Range": f"bytes={span.start}-{span.stop - 1}"}
+        scheme, host = address.scheme, address.host or ""
+        if not sessions.environment.concerns(scheme, host):
+            async with sessions.direct.get(address, headers=headers, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._answer(response, url, span)
+            sessions.environment.note(scheme, host)  # where it leads, the environment may have its say
+        async with sessions.by_environment.get(address, headers=headers) as response:
+            return await self._answer(response, url, span)
+
+    async def _answer(self, response: aiohttp.ClientResponse, url: str, span: ByteRange) -> RangeResponse:
+        status, headers = response.status, response.headers
+        if status != 206:
+            return await self._unusual(response, _place(url, span), span)
+        found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        if not found or int(found[1]) != span.start:
+            raise RangeNotSupportedError(
+                f"{_place(url, span)}: the server answered with Content-Range {headers.get('Content-Range', '')!r}."
+            )
+        size = None if found[3] == "*" else int(found[3])
+        data = await response.read()
+        expected = min(span.length, size - span.start) if size is not None else len(data)
+        if len(data) != expected or len(data) > span.length:
+            raise _Transient(ServerError(f"{_place(url, span)}: got {len(data)} bytes, {expected} expected."))
+        return RangeResponse(data=data, size=size, etag=headers.get("ETag"))
+
+    async def _unusual(self, response: aiohttp.ClientResponse, where: str, span: ByteRange) -> RangeResponse:
+        self._check_status(response, where)
+        if response.status == 416:  # an empty file has no byte to give
+            return RangeResponse(data=b"", size=0, etag=response.headers.get("ETag"))
+        return await self._whole_object(response, span, where)
 
     def _check_status(self, response: aiohttp.ClientResponse, where: str) -> None:
         status = response.status
-        if status in (200, 206):
+        if status == 200:
             return
         what = f"{where}: HTTP {status} {response.reason or ''}".rstrip()
         if status in self._limits.retry.statuses:
@@ -125,60 +160,61 @@ class HttpReader:
             "serve the file from a store that supports them, or download it and use its path."
         )
 
-    def _get_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _get_sessions(self) -> _Sessions:
+        if self._sessions is None:
             limits = self._limits
             connector = aiohttp.TCPConnector(
                 limit=limits.connections,
                 keepalive_timeout=limits.keepalive,
                 ttl_dns_cache=int(limits.dns_ttl),
-                ssl=ssl.create_default_context(),
+                ssl=_tls(),
             )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(
-                    total=limits.timeouts.total,
-                    sock_connect=limits.timeouts.connect,
-                    sock_read=limits.timeouts.read,
-                ),
-                headers={"Accept-Encoding": "identity", "User-Agent": "rasteret-ml"},
-                auto_decompress=False,
-                trust_env=True,
+            timeout = aiohttp.ClientTimeout(
+                total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
             )
-        return self._session
+            jar = aiohttp.CookieJar()
+
+            def session(*, trust_env: bool) -> aiohttp.ClientSession:
+                return aiohttp.ClientSession(
+                    connector=connector,
+                    timeout=timeout,
+                    headers={"Accept-Encoding": "identity", "User-Agent": "rasteret-ml"},
+                    cookie_jar=jar,
+                    auto_decompress=False,
+                    trust_env=trust_env,
+                )
+
+            self._sessions = _Sessions(session(trust_env=False), session(trust_env=True), Environment())
+        return self._sessions
 
     async def aclose(self) -> None:
-        """Close the session."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Close the connections."""
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            await sessions.by_environment.close()
+            await sessions.direct.close()
 
 
-@asynccontextmanager
-async def _transport_errors(where: str, total: float) -> AsyncIterator[None]:
-    """Aiohttp's failures as ours, without their chain: it spells the address, signature and all."""
-    try:
-        yield
-    except (_Transient, FetchError, NotATiffError):
-        raise
-    except (TimeoutError, aiohttp.ServerTimeoutError):
-        raise _Transient(FetchTimeoutError(f"{where}: no answer in time (at most {total:g} s).")) from None
-    except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:
-        raise FetchError(f"{where}: {type(error).__name__}: {redact(str(error))}") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise _Transient(ServerError(f"{where}: {type(error).__name__}: {redact(str(error))}")) from None
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads every certificate of the system: 20 ms
+
+
+class _Sessions(NamedTuple):
+    """Two sessions over the same connections and cookies."""
+
+    direct: aiohttp.ClientSession
+    by_environment: aiohttp.ClientSession
+    environment: Environment
 
 
 def _after(error: FetchError, attempts: int) -> FetchError:
     return type(error)(f"{error} ({attempts} attempt{'s' if attempts > 1 else ''})")
 
 
-def _content_range(response: aiohttp.ClientResponse, span: ByteRange, where: str) -> tuple[int, int | None]:
-    header = response.headers.get("Content-Range", "")
-    found = _CONTENT_RANGE.match(header)
-    if not found or int(found[1]) != span.start:
-        raise RangeNotSupportedError(f"{where}: the server answered with Content-Range {header!r}.")
-    return int(found[1]), None if found[3] == "*" else int(found[3])
+def _place(url: str, span: ByteRange) -> str:
+    """An address and a range for a message."""
+    return f"{redact(url)}, {span}"
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -132,12 +132,20 @@ class Grid:
         """
         if not same_crs(self.crs, other.crs):
             return None
-        to_here = ~self.transform @ other.transform
-        col, row = round(to_here.c), round(to_here.f)
-        for x, y in other._corners:
-            here_x, here_y = to_here @ (x, y)
-            if max(abs(here_x - (x + col)), abs(here_y - (y + row))) > ALIGNMENT_TOLERANCE:
-                return None
+        mine, its = self.transform, other.transform
+        if mine.b == mine.d == its.b == its.d == 0:
+            off_x, off_y = (its.c - mine.c) / mine.a, (its.f - mine.f) / mine.e
+            col, row = round(off_x), round(off_y)
+            far_x = off_x - col + (its.a / mine.a - 1) * other.width
+            far_y = off_y - row + (its.e / mine.e - 1) * other.height
+            worst = max(abs(off_x - col), abs(off_y - row), abs(far_x), abs(far_y))
+        else:
+            to_here = ~mine @ its
+            col, row = round(to_here.c), round(to_here.f)
+            here = ((corner, to_here @ corner) for corner in other._corners)
+            worst = max(max(abs(at[0] - c[0] - col), abs(at[1] - c[1] - row)) for c, at in here)
+        if not worst <= ALIGNMENT_TOLERANCE:
+            return None
         turn = self.turn if wrap else None
         if turn is not None:
             col += turn * whole_turns(col, col + other.width, self.width, turn)

@@ -14,19 +14,20 @@ from typing import Any, TypeVar
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.write import check_target, write_collection
-from rasteret_ml.errors import DataError, RasteretError, UnknownBandError, UsageError
+from rasteret_ml.errors import DataError, UnknownBandError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import crs_text
+from rasteret_ml.ingest.assembly import Assembly
 from rasteret_ml.ingest.draft import RecordDraft
 from rasteret_ml.ingest.files import drafts_from_files, expand_paths
 from rasteret_ml.ingest.headers import read_headers
 from rasteret_ml.ingest.report import BuildReport
-from rasteret_ml.ingest.rows import resolve_record, rows_to_table
+from rasteret_ml.ingest.rows import RowGroup, groups_to_table
+from rasteret_ml.ingest.spill import Spill
 from rasteret_ml.ingest.stac import draft_from_item, is_stac, items_from
 from rasteret_ml.ingest.table import as_arrow_table, drafts_from_table, is_table
-from rasteret_ml.raster.open import OpenedFile
 from rasteret_ml.telemetry import Meter
 
 __all__ = ["build"]
@@ -49,7 +50,7 @@ def build(
     sign: SignHook | None = None,
     backend: Any = None,
     limits: FetchLimits | None = None,
-    max_concurrent: int = 100,
+    max_concurrent: int = 256,
     progress: bool | None = None,
 ) -> Collection:
     """Read headers once and write a Collection.
@@ -71,7 +72,8 @@ def build(
         strict: Raise on the first file that cannot be read, instead of listing it in the report.
         sign: Called with each href just before it is read; the Collection keeps the unsigned one.
         backend: Something else to read from (see `as_reader`).
-        limits: Timeouts, retries and connections.
+        limits: Timeouts, retries and connections; default as everywhere, with a connection for each header in
+            flight.
         max_concurrent: Headers in flight.
         progress: Progress bar; default in a terminal only.
 
@@ -87,54 +89,48 @@ def build(
     check_target(out)
     drafts = _drafts(source, bands, columns, datetime, data_source)
     fallback = None if crs is None else crs_text(crs)
-    drafts = [draft if draft.crs is not None else replace(draft, crs=fallback) for draft in drafts]
+    if fallback is not None:
+        drafts = [draft if draft.crs is not None else replace(draft, crs=fallback) for draft in drafts]
     if not drafts:
         raise UsageError("There is nothing to build from: the source is empty.")
     for band in bands if bands is not None else ():
         if all(band in dict(draft.problems) for draft in drafts):
             raise UnknownBandError(f"No record has band {band!r}: {dict(drafts[0].problems)[band]}.")
-    hrefs = list(dict.fromkeys(asset.href for draft in drafts for asset in draft.assets.values()))
     beside = False if sidecars is None and backend is not None else sidecars
     meter, began = Meter(), time.perf_counter()
     bar = sys.stderr.isatty() if progress is None else progress
-
-    async def headers() -> dict[str, OpenedFile | RasteretError]:
-        reader = as_reader(backend) if backend is not None else open_reader(limits, meter)
+    with Spill(out) as spill:
+        assembly = Assembly(drafts, spill, strict=strict)
+        own = FetchLimits(connections=max_concurrent) if limits is None else limits
+        reader = as_reader(backend) if backend is not None else open_reader(own, meter)
         signed = reader if sign is None else SigningReader(reader, sign)
-        try:
-            return await read_headers(signed, hrefs, sidecars=beside, max_concurrent=max_concurrent, progress=bar)
-        finally:
-            if backend is None:
-                await reader.aclose()
 
-    opened = _run(headers())
-    if strict:
-        for result in opened.values():
-            if isinstance(result, RasteretError):
-                raise result
-    rows, failures = [], []
-    for draft in drafts:
-        row, failed = resolve_record(draft, opened)
-        failures.extend(failed)
-        if row is not None:
-            rows.append(row)
-    if strict and failures:
-        raise failures[0].error
-    report = BuildReport(
-        records=len(rows),
-        files=len(hrefs),
-        requests=meter.snapshot().requests,
-        seconds=time.perf_counter() - began,
-        failures=tuple(failures),
-    )
-    if not rows:
-        shown = "\n".join(f"  {failure}" for failure in failures[:10])
-        raise DataError(f"None of the {len(hrefs)} files could be used:\n{shown}")
-    for failure in failures:
-        _log.warning("left out: %s", failure)
-    registry = data_source if data_source is not None else next((d.collection for d in drafts if d.collection), "")
-    table = rows_to_table(rows, name=os.path.basename(os.fspath(out)), data_source=registry)
-    return Collection.open(write_collection(table, out), report=report)
+        async def headers() -> list[RowGroup]:
+            try:
+                await read_headers(
+                    signed, assembly.hrefs, assembly.take, sidecars=beside, max_concurrent=max_concurrent, progress=bar
+                )
+                return await assembly.finish()
+            finally:
+                if backend is None:
+                    await reader.aclose()
+
+        groups = _run(headers())
+        report = BuildReport(
+            records=sum(len(group.drafts) for group in groups),
+            files=len(assembly.hrefs),
+            requests=meter.snapshot().requests,
+            seconds=time.perf_counter() - began,
+            failures=tuple(failure for group in groups for failure in group.failures),
+        )
+        if not report.records:
+            shown = "\n".join(f"  {failure}" for failure in report.failures[:10])
+            raise DataError(f"None of the {report.files} files could be used:\n{shown}")
+        for failure in report.failures:
+            _log.warning("left out: %s", failure)
+        registry = data_source if data_source is not None else next((d.collection for d in drafts if d.collection), "")
+        table = groups_to_table(groups, name=os.path.basename(os.fspath(out)), data_source=registry)
+        return Collection.open(write_collection(table, out), report=report)
 
 
 def _drafts(

@@ -1,16 +1,18 @@
-"""Drafts and headers to the Arrow table of a Collection."""
+"""Drafts and headers to the Arrow table of a Collection, a group of records at a time."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import shapely
 
+from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.collection.schema import BAND_STRUCT, METADATA_SUFFIX, bbox_array, geo_metadata
 from rasteret_ml.errors import DataError, RasteretError, UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, epsg_code, transform_geometries
@@ -18,7 +20,7 @@ from rasteret_ml.ingest.draft import AssetDraft, RecordDraft
 from rasteret_ml.ingest.report import BuildFailure
 from rasteret_ml.raster.open import OpenedFile
 
-__all__ = ["Row", "resolve_record", "rows_to_table"]
+__all__ = ["RowGroup", "groups_to_table", "make_group"]
 
 _ASSET = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
 _RESERVED = {
@@ -34,18 +36,72 @@ _RESERVED = {
     "month",
 }
 
-Row = dict[str, Any]
-"""A record's columns as plain values; `bands` maps band to (asset, metadata struct)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowGroup:
+    """Consecutive records, as Arrow columns where that matters."""
+
+    drafts: tuple[RecordDraft, ...]
+    """Those with a readable band: one row each."""
+    crs: tuple[str | None, ...]
+    """CRS text of each row."""
+    geometry: pa.BinaryArray
+    """Footprint of each row as WKB in longitude/latitude."""
+    bounds: npt.NDArray[np.float64]
+    """Its bounds `[N, 4]`, NaN where there is none."""
+    geometry_types: frozenset[str]
+    """Kinds of geometry among them."""
+    assets: Mapping[str, pa.StructArray]
+    """By band: where it is; null where a row lacks it."""
+    metadata: Mapping[str, pa.StructArray]
+    """By band: its tile tables; null where a row lacks it."""
+    failures: tuple[BuildFailure, ...]
+    """What could not be used."""
 
 
-def resolve_record(
-    draft: RecordDraft, headers: Mapping[str, OpenedFile | RasteretError]
-) -> tuple[Row | None, list[BuildFailure]]:
-    """A draft with its headers as a row; None where no band is readable. Failures are listed, never hidden."""
-    bands: dict[str, tuple[AssetDraft, dict[str, Any]]] = {}
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    draft: RecordDraft
+    crs: str | None
+    bands: dict[str, tuple[AssetDraft, CogMetadata]]
+    outline: npt.NDArray[np.float64] | None
+    """Corners of the raster `[4, 2]` in its CRS."""
+
+
+def make_group(drafts: Sequence[RecordDraft], headers: Mapping[str, OpenedFile | RasteretError]) -> RowGroup:
+    """Drafts with their headers as rows; a draft of which no band is readable is none. Failures are listed."""
+    failures: list[BuildFailure] = []
+    resolved = [_resolve(draft, headers, failures) for draft in drafts]
+    records = [record for record in resolved if record is not None]
+    footprints = _footprints(records)
+    shapes = shapely.from_wkb(np.array(footprints, dtype=object))
+    bands = dict.fromkeys(band for record in records for band in record.bands)
+    assets, metadata = {}, {}
+    for band in bands:
+        found = [record.bands.get(band) for record in records]
+        places = [None if f is None else {"href": f[0].href, "band_index": f[0].band_index} for f in found]
+        assets[band] = pa.array(places, _ASSET)
+        metadata[band] = pa.array([None if f is None else f[1].to_struct() for f in found], BAND_STRUCT)
+    return RowGroup(
+        drafts=tuple(record.draft for record in records),
+        crs=tuple(record.crs for record in records),
+        geometry=pa.array(footprints, pa.binary()),
+        bounds=shapely.bounds(shapes).reshape(-1, 4),
+        geometry_types=frozenset(shape.geom_type for shape in shapes if shape is not None),
+        assets=assets,
+        metadata=metadata,
+        failures=tuple(failures),
+    )
+
+
+def _resolve(
+    draft: RecordDraft, headers: Mapping[str, OpenedFile | RasteretError], failures: list[BuildFailure]
+) -> _Record | None:
+    bands: dict[str, tuple[AssetDraft, CogMetadata]] = {}
     crs, outline = draft.crs, None
-    failures = [BuildFailure(record=draft.id, band=b, href="", error=DataError(why)) for b, why in draft.problems]
-    if not draft.assets and not failures:
+    for band, why in draft.problems:
+        failures.append(BuildFailure(record=draft.id, band=band, href="", error=DataError(why)))
+    if not draft.assets and not draft.problems:
         failures.append(BuildFailure(record=draft.id, band="*", href="", error=DataError("it has no address at all")))
     for name, asset in draft.assets.items():
         opened = headers[asset.href]
@@ -61,41 +117,48 @@ def resolve_record(
             failures.append(BuildFailure(record=draft.id, band=name, href=redact(asset.href), error=error))
             continue
         bands.update(found)
-        if outline is None and opened.header.transform is not None:
-            outline = opened.header.band(0).grid.footprint
-    if not bands:
-        return None, failures
-    geometry = draft.geometry
-    if geometry is None and outline is not None and crs is not None:
-        geometry = _footprint(outline, crs)
-    row = {
-        "id": draft.id,
-        "datetime": draft.datetime,
-        "geometry": geometry,
-        "crs": crs,
-        "collection": draft.collection or None,
-        "properties": {
-            k: v for k, v in draft.properties.items() if k not in _RESERVED and not k.endswith(METADATA_SUFFIX)
-        },
-        "bands": bands,
-    }
-    return row, failures
+        if outline is None:
+            outline = _corners(opened)
+    return _Record(draft=draft, crs=crs, bands=bands, outline=outline) if bands else None
 
 
-def _footprint(outline: shapely.Polygon, crs: str) -> bytes | None:
-    """The outline in longitude and latitude; None where there is no way there (another planet, a local CRS)."""
-    try:
-        (found,) = transform_geometries(np.array([outline], dtype=object), crs, LONLAT)
-    except UsageError:
+def _corners(opened: OpenedFile) -> npt.NDArray[np.float64] | None:
+    t, image = opened.header.transform, opened.header.image
+    if t is None:
         return None
-    finite = not found.is_empty and np.isfinite(found.bounds).all()
-    wkb: bytes | None = shapely.to_wkb(found) if finite else None
-    return wkb
+    w, h = image.width, image.height
+    return np.array(
+        [(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in ((0, 0), (w, 0), (w, h), (0, h))], np.float64
+    )
+
+
+def _footprints(records: Sequence[_Record]) -> list[bytes | None]:
+    """Each record's own geometry, else its raster's outline; all outlines of a CRS in one go."""
+    found: list[bytes | None] = [record.draft.geometry for record in records]
+    by_crs: dict[str, list[tuple[int, npt.NDArray[np.float64]]]] = {}
+    for i, record in enumerate(records):
+        if found[i] is None and record.outline is not None and record.crs is not None:
+            by_crs.setdefault(record.crs, []).append((i, record.outline))
+    for crs, outlines in by_crs.items():
+        polygons = shapely.polygons(np.stack([outline for _, outline in outlines]))
+        for (i, _), footprint in zip(outlines, _in_lonlat(polygons, crs), strict=True):
+            found[i] = footprint
+    return found
+
+
+def _in_lonlat(outlines: npt.NDArray[np.object_], crs: str) -> list[bytes | None]:
+    """Outlines as WKB; None where there is no way there (another planet, a local CRS)."""
+    try:
+        found = transform_geometries(outlines, crs, LONLAT)
+    except UsageError:
+        return [None] * len(outlines)
+    finite = np.isfinite(shapely.bounds(found)).all(axis=1) & ~shapely.is_empty(found)
+    return [wkb if good else None for wkb, good in zip(shapely.to_wkb(found), finite, strict=True)]
 
 
 def _bands_of(
     name: str, asset: AssetDraft, opened: OpenedFile, band_names: Sequence[str]
-) -> dict[str, tuple[AssetDraft, dict[str, Any]]]:
+) -> dict[str, tuple[AssetDraft, CogMetadata]]:
     count = opened.header.count
     if name == "*":
         names = band_names or _own_names(opened)
@@ -116,7 +179,7 @@ def _bands_of(
         if index is not None and not 0 <= index < count:
             raise DataError(f"{redact(asset.href)}: the file has {count} bands; there is no index {index}.")
         parts = {name: asset}
-    return {n: (part, _struct(part, opened)) for n, part in parts.items()}
+    return {n: (part, _stated(part, opened.band(part.band_index or 0))) for n, part in parts.items()}
 
 
 def _own_names(opened: OpenedFile) -> list[str]:
@@ -126,52 +189,58 @@ def _own_names(opened: OpenedFile) -> list[str]:
     return [f"B{i + 1}" for i in range(opened.header.count)]
 
 
-def _struct(asset: AssetDraft, opened: OpenedFile) -> dict[str, Any]:
-    metadata = opened.band(asset.band_index or 0)
+def _stated(asset: AssetDraft, metadata: CogMetadata) -> CogMetadata:
+    """A band's metadata with what the source says of it."""
+    if asset.scale is None and asset.offset is None and (asset.nodata is None or metadata.nodata is not None):
+        return metadata
     return replace(
         metadata,
         scale=metadata.scale if asset.scale is None else float(asset.scale),
         offset=metadata.offset if asset.offset is None else float(asset.offset),
         nodata=asset.nodata if metadata.nodata is None else metadata.nodata,
-    ).to_struct()
-
-
-def rows_to_table(rows: Sequence[Row], *, name: str, data_source: str) -> pa.Table:
-    """The Arrow table of rows, by the Parquet contract."""
-    bands = list(dict.fromkeys(band for row in rows for band in row["bands"]))
-    shapes = shapely.from_wkb(np.array([row["geometry"] for row in rows], dtype=object))
-    columns: dict[str, pa.Array] = {
-        "id": pa.array([row["id"] for row in rows], pa.string()),
-        "datetime": pa.array([row["datetime"] for row in rows], pa.timestamp("us")),
-        "geometry": pa.array([row["geometry"] for row in rows], pa.binary()),
-        "assets": _assets(rows, bands),
-    }
-    if any(row["collection"] for row in rows):
-        columns["collection"] = pa.array([row["collection"] for row in rows], pa.string())
-    for key in dict.fromkeys(key for row in rows for key in row["properties"]):
-        columns[key] = _property([row["properties"].get(key) for row in rows])
-    columns["proj:epsg"] = pa.array([epsg_code(row["crs"]) for row in rows], pa.int32())
-    columns["crs"] = pa.array([row["crs"] for row in rows], pa.string())
-    for band in bands:
-        structs = [row["bands"][band][1] if band in row["bands"] else None for row in rows]
-        columns[f"{band}{METADATA_SUFFIX}"] = pa.array(structs, BAND_STRUCT)
-    columns["bbox"] = bbox_array(shapely.bounds(shapes))
-    present = [shape.geom_type for shape in shapes if shape is not None]
-    return pa.table(columns).replace_schema_metadata(
-        _file_metadata(rows, name, data_source) | dict(geo_metadata(set(present)))
     )
 
 
-def _assets(rows: Sequence[Row], bands: Sequence[str]) -> pa.StructArray:
-    children = []
+def groups_to_table(groups: Sequence[RowGroup], *, name: str, data_source: str) -> pa.Table:
+    """The Arrow table of all rows, by the Parquet contract."""
+    drafts = [draft for group in groups for draft in group.drafts]
+    crs = [text for group in groups for text in group.crs]
+    bands = list(dict.fromkeys(band for group in groups for band in group.metadata))
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "id": pa.array([draft.id for draft in drafts], pa.string()),
+        "datetime": pa.array([draft.datetime for draft in drafts], pa.timestamp("us")),
+        "geometry": pa.chunked_array([group.geometry for group in groups], pa.binary()),
+        "assets": pa.chunked_array([_assets(group, bands) for group in groups]),
+    }
+    if any(draft.collection for draft in drafts):
+        columns["collection"] = pa.array([draft.collection or None for draft in drafts], pa.string())
+    for key in dict.fromkeys(key for draft in drafts for key in draft.properties if _is_free(key)):
+        columns[key] = _property([draft.properties.get(key) for draft in drafts])
+    columns["proj:epsg"] = pa.array([epsg_code(text) for text in crs], pa.int32())
+    columns["crs"] = pa.array(crs, pa.string())
     for band in bands:
-        found = [row["bands"].get(band) for row in rows]
-        children.append(
-            pa.array(
-                [None if f is None else {"href": f[0].href, "band_index": f[0].band_index} for f in found],
-                _ASSET,
-            )
+        tables = [group.metadata.get(band) for group in groups]
+        columns[f"{band}{METADATA_SUFFIX}"] = pa.chunked_array(
+            [_null(BAND_STRUCT, group) if t is None else t for t, group in zip(tables, groups, strict=True)],
+            BAND_STRUCT,
         )
+    columns["bbox"] = bbox_array(np.concatenate([group.bounds for group in groups]))
+    kinds = frozenset[str]().union(*(group.geometry_types for group in groups))
+    return pa.table(columns).replace_schema_metadata(
+        _file_metadata(drafts, name, data_source) | dict(geo_metadata(set(kinds)))
+    )
+
+
+def _is_free(key: str) -> bool:
+    return key not in _RESERVED and not key.endswith(METADATA_SUFFIX)
+
+
+def _null(kind: pa.DataType, group: RowGroup) -> pa.Array:
+    return pa.nulls(len(group.drafts), kind)
+
+
+def _assets(group: RowGroup, bands: Sequence[str]) -> pa.StructArray:
+    children = [group.assets[band] if band in group.assets else _null(_ASSET, group) for band in bands]
     return pa.StructArray.from_arrays(children, names=list(bands))
 
 
@@ -182,8 +251,8 @@ def _property(values: list[Any]) -> pa.Array:
         return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
-def _file_metadata(rows: Sequence[Row], name: str, data_source: str) -> dict[bytes, bytes]:
-    dates = [row["datetime"] for row in rows if row["datetime"] is not None]
+def _file_metadata(drafts: Sequence[RecordDraft], name: str, data_source: str) -> dict[bytes, bytes]:
+    dates = [draft.datetime for draft in drafts if draft.datetime is not None]
     span = f"{min(dates).isoformat()},{max(dates).isoformat()}" if dates else ""
     facts = {
         "name": name,

@@ -29,6 +29,7 @@ from rasteret_ml.raster.chip import Chip, to_tensors
 from rasteret_ml.raster.execute import Engine, ReadFailure, execute
 from rasteret_ml.raster.frames import to_geodataframe, to_xarray
 from rasteret_ml.raster.plan import ChipPlan, plan_chip
+from rasteret_ml.raster.slots import Slots
 from rasteret_ml.raster.source import BandSource, available_bands, find_source, locate_band
 from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import RasterInfo
@@ -354,7 +355,7 @@ class RasterAccessor:
             shown = stack.enter_context(tqdm(total=tiles, unit="tile", desc=self.id, disable=not bar))
             engine = Engine(
                 reader=reader if sign is None else SigningReader(reader, sign),
-                max_concurrent=max_concurrent,
+                slots=Slots(max_concurrent),
                 progress=shown.update,
             )
             result = await execute(plans, engine, allow_failures=allow_failures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
 from rasteret_ml.raster.validity import valid_pixels
 
-__all__ = ["BandBuffers", "allocate", "finish"]
+__all__ = ["BandBuffers", "ChipBuffers", "allocate", "finish"]
 
 _LERC = 34887
 
@@ -24,38 +23,55 @@ class BandBuffers:
     """Where the tiles of one band of one chip land, on the band's own grid."""
 
     data: npt.NDArray[Any]
-    """Pixels `[h, w]` of the plan's window, the fill value before anything lands."""
-    unread: npt.NDArray[np.bool_]
-    """Pixels `[h, w]` of stored tiles that have not landed (a failed tile stays so)."""
+    """Pixels `[h, w]` of the plan's window, the fill value where nothing will land."""
+    unread: npt.NDArray[np.bool_] | None = None
+    """Pixels `[h, w]` of stored tiles that have not landed (a failed tile stays so); None where none may fail."""
     codec_invalid: npt.NDArray[np.bool_] | None = None
     """Pixels that the codec itself marks invalid (LERC)."""
     mask: npt.NDArray[np.bool_] | None = None
     """What the file's mask or alpha says, where it has one; what is sparse in it is invalid."""
 
 
-def allocate(plan: ChipPlan) -> list[BandBuffers]:
-    """Buffers for every band; bands that need no resampling share one `[C, H, W]` array."""
-    chip = np.empty((len(plan.bands), *plan.grid.shape), plan.dtype)
-    buffers = []
-    for channel, band in zip(chip, plan.bands, strict=True):
-        channel[:] = fill_value(band.source.nodata, plan.dtype)
-        buffers.append(_allocate_band(plan, band, channel))
-    return buffers
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChipBuffers:
+    """Where the tiles of one chip land."""
+
+    data: npt.NDArray[Any]
+    """The chip's pixels `[C, H, W]`; bands that need no resampling land in its channels."""
+    bands: tuple[BandBuffers, ...]
+    """Per band."""
 
 
-def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any]) -> BandBuffers:
+def allocate(plan: ChipPlan, data: npt.NDArray[Any] | None = None, *, track_unread: bool = False) -> ChipBuffers:
+    """Buffers for a plan.
+
+    Args:
+        plan: What will be read.
+        data: An array `[C, H, W]` that the chip's pixels go to; None = a new one.
+        track_unread: Whether tiles may fail, so that it has to be noted which have landed.
+    """
+    chip = np.empty((len(plan.bands), *plan.grid.shape), plan.dtype) if data is None else data
+    bands = tuple(
+        _allocate_band(plan, band, channel, track_unread) for channel, band in zip(chip, plan.bands, strict=True)
+    )
+    return ChipBuffers(data=chip, bands=bands)
+
+
+def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], track_unread: bool) -> BandBuffers:
+    fill = fill_value(band.source.nodata, plan.dtype)
     if band.window is None:
-        return BandBuffers(data=channel, unread=np.zeros(plan.grid.shape, bool))
-    data = channel
-    if band.resampling is not None:
-        data = np.full(band.window.shape, fill_value(band.source.nodata, plan.dtype), plan.dtype)
-    unread = np.zeros(band.window.shape, bool)
+        channel[:] = fill
+        return BandBuffers(data=channel)
+    data = channel if band.resampling is None else np.empty(band.window.shape, plan.dtype)
+    unread = np.zeros(band.window.shape, bool) if track_unread else None
+    if track_unread or not band.covers:
+        data[:] = fill  # else every pixel gets a value from its tile
     empty = fill_value(band.source.metadata.nodata, plan.dtype)  # of a sparse tile, whatever the caller's nodata is
     for read in band.tiles:
-        if read.range is not None:
-            unread[read.target.slices] = True
-        else:
+        if read.range is None:
             data[read.target.slices] = empty
+        elif unread is not None:
+            unread[read.target.slices] = True
     has_mask = band.level.mask is not None and band.source.heeds_mask
     return BandBuffers(
         data=data,
@@ -65,21 +81,19 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any]) ->
     )
 
 
-def finish(plan: ChipPlan, buffers: Sequence[BandBuffers]) -> Chip:
+def finish(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
     """The chip: validity worked out, resampled bands put on the chip's grid."""
     shape = plan.grid.shape
-    channels, valids = [], []
+    valid = np.empty(buffers.data.shape, bool)
     covered = np.zeros(shape, bool)
-    for band, held in zip(plan.bands, buffers, strict=True):
-        data, valid, inside = _finish_band(plan, band, held)
-        channels.append(data)
-        valids.append(valid)
+    for i, (band, held) in enumerate(zip(plan.bands, buffers.bands, strict=True)):
+        data, valid[i], inside = _finish_band(plan, band, held)
         covered |= inside
-    base = channels[0].base if len({id(c.base) for c in channels}) == 1 else None
-    whole = base is not None and base.shape == (len(channels), *shape)
+        if band.resampling is not None:
+            buffers.data[i] = data
     return Chip(
-        data=base if whole else np.stack(channels),
-        valid=np.stack(valids),
+        data=buffers.data,
+        valid=valid,
         inside=np.ones(shape, bool),
         grid=plan.grid,
         bands=tuple(band.source.band for band in plan.bands),
@@ -97,7 +111,11 @@ def _finish_band(
         return held.data, nothing, nothing
     inside = _in_image(band)
     nodata = source.nodata if held.mask is None or source.nodata_given else None
-    valid = inside & ~held.unread & valid_pixels(held.data, held.mask, nodata)
+    valid = valid_pixels(held.data, held.mask, nodata)
+    if not band.covers:
+        valid &= inside
+    if held.unread is not None:
+        valid &= ~held.unread
     if held.codec_invalid is not None and held.codec_invalid.any():
         held.data[held.codec_invalid] = _lerc_fill(source.nodata, plan.dtype)
         valid &= ~held.codec_invalid
@@ -115,6 +133,8 @@ def _lerc_fill(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
 
 def _in_image(band: BandPlan) -> npt.NDArray[np.bool_]:
     assert band.window is not None
+    if band.covers:
+        return np.ones(band.window.shape, bool)
     inside = np.zeros(band.window.shape, bool)
     for turned in band.parts:
         part = turned.intersection(band.level.image.extent)

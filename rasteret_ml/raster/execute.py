@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,30 +18,26 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.cog.table import TileTable
-from rasteret_ml.cog.tiles import TileRead
-from rasteret_ml.errors import (
-    CorruptTiffError,
-    DataError,
-    FetchError,
-    FileChangedError,
-    RasteretError,
-    ReadError,
-    redact,
-)
+from rasteret_ml.errors import DataError, FetchError, RasteretError, ReadError, redact
 from rasteret_ml.fetch.reader import RangeReader, RangeResponse
-from rasteret_ml.fetch.urls import sidecar_href
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
-from rasteret_ml.raster.assemble import BandBuffers, allocate, finish
+from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.plan import BandPlan, ChipPlan
-from rasteret_ml.raster.source import BandSource
+from rasteret_ml.raster.jobs import TileJob, check_unchanged, paste_all, refusal, tile_jobs, tile_payload, wanted_rows
+from rasteret_ml.raster.plan import ChipPlan
+from rasteret_ml.raster.slots import Slots
+from rasteret_ml.raster.tile_store import Boarding, DecodedTile, Flight, TileStore
 from rasteret_ml.raster.together import together
 from rasteret_ml.telemetry import Meter
 
 _T = TypeVar("_T")
 
-__all__ = ["Engine", "ReadFailure", "ReadResult", "TileJob", "execute", "tile_jobs"]
+__all__ = ["Engine", "ReadFailure", "ReadResult", "execute"]
+
+_SMALL = 256 * 1024
+"""Compressed bytes that are worth a hop to the decode pool."""
+_HOP = 4
+"""Chips, or kept tiles, that share a hop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +48,10 @@ class Engine:
     """Where bytes come from."""
     pool: Executor | None = None
     """Where tiles are decoded; None = the loop's default threads."""
-    max_concurrent: int = 50
-    """Range requests in flight."""
+    slots: Slots = field(default_factory=Slots)
+    """Requests and bytes in flight; shared by all that runs on a loop."""
+    tiles: TileStore = field(default_factory=TileStore)
+    """Tiles in flight and kept; shared by all that reads the same files on a loop."""
     coalesce: CoalesceLimits = CoalesceLimits()
     """When ranges become one request."""
     meter: Meter = field(default_factory=Meter)
@@ -98,253 +96,198 @@ class ReadResult:
     """Tiles whose pixels are missing: fill value, invalid."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class TileJob:
-    """One stored tile and everybody who wants pixels of it."""
-
-    source: BandSource
-    """The first band that asked (bands of a chunky file share tiles)."""
-    image: str
-    """Which image of the file."""
-    table: TileTable
-    """How to decode it."""
-    read: TileRead
-    """Which tile, where its bytes are."""
-    pastes: list[_Paste] = field(default_factory=list)
-
-    @property
-    def range(self) -> ByteRange:
-        """What is fetched for the tile."""
-        assert self.read.range is not None
-        return self.read.range
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What makes two jobs one: the same bytes, read in the same way (some writers store equal tiles once)."""
-        table, read = self.table, self.read
-        shape = read.stored_rows, read.image_rows, read.image_cols, table.tile_width, table.samples_per_tile
-        return self.href, self.range, shape, table.dtype, table.compression
-
-    @property
-    def stored(self) -> ByteRange:
-        """The tile's own bytes."""
-        leader = self.read.leader
-        return ByteRange(self.range.start + leader, self.range.length - leader)
-
-    @property
-    def href(self) -> str:
-        """The file that holds it: the band's, or a sidecar."""
-        sidecar = self.table.sidecar
-        return self.source.href if sidecar is None else sidecar_href(self.source.href, sidecar.suffix)
-
-    @property
-    def indexed(self) -> tuple[int | None, str | None]:
-        """Size and version tag of that file when it was indexed."""
-        sidecar, metadata = self.table.sidecar, self.source.metadata
-        return (metadata.file_size, metadata.etag) if sidecar is None else (sidecar.size, sidecar.etag)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Paste:
-    target: npt.NDArray[Any]
-    unread: npt.NDArray[np.bool_] | None
-    invalid: npt.NDArray[np.bool_] | None
-    read: TileRead
-    sample: int
-
-
-def tile_jobs(
-    plans: Sequence[ChipPlan], buffers: Sequence[Sequence[BandBuffers]] | None = None
-) -> dict[str, list[TileJob]]:
-    """Every stored tile of the plans once, by address."""
-    jobs: dict[tuple[Any, ...], TileJob] = {}
-    for i, plan in enumerate(plans):
-        for j, band in enumerate(plan.bands):
-            held = None if buffers is None else buffers[i][j]
-            for is_mask, table, read in _stored(band):
-                job = TileJob(source=band.source, image=_image_name(band, is_mask), table=table, read=read)
-                job = jobs.setdefault(job.key, job)
-                if held is not None:
-                    job.pastes.append(_paste(band, held, read, is_mask))
-    by_href: dict[str, list[TileJob]] = {}
-    for job in jobs.values():
-        by_href.setdefault(job.href, []).append(job)
-    return by_href
-
-
-def _stored(band: BandPlan) -> Iterator[tuple[bool, TileTable, TileRead]]:
-    for read in band.tiles:
-        if read.range is not None:
-            yield False, band.level.image, read
-    for read in band.mask_tiles:
-        if read.range is not None and band.level.mask is not None:
-            yield True, band.level.mask, read
-
-
-def _image_name(band: BandPlan, is_mask: bool) -> str:
-    image = f"overview {band.level.number}" if band.level.number else "full resolution"
-    return f"mask of {image}" if is_mask else image
-
-
-def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> _Paste:
-    if not is_mask:
-        sample = _sample_of(band.level.image, band.source.sample)
-        return _Paste(held.data, held.unread, held.codec_invalid, read, sample)
-    assert held.mask is not None
-    assert band.level.mask is not None
-    return _Paste(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
-
-
-def _sample_of(table: TileTable, sample: int) -> int:
-    """Where a band stands in a tile; overviews may be interleaved otherwise than their image."""
-    return sample if table.samples_per_tile > 1 else 0
-
-
-async def execute(plans: Sequence[ChipPlan], engine: Engine, *, allow_failures: bool = False) -> ReadResult:
+async def execute(
+    plans: Sequence[ChipPlan],
+    engine: Engine,
+    *,
+    into: Sequence[npt.NDArray[Any] | None] | None = None,
+    allow_failures: bool = False,
+) -> ReadResult:
     """Read all plans together.
+
+    Args:
+        plans: What to read.
+        engine: What to run on.
+        into: Per plan an array `[C, H, W]` of its dtype that becomes the chip's data, or None for a new one.
+        allow_failures: Whether tiles may fail; those are listed in the result.
 
     Raises:
         ReadError: a tile could not be fetched or decoded and failures are not allowed; the other requests
             are cancelled. The message names record, band, address, tile, byte range and cause.
     """
-    buffers = [allocate(plan) for plan in plans]
-    failures: list[ReadFailure] = []
-    limit = asyncio.Semaphore(engine.max_concurrent)
-    keep = failures if allow_failures else None
-    by_href = tile_jobs(plans, buffers)
-    refused = [(job, error) for jobs in by_href.values() for job in jobs if (error := _refusal(job)) is not None]
-    _report(refused, keep)
-    bad = {id(job) for job, _ in refused}
-    sound = {href: [job for job in jobs if id(job) not in bad] for href, jobs in by_href.items()}
-    await together(
-        _serve(href, merged, [jobs[i] for i in merged.parts], engine, limit, keep)
-        for href, jobs in sound.items()
-        for merged in coalesce([job.range for job in jobs], engine.coalesce)
-    )
-    chips = await _in_pool(engine, lambda: [finish(p, b) for p, b in zip(plans, buffers, strict=True)])
+    targets = into if into is not None else [None] * len(plans)
+    buffers = [allocate(plan, target, track_unread=allow_failures) for plan, target in zip(plans, targets, strict=True)]
+    reading = _Reading(engine, [] if allow_failures else None)
+    await reading.run(tile_jobs(plans, buffers))
+    chips = await reading.finish(plans, buffers)
     engine.meter.add(chips=len(chips))
-    return ReadResult(chips=tuple(chips), failures=tuple(failures))
+    return ReadResult(chips=tuple(chips), failures=tuple(reading.failures or ()))
 
 
-async def _serve(
-    href: str,
-    merged: MergedRange,
-    jobs: list[TileJob],
-    engine: Engine,
-    limit: asyncio.Semaphore,
-    failures: list[ReadFailure] | None,
-) -> None:
-    """Fetch one merged range and decode the tiles in it."""
-    async with limit:  # held while decoding too: it bounds the bytes that wait for the decoder
-        try:
-            response = await engine.reader.read(href, merged.span)
-            _check_unchanged(jobs[0], response)
-            if len(response.data) < merged.span.length:
-                raise FetchError(f"{redact(href)}: {len(response.data)} bytes came for {merged.span}.")
-        except (FetchError, DataError) as error:
-            _report([(job, error) for job in jobs], failures)
-            return
-        body, start = memoryview(response.data), merged.span.start
-        work = [partial(_decode, chunk, body, start, engine.meter) for chunk in _chunks(jobs)]
-        outcomes = await asyncio.gather(*(_in_pool(engine, decode) for decode in work))
-        _report([failed for outcome in outcomes for failed in outcome], failures)
-    if engine.progress is not None:
-        engine.progress(len(jobs))
+class _Reading:
+    """One execution: its engine, and what failed (None: the first failure raises)."""
+
+    def __init__(self, engine: Engine, failures: list[ReadFailure] | None) -> None:
+        self._engine = engine
+        self.failures = failures
+
+    async def run(self, jobs: Sequence[TileJob]) -> None:
+        """Bring all tiles; what another batch was reading and gave up is read in the next round."""
+        refused = [(job, error) for job in jobs if (error := refusal(job)) is not None]
+        self._report(refused)
+        bad = {id(job) for job, _ in refused}
+        left = [job for job in jobs if id(job) not in bad]
+        while left:
+            boarding = self._engine.tiles.board(left)
+            abandoned: list[TileJob] = []
+            try:
+                await together(
+                    [
+                        *(self._serve(*request) for request in _requests(boarding.own, self._engine.coalesce)),
+                        *(self._paste_kept(boarding, i) for i in range(0, len(boarding.kept), _HOP)),
+                        *([self._await_others(boarding, abandoned)] if boarding.joined else []),
+                    ]
+                )
+            finally:  # also of what was never started
+                self._engine.tiles.abandon(boarding.own)
+            left = abandoned
+
+    async def _serve(self, href: str, merged: MergedRange, flights: list[Flight]) -> None:
+        """Fetch one merged range and decode the tiles in it."""
+        engine = self._engine
+        async with engine.slots.hold(merged.span.length):  # while decoding too: it bounds the bytes that wait
+            try:
+                response = await engine.reader.read(href, merged.span)
+                _check(response, flights, href, merged.span)
+            except (FetchError, DataError) as error:
+                self._end((flight, error) for flight in flights)
+                return
+            body, start = memoryview(response.data), merged.span.start
+            chunks = _chunks(flights)
+            work = [partial(_decode, chunk, body, start, engine.tiles, engine.meter) for chunk in chunks]
+            for outcome in await asyncio.gather(*map(self._in_pool, work)):
+                self._end(outcome)
+        if engine.progress is not None:
+            engine.progress(len(flights))
+
+    async def _paste_kept(self, boarding: Boarding, start: int) -> None:
+        kept = boarding.kept[start : start + _HOP]
+
+        def paste() -> None:
+            for job, tile in kept:
+                paste_all(job.pastes, tile.pixels, tile.valid)
+
+        await self._in_pool(paste)
+        self._engine.meter.add(cache_hits=len(kept))
+        if self._engine.progress is not None:
+            self._engine.progress(len(kept))
+
+    async def _await_others(self, boarding: Boarding, abandoned: list[TileJob]) -> None:
+        failed = []
+        for job, flight in boarding.joined:
+            await asyncio.wait([flight.ended])
+            if flight.ended.cancelled():
+                abandoned.append(job)
+            elif (error := flight.ended.result()) is not None:
+                failed.append((job, error))
+        landed = len(boarding.joined) - len(abandoned)
+        self._engine.meter.add(tiles_shared=landed)
+        self._report(failed)
+        if self._engine.progress is not None:
+            self._engine.progress(landed)
+
+    async def finish(self, plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers]) -> list[Chip]:
+        """The chips of buffers that are full."""
+        pairs = list(zip(plans, buffers, strict=True))
+        meter = self._engine.meter
+
+        def some(start: int) -> list[Chip]:
+            began = time.perf_counter()
+            chips = [finish(plan, held) for plan, held in pairs[start : start + _HOP]]
+            meter.add(assemble_seconds=time.perf_counter() - began)
+            return chips
+
+        done = await asyncio.gather(*(self._in_pool(partial(some, i)) for i in range(0, len(pairs), _HOP)))
+        return [chip for chips in done for chip in chips]
+
+    def _end(self, outcomes: Any) -> None:
+        found = list(outcomes)
+        for flight, error in found:
+            self._engine.tiles.end(flight, error)
+        self._report([(flight.job, error) for flight, error in found if error is not None])
+
+    def _report(self, failed: Sequence[tuple[TileJob, RasteretError]]) -> None:
+        for job, error in failed:
+            failure = ReadFailure(
+                record=job.source.record,
+                band=job.source.band,
+                href=redact(job.href),
+                image=job.image,
+                tile=job.read.index,
+                range=job.stored,
+                error=error,
+            )
+            if self.failures is None:
+                raise ReadError(str(failure)) from error
+            self.failures.append(failure)
+
+    def _in_pool(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        return asyncio.get_running_loop().run_in_executor(self._engine.pool, work)
 
 
-def _chunks(jobs: list[TileJob], small: int = 256 * 1024) -> list[list[TileJob]]:
-    """Tiles in groups of about `small` compressed bytes, so that tiny ones share a hop to the pool."""
-    chunks: list[list[TileJob]] = [[]]
+def _requests(flights: Sequence[Flight], limits: CoalesceLimits) -> list[tuple[str, MergedRange, list[Flight]]]:
+    by_href: dict[str, list[Flight]] = {}
+    for flight in flights:
+        by_href.setdefault(flight.job.href, []).append(flight)
+    return [
+        (href, merged, [found[i] for i in merged.parts])
+        for href, found in by_href.items()
+        for merged in coalesce([flight.job.range for flight in found], limits)
+    ]
+
+
+def _check(response: RangeResponse, flights: Sequence[Flight], href: str, span: ByteRange) -> None:
+    check_unchanged(flights[0].job, response)
+    if len(response.data) < span.length:
+        raise FetchError(f"{redact(href)}: {len(response.data)} bytes came for {span}.")
+
+
+def _chunks(flights: Sequence[Flight]) -> list[list[Flight]]:
+    """Tiles in groups of about `_SMALL` compressed bytes, so that tiny ones share a hop to the pool."""
+    chunks: list[list[Flight]] = [[]]
     held = 0
-    for job in jobs:
-        if held >= small:
+    for flight in flights:
+        if held >= _SMALL:
             chunks.append([])
             held = 0
-        chunks[-1].append(job)
-        held += job.range.length
+        chunks[-1].append(flight)
+        held += flight.job.range.length
     return chunks
 
 
-def _decode(jobs: list[TileJob], body: memoryview, start: int, meter: Meter) -> list[tuple[TileJob, RasteretError]]:
+def _decode(
+    flights: Sequence[Flight], body: memoryview, start: int, tiles: TileStore, meter: Meter
+) -> list[tuple[Flight, RasteretError | None]]:
     began = time.perf_counter()
-    failed: list[tuple[TileJob, RasteretError]] = []
-    for job in jobs:
+    outcomes: list[tuple[Flight, RasteretError | None]] = []
+    for flight in flights:
+        job = flight.job
         offset, read = job.range.start - start, job.read
+        pastes = tiles.take(flight)
+        rows = None if tiles.cache_bytes else wanted_rows(pastes)
         try:
-            data = _payload(job, body[offset : offset + job.range.length])
-            pixels, valid = decode_tile(data, job.table, read.stored_rows, read.image_rows, read.image_cols)
+            data = tile_payload(job, body[offset : offset + job.range.length])
+            pixels, valid = decode_tile(data, job.table, read.stored_rows, read.image_rows, read.image_cols, rows)
         except DataError as error:
-            failed.append((job, error))
+            outcomes.append((flight, error))
             continue
-        for paste in job.pastes:
-            rows, cols = paste.read.source.slices
-            target = paste.read.target.slices
-            paste.target[target] = pixels[rows, cols, paste.sample]
-            if paste.unread is not None:
-                paste.unread[target] = False
-            if valid is not None and paste.invalid is not None:
-                paste.invalid[target] = ~valid[rows, cols, paste.sample]
+        paste_all(pastes, pixels, valid)
+        if tiles.cache_bytes:
+            tiles.keep(flight, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
+        outcomes.append((flight, None))
     meter.add(
-        tiles_decoded=len(jobs) - len(failed),
-        bytes_used=sum(job.range.length for job in jobs),
+        tiles_decoded=sum(error is None for _, error in outcomes),
+        bytes_used=sum(flight.job.range.length for flight in flights),
         decode_seconds=time.perf_counter() - began,
     )
-    return failed
-
-
-def _report(failed: Sequence[tuple[TileJob, RasteretError]], failures: list[ReadFailure] | None) -> None:
-    for job, error in failed:
-        failure = ReadFailure(
-            record=job.source.record,
-            band=job.source.band,
-            href=redact(job.href),
-            image=job.image,
-            tile=job.read.index,
-            range=job.stored,
-            error=error,
-        )
-        if failures is None:
-            raise ReadError(str(failure)) from error
-        failures.append(failure)
-
-
-def _refusal(job: TileJob) -> CorruptTiffError | None:
-    """Why a tile is not even fetched: a byte count that no such tile has, or one past the end of its file."""
-    size, _ = job.indexed
-    if size is not None and job.range.stop > size:
-        return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
-    most = 2 * job.table.tile_bytes + 1024 * 1024
-    if job.range.length > most:
-        return CorruptTiffError(f"its byte count is {job.stored.length}, for {job.table.tile_bytes} bytes of pixels")
-    return None
-
-
-def _check_unchanged(job: TileJob, response: RangeResponse) -> None:
-    size, etag = job.indexed
-    if response.size is not None and size is not None and response.size != size:
-        what = f"the file has {response.size} bytes, but {size} when it was indexed"
-    elif _version(response.etag) != _version(etag) and response.etag and etag:
-        what = f"the file's version is {response.etag}, but {etag} when it was indexed"
-    else:
-        return
-    raise FileChangedError(f"{redact(job.href)}: {what}; it was rewritten: build the Collection again.")
-
-
-def _version(etag: str | None) -> str:
-    """An ETag without what servers add to it: the mark of a weak one, a note that the body was compressed."""
-    return (etag or "").removeprefix("W/").strip('"').removesuffix("-gzip")
-
-
-def _payload(job: TileJob, fetched: memoryview) -> memoryview:
-    """The tile's own bytes, after a look at the size that a COG repeats before them."""
-    leader = job.read.leader
-    if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:
-        raise FileChangedError(
-            f"{redact(job.href)}: the block leader before the tile does not repeat its byte count; the file was "
-            "rewritten since it was indexed: build the Collection again."
-        )
-    return fetched[leader:]
-
-
-async def _in_pool(engine: Engine, work: Callable[[], _T]) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(engine.pool, work)
+    return outcomes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rasteret_ml.ranges import CoalesceLimits, coalesce
-from rasteret_ml.raster.execute import tile_jobs
+from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
+from rasteret_ml.raster.jobs import tile_jobs
 from rasteret_ml.raster.plan import ChipPlan
 
 __all__ = ["ReadEstimate", "explain"]
@@ -37,18 +37,21 @@ class ReadEstimate:
 def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:
     """The estimate for `plans`; the same planning that `execute` does, without the reader."""
     jobs = tile_jobs(plans)
-    merged = [m for parts in jobs.values() for m in coalesce([j.range for j in parts], limits or CoalesceLimits())]
+    by_href: dict[str, list[ByteRange]] = {}
+    for job in jobs:
+        by_href.setdefault(job.href, []).append(job.range)
+    merged = [m for ranges in by_href.values() for m in coalesce(ranges, limits or CoalesceLimits())]
     reads = [read for plan in plans for band in plan.bands for read in (*band.tiles, *band.mask_tiles)]
     levels: dict[str, set[int]] = {}
     for band in (band for plan in plans for band in plan.bands if band.window is not None):
         levels.setdefault(band.source.band, set()).add(band.level.number)
     return ReadEstimate(
         chips=len(plans),
-        files=len(jobs),
-        tiles=sum(len(parts) for parts in jobs.values()),
+        files=len(by_href),
+        tiles=len(jobs),
         sparse_tiles=sum(read.range is None for read in reads),
         requests=len(merged),
-        bytes_wanted=sum(job.range.length for parts in jobs.values() for job in parts),
+        bytes_wanted=sum(job.range.length for job in jobs),
         bytes_fetched=sum(m.span.length for m in merged),
         levels={name: tuple(sorted(found)) for name, found in levels.items()},
     )

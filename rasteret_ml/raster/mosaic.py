@@ -17,7 +17,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.execute import Engine, execute
 from rasteret_ml.raster.plan import ChipPlan
 
-__all__ = ["Mosaic", "MosaicRequest", "first_plans", "read_mosaics"]
+__all__ = ["Mosaic", "MosaicBatch", "MosaicRequest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +36,8 @@ class MosaicRequest:
     """Overrides the files' nodata."""
     categories: bool = False
     """Whether values are classes, never to be averaged."""
+    into: npt.NDArray[Any] | None = None
+    """An array `[C, H, W]` that the pixels go to; None = a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,29 +58,38 @@ class Mosaic:
     """Offset of each band."""
 
 
-async def read_mosaics(requests: Sequence[MosaicRequest], engine: Engine) -> list[Mosaic]:
-    """Read all requests together.
+class MosaicBatch:
+    """Requests that are read together, planned as far as can be before a byte is there.
 
     In rounds: each request brings the records up to the first that covers it wholly; those that still have
     invalid pixels then bring the next ones.
-
-    Raises:
-        DataError: records with different scale or offset would meet in one chip.
     """
-    builders = [_Builder(request) for request in requests]
-    pending = builders
-    while pending:
-        plans = [(builder, plan) for builder in pending for plan in builder.next_plans()]
-        result = await execute([plan for _, plan in plans], engine)
-        for (builder, plan), chip in zip(plans, result.chips, strict=True):
-            builder.take(plan, chip)
-        pending = [builder for builder in pending if builder.wants_more]
-    return [builder.build() for builder in builders]
 
+    def __init__(self, requests: Sequence[MosaicRequest]) -> None:
+        self._builders = [_Builder(request) for request in requests]
+        self._first = [(builder, plan) for builder in self._builders for plan in builder.next_plans()]
 
-def first_plans(request: MosaicRequest) -> list[ChipPlan]:
-    """What the first round of `read_mosaics` would read for a request (pure)."""
-    return _Builder(request).next_plans()
+    @property
+    def plans(self) -> list[ChipPlan]:
+        """What the first round reads."""
+        return [plan for _, plan in self._first]
+
+    async def read(self, engine: Engine) -> list[Mosaic]:
+        """Read all; only once.
+
+        Raises:
+            DataError: records with different scale or offset would meet in one chip.
+            ReadError: a tile could not be read.
+        """
+        plans = self._first
+        while plans:
+            targets = [builder.target(plan) for builder, plan in plans]
+            result = await execute([plan for _, plan in plans], engine, into=targets)
+            for (builder, plan), chip in zip(plans, result.chips, strict=True):
+                builder.take(plan, chip)
+            pending = [builder for builder in self._builders if builder.wants_more]
+            plans = [(builder, plan) for builder in pending for plan in builder.next_plans()]
+        return [builder.build() for builder in self._builders]
 
 
 class _Builder:
@@ -94,6 +105,7 @@ class _Builder:
         self._valid_all = np.zeros(request.grid.shape, bool)
         self._used: list[tuple[RasterAccessor, ChipPlan]] = []
         self._queue: list[RasterAccessor] = []
+        self._first: ChipPlan | None = None
 
     @property
     def wants_more(self) -> bool:
@@ -112,11 +124,16 @@ class _Builder:
                 nodata=request.nodata,
                 categories=request.categories,
             )
+            self._first = self._first or plan
             self._queue.append(record)
             plans.append(plan)
             if all(band.covers for band in plan.bands):
                 break
         return plans
+
+    def target(self, plan: ChipPlan) -> npt.NDArray[Any] | None:
+        """Where the chip of a plan is read to: the first record's pixels go where the mosaic is wanted."""
+        return self._request.into if plan is self._first else None
 
     def take(self, plan: ChipPlan, chip: Chip) -> None:
         """Use a record's chip where earlier ones left gaps."""

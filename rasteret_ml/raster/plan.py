@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rasteret_ml.cog.metadata import CogMetadata, Level
+from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.tiles import TileRead, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
@@ -99,7 +100,8 @@ def plan_chip(
             "large to hold; ask for a smaller area, or keep to the raster (boundless=False)."
         )
     wish = _Wish(resampling, overviews, wrap, categories, level)
-    bands = tuple(_plan_band(source, grid, wish) for source in sources)
+    copies: dict[Grid, _Place] = {}
+    bands = tuple(_plan_band(source, grid, wish, copies) for source in sources)
     return ChipPlan(grid=grid, bands=bands, dtype=dtype)
 
 
@@ -119,44 +121,69 @@ class _Wish:
     level: int | None
 
 
-def _plan_band(source: BandSource, grid: Grid, wish: _Wish) -> BandPlan:
-    codes = wish.resampling == "mode" or (wish.resampling is None and _holds_codes(source))
-    resampling: Resampling = wish.resampling or ("nearest" if codes or wish.categories else "bilinear")
-    level, needed = _level_on(source, grid, resampling, wish, categories=codes or wish.categories)
-    applied, ratio = (resampling, steady_ratio(grid, level.grid)) if needed is None else (None, (1.0, 1.0))
-    if needed is None:
-        needed = needed_window(grid, level.grid, resampling)
-    turn = level.grid.turn if wish.wrap else None
-    window = None if needed is None else _clipped(needed, level, turn, copied=applied is None)
-    parts = () if window is None else _turned(window, level, turn)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a chip lies on a level, see the fields of `BandPlan`."""
+
+    window: Window | None
+    parts: tuple[Window, ...]
+    covers: bool
+
+
+def _plan_band(source: BandSource, grid: Grid, wish: _Wish, copies: dict[Grid, _Place]) -> BandPlan:
+    level, place, applied = source.metadata.full, copies.get(source.metadata.grid), None
+    ratio = (1.0, 1.0)
+    if place is None or wish.level:
+        level, needed, resampling = _level_on(source, grid, wish)
+        if needed is None:
+            applied, ratio = resampling, steady_ratio(grid, level.grid)
+            place = _place(needed_window(grid, level.grid, resampling), level.grid, wish, copied=False)
+        else:
+            place = _place(needed, level.grid, wish, copied=True)
+            if level.number == 0:  # bands on one grid share the answer
+                copies[level.grid] = place
     mask = level.mask if source.heeds_mask else None
     return BandPlan(
         source=source,
         level=level,
-        window=window,
-        parts=parts,
-        tiles=tuple(read for part in parts for read in plan_tiles(level.image, part)),
-        mask_tiles=() if mask is None else tuple(read for part in parts for read in plan_tiles(mask, part)),
+        window=place.window,
+        parts=place.parts,
+        tiles=_tiles(level.image, place.parts),
+        mask_tiles=() if mask is None else _tiles(mask, place.parts),
         resampling=applied,
         ratio=ratio,
-        covers=needed is not None and _covers(needed, level, turn),
+        covers=place.covers,
     )
 
 
-def _level_on(
-    source: BandSource, grid: Grid, resampling: Resampling, wish: _Wish, *, categories: bool
-) -> tuple[Level, Window | None]:
-    """The level to read, and the window of it that is copied (None: it has to be resampled)."""
+def _place(needed: Window | None, grid: Grid, wish: _Wish, *, copied: bool) -> _Place:
+    if needed is None:
+        return _Place(None, (), False)
+    turn = grid.turn if wish.wrap else None
+    extent = Window(row=0, col=0, height=grid.height, width=grid.width)
+    window = _clipped(needed, extent, turn, copied=copied)
+    parts = () if window is None else _turned(window, extent, turn)
+    return _Place(window, parts, _covers(needed, extent, turn))
+
+
+def _tiles(table: TileTable, parts: tuple[Window, ...]) -> tuple[TileRead, ...]:
+    return tuple(read for part in parts for read in plan_tiles(table, part))
+
+
+def _level_on(source: BandSource, grid: Grid, wish: _Wish) -> tuple[Level, Window | None, Resampling]:
+    """The level to read, and the window of it that is copied (None: it has to be resampled, with that kernel)."""
+    codes = wish.categories or wish.resampling == "mode" or (wish.resampling is None and _holds_codes(source))
+    resampling: Resampling = wish.resampling or ("nearest" if codes else "bilinear")
     for asked in source.metadata.levels if wish.level else ():
         window = asked.grid.window_of(grid, wrap=wish.wrap)
         if asked.number == wish.level and window is not None:
-            return asked, window
+            return asked, window, resampling
     level = source.metadata.full
     needed = level.grid.window_of(grid, wrap=wish.wrap)
     if needed is None and wish.overviews:
-        level = choose_level(source.metadata, grid, resampling, categories=categories)
+        level = choose_level(source.metadata, grid, resampling, categories=codes)
         needed = level.grid.window_of(grid, wrap=wish.wrap)
-    return level, needed
+    return level, needed, resampling
 
 
 def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
@@ -178,9 +205,9 @@ def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, c
     return best
 
 
-def _clipped(needed: Window, level: Level, turn: int | None, *, copied: bool) -> Window | None:
+def _clipped(needed: Window, extent: Window, turn: int | None, *, copied: bool) -> Window | None:
     """The part of `needed` worth reading: for a copy all of it, else what lies in the image."""
-    extent, parts = level.image.extent, _turned(needed, level, turn)
+    parts = _turned(needed, extent, turn)
     if not parts:
         return None
     if copied:
@@ -191,14 +218,14 @@ def _clipped(needed: Window, level: Level, turn: int | None, *, copied: bool) ->
     return needed.intersection(rows)
 
 
-def _turned(window: Window, level: Level, turn: int | None) -> tuple[Window, ...]:
-    shifts = (0,) if turn is None else (0, turn, -turn)
-    moved = (replace(window, col=window.col + shift) for shift in shifts)
-    return tuple(part for part in moved if part.intersection(level.image.extent) is not None)
+def _turned(window: Window, extent: Window, turn: int | None) -> tuple[Window, ...]:
+    if turn is None:
+        return (window,) if window.intersection(extent) is not None else ()
+    moved = (replace(window, col=window.col + shift) for shift in (0, turn, -turn))
+    return tuple(part for part in moved if part.intersection(extent) is not None)
 
 
-def _covers(needed: Window, level: Level, turn: int | None) -> bool:
-    extent = level.image.extent
+def _covers(needed: Window, extent: Window, turn: int | None) -> bool:
     if turn is not None and extent.width >= turn:
         needed = replace(needed, col=extent.col, width=extent.width)
     return needed.intersection(extent) == needed

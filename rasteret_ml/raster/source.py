@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rasteret_ml.cog.codecs import check_supported
 from rasteret_ml.cog.metadata import CogMetadata
@@ -43,15 +44,13 @@ def locate_band(
     info: RasterInfo, data_source: str, band_code: str
 ) -> tuple[CogMetadata | None, str | None, int | None]:
     """Metadata, address and band index of a band, or three Nones where any of it is missing."""
-    names = BandRegistry.names(band_code, data_source)
-    asset_key = next((name for name in names if info.assets.get(name) is not None), None)
-    if asset_key is None:
-        return None, None, None
-    asset = info.assets[asset_key]
+    asset_key, asset = _asset(info, data_source, band_code)
     href = asset_href(asset)
+    if href is None:
+        return None, None, None
     keys = (f"{band_code}_metadata", f"{asset_key}_metadata")
     struct = next((info.band_metadata[k] for k in keys if info.band_metadata.get(k) is not None), None)
-    if href is None or struct is None:
+    if struct is None:
         return None, None, None
     index = asset.get("band_index") if isinstance(asset, Mapping) else None
     index = None if index is None else int(index)
@@ -59,10 +58,16 @@ def locate_band(
     return CogMetadata.from_struct(struct, crs=crs, band_index=index), href, index
 
 
+def _asset(info: RasterInfo, data_source: str, band_code: str) -> tuple[str | None, Any]:
+    names = BandRegistry.names(band_code, data_source)
+    key = next((name for name in names if info.assets.get(name) is not None), None)
+    return key, None if key is None else info.assets[key]
+
+
 def available_bands(info: RasterInfo, data_source: str) -> list[str]:
-    """Bands that can be read: those with metadata and an address, sorted."""
-    names = (key.removesuffix("_metadata") for key, struct in info.band_metadata.items() if struct is not None)
-    return sorted(name for name in names if locate_band(info, data_source, name)[0] is not None)
+    """Bands that can be read: those with metadata and an address, sorted; no tile table is parsed for it."""
+    names = (key.removesuffix("_metadata") for key in info.stored_bands)
+    return sorted(name for name in names if asset_href(_asset(info, data_source, name)[1]) is not None)
 
 
 def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSource:

@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 from rasteret_ml.errors import ClosedError
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SchemeReader, open_reader
+from rasteret_ml.raster.slots import Slots
+from rasteret_ml.raster.tile_store import TileStore
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["WorkerLoop", "current_loop", "decode_threads"]
+__all__ = ["WorkerLoop", "current_loop", "current_meter", "decode_threads"]
 
 _T = TypeVar("_T")
 
@@ -39,12 +41,14 @@ class WorkerLoop:
     Use `run`; `close` is idempotent and also happens at exit.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, meter: Meter | None = None) -> None:
         """Start the thread; `threads` decode."""
-        self.meter = Meter()
+        self.meter = meter or Meter()
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rasteret-decode")
         self._pid = os.getpid()
         self._readers: dict[FetchLimits, SchemeReader] = {}
+        self._slots: dict[int, Slots] = {}
+        self._tiles: dict[tuple[int, int], tuple[object, TileStore]] = {}
         self._loop = asyncio.new_event_loop()
         self._closed = False
         self._thread = threading.Thread(target=self._main, name="rasteret-loop", daemon=True)
@@ -60,17 +64,37 @@ class WorkerLoop:
             self._readers[limits] = open_reader(limits, self.meter)
         return self._readers[limits]
 
+    def slots(self, max_concurrent: int) -> Slots:
+        """The process's requests in flight: one count for all that runs with this bound."""
+        return self._slots.setdefault(max_concurrent, Slots(max_concurrent))
+
+    def tiles(self, cache_bytes: int, origin: object) -> TileStore:
+        """The process's tiles that come from `origin`, so many decoded bytes of them kept."""
+        # The origin is held, so that its identity stays its own.
+        return self._tiles.setdefault((cache_bytes, id(origin)), (origin, TileStore(cache_bytes)))[1]
+
     def run(self, work: Callable[[WorkerLoop], Coroutine[Any, Any, _T]]) -> _T:
         """Run `work(self)` on the loop and wait for its result.
 
         Raises:
             ClosedError: the loop is closed, belongs to another process, or this is its own thread.
         """
+        return self.wait(self.start(work))
+
+    def start(self, work: Callable[[WorkerLoop], Coroutine[Any, Any, _T]]) -> concurrent.futures.Future[_T]:
+        """Start `work(self)` on the loop; cancelling the future cancels the work.
+
+        Raises:
+            ClosedError: as `run`.
+        """
         if self._closed or self._pid != os.getpid():
             raise ClosedError("This worker loop is closed, or was made in another process; ask current_loop() again.")
         if threading.current_thread() is self._thread:
             raise ClosedError("A worker loop cannot wait for itself: call the dataset from another thread.")
-        future = asyncio.run_coroutine_threadsafe(work(self), self._loop)
+        return asyncio.run_coroutine_threadsafe(work(self), self._loop)
+
+    def wait(self, future: concurrent.futures.Future[_T]) -> _T:
+        """The result of what was started."""
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -106,6 +130,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.meter = Meter()
         self.loop: WorkerLoop | None = None
         self.inherited: list[WorkerLoop] = []
 
@@ -113,7 +138,7 @@ class _Process:
         # The parent's loop is kept, untouched: collecting it here would close sockets that the parent uses.
         if self.loop is not None:
             self.inherited.append(self.loop)
-        self.lock, self.loop = threading.Lock(), None
+        self.lock, self.meter, self.loop = threading.Lock(), Meter(), None
 
 
 _process = _Process()
@@ -127,8 +152,13 @@ def current_loop(workers: int = 1) -> WorkerLoop:
     """
     with _process.lock:
         if _process.loop is None or _process.loop._closed:
-            _process.loop = WorkerLoop(decode_threads(workers))
+            _process.loop = WorkerLoop(decode_threads(workers), _process.meter)
         return _process.loop
+
+
+def current_meter() -> Meter:
+    """This process's counters; asking for them makes no loop."""
+    return _process.meter
 
 
 def _close_at_exit() -> None:

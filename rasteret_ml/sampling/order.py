@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["uniforms"]
+__all__ = ["epoch_random", "uniforms"]
 
 _WORDS = 4  # 64-bit words in one step of Philox's counter (Salmon et al. 2011): one step a position
 
@@ -15,6 +15,19 @@ def uniforms(seed: int, epoch: int, start: int, count: int) -> npt.NDArray[np.fl
 
     A position's numbers are the same however many others are drawn with it, and on every machine.
     """
-    bits = np.random.Philox(key=[seed % 2**64, epoch % 2**64])
+    bits = np.random.Philox(key=_key(seed, epoch))
     bits.advance(start)
     return np.random.Generator(bits).random((count, _WORDS))
+
+
+def epoch_random(seed: int, epoch: int) -> np.random.Generator:
+    """Numbers for an epoch as a whole, none of which `uniforms` ever gives.
+
+    Draw with `random` alone: numpy promises its stream only of the bit generator.
+    """
+    # The counter's highest word is 1, which no position reaches.
+    return np.random.Generator(np.random.Philox(key=_key(seed, epoch), counter=[0, 0, 0, 1]))
+
+
+def _key(seed: int, epoch: int) -> list[int]:
+    return [seed % 2**64, epoch % 2**64]

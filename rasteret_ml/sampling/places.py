@@ -16,7 +16,7 @@ from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.longitudes import around_the_globe
-from rasteret_ml.geo.region import polygonal
+from rasteret_ml.geo.region import clipped, polygonal, polygonal_each, union_of
 
 __all__ = ["Places", "coverage_of", "places_of", "spatial_split"]
 
@@ -42,7 +42,7 @@ def coverage_of(dataset: Any) -> BaseGeometry:
     shapes = np.asarray(dataset.index.geometry, dtype=object)
     if not len(shapes):
         raise UsageError("The dataset is empty: its index has no rows.")
-    return polygonal(shapely.union_all(shapely.make_valid(shapes)))
+    return union_of(shapes)
 
 
 def places_of(dataset: Any, aois: Any, aois_crs: Any) -> Places:
@@ -58,15 +58,15 @@ def places_of(dataset: Any, aois: Any, aois_crs: Any) -> Places:
     found = polygons_from(aois, aois_crs)
     shapes = transform_geometries(found.geometries, found.crs, crs, near=coverage.bounds)
     covered = shapely.union_all(around_the_globe([coverage], full_turn(crs)))
-    cut = np.empty(len(shapes), dtype=object)
-    for i, shape in enumerate(shapes):
-        cut[i] = polygonal(shapely.intersection(polygonal(shape), covered))
-        if cut[i].area == 0:
-            raise GeometryError(
-                f"AOI {i} (bounds {tuple(round(v, 3) for v in shape.bounds)} in {crs}) lies outside every scene; "
-                f"they cover {tuple(round(v, 3) for v in coverage.bounds)}. Drop it, or check its CRS."
-            )
-    wkb = tuple(shapely.to_wkb(shape) for shape in shapes)
+    cut = clipped(polygonal_each(shapes), covered)
+    outside = shapely.area(cut) == 0
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise GeometryError(
+            f"AOI {i} (bounds {tuple(round(v, 3) for v in shapes[i].bounds)} in {crs}) lies outside every scene; "
+            f"they cover {tuple(round(v, 3) for v in coverage.bounds)}. Drop it, or check its CRS."
+        )
+    wkb = tuple(shapely.to_wkb(shapes))
     return Places(shapes=cut, wkb=wkb, rows=np.arange(len(shapes)), coverage=covered, crs=crs)
 
 

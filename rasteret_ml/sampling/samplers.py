@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch.utils.data import Sampler
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.region import TriangleRegion, erode_by_box
+from rasteret_ml.geo.region import TriangleRegion, clipped, erode_each
 from rasteret_ml.sampling.aoi import AOI, AOIDetails
-from rasteret_ml.sampling.order import uniforms
+from rasteret_ml.sampling.cells import TileLattice
+from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
+from rasteret_ml.sampling.locality import Locality, local_order
+from rasteret_ml.sampling.order import epoch_random, uniforms
 from rasteret_ml.sampling.places import Places, places_of
 
 __all__ = ["GridAOISampler", "Placement", "RandomAOISampler"]
@@ -88,9 +91,12 @@ class RandomAOISampler(_AOISampler):
             in the scenes). "inside": the whole chip lies in it. Default "inside" without `aois`, else "centre".
         aois_crs: CRS of `aois` where they do not carry one; default lon/lat.
         toi: Time of interest: (start, end), an ISO interval or a pandas Interval; default all.
+        locality: None = the order in which chips are drawn. A `Locality`, or its number of blocks = the same chips
+            in an order in which neighbours come soon after one another, so that a cache of decoded tiles serves
+            them; `mixing` measures what it costs. An epoch's order is then made as a whole, at its first chip.
 
     Raises:
-        UsageError: a size or length below 1, or (inside) a polygon that no chip fits in.
+        UsageError: a size, length or locality below 1, or (inside) a polygon that no chip fits in.
         GeometryError: an AOI that is no polygon or lies outside every scene.
     """
 
@@ -105,7 +111,9 @@ class RandomAOISampler(_AOISampler):
         placement: Placement | None = None,
         aois_crs: Any = None,
         toi: Any = None,
+        locality: Locality | int | None = None,
     ) -> None:
+        self.locality = Locality.of(locality)
         super().__init__(dataset, size, aois, aois_crs, toi, seed)
         if int(length) < 1:
             raise UsageError(f"length is the number of chips in an epoch, at least 1, not {length}.")
@@ -114,24 +122,26 @@ class RandomAOISampler(_AOISampler):
         self.length = int(length)
         self.placement: Placement = placement or ("inside" if aois is None else "centre")
         self._region = TriangleRegion(self._centres())
+        self._lattice = None if self.locality is None else TileLattice(dataset, self.size, self._time)
+        self._ordered: _Ordered | None = None
 
     def _centres(self) -> npt.NDArray[np.object_]:
         """Per place, where a chip's centre may lie."""
-        width, height = self.size[1] * self._res[0], self.size[0] * self._res[1]
+        width, height = _ground(self.size, self._res)
         places = self.places
         if self.placement == "inside":
-            regions = [_room(shape, width, height) for shape in places.shapes]
-            small = [int(places.rows[i]) for i, region in enumerate(regions) if region.is_empty]
+            regions = _room(places.shapes, width, height)
+            small = places.rows[shapely.is_empty(regions)].tolist()
             if small:
                 where = "the scenes" if small == [-1] else f"AOIs {small[:10]} ({len(small)} in all)"
                 raise UsageError(
                     f"No chip of {self.size[0]} x {self.size[1]} pixels fits in {where}; take a smaller size, or "
                     "placement='centre'."
                 )
-            return object_array(regions)
-        roomy = _room(places.coverage, width, height)
-        within = shapely.intersection(places.shapes, roomy)
-        return object_array([w if w.area > 0 else p for w, p in zip(within, places.shapes, strict=True)])
+            return regions
+        roomy = _room(object_array([places.coverage]), width, height)[0]
+        within = clipped(places.shapes, roomy)
+        return np.where(shapely.area(within) > 0, within, places.shapes)
 
     def __len__(self) -> int:
         return self.length
@@ -147,14 +157,46 @@ class RandomAOISampler(_AOISampler):
             raise IndexError(f"position {position} of an epoch of {self.length}")
         return self._block(position, 1)[0]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ordered": None}
+
     def _block(self, start: int, count: int) -> list[AOI]:
-        points, owners = self._region.points(uniforms(self.seed, self.epoch, start, count)[:, :3])
-        half_width, half_height = self.size[1] * self._res[0] / 2, self.size[0] * self._res[1] / 2
-        corners = points + np.array([-half_width, half_height])
+        corners, owners = self._drawn(start, count) if self._lattice is None else self._served(start, count)
         return [
             self._aoi(float(x), float(y), int(place), start + i)
             for i, ((x, y), place) in enumerate(zip(corners, owners, strict=True))
         ]
+
+    def _drawn(self, start: int, count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Upper left corners `[count, 2]` and places `[count]` as drawn."""
+        points, owners = self._region.points(uniforms(self.seed, self.epoch, start, count)[:, :3])
+        half_width, half_height = self.size[1] * self._res[0] / 2, self.size[0] * self._res[1] / 2
+        return points + np.array([-half_width, half_height]), owners
+
+    def _served(self, start: int, count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """The same in the local order, which is made once an epoch."""
+        ordered = self._ordered
+        if ordered is None or ordered.key != (self.seed, self.epoch):
+            assert self._lattice is not None
+            assert self.locality is not None
+            key = self.seed, self.epoch
+            corners, owners = self._drawn(0, self.length)
+            order = local_order(self._lattice.cells(corners), self.locality, epoch_random(*key))
+            ordered = self._ordered = _Ordered(key=key, corners=corners[order], owners=owners[order])
+        stop = start + count
+        return ordered.corners[start:stop], ordered.owners[start:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Ordered:
+    """An epoch's chips in the order they are served in."""
+
+    key: tuple[int, int]
+    """Seed and epoch."""
+    corners: npt.NDArray[np.float64]
+    """Upper left corners `[N, 2]`."""
+    owners: npt.NDArray[np.int64]
+    """Places that they were drawn from `[N]`."""
 
 
 class GridAOISampler(_AOISampler):
@@ -190,25 +232,9 @@ class GridAOISampler(_AOISampler):
         self.stride = self.size if stride is None else _size(stride, "stride")
         if self.stride[0] > self.size[0] or self.stride[1] > self.size[1]:
             raise UsageError(f"A stride of {self.stride} leaves gaps between chips of {self.size}.")
-        self._corners, self._owners = self._lay(dataset)
-
-    def _lay(self, dataset: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        xres, yres = self._res
-        x0, y0 = _pixel_corner(dataset)
-        height, width = self.size[0] * yres, self.size[1] * xres
-        corners, owners = [], []
-        for i, shape in enumerate(self.places.shapes):
-            xmin, ymin, xmax, ymax = shape.bounds
-            left, top = x0 + _floor((xmin - x0) / xres) * xres, y0 - _floor((y0 - ymax) / yres) * yres
-            columns = _steps(xmax - left, width, self.stride[1] * xres)
-            rows = _steps(top - ymin, height, self.stride[0] * yres)
-            x, y = (axis.ravel() for axis in np.meshgrid(left + columns, top - rows))
-            shapely.prepare(shape)
-            boxes = shapely.box(x, y - height, x + width, y)
-            here = shapely.intersects(shape, boxes) & ~shapely.touches(shape, boxes)
-            corners.append(np.column_stack([x[here], y[here]]))
-            owners.append(np.full(int(here.sum()), i))
-        return np.concatenate(corners), np.concatenate(owners)
+        ground = {"size": _ground(self.size, self._res), "stride": _ground(self.stride, self._res)}
+        grid = ChipGrid(origin=_pixel_corner(dataset), res=self._res, **ground)
+        self._corners, self._owners = lay_grid(self.places.shapes, grid)
 
     def __len__(self) -> int:
         return len(self._corners)
@@ -222,20 +248,18 @@ class GridAOISampler(_AOISampler):
         return self._aoi(float(x), float(y), int(self._owners[position]), position)
 
 
-def _room(shape: Any, width: float, height: float) -> Any:
+def _room(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
     """Where a chip's centre may lie; a shape as large as the chip leaves one place, a millionth of a chip wide."""
-    room = erode_by_box(shape, width, height)
-    return room if not room.is_empty else erode_by_box(shape, width * (1 - 1e-6), height * (1 - 1e-6))
+    room = erode_each(shapes, width, height)
+    tight = shapely.is_empty(room)
+    if tight.any():
+        room[tight] = erode_each(shapes[tight], width * (1 - 1e-6), height * (1 - 1e-6))
+    return room
 
 
-def _steps(extent: float, size: float, stride: float) -> npt.NDArray[np.float64]:
-    """Offsets of chips of `size` that cover `extent` (1e-6 of a chip counts as nothing)."""
-    count = max(1, math.ceil((extent - size) / stride - 1e-6) + 1)
-    return np.arange(count, dtype=np.float64) * stride
-
-
-def _floor(value: float) -> int:
-    return round(value) if abs(value - round(value)) < 1e-6 else math.floor(value)
+def _ground(pixels: tuple[int, int], res: tuple[float, float]) -> tuple[float, float]:
+    """Width and height in CRS units of (height, width) pixels."""
+    return pixels[1] * res[0], pixels[0] * res[1]
 
 
 def _pixel_corner(dataset: Any) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, epsg_code
+from rasteret_ml.train.buffers import side_by_side
 from rasteret_ml.train.sample import Sample, bounds_tensor
 
 __all__ = ["collate"]
@@ -20,7 +21,8 @@ _SQUEEZED = ("label", "aoi")
 def collate(samples: Sequence[Sample], ignore_index: int = -100) -> Sample:
     """Stack samples along a new first axis.
 
-    Every tensor keeps its dtype (uint16 stays uint16) and, in a worker, is stacked straight into shared memory.
+    Every tensor keeps its dtype (uint16 stays uint16). What a batch was read into as one buffer is passed on without
+    a copy; the rest is stacked, in a worker straight into shared memory.
     Chips of several sizes are padded at the bottom and right: `mask_*` with False, integer `mask` with
     `ignore_index`, float `mask` with NaN, `image` with 0. `label` and `aoi` lose their axis of one: `[B]`. The
     slices and CRS that TorchGeo 0.8 keeps in items become tensors (`bounds` float64 `[B, 9]`, `crs` int64 `[B]`,
@@ -52,6 +54,9 @@ def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
         return values
     if any(v.shape != values[0].shape for v in values):
         values = _padded(key, values, ignore_index)
+    whole = side_by_side(values)
+    if whole is not None and (whole.untyped_storage().is_shared() or get_worker_info() is None):
+        return whole[:, 0] if key in _SQUEEZED and whole.shape[1:] == (1,) else whole
     if key in _SQUEEZED and values[0].shape == (1,):
         values = [v[0] for v in values]
     out = None

@@ -13,7 +13,8 @@ from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.train.reading import Reading, read_batch
+from rasteret_ml.train.lookahead import read_batch
+from rasteret_ml.train.reading import Reading
 from rasteret_ml.train.sample import Sample, snapped_slices
 
 __all__ = ["RasteretIntersection", "RasteretUnion", "join_samples", "merge_by_validity"]
@@ -46,7 +47,11 @@ class RasteretIntersection(IntersectionDataset):
 
     def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
         """A sample of both sides per query, each side read as one batch."""
-        return read_batch(self, queries, [self.chip_grid(query) for query in queries])
+        return read_batch(self, queries)
+
+    def batch_bytes(self, grids: Sequence[Grid]) -> int:
+        """Memory of both sides' pixels and validity while they are read."""
+        return _batch_bytes(self.datasets, grids)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """Both sides' work, started together."""
@@ -92,7 +97,11 @@ class RasteretUnion(UnionDataset):
         Raises:
             NoOverlapError: neither side has a query.
         """
-        return read_batch(self, queries, [self.chip_grid(query) for query in queries])
+        return read_batch(self, queries)
+
+    def batch_bytes(self, grids: Sequence[Grid]) -> int:
+        """Memory of both sides' pixels and validity while they are read."""
+        return _batch_bytes(self.datasets, grids)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """The work of each side for the queries that it has, started together."""
@@ -120,6 +129,10 @@ class RasteretUnion(UnionDataset):
 
     def __or__(self, other: GeoDataset) -> RasteretUnion:
         return RasteretUnion(self, other)
+
+
+def _batch_bytes(datasets: Sequence[Any], grids: Sequence[Grid]) -> int:
+    return sum(dataset.batch_bytes(grids) for dataset in datasets if hasattr(dataset, "batch_bytes"))
 
 
 def _begin(dataset: Any, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:

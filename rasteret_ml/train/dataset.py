@@ -8,8 +8,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
-import shapely
+import torch
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
@@ -19,16 +18,19 @@ from rasteret_ml.fetch.open import SignHook, SigningReader
 from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import crs_text, full_turn, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid, pixel_size
-from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.raster.execute import Engine
 from rasteret_ml.raster.explain import ReadEstimate, explain
-from rasteret_ml.raster.mosaic import Mosaic, MosaicRequest, first_plans, read_mosaics
+from rasteret_ml.raster.mosaic import Mosaic, MosaicBatch, MosaicRequest
 from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.train.buffers import batch_buffer, torch_dtype
 from rasteret_ml.train.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.train.reading import Reading, read_batch
-from rasteret_ml.train.sample import LabelRule, Sample, make_sample
-from rasteret_ml.train.scenes import RecordStore, choose_grid, scene_facts, scene_index
+from rasteret_ml.train.lookahead import read_batch
+from rasteret_ml.train.lookup import Lookup, Span
+from rasteret_ml.train.packing import pack_index, unpack_index
+from rasteret_ml.train.reading import Reading
+from rasteret_ml.train.sample import LabelRule, Sample, SampleForm, make_samples
+from rasteret_ml.train.scenes import RecordStore, TileLayout, choose_grid, scene_facts, scene_index, tile_layout
 
 __all__ = ["RasteretDataset"]
 
@@ -60,6 +62,8 @@ class RasteretDataset(GeoDataset):
         backend: Something else to read from (see `as_reader`).
         limits: Timeouts, retries and connections.
         max_concurrent: Range requests in flight, in each process.
+        cache_bytes: Decoded tiles kept in each process, in bytes; 0 = none. Worth it where chips of nearby batches
+            share tiles: see `Locality`, and `DataLoader.stats()` for the hits.
 
     Raises:
         UsageError: no records, bands of several types, a grid that cannot be.
@@ -87,6 +91,7 @@ class RasteretDataset(GeoDataset):
         backend: Any = None,
         limits: FetchLimits | None = None,
         max_concurrent: int = 50,
+        cache_bytes: int = 0,
     ) -> None:
         self.collection = collection if isinstance(collection, Collection) else Collection.open(collection)
         if isinstance(bands, str) or not bands:
@@ -103,22 +108,39 @@ class RasteretDataset(GeoDataset):
         self._res = self._grid.res
         self._resampling: Resampling | None = resampling or (None if is_image else "nearest")
         self._nodata = nodata
-        self._mask_aoi, self._all_touched, self._valid_per_band = mask_aoi, all_touched, valid_per_band
+        self._form = SampleForm(
+            rule=self._rule,
+            mask_aoi=mask_aoi,
+            all_touched=all_touched,
+            valid_per_band=valid_per_band,
+            with_scale=self._facts.has_scale,
+        )
         self._sign, self._backend = sign, backend
         self._limits = limits or FetchLimits()
-        self._max_concurrent = max_concurrent
+        if max_concurrent < 1 or cache_bytes < 0:
+            raise UsageError(f"max_concurrent is at least 1 and cache_bytes 0, not {max_concurrent}, {cache_bytes}.")
+        self._max_concurrent, self._cache_bytes = int(max_concurrent), int(cache_bytes)
         self._store = RecordStore(self.collection, self.bands)
         self.index = scene_index(self._facts, str(self._grid.crs))
-        self._lookup: _Lookup | None = None
+        self._lookup: Lookup | None = None
+        self._span: Span | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lookup": None}
+        return self.__dict__ | {"_lookup": None, "_span": None, "index": pack_index(self.index)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"index": unpack_index(state["index"])})
+
+    def __copy__(self) -> RasteretDataset:
+        other = object.__new__(type(self))  # not by way of __getstate__, which packs the index
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RasteretDataset:
         # TorchGeo's splitters deep-copy a dataset and give it another index; the records are shared.
         other = copy.copy(self)
         other.index = self.index.copy()
-        other._lookup = None
+        other._lookup, other._span = None, None
         return other
 
     # The grid ---------------------------------------------------------------------------------------------
@@ -150,6 +172,13 @@ class RasteretDataset(GeoDataset):
         self._grid, self._res = grid, grid.res
 
     @property
+    def bounds(self) -> tuple[slice, slice, slice]:
+        """(x, y, t) of the whole index, as in TorchGeo; worked out once for each index."""
+        if self._span is None or self._span.index is not self.index:
+            self._span = Span(self.index)
+        return self._span.slices(self.res)
+
+    @property
     def res(self) -> tuple[float, float]:
         """Pixel size (x, y) in CRS units. Setting it keeps the grid's corner."""
         return self._res
@@ -162,6 +191,10 @@ class RasteretDataset(GeoDataset):
             self._grid = self._grid.with_res(pair)
             self._res = self._grid.res
 
+    def tile_layout(self) -> TileLayout:
+        """Where the tiles of the scenes lie, in the dataset's CRS."""
+        return tile_layout(self._facts, str(self._grid.crs))
+
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
         parts = query if isinstance(query, tuple) else (query,)
@@ -172,9 +205,20 @@ class RasteretDataset(GeoDataset):
             )
         x, y, _ = self._disambiguate_slice(query)
         grid = self._grid
-        if x.step is not None and y.step is not None and not np.allclose((x.step, y.step), self._res, rtol=1e-9):
+        if (
+            x.step is not None
+            and y.step is not None
+            and not (_near(x.step, self._res[0]) and _near(y.step, self._res[1]))
+        ):
             grid = grid.with_res((float(x.step), float(y.step)))
         return grid.snap((float(x.start), float(y.start), float(x.stop), float(y.stop)))
+
+    def _disambiguate_slice(self, query: Any) -> tuple[slice, slice, slice]:
+        """(x, y, t) with nothing left open; what is open takes TorchGeo's way, over the bounds of the whole index."""
+        if isinstance(query, tuple) and len(query) == 3 and not any(_is_open(part) for part in query):
+            return query[0], query[1], query[2]
+        slices: tuple[slice, slice, slice] = super()._disambiguate_slice(query)
+        return slices
 
     # Reading ------------------------------------------------------------------------------------------------
 
@@ -189,20 +233,32 @@ class RasteretDataset(GeoDataset):
 
     def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
         """A sample per query, all read together: each tile is fetched and decoded once."""
-        return self.read_on(queries, [self.chip_grid(query) for query in queries])
+        return read_batch(self, queries)
 
-    def read_on(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[Sample]:
-        """Samples on given chip grids, as the left operand of `&` asks them of the right one."""
-        return read_batch(self, queries, grids)
+    def batch_bytes(self, grids: Sequence[Grid]) -> int:
+        """Memory of a batch's pixels and validity while it is read."""
+        pixels = sum(grid.height * grid.width for grid in grids)
+        return pixels * len(self.bands) * (self.dtype.itemsize + 1)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """The work that has to happen on the loop; its result is for `finish`."""
-        requests = [self._request(query, grid) for query, grid in zip(queries, grids, strict=True)]
-        return lambda loop: read_mosaics(requests, self._engine(loop))
+        """Plan; the work that is left has to happen on the loop, and its result is for `finish`."""
+        images = None
+        if self._rule is None and len({grid.shape for grid in grids}) == 1:
+            shape = (len(grids), len(self.bands), *grids[0].shape)
+            images = batch_buffer(shape, torch_dtype(self.dtype))
+        targets = [None] * len(grids) if images is None else list(images.numpy())
+        batch = MosaicBatch([self._request(*parts) for parts in zip(queries, grids, targets, strict=True)])
+
+        async def read(loop: WorkerLoop) -> tuple[torch.Tensor | None, list[Mosaic]]:
+            return images, await batch.read(self._engine(loop))
+
+        return read
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Samples from what `begin`'s work gave."""
-        samples = [self._sample(query, mosaic) for query, mosaic in zip(queries, raw, strict=True)]
+        images, mosaics = raw
+        times = [self._disambiguate_slice(query)[2] for query in queries]
+        samples = make_samples(self._form, queries, times, mosaics, images)
         return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
     def explain(self, queries: Sequence[Any]) -> ReadEstimate:
@@ -210,19 +266,20 @@ class RasteretDataset(GeoDataset):
 
         Exact where the best records are valid everywhere; gaps in them bring further records.
         """
-        requests = [self._request(query, self.chip_grid(query)) for query in queries]
-        return explain([plan for request in requests for plan in first_plans(request)])
+        return explain(MosaicBatch([self._request(query, self.chip_grid(query)) for query in queries]).plans)
 
     def _engine(self, loop: WorkerLoop) -> Engine:
-        reader = loop.reader(self._limits) if self._backend is None else as_reader(self._backend)
+        own = self._backend is None
+        reader = loop.reader(self._limits) if own else as_reader(self._backend)
         return Engine(
             reader=reader if self._sign is None else SigningReader(reader, self._sign),
             pool=loop.pool,
-            max_concurrent=self._max_concurrent,
+            slots=loop.slots(self._max_concurrent),
+            tiles=loop.tiles(self._cache_bytes, reader if own else self._backend),
             meter=loop.meter,
         )
 
-    def _request(self, query: Any, grid: Grid) -> MosaicRequest:
+    def _request(self, query: Any, grid: Grid, into: Any = None) -> MosaicRequest:
         rows = self._match(query, grid)
         if not len(rows):
             _, _, t = self._disambiguate_slice(query)
@@ -232,33 +289,20 @@ class RasteretDataset(GeoDataset):
             )
         return MosaicRequest(
             grid=grid,
-            records=[self._store[int(row)] for row in rows],
+            records=self._store.records(rows),
             bands=self.bands,
             resampling=self._resampling,
             nodata=self._nodata,
             categories=self._rule is not None and not self._rule.continuous,
+            into=into,
         )
 
     def _match(self, query: Any, grid: Grid) -> Any:
         """Rows that overlap the chip in space (with an area) and the query in time, best first."""
         if self._lookup is None or self._lookup.index is not self.index:
-            ids = dict(zip(self._facts.rows.tolist(), self._facts.ids, strict=True))
-            self._lookup = _Lookup(self.index, ids, full_turn(self._grid.crs))
+            self._lookup = Lookup(self.index, self._facts, full_turn(self._grid.crs))
         _, _, t = self._disambiguate_slice(query)
         return self._lookup.rows(grid.footprint, t)
-
-    def _sample(self, query: Any, mosaic: Mosaic) -> Sample:
-        _, _, t = self._disambiguate_slice(query)
-        return make_sample(
-            mosaic,
-            query,
-            t,
-            rule=self._rule,
-            mask_aoi=self._mask_aoi,
-            all_touched=self._all_touched,
-            valid_per_band=self._valid_per_band,
-            with_scale=self._facts.has_scale,
-        )
 
     # Combining ----------------------------------------------------------------------------------------------
 
@@ -271,39 +315,9 @@ class RasteretDataset(GeoDataset):
         return RasteretUnion(self, other)
 
 
-class _Lookup:
-    """Spatial and temporal search over one index, rebuilt when TorchGeo's splitters assign another."""
+def _is_open(part: Any) -> bool:
+    return not isinstance(part, slice) or part.start is None or part.stop is None or part.step is None
 
-    def __init__(self, index: gpd.GeoDataFrame, ids: dict[int, str], turn: float | None) -> None:
-        if "rid" not in index.columns:
-            raise UsageError("The dataset's index lost its 'rid' column; keep it when assigning a new index.")
-        self.index = index
-        self._rid = index["rid"].to_numpy()
-        self._left = index.index.left.to_numpy().astype("datetime64[ns]").astype(np.int64)
-        self._right = index.index.right.to_numpy().astype("datetime64[ns]").astype(np.int64)
-        self._shapes = np.asarray(index.geometry, dtype=object)
-        self._tree = shapely.STRtree(self._shapes)
-        self._turn = turn
-        undated = self._left == pd.Timestamp.min.value
-        newest = np.where(undated, np.iinfo(np.int64).min, self._left)
-        names = np.array([ids.get(int(r), "") for r in self._rid])
-        # rank: newest first, then by id; undated records last.
-        self._rank = np.empty(len(names), np.int64)
-        self._rank[np.lexsort((names, -newest.astype(np.float64)))] = np.arange(len(names))
 
-    def rows(self, footprint: shapely.Polygon, t: slice) -> Any:
-        found = self._overlapping(footprint)
-        start, stop = pd.Timestamp(t.start).as_unit("ns").value, pd.Timestamp(t.stop).as_unit("ns").value
-        found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
-        found = found[np.argsort(self._rank[found])]
-        rows = self._rid[found][:: int(t.step or 1)]
-        _, first = np.unique(rows, return_index=True)
-        return rows[np.sort(first)]
-
-    def _overlapping(self, footprint: shapely.Polygon) -> Any:
-        """Positions of what shares an area with the chip; of longitudes, also a turn away."""
-        hits = []
-        for place in around_the_globe([footprint], self._turn):
-            near = self._tree.query(place, predicate="intersects")
-            hits.append(near[shapely.area(shapely.intersection(self._shapes[near], place)) > 0])
-        return np.unique(np.concatenate(hits))
+def _near(step: float, res: float) -> bool:
+    return abs(step - res) <= 1e-9 * res

@@ -1,33 +1,141 @@
-"""torch's DataLoader with the right defaults."""
+"""torch's DataLoader with the right defaults: it looks ahead, and says where time went."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch.utils.data
 
+from rasteret_ml.errors import UsageError
 from rasteret_ml.train.collate import collate
+from rasteret_ml.train.loader_stats import LoaderStats, StatsBoard
+from rasteret_ml.train.lookahead import HintedBatch, Hints, end_lookahead
 
 __all__ = ["DataLoader"]
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
-    """A `torch.utils.data.DataLoader` that collates natively, keeps its workers and counts epochs.
+    """A `torch.utils.data.DataLoader` that looks ahead, collates natively, keeps its workers and counts epochs.
 
     Takes torch's arguments. Differences: `collate_fn` defaults to `rasteret_ml.collate`; `persistent_workers`
     to True where there are workers; and each pass over it is another epoch of its sampler (0, 1, 2 …), unless
     `sampler.set_epoch` chose one, as Lightning does.
+
+    Args:
+        dataset: Ours, or any other (which then is not read ahead).
+        batch_size: As torch's.
+        shuffle: As torch's.
+        lookahead: Batches beyond the one asked for that each worker (or the main process, where there are none) is
+            told of and reads meanwhile; 0 = none.
+        lookahead_bytes: Memory that all workers together may fill with batches read ahead; each reads one ahead
+            in any case.
+        **options: As torch's.
     """
 
-    def __init__(self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        *,
+        lookahead: int = 4,
+        lookahead_bytes: int = 1024 * 1024 * 1024,
+        **options: Any,
+    ) -> None:
+        if lookahead < 0 or lookahead_bytes < 0:
+            raise UsageError(f"lookahead and lookahead_bytes are not negative, but {lookahead}, {lookahead_bytes}.")
         options.setdefault("collate_fn", collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
+        self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
+        self._name = uuid.uuid4().hex
+        self._epoch = -1
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
+        self._board = StatsBoard(self.num_workers)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         start_pass = getattr(self.sampler, "start_pass", None)
         if start_pass is not None:
             start_pass()
-        return super().__iter__()
+        self._epoch += 1
+        return _Pass(self, super().__iter__())
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch takes batches of indices from; each tells of later ones."""
+        batches = super()._index_sampler
+        if not self.lookahead or not self._auto_collation:
+            return batches
+        return _Hinting(self, batches)
+
+    def _get_iterator(self) -> Any:
+        asked = self.worker_init_fn
+        self.worker_init_fn = self._board.reporting(asked)
+        try:
+            return super()._get_iterator()
+        finally:
+            self.worker_init_fn = asked
+
+    def stats(self) -> LoaderStats:
+        """Where the time of the present pass went, or of the last one."""
+        return self._board.snapshot()
+
+
+class _Hinting:
+    """Batches of indices, each with those that its worker will be asked for next."""
+
+    def __init__(self, loader: DataLoader, batches: Iterable[Any]) -> None:
+        self._loader = loader
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[HintedBatch]:
+        loader, workers = self._loader, max(1, self._loader.num_workers)
+        limit, reach = loader.lookahead_bytes // workers, loader.lookahead * workers
+        numbered = enumerate(self._batches)
+        window = deque(islice(numbered, reach + 1))
+        while window:
+            number, batch = window[0]
+            # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
+            # A worker's first batch tells of all of these, each later one of the one that came into reach.
+            ahead = islice(window, workers if number < workers else reach, None, workers)
+            hints = Hints(
+                loader=loader._name,
+                epoch=loader._epoch,
+                number=number,
+                ahead=tuple((later, list(indices)) for later, indices in ahead),
+                limit=limit,
+            )
+            yield HintedBatch(batch, hints)
+            window.popleft()
+            window.extend(islice(numbered, 1))
+
+
+class _Pass:
+    """One pass: torch's iterator, timed."""
+
+    def __init__(self, loader: DataLoader, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self._board = loader._board
+        self._board.begin()
+        # A pass may be left before its end: what this process reads ahead for it is then cancelled.
+        weakref.finalize(self, end_lookahead, loader._name, loader._epoch).atexit = False
+
+    def __iter__(self) -> _Pass:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __next__(self) -> Any:
+        self._board.asked()
+        batch = next(self._batches)
+        self._board.handed()
+        return batch

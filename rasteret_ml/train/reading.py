@@ -11,7 +11,7 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.runtime.worker_loop import WorkerLoop, current_loop
 from rasteret_ml.train.sample import Sample
 
-__all__ = ["BatchReadable", "Reading", "read_batch"]
+__all__ = ["BatchReadable", "Reading", "process_loop"]
 
 Reading = Callable[[WorkerLoop], Coroutine[Any, Any, Any]]
 """What a batch needs from the loop, ready to be started on it."""
@@ -20,8 +20,14 @@ Reading = Callable[[WorkerLoop], Coroutine[Any, Any, Any]]
 class BatchReadable(Protocol):
     """A dataset that reads a batch in two halves, so that several can share one run of the loop."""
 
+    index: Any
+    """TorchGeo's index; another one means other samples."""
+
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
+
+    def batch_bytes(self, grids: Sequence[Grid]) -> int:
+        """Memory that a batch takes while it is read, about."""
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """Plan (in the caller's thread) and give the work for the loop."""
@@ -30,8 +36,7 @@ class BatchReadable(Protocol):
         """Turn that work's result into samples (in the caller's thread)."""
 
 
-def read_batch(dataset: BatchReadable, queries: Sequence[Any], grids: Sequence[Grid]) -> list[Sample]:
-    """Run both halves on this process's loop."""
+def process_loop() -> WorkerLoop:
+    """This process's loop; among a loader's workers the cores are shared out."""
     info = get_worker_info()
-    loop = current_loop(workers=info.num_workers if info is not None else 1)
-    return dataset.finish(queries, grids, loop.run(dataset.begin(queries, grids)))
+    return current_loop(workers=info.num_workers if info is not None else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,9 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.train.buffers import batch_buffer
 
-__all__ = ["LabelRule", "Sample", "TENSOR_ONLY", "bounds_tensor", "make_sample", "snapped_slices"]
+__all__ = ["LabelRule", "Sample", "SampleForm", "TENSOR_ONLY", "bounds_tensor", "make_samples", "snapped_slices"]
 
 Sample = dict[str, Any]
 """A sample; every value a tensor, but for `bounds` and `crs` under TorchGeo 0.8."""
@@ -62,57 +64,117 @@ class LabelRule:
             table = (keys, np.array([by_key[int(k)] for k in keys], np.int64))
         return cls(remap=table, ignore_index=int(ignore_index), continuous=continuous)
 
-    def apply(self, data: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> torch.Tensor:
-        """`mask` `[H, W]` from one band `[H, W]`."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of `mask`."""
+        return torch.float32 if self.continuous else torch.int64
+
+    def apply(self, data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], out: npt.NDArray[Any]) -> None:
+        """Write `mask` `[H, W]` from one band `[H, W]`."""
         if self.continuous:
-            return torch.from_numpy(np.where(valid, data, np.nan).astype(np.float32))
+            out[:] = np.where(valid, data, np.nan)
+            return
         classes = data.astype(np.int64)
         if self.remap is not None:
             keys, values = self.remap
             place = np.searchsorted(keys, classes).clip(max=len(keys) - 1)
             classes = np.where(keys[place] == classes, values[place], self.ignore_index)
-        return torch.from_numpy(np.where(valid, classes, self.ignore_index))
+        out[:] = np.where(valid, classes, self.ignore_index)
 
 
-def make_sample(
-    mosaic: Mosaic,
-    query: Any,
-    t: slice,
-    *,
-    rule: LabelRule | None,
-    mask_aoi: bool,
-    all_touched: bool,
-    valid_per_band: bool,
-    with_scale: bool,
-) -> Sample:
-    """One sample by `design` 4.3; `rule` makes it a label sample."""
-    sample: Sample = {}
-    valid = mosaic.valid if valid_per_band else mosaic.valid.all(axis=0, keepdims=True)
-    if rule is None:
-        sample["image"] = torch.from_numpy(mosaic.data)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleForm:
+    """What a dataset's samples hold."""
+
+    rule: LabelRule | None
+    """Makes them label samples; None = images."""
+    mask_aoi: bool
+    """Whether `mask_aoi` is in them."""
+    all_touched: bool
+    """For `mask_aoi`: whether pixels that the polygon touches are inside."""
+    valid_per_band: bool
+    """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
+    with_scale: bool
+    """Whether `scale` and `offset` are in them."""
+
+
+def make_samples(
+    form: SampleForm,
+    queries: Sequence[Any],
+    times: Sequence[slice],
+    mosaics: Sequence[Mosaic],
+    images: torch.Tensor | None,
+) -> list[Sample]:
+    """Samples by `design` 4.3, their tensors rows of one buffer a key where all chips are of one size.
+
+    Args:
+        form: What they hold.
+        queries: What was asked for.
+        times: Its time slices.
+        mosaics: What was read.
+        images: The buffer `[B, C, H, W]` that the mosaics' pixels are in, where there is one.
+    """
+    columns: dict[str, Sequence[Any]] = {}
+    shapes = [mosaic.grid.shape for mosaic in mosaics]
+    rule = form.rule
+    if rule is not None:
+        rows = columns["mask"] = _rows(shapes, rule.dtype)
+        for row, mosaic in zip(rows, mosaics, strict=True):
+            rule.apply(mosaic.data[0], mosaic.valid[0], row.numpy())
     else:
-        sample["mask"] = rule.apply(mosaic.data[0], mosaic.valid[0])
-    sample["mask_valid"] = torch.from_numpy(valid)
-    if mask_aoi:
-        sample["mask_aoi"] = torch.from_numpy(_aoi_mask(query, mosaic.grid, all_touched)[None])
-    if with_scale and rule is None:
-        sample["scale"] = torch.tensor([1.0 if v is None else v for v in mosaic.scale], dtype=torch.float32)
-        sample["offset"] = torch.tensor([0.0 if v is None else v for v in mosaic.offset], dtype=torch.float32)
-    slices = snapped_slices(mosaic.grid, t)
+        columns["image"] = [torch.from_numpy(m.data) for m in mosaics] if images is None else images.unbind(0)
+    valids = [len(m.valid) if form.valid_per_band else 1 for m in mosaics]
+    rows = columns["mask_valid"] = _rows([(n, *s) for n, s in zip(valids, shapes, strict=True)], torch.bool)
+    for row, mosaic in zip(rows, mosaics, strict=True):
+        if form.valid_per_band:
+            row.numpy()[:] = mosaic.valid
+        else:
+            np.all(mosaic.valid, axis=0, out=row.numpy()[0])
+    if form.mask_aoi:
+        columns["mask_aoi"] = [
+            torch.from_numpy(_aoi_mask(query, mosaic.grid, form.all_touched)[None])
+            for query, mosaic in zip(queries, mosaics, strict=True)
+        ]
+    if form.with_scale and rule is None:
+        columns["scale"] = _floats([[1.0 if v is None else v for v in m.scale] for m in mosaics], torch.float32)
+        columns["offset"] = _floats([[0.0 if v is None else v for v in m.offset] for m in mosaics], torch.float32)
+    columns |= _identity(queries, times, mosaics)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(mosaics))]
+
+
+def _identity(queries: Sequence[Any], times: Sequence[slice], mosaics: Sequence[Mosaic]) -> dict[str, Sequence[Any]]:
+    """Where, when and from which record."""
+    slices = [snapped_slices(mosaic.grid, t) for mosaic, t in zip(mosaics, times, strict=True)]
+    columns: dict[str, Sequence[Any]] = {}
     if TENSOR_ONLY:
-        sample["bounds"] = bounds_tensor(slices)
+        columns["bounds"] = _floats([_bounds(part) for part in slices])
     else:
-        sample["bounds"] = slices
-        sample["crs"] = pyproj_crs(str(mosaic.grid.crs))
-    sample["transform"] = torch.tensor(tuple(mosaic.grid.transform)[:9], dtype=torch.float64)
-    record = mosaic.record
-    when = None if record is None else record.datetime
-    seconds = math.nan if when is None else pd.Timestamp(when).tz_localize("UTC").timestamp()
-    sample["time"] = torch.tensor([seconds], dtype=torch.float64)
-    sample["record"] = torch.tensor([-1 if record is None else record.info.row], dtype=torch.int64)
-    if isinstance(query, AOI) and query.row >= 0:
-        sample["aoi"] = torch.tensor([query.row], dtype=torch.int64)
-    return sample
+        columns["bounds"] = slices
+        columns["crs"] = [pyproj_crs(str(mosaic.grid.crs)) for mosaic in mosaics]
+    columns["transform"] = _floats([tuple(mosaic.grid.transform)[:9] for mosaic in mosaics])
+    columns["time"] = _floats([[_seconds(mosaic)] for mosaic in mosaics])
+    rows = [[-1 if mosaic.record is None else mosaic.record.info.row] for mosaic in mosaics]
+    columns["record"] = torch.tensor(rows, dtype=torch.int64).unbind(0)
+    aois = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
+    if None not in aois:
+        columns["aoi"] = torch.tensor(aois, dtype=torch.int64).unbind(0)
+    return columns
+
+
+def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    """Memory for a tensor per sample, side by side where they are of one shape."""
+    if len(set(shapes)) == 1:
+        return batch_buffer((len(shapes), *shapes[0]), dtype).unbind(0)
+    return [torch.empty(shape, dtype=dtype) for shape in shapes]
+
+
+def _floats(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
+    return torch.tensor(values, dtype=dtype).unbind(0)
+
+
+def _seconds(mosaic: Mosaic) -> float:
+    when = None if mosaic.record is None else mosaic.record.datetime
+    return math.nan if when is None else pd.Timestamp(when).tz_localize("UTC").timestamp()
 
 
 def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_]:
@@ -136,7 +198,10 @@ def bounds_tensor(slices: tuple[slice, slice, slice]) -> torch.Tensor:
 
     float64, because float32 loses half a metre of a UTM northing and minutes of a time.
     """
+    return torch.tensor(_bounds(slices), dtype=torch.float64)
+
+
+def _bounds(slices: tuple[slice, slice, slice]) -> list[float]:
     x, y, t = slices
     seconds = [pd.Timestamp(v).tz_localize("UTC").timestamp() for v in (t.start, t.stop)]
-    values = [x.start, x.stop, x.step, y.start, y.stop, y.step, *seconds, 1 if t.step is None else t.step]
-    return torch.tensor(values, dtype=torch.float64)
+    return [x.start, x.stop, x.step, y.start, y.stop, y.step, *seconds, 1 if t.step is None else t.step]

@@ -79,6 +79,27 @@ def test_transform_of_tags(tags: GeoTags, expected: Affine | None) -> None:
     assert read_transform(tags) == expected
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    linear=st.lists(st.sampled_from([0.0, 1e-9, 1e-5, 0.1, 10.0, -10.0, 60.0, 1e6]), min_size=4, max_size=4),
+    origin=st.lists(st.sampled_from([0.0, 399960.0, -5e6, 1e12, math.inf, math.nan]), min_size=2, max_size=2),
+)
+def test_a_transform_counts_where_its_inverse_finds_pixels(linear: list[float], origin: list[float]) -> None:
+    """As asked of `Affine` itself, point by point; only where it is a matter of rounding may the two differ."""
+    a, b, d, e = linear
+    transform = Affine(a, b, origin[0], d, e, origin[1])
+    found = read_transform(GeoTags(transformation=(a, b, 0, origin[0], d, e, 0, origin[1], *[0] * 7, 1)))
+    if transform.determinant == 0:
+        assert found is None
+        return
+    pixels = (0.0, 1.0, 1e5)
+    back = [~transform @ (transform @ (pixel, pixel)) for pixel in pixels]
+    wrong = max(abs(v - pixel) for pixel, point in zip(pixels, back, strict=True) for v in point)
+    if not 0.5e-3 < wrong < 2e-3:
+        expected = all(abs(v - pixel) < 1e-3 for pixel, point in zip(pixels, back, strict=True) for v in point)
+        assert (found is not None) == expected
+
+
 CRSES = [
     "EPSG:4326",
     "EPSG:32633",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rasteret_ml.errors import AccessDeniedError, FetchError, FetchNotFoundError, UsageError
+from rasteret_ml.fetch import local
 from rasteret_ml.fetch.http import HttpReader
 from rasteret_ml.fetch.limits import FetchLimits, RetryPolicy
 from rasteret_ml.fetch.local import LocalReader
@@ -257,3 +260,62 @@ def test_the_caller_keeps_the_backend() -> None:
 
     asyncio.run(use())
     assert not backend.closed
+
+
+def _without_threads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is handed to threads from now on."""
+    hops: list[object] = []
+    inner = asyncio.to_thread
+
+    async def to_thread(*args: Any) -> Any:
+        hops.append(args)
+        return await inner(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    return hops
+
+
+def test_what_is_in_memory_is_read_without_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file just written lies in the page cache, where the system can say so."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(256)) * 8)
+    hops = _without_threads(monkeypatch)
+    reader = LocalReader()
+    got = asyncio.run(reader.read(str(path), ByteRange(100, 50)))
+    assert got.data == (bytes(range(256)) * 8)[100:150]
+    assert (hops == []) == (not reader._threaded)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP])
+def test_what_must_be_waited_for_is_read_on_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A cold file (asked anew each time) and a file system that never can say (asked once)."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(256)))
+    inner, asked = os.preadv, []
+
+    def preadv(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            asked.append(offset)
+            raise OSError(code, "not now")
+        return inner(descriptor, buffers, offset)
+
+    monkeypatch.setattr(local, "_NO_WAIT", 8)
+    monkeypatch.setattr(os, "preadv", preadv)
+    hops = _without_threads(monkeypatch)
+    reader = LocalReader()
+    for _ in range(3):
+        assert asyncio.run(reader.read(str(path), ByteRange(100, 1000))).data == bytes(range(100, 256))
+    assert len(hops) == 3
+    assert len(asked) == (3 if code == errno.EAGAIN else 1)
+
+
+def test_a_read_that_comes_in_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may give less than was asked for, in memory or from the disk."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(256)))
+    inner = os.preadv
+    monkeypatch.setattr(local, "_NO_WAIT", 8)
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset, flags=0: inner(fd, [buffers[0][:7]], offset))
+    assert asyncio.run(LocalReader().read(str(path), ByteRange(3, 200))).data == bytes(range(3, 203))

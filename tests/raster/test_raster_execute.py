@@ -32,6 +32,7 @@ from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.execute import Engine, ReadFailure, ReadResult, execute
 from rasteret_ml.raster.explain import explain
 from rasteret_ml.raster.plan import ChipPlan
+from rasteret_ml.raster.slots import Slots
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import Fault, MemoryReader, RangeServer, RecordingReader, make_cog
 
@@ -180,7 +181,7 @@ def test_max_concurrent_bounds_the_requests(scene: Any) -> None:
         reader = Counting()
         limits = CoalesceLimits(gap=0, touching=0)
         plans = _plans(record, corners, ["B1"])
-        run(execute(plans, Engine(reader=reader, max_concurrent=bound, coalesce=limits)))
+        run(execute(plans, Engine(reader=reader, slots=Slots(bound), coalesce=limits)))
         seen.append(reader.most)
     assert seen == [1, 2]
 

@@ -1,0 +1,177 @@
+"""What all measurements share: files, server, Collections, chips, and rounds in which every reader takes its turn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trial
+from limit import Chip, TileIndex
+from readers import Row, Work, as_json
+from report import Section
+from scenes import BANDS, RES, Layout
+from server import Server
+
+import rasteret_ml as rm
+from rasteret_ml.collection.collection import Collection
+
+SIZE = 256
+AHEAD = 4
+"""Batches in flight of the limit, in each process."""
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Bench:
+    """One run of the program."""
+
+    args: argparse.Namespace
+    """The command line."""
+    layout: Layout
+    """Of the files."""
+    folder: Path
+    """Where they are."""
+    scratch: Path
+    """For Collections and lists of chips; removed at the end."""
+    server: Server
+    """Serves `folder`."""
+    _chips: list[Any] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        """How often everything is measured."""
+        return int(self.args.rounds)
+
+    @property
+    def batch(self) -> int:
+        """Chips in a batch."""
+        return int(self.args.batch)
+
+    @property
+    def locality(self) -> str:
+        """The sampler's knob, at its default unless the command line says otherwise."""
+        default = rm.Locality()
+        return self.args.locality or f"{default.blocks}x{default.tiles}"
+
+    def base(self, delay: int | None) -> str:
+        """Address of the files behind a delay in ms; None = the folder itself."""
+        return str(self.folder.resolve()) if delay is None else self.server.url(delay)
+
+    def collection(self, delay: int | None, what: str = "scenes") -> str:
+        """Path of the Collection of the scenes (or the series) as seen there."""
+        path = self.scratch / f"{what}_{delay}.parquet"
+        if not path.exists():
+            if what == "scenes":
+                names = [name for bands in self.layout.files() for name in bands]
+            else:
+                names = [self.layout.series_name(date) for date in range(self.args.dates)]
+            hrefs = [f"{self.base(delay)}/{name}" for name in names]
+            rm.build(hrefs, str(path), bands=list(BANDS) if what == "scenes" else ["B1"], progress=False)
+        return str(path)
+
+    def chips(self, count: int) -> list[tuple[int, int, int]]:
+        """(scene, row, column) of the first chips of the epoch, as our uniform sampler draws them."""
+        if len(self._chips) < count:
+            dataset = rm.RasteretDataset(self.collection(None), list(BANDS))
+            sampler = rm.RandomAOISampler(dataset, SIZE, count, seed=self.args.seed)
+            self._chips = [self.place(dataset, aoi) for aoi in sampler]
+        return self._chips[:count]
+
+    def place(self, dataset: Any, aoi: Any) -> tuple[int, int, int]:
+        """Scene, row and column of an AOI's chip."""
+        xmin, _, _, ymax = dataset.chip_grid(aoi).bounds
+        step = self.layout.corner(1)[0] - self.layout.corner(0)[0]
+        scene = int((xmin - self.layout.corner(0)[0]) // step)
+        x, y = self.layout.corner(scene)
+        return scene, round((y - ymax) / RES), round((xmin - x) / RES)
+
+    def work(self, delay: int | None, chips: int) -> Work:
+        """What readers are told: the first chips, read from there."""
+        path = self.scratch / f"chips_{chips}.npy"
+        if not path.exists():
+            np.save(path, np.array(self.chips(chips), np.int64))
+        return Work(
+            base=self.base(delay),
+            collection=self.collection(delay),
+            chips=str(path),
+            layout=asdict(self.layout),
+            batch=self.batch,
+            size=SIZE,
+            seed=self.args.seed,
+            epoch=max(self.args.epoch, chips),
+        )
+
+    def requests(self, batches: int) -> list[list[Any]]:
+        """The limit's requests for the first batches."""
+        index, files = TileIndex(str(self.folder), SIZE), self.layout.files()
+        chips = [Chip(files[scene], row, col) for scene, row, col in self.chips(batches * self.batch)]
+        return [index.requests(chips[i : i + self.batch]) for i in range(0, len(chips), self.batch)]
+
+    def rate(self, row: Row, delay: int | None) -> float:
+        """Chips a second of a row, in a fresh process."""
+        warm, batches = int(self.args.warm), self.batches(row, delay)
+        total = warm + batches + int(self.args.tail)
+        if row.reader == "limit":
+            plan, processes = self.requests(total), row.options["processes"]
+            limit = {"base": self.base(delay), "batches": plan, "processes": processes, "ahead": AHEAD}
+            times = trial.run("limit:limit_times", limit)
+        else:
+            task = {"work": as_json(self.work(delay, total * self.batch)), "reader": row.reader, "options": row.options}
+            times = trial.run("readers:read_times", task | {"batches": warm + batches}, env=row.env)
+        return trial.rate(times, warm, batches, self.batch)
+
+    def batches(self, row: Row, delay: int | None) -> int:
+        """Batches that are timed: few of a slow reader, the fewer the longer the delay."""
+        if not row.slow:
+            return int(self.args.batches)
+        return int(self.args.slow_batches) // (2 if (delay or 0) >= 100 else 1)
+
+    def check(self, rows: Sequence[Row], delay: int | None) -> None:
+        """Compare the pixels of some batches with those that GDAL reads; a difference ends the program."""
+        count = int(self.args.compare)
+        work = as_json(self.work(delay, (count + 4) * self.batch))
+        reference = Row(label="rasterio", reader="rasterio", options={"threads": 2})
+        expected = None
+        for row in [reference, *(row for row in rows if row.reader != "limit" and not row.options.get("locality"))]:
+            task = {"work": work, "reader": row.reader, "options": row.options, "batches": count}
+            digests = trial.run("readers:read_digests", task, env=row.env)
+            expected = expected or digests
+            if digests != expected:
+                raise SystemExit(f"The pixels of {row.label!r} differ from GDAL's: {digests} instead of {expected}.")
+            say(f"  {count} batches of {row.label}: the same pixels")
+
+    def available(self, rows: Sequence[Row], section: Section) -> list[Row]:
+        """The rows that can be measured; the others are named in the section."""
+        kept = []
+        for row in rows:
+            reason = row.missing()
+            if reason is None:
+                kept.append(row)
+            else:
+                section.notes.append(f"skipped: {row.label} ({reason})")
+                say(section.notes[-1])
+        return kept
+
+    def paired(self, rows: Sequence[Row], measure: Callable[[Row], float]) -> dict[str, list[float]]:
+        """Measure all rows once in each round, beginning with another one each time."""
+        found: dict[str, list[float]] = {row.label: [] for row in rows}
+        for turn in range(self.rounds):
+            for i in range(len(rows)):
+                row = rows[(i + turn) % len(rows)]
+                found[row.label].append(measure(row))
+                say(f"  round {turn + 1}, {row.label}: {found[row.label][-1]:.3g}")
+        return found
+
+
+def dataset_of(collection: str, bands: Sequence[str]) -> Any:
+    """Our dataset over a Collection."""
+    return rm.RasteretDataset(Collection.open(collection), list(bands))

@@ -1,0 +1,232 @@
+"""What reading costs: requests and bytes, memory over time, headers, a time series."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+import trial
+from bench import SIZE, Bench, dataset_of, say
+from limit import Chip, TileIndex
+from rasterio.windows import Window
+from readers import Row, Work, as_json, ours_loader
+from report import Section, middle, number, spread
+from scenes import BANDS, HEADER_FILES, ORIGIN, RES, TILE
+
+import rasteret_ml as rm
+
+
+def requests(bench: Bench) -> list[Section]:
+    """An epoch's requests and bytes as nginx counts them, as `explain` predicts them, and as the tiles weigh."""
+    count = int(bench.args.batches)
+    chips = count * bench.batch
+    section = Section(
+        "Requests and bytes",
+        f"An epoch of {chips} chips at 0 ms, counted by nginx.",
+        ["reader", "requests a chip", "bytes / the tiles' own"],
+    )
+    rows = [
+        Row(label="ours, 0 workers", reader="ours"),
+        Row(label="ours, lookahead, 0 workers", reader="ours", options={"lookahead": True}),
+        Row(label="ours, lookahead, 2 workers", reader="ours", options={"lookahead": True, "workers": 2}),
+        Row(label="rasterio, 16 threads", reader="rasterio", options={"threads": 16}),
+        Row(label="torchgeo, 0 workers", reader="torchgeo"),
+        Row(label="async-geotiff", reader="async-geotiff"),
+    ]
+    rows = bench.available(rows, section)
+    work = replace(bench.work(0, chips), epoch=chips)
+    dataset = dataset_of(work.collection, BANDS)
+    aois = list(rm.RandomAOISampler(dataset, SIZE, chips, seed=work.seed))
+    plans = [dataset.explain(aois[i : i + bench.batch]) for i in range(0, chips, bench.batch)]
+    predicted = sum(p.requests for p in plans), sum(p.bytes_fetched for p in plans)
+    tiles = sum(n for batch in bench.requests(count) for request in batch for _, n in request.tiles)
+    for row in rows:
+        before = bench.server.served()
+        task = {"work": as_json(work), "reader": row.reader, "options": row.options, "batches": count}
+        trial.run("readers:read_times", task, env=row.env)
+        seen = bench.server.served() - before
+        section.rows.append([row.label, number(seen.requests / chips), f"{seen.body_bytes / tiles:.4f}"])
+        if row.reader == "ours":
+            exact = (seen.requests, seen.body_bytes) == predicted
+            section.notes.append(
+                f"{'met' if exact else '**missed**'}: {row.label}: explain() predicts {predicted[0]:,} requests and "
+                f"{predicted[1]:,} bytes, nginx counts {seen.requests:,} and {seen.body_bytes:,}"
+            )
+            section.target(f"{row.label}: bytes / the tiles' own", seen.body_bytes / tiles, 1.05, most=True)
+    return [section]
+
+
+def memory(bench: Bench) -> list[Section]:
+    """A worker's memory over a long epoch."""
+    total = int(bench.args.memory_batches)
+    marks = sorted({max(1, total * share // 20) for share in (1, 2, 5, 10, 15, 20)})
+    section = Section(
+        "Memory of a worker",
+        "One fork worker at 0 ms, MB: resident (shared batches included) / private.",
+        ["loader", *(f"batch {mark}" for mark in marks)],
+    )
+    cache = bench.args.cache_mb * 2**20
+    rows = [
+        Row(label="no lookahead", reader="ours", options={"workers": 1}),
+        Row(label="lookahead", reader="ours", options={"workers": 1, "lookahead": True}),
+        Row(label="lookahead, cache", reader="ours", options={"workers": 1, "lookahead": True, "cache_bytes": cache}),
+    ]
+    work = replace(bench.work(0, bench.batch), epoch=(total + 64) * bench.batch)
+    for row in bench.available(rows, section):
+        found = trial.run("costs:worker_memory", {"work": as_json(work), "options": row.options, "marks": marks})
+        cells = [f"{number(m['resident'])} / {number(m['private'])}" for m in found]
+        section.rows.append([row.label, *cells])
+        growth = found[-1]["private"] - found[0]["private"]
+        section.target(f"{row.label}: growth of private memory in MB", growth, 0.05 * found[0]["private"], most=True)
+    return [section]
+
+
+def worker_memory(work: dict[str, Any], options: dict[str, Any], marks: Sequence[int]) -> list[dict[str, float]]:
+    """Trial: the worker's memory when each of these batches has come."""
+    found = []
+    for i, _ in enumerate(ours_loader(Work(**work), options), 1):
+        if i in marks:
+            children = multiprocessing.active_children()
+            found.append(
+                trial.memory_now(max(children, key=lambda p: trial.memory_now(p.pid or 0)["resident"]).pid or 0)
+            )
+            say(f"  batch {i}: {found[-1]}")
+        if i == max(marks):
+            break
+    return found
+
+
+def headers(bench: Bench) -> list[Section]:
+    """Headers read per second at 30 ms."""
+    count = int(bench.args.headers)
+    section = Section(
+        "Header building, 30 ms",
+        f"{count} addresses of COGs of 10,980 pixels a side with overviews, files a second.",
+        ["reader", "files/s"],
+    )
+    urls = [f"{bench.base(30)}/many/S_{i:05d}_{i % HEADER_FILES}.tif" for i in range(count)]
+    out = bench.scratch / "headers.parquet"
+    ours, theirs = "rasteret_ml.build", "rasterio.open, 16 threads"
+    rows = [Row(label=ours, reader="build"), Row(label=theirs, reader="open")]
+    few = [url.replace("/30/", "/0/") for url in urls[: 2 * HEADER_FILES]]
+    built = trial.run("costs:build_headers", {"urls": few, "out": str(out)})["facts"]
+    opened = trial.run("costs:open_headers", {"urls": few, "threads": 16}, env=rows[1].env)["facts"]
+    if built != opened:
+        raise SystemExit(f"Headers differ: {built[0]} instead of {opened[0]}.")
+
+    counted: list[int] = []
+
+    def measure(row: Row) -> float:
+        if row.reader == "build":
+            before = bench.server.served()
+            answer = trial.run("costs:build_headers", {"urls": urls, "out": str(out)})
+            counted.append((bench.server.served() - before).requests)
+        else:
+            answer = trial.run("costs:open_headers", {"urls": urls, "threads": 16}, env=row.env)
+        return count / float(answer["seconds"])
+
+    found = bench.paired(rows, measure)
+    section.rows += [[row.label, spread(found[row.label])] for row in rows]
+    section.notes.append(f"requests a file with build: {number(middle(counted) / count)}")
+    section.target("files/s", middle(found[ours]), 250)
+    section.target("times rasterio.open", middle(found[ours]) / middle(found[theirs]), 4)
+    return [section]
+
+
+def build_headers(urls: list[str], out: str) -> dict[str, Any]:
+    """Trial: seconds that `build` takes, and what it read of each file."""
+    import rasteret_ml.ingest.build  # noqa: F401 - what is imported is not timed
+
+    Path(out).unlink(missing_ok=True)
+    began = time.perf_counter()
+    collection = rm.build(urls, out, progress=False)
+    seconds = time.perf_counter() - began
+    if len(collection) != len(urls):
+        raise ValueError(f"{len(collection)} records of {len(urls)} files")
+    facts = [
+        [m["image_width"], m["image_height"], m["transform"], m["tile_width"], len(m["overviews"])]
+        for m in collection.to_table(["B1_metadata"])["B1_metadata"].to_pylist()
+    ]
+    return {"seconds": seconds, "facts": sorted(facts)}
+
+
+def open_headers(urls: list[str], threads: int) -> dict[str, Any]:
+    """Trial: the same with rasterio."""
+
+    def one(url: str) -> list[Any]:
+        with rasterio.open(f"/vsicurl/{url}") as file:
+            t = file.transform
+            return [file.width, file.height, [t.a, t.c, t.e, t.f], file.block_shapes[0][1], len(file.overviews(1))]
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        facts = list(pool.map(one, urls))
+    return {"seconds": time.perf_counter() - began, "facts": sorted(facts)}
+
+
+def series(bench: Bench) -> list[Section]:
+    """The first batch of two series of many dates of one band, 30 ms, each connection new."""
+    dates = int(bench.args.dates)
+    section = Section(
+        "Time series, 30 ms",
+        f"Seconds to the first batch of 2 places x {dates} dates x 1 band, 256 x 256, nothing read before: "
+        "a query a date, all in one call.",
+        ["reader", "seconds"],
+    )
+    size = min(bench.layout.size, 4 * TILE)
+    rng = np.random.default_rng(bench.args.seed)
+    places = rng.integers(0, size - SIZE, (2, 2)).tolist()
+    names = [bench.layout.series_name(date) for date in range(dates)]
+    chips = [Chip((name,), *place) for place in places for name in names]
+    plan = TileIndex(str(bench.folder), SIZE).requests(chips)
+    expected = _digest([_local(bench.folder / chip.files[0], chip) for chip in chips])
+    collection = bench.collection(30, "series")
+
+    def ours(_: Row) -> float:
+        seconds, digest = trial.run("costs:first_series", {"collection": collection, "places": places})
+        if digest != expected:
+            raise SystemExit("The pixels of the time series differ from GDAL's.")
+        return float(seconds)
+
+    def limit(row: Row) -> float:
+        arguments = {"base": bench.base(30), "batches": [plan], "processes": 1, "ahead": 1}
+        return float(trial.run("limit:limit_times", arguments)[0])
+
+    rows = [Row(label="ours", reader="ours"), Row(label="limit", reader="limit")]
+    found = bench.paired(rows, lambda row: ours(row) if row.reader == "ours" else limit(row))
+    section.rows += [[row.label, spread(found[row.label])] for row in rows]
+    section.target("times the limit", middle(found["ours"]) / middle(found["limit"]), 1.3, most=True)
+    return [section]
+
+
+def first_series(collection: str, places: list[list[int]]) -> tuple[float, str]:
+    """Trial: seconds that a fresh dataset takes for its first batch of series, and the digest of its pixels."""
+    dataset = dataset_of(collection, ["B1"])
+    dates = sorted(dataset.index.index.left)
+    queries = []
+    for row, col in places:
+        left, top, side = ORIGIN[0] + col * RES, ORIGIN[1] - row * RES, SIZE * RES
+        x, y = slice(left, left + side, RES), slice(top - side, top, RES)
+        queries += [(x, y, slice(pd.Timestamp(date), pd.Timestamp(date))) for date in dates]
+    began = time.perf_counter()
+    samples = dataset.__getitems__(queries)
+    seconds = time.perf_counter() - began
+    return seconds, _digest([sample["image"][0].numpy() for sample in samples])
+
+
+def _local(path: Path, chip: Chip) -> Any:
+    with rasterio.open(path) as file:
+        return file.read(1, window=Window(chip.col, chip.row, SIZE, SIZE))
+
+
+def _digest(chips: Sequence[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(np.stack(chips), np.uint16).tobytes()).hexdigest()

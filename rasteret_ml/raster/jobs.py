@@ -1,0 +1,209 @@
+"""The stored tiles that some plans need, each once, and everybody who wants pixels of it (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rasteret_ml.cog.table import TileTable
+from rasteret_ml.cog.tiles import TileRead
+from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
+from rasteret_ml.fetch.reader import RangeResponse
+from rasteret_ml.fetch.urls import sidecar_href
+from rasteret_ml.ranges import ByteRange
+from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
+from rasteret_ml.raster.plan import BandPlan, ChipPlan
+from rasteret_ml.raster.source import BandSource
+
+__all__ = ["Paste", "TileJob", "check_unchanged", "paste_all", "refusal", "tile_jobs", "tile_payload", "wanted_rows"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paste:
+    """Where some pixels of a tile go."""
+
+    target: npt.NDArray[Any]
+    """The chip's channel, or its mask."""
+    unread: npt.NDArray[np.bool_] | None
+    """Set to False where the pixels land; None where nobody asks."""
+    invalid: npt.NDArray[np.bool_] | None
+    """Takes what the codec says is invalid; None where it says nothing."""
+    read: TileRead
+    """Which pixels of the tile, and where in the chip."""
+    sample: int
+    """Which of the samples that the tile interleaves."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TileJob:
+    """One stored tile and everybody who wants pixels of it."""
+
+    source: BandSource
+    """The first band that asked (bands of a chunky file share tiles)."""
+    image: str
+    """Which image of the file."""
+    table: TileTable
+    """How to decode it."""
+    read: TileRead
+    """Which tile."""
+    range: ByteRange
+    """What is fetched for it: its bytes, after the block leader where there is one."""
+    href: str
+    """The file that holds it: the band's, or a sidecar."""
+    pastes: list[Paste] = field(default_factory=list)
+    """Where its pixels go."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two jobs one: the same bytes, read in the same way (some writers store equal tiles once)."""
+        table, read = self.table, self.read
+        shape = read.stored_rows, read.image_rows, read.image_cols, table.tile_width, table.samples_per_tile
+        return self.href, self.range, shape, table.dtype, table.compression, self.indexed
+
+    @property
+    def stored(self) -> ByteRange:
+        """The tile's own bytes."""
+        leader = self.read.leader
+        return ByteRange(self.range.start + leader, self.range.length - leader)
+
+    @property
+    def indexed(self) -> tuple[int | None, str | None]:
+        """Size and version tag of that file when it was indexed."""
+        sidecar, metadata = self.table.sidecar, self.source.metadata
+        return (metadata.file_size, metadata.etag) if sidecar is None else (sidecar.size, sidecar.etag)
+
+
+def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None = None) -> list[TileJob]:
+    """Every stored tile of the plans, once."""
+    jobs: dict[tuple[Any, ...], TileJob] = {}
+    for i, plan in enumerate(plans):
+        for j, band in enumerate(plan.bands):
+            held = None if buffers is None else buffers[i].bands[j]
+            for is_mask, table, reads in _images(band):
+                href = _href(band.source, table)
+                for read in reads:
+                    if read.range is None:
+                        continue
+                    # A short key, made per tile and chip; the long one, `TileJob.key`, joins what several tables ask.
+                    key = id(table), href, read.range, read.stored_rows, read.image_rows, read.image_cols
+                    job = jobs.get(key) or _job(jobs, key, band, is_mask, table, read, href)
+                    if held is not None:
+                        job.pastes.append(_paste(band, held, read, is_mask))
+    return list({id(job): job for job in jobs.values()}.values())
+
+
+def _job(
+    jobs: dict[tuple[Any, ...], TileJob],
+    key: tuple[Any, ...],
+    band: BandPlan,
+    is_mask: bool,
+    table: TileTable,
+    read: TileRead,
+    href: str,
+) -> TileJob:
+    """The job of a tile that this table asks for the first time; bands of a chunky file have a table each."""
+    assert read.range is not None
+    image = _image_name(band, is_mask)
+    job = TileJob(source=band.source, image=image, table=table, read=read, range=read.range, href=href)
+    jobs[key] = jobs.setdefault(job.key, job)
+    return jobs[key]
+
+
+def _images(band: BandPlan) -> Iterator[tuple[bool, TileTable, tuple[TileRead, ...]]]:
+    yield False, band.level.image, band.tiles
+    if band.level.mask is not None:
+        yield True, band.level.mask, band.mask_tiles
+
+
+def _href(source: BandSource, table: TileTable) -> str:
+    return source.href if table.sidecar is None else sidecar_href(source.href, table.sidecar.suffix)
+
+
+def _image_name(band: BandPlan, is_mask: bool) -> str:
+    image = f"overview {band.level.number}" if band.level.number else "full resolution"
+    return f"mask of {image}" if is_mask else image
+
+
+def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> Paste:
+    if not is_mask:
+        sample = _sample_of(band.level.image, band.source.sample)
+        return Paste(held.data, held.unread, held.codec_invalid, read, sample)
+    assert held.mask is not None
+    assert band.level.mask is not None
+    return Paste(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
+
+
+def _sample_of(table: TileTable, sample: int) -> int:
+    """Where a band stands in a tile; overviews may be interleaved otherwise than their image."""
+    return sample if table.samples_per_tile > 1 else 0
+
+
+def paste_all(pastes: Sequence[Paste], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
+    """Put a decoded tile's pixels `[rows, columns, samples]` where they are wanted."""
+    for paste in pastes:
+        rows, cols = paste.read.source.slices
+        target = paste.read.target.slices
+        paste.target[target] = pixels[rows, cols, paste.sample]
+        if paste.unread is not None:
+            paste.unread[target] = False
+        if valid is not None and paste.invalid is not None:
+            paste.invalid[target] = ~valid[rows, cols, paste.sample]
+
+
+def wanted_rows(pastes: Sequence[Paste]) -> slice | None:
+    """The rows of a tile that anybody wants; None where nobody wants any."""
+    if not pastes:
+        return None
+    sources = [paste.read.source for paste in pastes]
+    return slice(min(s.row for s in sources), max(s.row_stop for s in sources))
+
+
+def refusal(job: TileJob) -> CorruptTiffError | None:
+    """Why a tile is not even fetched: a byte count that no such tile has, or one past the end of its file."""
+    size, _ = job.indexed
+    if size is not None and job.range.stop > size:
+        return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
+    most = 2 * job.table.tile_bytes + 1024 * 1024
+    if job.range.length > most:
+        return CorruptTiffError(f"its byte count is {job.stored.length}, for {job.table.tile_bytes} bytes of pixels")
+    return None
+
+
+def check_unchanged(job: TileJob, response: RangeResponse) -> None:
+    """Compare what a server says of a file with what it said when it was indexed.
+
+    Raises:
+        FileChangedError: another size or version.
+    """
+    size, etag = job.indexed
+    if response.size is not None and size is not None and response.size != size:
+        what = f"the file has {response.size} bytes, but {size} when it was indexed"
+    elif response.etag and etag and response.etag != etag and _version(response.etag) != _version(etag):
+        what = f"the file's version is {response.etag}, but {etag} when it was indexed"
+    else:
+        return
+    raise FileChangedError(f"{redact(job.href)}: {what}; it was rewritten: build the Collection again.")
+
+
+def _version(etag: str) -> str:
+    """An ETag without what servers add to it: the mark of a weak one, a note that the body was compressed."""
+    return etag.removeprefix("W/").strip('"').removesuffix("-gzip")
+
+
+def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
+    """The tile's own bytes, after a look at the size that a COG repeats before them.
+
+    Raises:
+        FileChangedError: it is another size.
+    """
+    leader = job.read.leader
+    if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:
+        raise FileChangedError(
+            f"{redact(job.href)}: the block leader before the tile does not repeat its byte count; the file was "
+            "rewritten since it was indexed: build the Collection again."
+        )
+    return fetched[leader:]

@@ -1,0 +1,165 @@
+"""Reading batches before they are asked for.
+
+The order is known, so each batch's indices bring those of batches that the same worker will be asked for later. They
+are read while the last batch is handed over and the model trains. A hint that is wrong costs bytes, never a wrong
+sample: what was read ahead is used only for the very queries, grids and index that it was read for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from rasteret_ml.geo.grid import Grid
+from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.train.loader_stats import report_stats
+from rasteret_ml.train.reading import BatchReadable, process_loop
+from rasteret_ml.train.sample import Sample
+
+__all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """What a batch's indices say of later ones."""
+
+    loader: str
+    """Which loader asks."""
+    epoch: int
+    """Which of its passes."""
+    number: int
+    """Which batch of the pass."""
+    ahead: tuple[tuple[int, list[Any]], ...]
+    """Later batches for the same worker that it was not told of yet: number and indices of each, ascending."""
+    limit: int
+    """Bytes of batches that a process may read ahead."""
+
+
+class HintedBatch(list[Any]):
+    """A batch's indices, for a dataset that can look ahead; a plain list to any other."""
+
+    hints: Hints
+
+    def __init__(self, indices: Sequence[Any], hints: Hints) -> None:
+        super().__init__(indices)
+        self.hints = hints
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HintedBatch, (list(self), self.hints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Started:
+    """A batch that is being read, and what it was asked as."""
+
+    queries: list[Any]
+    grids: list[Grid]
+    index: Any
+    size: int
+    reading: Future[Any]
+
+    def serves(self, dataset: BatchReadable, queries: list[Any], grids: list[Grid]) -> bool:
+        return self.index is dataset.index and self.grids == grids and self.queries == queries
+
+
+class _Lookahead:
+    """The batches of one loader that are being read in this process."""
+
+    def __init__(self, dataset: BatchReadable, loop: WorkerLoop) -> None:
+        self.dataset = dataset
+        self.loop = loop
+        self.epoch = -1
+        self._told: dict[int, list[Any]] = {}
+        self._started: dict[int, _Started] = {}
+
+    def take(self, batch: HintedBatch) -> list[Sample]:
+        """The samples of a batch; those that follow are started."""
+        hints, queries = batch.hints, list(batch)
+        self._hear(hints)
+        grids = [self.dataset.chip_grid(query) for query in queries]
+        started = self._started.pop(hints.number, None)
+        if started is not None and started.serves(self.dataset, queries, grids):
+            reading = started.reading
+            self.loop.meter.add(batches_ahead=1)
+        else:
+            if started is not None:
+                started.reading.cancel()
+            reading = self.loop.start(self.dataset.begin(queries, grids))
+        self._start_told(hints.limit)
+        return self.dataset.finish(queries, grids, self.loop.wait(reading))
+
+    def _hear(self, hints: Hints) -> None:
+        if hints.epoch != self.epoch:
+            self.close()
+            self.epoch = hints.epoch
+        for number in [n for n in self._started if n < hints.number]:
+            self._started.pop(number).reading.cancel()
+        self._told.update(hints.ahead)
+        for number in [n for n in self._told if n <= hints.number]:
+            del self._told[number]
+
+    def _start_told(self, limit: int) -> None:
+        """Start what fits in memory; one in any case, or large batches would never be read ahead."""
+        held = sum(started.size for started in self._started.values())
+        for number in sorted(self._told):
+            queries = self._told[number]
+            try:
+                grids = [self.dataset.chip_grid(query) for query in queries]
+                size = self.dataset.batch_bytes(grids)
+                if self._started and held + size > limit:
+                    return
+                reading = self.loop.start(self.dataset.begin(queries, grids))
+            except Exception:  # a hint is no request: what is wrong with it is raised when it is asked for
+                del self._told[number]
+                continue
+            del self._told[number]
+            held += size
+            self._started[number] = _Started(
+                queries=queries, grids=grids, index=self.dataset.index, size=size, reading=reading
+            )
+
+    def close(self) -> None:
+        """Cancel what was started."""
+        for started in self._started.values():
+            started.reading.cancel()
+        self._started.clear()
+        self._told.clear()
+
+
+_open: dict[str, _Lookahead] = {}
+"""By loader; of this process."""
+
+
+def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
+    """The samples of a batch on this process's loop, read ahead where the batches before told of it."""
+    loop = process_loop()
+    samples = _take(dataset, batch, loop) if isinstance(batch, HintedBatch) else _read(dataset, batch, loop)
+    report_stats(loop.meter.snapshot)
+    return samples
+
+
+def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop) -> list[Sample]:
+    grids = [dataset.chip_grid(query) for query in batch]
+    return dataset.finish(batch, grids, loop.run(dataset.begin(batch, grids)))
+
+
+def _take(dataset: BatchReadable, batch: HintedBatch, loop: WorkerLoop) -> list[Sample]:
+    held = _open.get(batch.hints.loader)
+    if held is None or held.dataset is not dataset or held.loop is not loop:
+        held = _open[batch.hints.loader] = _Lookahead(dataset, loop)
+    return held.take(batch)
+
+
+def end_lookahead(loader: str, epoch: int) -> None:
+    """Cancel what this process reads ahead for a pass of a loader, where that has not begun another one."""
+    held = _open.get(loader)
+    if held is not None and held.epoch == epoch:
+        held.close()
+        del _open[loader]
+
+
+if hasattr(os, "register_at_fork"):  # a child's loop is its own
+    os.register_at_fork(after_in_child=_open.clear)
