@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from rasteret_ml.cog.inflate import inflate_front
 from rasteret_ml.cog.lzw import decode_lzw
 from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.ycbcr import to_rgb, unpack_units
@@ -30,6 +31,7 @@ BYTE_CODECS: dict[int, tuple[str, Callable[..., Any]]] = {
     34925: ("LZMA", imagecodecs.lzma_decode),
     50000: ("ZSTD", imagecodecs.zstd_decode),
 }
+_DEFLATE = (8, 32946)
 _PREDICTED = {5, 8, 32946, 34925, 50000}
 _YCBCR = 6
 _KEPT = 32 * 1024 * 1024
@@ -57,11 +59,12 @@ def chroma_subsampling(table: TileTable) -> tuple[int, int]:
 
 
 def decode_samples(
-    data: bytes | memoryview, table: TileTable, rows: int, needed_rows: int, wanted: slice
+    data: bytes | memoryview, table: TileTable, rows: int, needed_rows: int, wanted: slice, stop_early: bool
 ) -> npt.NDArray[Any]:
     """Pixels `[rows, tile_width, samples]`; rows past `needed_rows` that the stream lacks are zero.
 
-    Only the rows `wanted` are sure to hold pixels: predictors are undone there alone.
+    Only the rows `wanted` are sure to hold pixels: predictors are undone there alone, and with `stop_early` a deflate
+    stream is read no further than that.
 
     Raises:
         CorruptTiffError: less than `needed_rows`, or more than a full tile.
@@ -73,7 +76,12 @@ def decode_samples(
         raw = _decompress(data, table, unit_row, *(-(-n // down) for n in (rows, needed_rows, table.tile_height)))
         pixels: npt.NDArray[Any] = unpack_units(raw, rows, width, across, down)
     else:
-        raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
+        raw = None
+        if stop_early and table.compression in _DEFLATE:
+            out = scratch(rows * table.row_bytes, "raw")
+            raw = out if inflate_front(data, wanted.stop * table.row_bytes, out) else None
+        if raw is None:
+            raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
         pixels = _typed(raw, table, rows, wanted).reshape(rows, width, samples)
     if table.photometric == _YCBCR and samples == 3:
         return to_rgb(pixels, table.ycbcr_coefficients)

@@ -274,6 +274,7 @@ class RasteretDataset(GeoDataset):
         return Engine(
             reader=reader if self._sign is None else SigningReader(reader, self._sign),
             pool=loop.pool,
+            stop_early=True,
             slots=loop.slots(self._max_concurrent),
             tiles=loop.tiles(self._cache_bytes, reader if own else self._backend),
             meter=loop.meter,

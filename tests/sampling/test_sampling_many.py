@@ -176,7 +176,9 @@ def brute_grid(shapes, grid):
         for row in range(rows):
             for column in range(columns):
                 x, y = left + column * right, top - row * down
-                if shapely.relate_pattern(shape, shapely.box(x, y - height, x + width, y), "T********"):
+                chip = shapely.box(x, y - height, x + width, y)
+                overlaps = shapely.relate_pattern(shape, chip, "T********")
+                if overlaps:
                     corners.append((x, y))
                     owners.append(i)
     return np.array(corners), np.array(owners)
@@ -195,9 +197,19 @@ def test_grids(boxes, angle, res, width, height, stride):
     for given_shapes in (shapes[:6], np.array([shapely.union_all(shapes)], dtype=object)):
         corners, owners = lay_grid(given_shapes, grid)
         expected, expected_owners = brute_grid(given_shapes, grid)
-        assert len(corners) == len(expected)
+        if angle:
+            # Whether the last digit of a turned edge makes it overlap what it just touches is nobody's promise.
+            corners, owners = certain(given_shapes, corners, owners, grid)
+            expected, expected_owners = certain(given_shapes, expected, expected_owners, grid)
         np.testing.assert_array_equal(corners, expected)
         np.testing.assert_array_equal(owners, expected_owners)
+
+
+def certain(shapes, corners, owners, grid):
+    """The chips that share more than a hair with their polygon; the others share no more than that."""
+    (x, y), (width, height) = corners.T, grid.size
+    shared = shapely.area(shapely.intersection(shapes[owners], shapely.box(x, y - height, x + width, y)))
+    return corners[shared > 1e-9], owners[shared > 1e-9]
 
 
 class Sites:
