@@ -58,7 +58,7 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

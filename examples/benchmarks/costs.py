@@ -56,10 +56,13 @@ def requests(bench: Bench) -> list[Section]:
         seen = bench.server.served() - before
         section.rows.append([row.label, number(seen.requests / chips), f"{seen.body_bytes / tiles:.4f}"])
         if row.reader == "ours":
-            exact = (seen.requests, seen.body_bytes) == predicted
+            counted = (seen.requests, seen.body_bytes)
+            ahead = bool(row.options.get("lookahead"))  # batches that are read together share tiles
+            met = all(c <= p for c, p in zip(counted, predicted, strict=True)) if ahead else counted == predicted
             section.notes.append(
-                f"{'met' if exact else '**missed**'}: {row.label}: explain() predicts {predicted[0]:,} requests and "
-                f"{predicted[1]:,} bytes, nginx counts {seen.requests:,} and {seen.body_bytes:,}"
+                f"{'met' if met else '**missed**'}: {row.label}: explain() of each batch predicts {predicted[0]:,} "
+                f"requests and {predicted[1]:,} bytes, nginx counts {seen.requests:,} and {seen.body_bytes:,}"
+                + (" (batches read at the same time share tiles)" if ahead else "")
             )
             section.target(f"{row.label}: bytes / the tiles' own", seen.body_bytes / tiles, 1.05, most=True)
     return [section]
@@ -75,10 +78,14 @@ def memory(bench: Bench) -> list[Section]:
         ["loader", *(f"batch {mark}" for mark in marks)],
     )
     cache = bench.args.cache_mb * 2**20
+    ahead = {"workers": 1, "lookahead": True}
     rows = [
-        Row(label="no lookahead", reader="ours", options={"workers": 1}),
-        Row(label="lookahead", reader="ours", options={"workers": 1, "lookahead": True}),
-        Row(label="lookahead, cache", reader="ours", options={"workers": 1, "lookahead": True, "cache_bytes": cache}),
+        Row(label="lookahead", reader="ours", options=ahead),
+        Row(
+            label="lookahead, cache and locality",
+            reader="ours",
+            options={**ahead, "cache_bytes": cache, "locality": bench.locality},
+        ),
     ]
     work = replace(bench.work(0, bench.batch), epoch=(total + 64) * bench.batch)
     for row in bench.available(rows, section):

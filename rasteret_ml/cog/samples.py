@@ -95,6 +95,7 @@ def _decompress(
     size, most = rows * row_bytes, max(rows, full) * row_bytes
     if table.compression == 1:
         name, whole = "the tile", np.frombuffer(data, np.uint8)
+        whole.flags.writeable = False  # the bytes belong to whoever fetched them
         if whole.size >= size:
             return whole[:size]
         got, out = whole.size, scratch(size, "raw")

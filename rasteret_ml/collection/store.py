@@ -98,8 +98,15 @@ class RowStore:
         path = _copy_of(piece, names, schema)
         if path is None:
             return _Rows(list(piece.batches(names, schema, _BATCH)), schema, mapped=isinstance(piece, TablePiece))
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        return _Rows([file.get_batch(k) for k in range(file.num_record_batches)], schema, mapped=True)
+        try:
+            return _Rows(_mapped(path), schema, mapped=True)
+        except (OSError, pa.ArrowInvalid) as error:  # cut off by a full disk or a power failure, or just removed
+            _log.warning("%s is damaged (%s) and is made again", path, error)
+            path.unlink(missing_ok=True)
+            again = _copy_of(piece, names, schema)
+        if again is None:
+            return _Rows(list(piece.batches(names, schema, _BATCH)), schema, mapped=False)
+        return _Rows(_mapped(again), schema, mapped=True)
 
     def _make_room(self) -> None:
         while len(self._open) > 1 and (
@@ -123,6 +130,11 @@ class _Rows:
         if reader is None:
             reader = self._readers[k] = RecordReader(self._batches[k], self._schema)
         return reader.record(i - (int(self._stops[k - 1]) if k else 0), row)
+
+
+def _mapped(path: Path) -> list[pa.RecordBatch]:
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [file.get_batch(k) for k in range(file.num_record_batches)]
 
 
 def _copy_of(piece: RowGroup | TablePiece, names: Sequence[str], schema: pa.Schema) -> Path | None:
@@ -154,6 +166,9 @@ def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
             sink.write_batch(first)
             for batch in batches:
                 sink.write_batch(batch)
+            sink.close()
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -86,7 +86,9 @@ def _read(path: str, span: ByteRange, flags: int = 0) -> RangeResponse:
         raise
     except OSError as error:
         raise FetchError(f"{path}: cannot be read ({error}).") from error
-    return RangeResponse(data=buffer[:known], size=stat.st_size, etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+    return RangeResponse(
+        data=buffer[:known].toreadonly(), size=stat.st_size, etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+    )
 
 
 def _fill(descriptor: int, buffer: memoryview, start: int, flags: int) -> int:

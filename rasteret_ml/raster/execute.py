@@ -166,12 +166,23 @@ class _Reading:
                 self._end((flight, error) for flight in flights)
                 return
             body, start = memoryview(response.data), merged.span.start
-            chunks = _chunks(flights)
-            work = [partial(_decode, chunk, body, start, engine) for chunk in chunks]
-            for outcome in await asyncio.gather(*map(self._in_pool, work)):
-                self._end(outcome)
+            decoding = []
+            for chunk in _chunks(flights):
+                decoding.append(self._in_pool(partial(_decode, chunk, body, start, engine)))
+                decoding[-1].add_done_callback(partial(self._decoded, chunk))
+            # Shielded: a thread cannot be stopped, and what it decodes may be others' as well.
+            for outcome in await asyncio.gather(*map(asyncio.shield, decoding)):
+                self._report([(flight.job, error) for flight, error in outcome if error is not None])
         if engine.progress is not None:
             engine.progress(len(flights))
+
+    def _decoded(self, flights: list[Flight], work: asyncio.Future[list[tuple[Flight, RasteretError | None]]]) -> None:
+        """Ends flights when their thread has, also where nobody of this batch waits any more."""
+        if work.cancelled() or work.exception() is not None:
+            self._engine.tiles.abandon(flights, taken=True)
+            return
+        for flight, error in work.result():
+            self._engine.tiles.end(flight, error)
 
     async def _paste_kept(self, boarding: Boarding, start: int) -> None:
         kept = boarding.kept[start : start + _HOP]
@@ -277,6 +288,8 @@ def _decode(
         job = flight.job
         offset, read = job.range.start - start, job.read
         pastes = tiles.take(flight)
+        if pastes is None:
+            continue
         rows = None if tiles.cache_bytes else wanted_rows(pastes)
         try:
             data = tile_payload(job, body[offset : offset + job.range.length])
@@ -291,7 +304,7 @@ def _decode(
         outcomes.append((flight, None))
     engine.meter.add(
         tiles_decoded=sum(error is None for _, error in outcomes),
-        bytes_used=sum(flight.job.range.length for flight in flights),
+        bytes_used=sum(flight.job.range.length for flight, _ in outcomes),
         decode_seconds=time.perf_counter() - began,
     )
     return outcomes

@@ -226,7 +226,8 @@ def _turned(window: Window, extent: Window, turn: int | None) -> tuple[Window, .
 
 
 def _covers(needed: Window, extent: Window, turn: int | None) -> bool:
-    if turn is not None and extent.width >= turn:
+    around = turn is not None and extent.width >= turn
+    if turn and around and needed.col >= extent.col - turn and needed.col_stop <= extent.col_stop + turn:
         needed = replace(needed, col=extent.col, width=extent.width)
     return needed.intersection(extent) == needed
 

@@ -40,13 +40,14 @@ class DecodedTile:
 class Flight:
     """A tile on its way: fetched, decoded, pasted for all who boarded before it is decoded."""
 
-    __slots__ = ("ended", "job", "key", "pastes", "taken")
+    __slots__ = ("dead", "ended", "job", "key", "pastes", "taken")
 
     def __init__(self, job: TileJob, key: Hashable) -> None:
         self.job = job
         self.key = key
         self.pastes: list[Paste] = job.pastes
         self.taken = False
+        self.dead = False
         self.ended: asyncio.Future[RasteretError | None] = asyncio.get_running_loop().create_future()
         """None once the pixels are in place; the error where there are none; cancelled where the reader gave up."""
 
@@ -95,11 +96,11 @@ class TileStore:
                     own.append(flight)
         return Boarding(own=own, joined=joined, kept=kept)
 
-    def take(self, flight: Flight) -> list[Paste]:
-        """All wishes for a tile that is about to be decoded; nobody boards after this."""
+    def take(self, flight: Flight) -> list[Paste] | None:
+        """All wishes for a tile that is about to be decoded; nobody boards after this. None: it was abandoned."""
         with self._lock:
             flight.taken = True
-            return flight.pastes
+            return None if flight.dead else flight.pastes
 
     def keep(self, flight: Flight, tile: DecodedTile) -> None:
         """Keep a decoded tile, dropping the least recently used ones."""
@@ -119,10 +120,17 @@ class TileStore:
             flight.ended.set_result(error)
         self._forget(flight)
 
-    def abandon(self, flights: Iterable[Flight]) -> None:
-        """Their batch gave up: whoever joined those that have not ended has to read them."""
+    def abandon(self, flights: Iterable[Flight], *, taken: bool = False) -> None:
+        """Their batch gave up: whoever joined those that have not ended has to read them.
+
+        What a thread is decoding goes on (unless `taken`, after that thread has failed): it would paste into the
+        buffers of those who joined, so they wait for it.
+        """
         for flight in flights:
-            if not flight.ended.done():
+            with self._lock:
+                over = flight.ended.done() or (flight.taken and not taken)
+                flight.dead = flight.dead or not over
+            if not over:
                 flight.ended.cancel()
                 self._forget(flight)
 

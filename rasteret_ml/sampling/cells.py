@@ -38,7 +38,7 @@ class Cells:
             return np.zeros(0, np.int64)
         packed = np.zeros(len(self.scene), np.int64)
         for part in (self.scene, self.row // side, self.column // side):
-            packed = packed * (np.ptp(part) + 1) + (part - part.min())
+            packed = packed * (int(np.ptp(part)) + 1) + (part - int(np.min(part)))
         numbers: npt.NDArray[np.int64] = np.unique(packed, return_inverse=True)[1].reshape(-1)
         return numbers
 

@@ -81,7 +81,7 @@ def _chips(
         x, y = left[owner[part]] + column * right, top[owner[part]] - row * down
         chips = np.column_stack([x, y - height, x + width, y])
         inside = np.concatenate([chips[:, :2] < boxes[part, 2:], chips[:, 2:] > boxes[part, :2]], axis=1)
-        met = np.logical_and.reduce(inside, axis=1)
+        met = np.all(inside, axis=1)
         loose = np.flatnonzero(met & ~is_box[part])
         met[loose] = _meet(parts[part[loose]], shapely.box(*chips[loose].T))
         yield owner[part[met]], row[met], column[met]

@@ -75,7 +75,7 @@ def local_order(cells: Cells, locality: Locality, random: np.random.Generator) -
     block = cells.blocks(locality.tiles)
     queue = _queue(cells, block, random)
     stream = np.arange(count) * streams // max(count, 1)
-    shuffled = np.lexsort((random.random(block.max(initial=-1) + 1)[block[queue]], stream))
+    shuffled = np.lexsort((random.random(_kinds(block))[block[queue]], stream))
     queue, stream = queue[shuffled], stream[shuffled]
     turn = np.arange(count) - np.searchsorted(stream, np.arange(streams))[stream]
     lane = stream % locality.lanes
@@ -90,8 +90,13 @@ def local_order(cells: Cells, locality: Locality, random: np.random.Generator) -
 
 def _queue(cells: Cells, block: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
     """Chips by scene, block, row of tiles: scenes and blocks in random order, each block swept from a random side."""
-    scene_key = random.random(cells.scene.max(initial=-1) + 2)[cells.scene]  # the last one is scene -1's
-    blocks = block.max(initial=-1) + 1
+    scene_key = random.random(_kinds(cells.scene) + 1)[cells.scene]  # the last one is scene -1's
+    blocks = _kinds(block)
     block_key, side = random.random(blocks)[block], np.floor(4 * random.random(blocks)).astype(np.int64)[block]
     sweep = np.choose(side, [cells.row, -cells.row, cells.column, -cells.column])
     return np.lexsort((random.random(len(block)), sweep, block_key, scene_key))
+
+
+def _kinds(numbers: npt.NDArray[np.int64]) -> int:
+    """How many numbers from 0 there may be."""
+    return int(np.max(numbers, initial=-1)) + 1

@@ -24,7 +24,9 @@ def batch_buffer(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     count = int(np.prod(shape, dtype=np.int64))
     size = count * dtype.itemsize
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype).set_(storage).view(tuple(shape))
+    # With its shape at once: rows of a view would be views of the flat memory, not of the batch.
+    strides = torch.empty(tuple(shape), dtype=dtype, device="meta").stride()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape), strides)
 
 
 def side_by_side(values: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -38,6 +40,7 @@ def side_by_side(values: Sequence[torch.Tensor]) -> torch.Tensor | None:
     for i, value in enumerate(values):
         if value._base is not whole or value.storage_offset() != start + i * step or value.shape != first.shape:
             return None
-        if not value.is_contiguous():
+        lazy = value.is_conj() or value.is_neg()  # views of the same memory that mean other numbers
+        if lazy or not value.is_contiguous() or value.dtype != whole.dtype or type(value) is not type(whole):
             return None
     return whole

@@ -24,6 +24,7 @@ from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.region import erode_by_box, polygonal
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
+from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.places import spatial_split
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.train.collate import collate
@@ -69,6 +70,8 @@ class RasteretDataModule(pl.LightningDataModule):
         std: Per band; default measured in the training area.
         statistics_chips: Chips that are read to measure.
         augment: Random flips and quarter turns in training.
+        locality: Active tile blocks that training chips are drawn from in turn (see `Locality`); default uniform order.
+        cache_bytes: Decoded tiles kept in each process, in bytes; give some with `locality`.
         seed: Of the training chips' order.
         num_workers: Loader processes.
         multiprocessing_context: "fork", "forkserver" or "spawn"; default torch's.
@@ -101,6 +104,8 @@ class RasteretDataModule(pl.LightningDataModule):
         std: Sequence[float] | None = None,
         statistics_chips: int = 64,
         augment: bool = True,
+        locality: int | None = None,
+        cache_bytes: int = 0,
         seed: int = 0,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
@@ -121,7 +126,8 @@ class RasteretDataModule(pl.LightningDataModule):
         if not 0 <= self.overlap < self.size:
             raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
         self._grid = {"crs": crs, "res": res}
-        self._nodata = nodata
+        self._nodata, self._cache_bytes = nodata, int(cache_bytes)
+        self._locality = None if locality is None else Locality(blocks=int(locality), batch_size=self.batch_size)
         self.mean = None if mean is None else tuple(float(v) for v in mean)
         self.std = None if std is None else tuple(float(v) for v in std)
         self._statistics_chips = int(statistics_chips)
@@ -167,7 +173,7 @@ class RasteretDataModule(pl.LightningDataModule):
             return
         self.collection = self._open("images", self._sources["images"])
         self.bands = tuple(self._bands or self.collection.bands)
-        options: dict[str, Any] = self._grid | {"nodata": self._nodata}
+        options: dict[str, Any] = self._grid | {"nodata": self._nodata, "cache_bytes": self._cache_bytes}
         self.images = RasteretDataset(self.collection, self.bands, **options)
         held_out, side, fraction = self._val
         split = spatial_split(self.images, held_out) if held_out is not None else None
@@ -217,7 +223,8 @@ class RasteretDataModule(pl.LightningDataModule):
         bands = [self._label_band] if self._label_band else collection.bands
         if len(bands) != 1:
             raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
-        raw = RasteretDataset(collection, bands, is_image=False, crs=self.images.crs)
+        cached: dict[str, Any] = {"cache_bytes": self._cache_bytes}
+        raw = RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, **cached)
         remap = self._classes
         if remap == "auto" and raw.dtype.kind != "f":
             counts = class_counts(self.images & raw, aois=self.train_area, size=self.size, seed=self._seed)
@@ -226,7 +233,13 @@ class RasteretDataModule(pl.LightningDataModule):
         remap = remap if isinstance(remap, dict) else None
         self.class_values = dict(remap or {})
         labels = RasteretDataset(
-            collection, bands, is_image=False, crs=self.images.crs, remap=remap or None, ignore_index=self.ignore_index
+            collection,
+            bands,
+            is_image=False,
+            crs=self.images.crs,
+            remap=remap or None,
+            ignore_index=self.ignore_index,
+            **cached,
         )
         self.train_set = self.images & labels
         self.eval_set = self.eval_set & labels
@@ -246,7 +259,13 @@ class RasteretDataModule(pl.LightningDataModule):
         """Random chips inside the training area."""
         placement: Placement = "inside" if self._train_aois is None else "centre"
         sampler = RandomAOISampler(
-            self.train_set, self.size, self.length, self.train_area, seed=self._seed, placement=placement
+            self.train_set,
+            self.size,
+            self.length,
+            self.train_area,
+            seed=self._seed,
+            placement=placement,
+            locality=self._locality,
         )
         return self._make(self.train_set, sampler)
 

@@ -6,6 +6,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -52,17 +53,24 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         options.setdefault("collate_fn", collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
-        self._name = uuid.uuid4().hex
-        self._epoch = -1
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
         self._board = StatsBoard(self.num_workers)
+        workers = max(1, self.num_workers)
+        self._telling = _Telling(
+            loader=uuid.uuid4().hex,
+            workers=workers,
+            lookahead=self.lookahead,
+            limit=self.lookahead_bytes // workers,
+        )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        start_pass = getattr(self.sampler, "start_pass", None)
-        if start_pass is not None:
-            start_pass()
-        self._epoch += 1
+        for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
+            start_pass = getattr(sampler, "start_pass", None)
+            if start_pass is not None:
+                start_pass()
+                break
+        self._telling.epoch += 1
         return _Pass(self, super().__iter__())
 
     @property
@@ -71,7 +79,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         batches = super()._index_sampler
         if not self.lookahead or not self._auto_collation:
             return batches
-        return _Hinting(self, batches)
+        return _Hinting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
         asked = self.worker_init_fn
@@ -86,33 +94,38 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return self._board.snapshot()
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Telling:
+    """What hints say of a loader; it does not hold the loader, whose workers must end when it is dropped."""
+
+    loader: str
+    workers: int
+    lookahead: int
+    limit: int
+    epoch: int = -1
+
+
 class _Hinting:
     """Batches of indices, each with those that its worker will be asked for next."""
 
-    def __init__(self, loader: DataLoader, batches: Iterable[Any]) -> None:
-        self._loader = loader
+    def __init__(self, telling: _Telling, batches: Iterable[Any]) -> None:
+        self._telling = telling
         self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[HintedBatch]:
-        loader, workers = self._loader, max(1, self._loader.num_workers)
-        limit, reach = loader.lookahead_bytes // workers, loader.lookahead * workers
-        numbered = enumerate(self._batches)
+        telling, epoch = self._telling, self._telling.epoch
+        workers, reach = telling.workers, telling.lookahead * telling.workers
+        numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
         window = deque(islice(numbered, reach + 1))
         while window:
             number, batch = window[0]
             # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
             # A worker's first batch tells of all of these, each later one of the one that came into reach.
             ahead = islice(window, workers if number < workers else reach, None, workers)
-            hints = Hints(
-                loader=loader._name,
-                epoch=loader._epoch,
-                number=number,
-                ahead=tuple((later, list(indices)) for later, indices in ahead),
-                limit=limit,
-            )
+            hints = Hints(loader=telling.loader, epoch=epoch, number=number, ahead=tuple(ahead), limit=telling.limit)
             yield HintedBatch(batch, hints)
             window.popleft()
             window.extend(islice(numbered, 1))
@@ -126,7 +139,7 @@ class _Pass:
         self._board = loader._board
         self._board.begin()
         # A pass may be left before its end: what this process reads ahead for it is then cancelled.
-        weakref.finalize(self, end_lookahead, loader._name, loader._epoch).atexit = False
+        weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
 
     def __iter__(self) -> _Pass:
         return self

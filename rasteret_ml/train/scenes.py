@@ -118,7 +118,7 @@ def scene_facts(collection: Collection, bands: Sequence[str]) -> SceneFacts:
     if not len(collection):
         raise UsageError("The Collection is empty: no record fits its filters.")
     facts = [band_arrays(collection, _column(collection, band)) for band in bands]
-    present = np.logical_and.reduce([f.present for f in facts])
+    present = np.all(np.stack([f.present for f in facts]), axis=0)
     if not present.any():
         raise UnknownBandError(f"No record has all of the bands {list(bands)}.")
     rows = np.flatnonzero(present).astype(np.int64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +235,42 @@ def test_a_stale_index_still_raises_with_a_cache(scene: Any) -> None:
         run(execute([_plan(record, (0, 0, 4, 4))], Engine(reader=Other(memory), tiles=TileStore(10**9))))
     assert isinstance(caught.value.__cause__, FileChangedError)
     assert path in str(caught.value)
+
+
+def test_a_thread_of_a_batch_that_gave_up_never_writes_into_another(scene: Any) -> None:
+    """Who joined waits for the thread that is decoding: after the hand-over nothing touches the chip."""
+    path, record, memory = scene
+    started, taken = threading.Event(), threading.Event()
+
+    class Slow(ThreadPoolExecutor):
+        """The first decode waits inside the thread, its tile taken."""
+
+        def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if started.is_set():
+                return super().submit(work, *args, **kwargs)
+            started.set()
+
+            def held() -> Any:
+                taken.wait(10)
+                return work(*args, **kwargs)
+
+            return super().submit(held)
+
+    async def main() -> Any:
+        with Slow(2) as pool:
+            engine = Engine(reader=memory, pool=pool)
+            first = asyncio.create_task(execute([_plan(record, (0, 0, 10, 10))], engine))
+            await _until(started.is_set)
+            second = asyncio.create_task(execute([_plan(record, (0, 0, 10, 10))], engine))
+            await _until(lambda: all(len(f.pastes) == 4 for f in engine.tiles._flying.values()))
+            first.cancel()
+            chip = (await second).chips[0] if not taken.is_set() else None
+            assert chip is not None
+            kept = chip.data.copy()
+            chip.data[:] = 0  # as a transform in place
+            taken.set()
+        return chip.data, kept
+
+    data, kept = run(main())
+    assert not data.any()
+    np.testing.assert_array_equal(kept, window_by_rasterio(path, (0, 0, 10, 10))[0])

@@ -164,13 +164,18 @@ def test_triangles_fill_their_regions(boxes, angle):
     assert difference(shapely.union_all(triangles), united) < 1e-9
 
 
+def floor(value):
+    """A millionth of a pixel counts as nothing."""
+    return round(value) if abs(value - round(value)) < 1e-6 else math.floor(value)
+
+
 def brute_grid(shapes, grid):
     """The chips of a grid, polygon by polygon, each tested against all of it."""
     corners, owners = [], []
     (x0, y0), (xres, yres), (width, height), (right, down) = grid.origin, grid.res, grid.size, grid.stride
     for i, shape in enumerate(shapes):
         xmin, ymin, xmax, ymax = shape.bounds
-        left, top = x0 + math.floor((xmin - x0) / xres) * xres, y0 - math.floor((y0 - ymax) / yres) * yres
+        left, top = x0 + floor((xmin - x0) / xres) * xres, y0 - floor((y0 - ymax) / yres) * yres
         columns = max(1, math.ceil((xmax - left - width) / right - 1e-6) + 1)
         rows = max(1, math.ceil((top - ymin - height) / down - 1e-6) + 1)
         for row in range(rows):

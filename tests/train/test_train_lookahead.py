@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,65 @@ def test_bad_arguments_are_refused(scenes: Any) -> None:
         rm.DataLoader(dataset, lookahead_bytes=-1)
     with pytest.raises(UsageError, match="cache_bytes"):
         _images(scenes, cache_bytes=-1)
+
+
+def test_a_loader_that_is_dropped_ends_its_workers(scenes: Any) -> None:
+    """At once, by counting references: nothing that it made holds it."""
+    dataset = _images(scenes)
+    loader = rm.DataLoader(dataset, 2, sampler=rm.RandomAOISampler(dataset, 32, 8, seed=1), num_workers=2)
+    assert len(list(loader)) == 4
+    workers = multiprocessing.active_children()
+    alive = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader
+        assert alive() is None
+    finally:
+        gc.enable()
+    for worker in workers:
+        worker.join(20)
+        assert not worker.is_alive()
+
+
+class _Spying:
+    """A collate function that says whether every sample's image and validity are rows of one buffer."""
+
+    def __call__(self, samples: Any) -> Any:
+        batch = rm.collate(samples)
+        rows = [batch[key].data_ptr() == samples[0][key].data_ptr() for key in ("image", "mask_valid")]
+        return batch | {"one": torch.tensor(rows)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_hands_over_the_very_buffer(scenes: Any, workers: int) -> None:
+    """In shared memory, without a second copy."""
+    dataset = _images(scenes)
+    sampler = rm.RandomAOISampler(dataset, 32, 8, seed=1)
+    for batch in rm.DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=_Spying()):
+        assert batch["one"].all()
+
+
+def test_lazy_views_are_not_mistaken_for_the_buffer() -> None:
+    """A conjugate shares the memory and means other numbers."""
+    whole = torch.randn(3, 1, 2, 2, dtype=torch.complex64)
+    batch = rm.collate([{"image": row.conj()} for row in whole])
+    assert torch.equal(batch["image"], whole.conj())
+
+
+def test_a_batch_sampler_may_use_its_list_again_and_counts_epochs(scenes: Any) -> None:
+    """What is told ahead is a copy; the sampler inside has its epochs."""
+
+    class Reusing(torch.utils.data.BatchSampler):
+        def __iter__(self) -> Any:
+            held: list[Any] = []
+            for batch in super().__iter__():
+                held[:] = batch
+                yield held
+                held.clear()
+
+    dataset = _images(scenes)
+    sampler = rm.RandomAOISampler(dataset, 32, 8, seed=1)
+    loader = rm.DataLoader(dataset, batch_sampler=Reusing(sampler, 2, False), lookahead=2)
+    passes = [torch.cat([batch["bounds"] for batch in loader]) for _ in range(2)]
+    assert len(passes[0]) == 8
+    assert not torch.equal(*passes)
