@@ -32,9 +32,8 @@ GDAL = {
     "GDAL_NUM_THREADS": "ALL_CPUS",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif",
     "CPL_VSIL_CURL_USE_HEAD": "NO",
-    "VSI_CACHE": "TRUE",
 }
-"""GDAL's settings, tuned for range requests; `GDAL_CACHEMAX` is a row's own."""
+"""GDAL's settings, tuned for range requests; its caches are a row's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +85,13 @@ class Row:
     """Of the reader: workers, threads, lookahead …"""
     slow: bool = False
     """Reads fewer batches."""
-    gdal_cache: int = 512
-    """GDAL_CACHEMAX in MB."""
+    gdal_cache: int = 16
+    """GDAL_CACHEMAX in MB: 16 is what a chip needs; more is a tile cache, and then VSI_CACHE is on as well."""
 
     @property
     def env(self) -> dict[str, str]:
         """Environment of its process."""
-        return GDAL | {"GDAL_CACHEMAX": str(self.gdal_cache)}
+        return GDAL | {"GDAL_CACHEMAX": str(self.gdal_cache), "VSI_CACHE": "TRUE" if self.gdal_cache > 16 else "FALSE"}
 
     def missing(self) -> str | None:
         """Why the row cannot be measured; None where it can."""

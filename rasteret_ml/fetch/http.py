@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import re
-import ssl
 import time
 from typing import NamedTuple
 
@@ -167,7 +165,6 @@ class HttpReader:
                 limit=limits.connections,
                 keepalive_timeout=limits.keepalive,
                 ttl_dns_cache=int(limits.dns_ttl),
-                ssl=_tls(),
             )
             timeout = aiohttp.ClientTimeout(
                 total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
@@ -193,11 +190,6 @@ class HttpReader:
         if sessions is not None:
             await sessions.by_environment.close()
             await sessions.direct.close()
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()  # reads every certificate of the system: 20 ms
 
 
 class _Sessions(NamedTuple):
