@@ -16,8 +16,10 @@ The map of the house, bottom step first; a file imports only from a lower step o
     8  collection   the Parquet table
     9  ingest       makes Collections: files, tables, STAC
     10 sampling     which AOIs, in which order
-    11 train        the torchgeo dataset, collate, loader, Lightning datamodule, maps
-    13 cli          `rasteret-ml`                          testing      shipped fakes
+    11 scenes       records as places and times, and finding them
+    12 loading      the torchgeo dataset, reading ahead, collate, the loader
+    13 train        Lightning datamodule, statistics, normalising, maps
+    14 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -34,23 +36,23 @@ _WHERE = {
     "ClassMap": "train.maps",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
-    "DataLoader": "train.loader",
+    "DataLoader": "loading.loader",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "Locality": "sampling.locality",
-    "LoaderStats": "train.loader_stats",
+    "LoaderStats": "loading.stats",
     "GridAOISampler": "sampling.samplers",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
     "RasterInfo": "record",
     "RasteretDataModule": "train.datamodule",
-    "RasteretDataset": "train.dataset",
+    "RasteretDataset": "loading.dataset",
     "RetryPolicy": "fetch.limits",
     "Timeouts": "fetch.limits",
     "Window": "geo.window",
     "band_statistics": "train.statistics",
     "build": "ingest.build",
-    "collate": "train.collate",
+    "collate": "loading.collate",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
     "prepare": "train.prepare",

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rasteret_ml"
 STEPS = {
     "errors": 0, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "record": 4, "fetch": 5, "raster": 6, "runtime": 7,
-    "collection": 8, "ingest": 9, "sampling": 10, "train": 11, "cli": 13, "testing": 13,
+    "collection": 8, "ingest": 9, "sampling": 10, "scenes": 11, "loading": 12,
+    "train": 13, "cli": 14, "testing": 14,
 }  # fmt: skip
 KEYS = {
     "aiohttp": {"fetch"},
@@ -20,8 +21,8 @@ KEYS = {
     "imagecodecs": {"cog"},
     "tifffile": {"cog"},
     "pyarrow": {"geo", "collection", "ingest", "raster"},
-    "torch": {"sampling", "train"},
-    "torchgeo": {"train"},
+    "torch": {"sampling", "loading", "train"},
+    "torchgeo": {"loading", "train"},
     "lightning": {"train"},
     "asyncio": {"fetch", "raster", "runtime", "collection", "ingest"},
 }
@@ -74,7 +75,7 @@ def test_a_file_imports_only_from_lower_steps_or_its_own_room(path: Path) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_a_library_is_used_only_in_the_rooms_that_have_its_key(path: Path) -> None:
-    """Sockets in fetch, torch in train, and so on."""
+    """Sockets in fetch, torch in loading and train, and so on."""
     own = room(path)
     if own == "testing":
         return

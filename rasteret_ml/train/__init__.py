@@ -1,4 +1,4 @@
-"""Step 11. Batches and training: torch, torchgeo and Lightning live here, and nowhere below.
+"""Step 13. Training: Lightning lives here, and nowhere below.
 
-A torchgeo GeoDataset over a Collection, its `&` and `|`, collate, loader, statistics, datamodule, maps.
+Datamodule, task, statistics, normalising and augmenting on the device, metrics, maps of predictions.
 """

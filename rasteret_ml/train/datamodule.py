@@ -24,14 +24,14 @@ from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.region import erode_by_box, polygonal
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
+from rasteret_ml.loading.collate import collate
+from rasteret_ml.loading.dataset import RasteretDataset
+from rasteret_ml.loading.loader import DataLoader
+from rasteret_ml.loading.sample import Sample
 from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.places import spatial_split
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
-from rasteret_ml.train.collate import collate
-from rasteret_ml.train.dataset import RasteretDataset
-from rasteret_ml.train.loader import DataLoader
 from rasteret_ml.train.prepare import flip_and_turn, prepare
-from rasteret_ml.train.sample import Sample
 from rasteret_ml.train.statistics import band_statistics, class_counts
 
 __all__ = ["RasteretDataModule"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rasteret_ml.train.sample import Sample
+from rasteret_ml.loading.sample import Sample
 
 __all__ = ["flip_and_turn", "prepare"]
 

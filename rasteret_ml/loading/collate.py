@@ -10,8 +10,8 @@ from torch.utils.data import get_worker_info
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, epsg_code
-from rasteret_ml.train.buffers import side_by_side
-from rasteret_ml.train.sample import Sample, bounds_tensor
+from rasteret_ml.loading.buffers import side_by_side
+from rasteret_ml.loading.sample import Sample, bounds_tensor
 
 __all__ = ["collate"]
 

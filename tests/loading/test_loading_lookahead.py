@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 import rasteret_ml as rm
 from rasteret_ml.errors import NoOverlapError, ReadError, UsageError
 from rasteret_ml.fetch.local import LocalReader
+from rasteret_ml.loading.lookahead import HintedBatch, Hints
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.runtime.worker_loop import current_loop
 from rasteret_ml.testing import RangeServer, make_cog
-from rasteret_ml.train.lookahead import HintedBatch, Hints
 
 BANDS = ("B02", "B03")
 CONTEXTS = ["fork", "forkserver", "spawn"]

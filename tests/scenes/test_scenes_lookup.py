@@ -18,8 +18,8 @@ from torchgeo.datasets import roi_split
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.lookup import Lookup, Span
-from rasteret_ml.train.packing import pack_array, pack_index, unpack_array, unpack_index
+from rasteret_ml.scenes.lookup import Lookup, Span
+from rasteret_ml.scenes.packing import pack_array, pack_index, unpack_array, unpack_index
 
 BANDS = ("B02", "B03")
 

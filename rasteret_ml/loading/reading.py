@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch.utils.data import get_worker_info
 
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.sample import Sample
 from rasteret_ml.runtime.worker_loop import WorkerLoop, current_loop
-from rasteret_ml.train.sample import Sample
 
 __all__ = ["BatchReadable", "Reading", "process_loop"]
 

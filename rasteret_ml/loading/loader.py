@@ -13,9 +13,9 @@ from typing import Any
 import torch.utils.data
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.collate import collate
-from rasteret_ml.train.loader_stats import LoaderStats, StatsBoard
-from rasteret_ml.train.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.loading.collate import collate
+from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.loading.stats import LoaderStats, StatsBoard
 
 __all__ = ["DataLoader"]
 

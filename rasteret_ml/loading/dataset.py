@@ -19,18 +19,18 @@ from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import crs_text, full_turn, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid, pixel_size
 from rasteret_ml.geo.warp import Resampling
+from rasteret_ml.loading.buffers import batch_buffer, torch_dtype
+from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.loading.lookahead import read_batch
+from rasteret_ml.loading.reading import Reading
+from rasteret_ml.loading.sample import LabelRule, Sample, SampleForm, make_samples
 from rasteret_ml.raster.execute import Engine
 from rasteret_ml.raster.explain import ReadEstimate, explain
 from rasteret_ml.raster.mosaic import Mosaic, MosaicBatch, MosaicRequest
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.train.buffers import batch_buffer, torch_dtype
-from rasteret_ml.train.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.train.lookahead import read_batch
-from rasteret_ml.train.lookup import Lookup, Span
-from rasteret_ml.train.packing import pack_index, unpack_index
-from rasteret_ml.train.reading import Reading
-from rasteret_ml.train.sample import LabelRule, Sample, SampleForm, make_samples
-from rasteret_ml.train.scenes import RecordStore, TileLayout, choose_grid, scene_facts, scene_index, tile_layout
+from rasteret_ml.scenes.facts import RecordStore, TileLayout, choose_grid, scene_facts, scene_index, tile_layout
+from rasteret_ml.scenes.lookup import Lookup, Span
+from rasteret_ml.scenes.packing import pack_index, unpack_index
 
 __all__ = ["RasteretDataset"]
 

@@ -11,11 +11,11 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.lookahead import read_batch
+from rasteret_ml.loading.reading import Reading
+from rasteret_ml.loading.sample import Sample, snapped_slices
 from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.train.lookahead import read_batch
-from rasteret_ml.train.reading import Reading
-from rasteret_ml.train.sample import Sample, snapped_slices
 
 __all__ = ["RasteretIntersection", "RasteretUnion", "join_samples", "merge_by_validity"]
 

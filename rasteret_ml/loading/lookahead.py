@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.reading import BatchReadable, process_loop
+from rasteret_ml.loading.sample import Sample
+from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.train.loader_stats import report_stats
-from rasteret_ml.train.reading import BatchReadable, process_loop
-from rasteret_ml.train.sample import Sample
 
 __all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
 

@@ -10,7 +10,7 @@ import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.longitudes import around_the_globe
-from rasteret_ml.train.scenes import SceneFacts
+from rasteret_ml.scenes.facts import SceneFacts
 
 __all__ = ["Lookup", "Span"]
 

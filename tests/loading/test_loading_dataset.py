@@ -20,8 +20,8 @@ from rasterio.warp import reproject
 
 import rasteret_ml as rm
 from rasteret_ml.errors import MixedCRSError, NoOverlapError, ReadError, UnknownBandError, UsageError
+from rasteret_ml.loading.sample import TENSOR_ONLY
 from rasteret_ml.testing import RangeServer, make_cog
-from rasteret_ml.train.sample import TENSOR_ONLY
 
 BANDS = ("B02", "B03")
 

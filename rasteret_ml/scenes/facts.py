@@ -27,8 +27,8 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import BandRegistry
-from rasteret_ml.train.extents import cut_to_footprints, follows_the_edge, grid_outlines
-from rasteret_ml.train.packing import pack_array, unpack_array
+from rasteret_ml.scenes.extents import cut_to_footprints, follows_the_edge, grid_outlines
+from rasteret_ml.scenes.packing import pack_array, unpack_array
 
 __all__ = ["RecordStore", "SceneFacts", "TileLayout", "choose_grid", "scene_facts", "scene_index", "tile_layout"]
 

@@ -17,9 +17,9 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
+from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.sampling.aoi import AOI
-from rasteret_ml.train.buffers import batch_buffer
 
 __all__ = ["LabelRule", "Sample", "SampleForm", "TENSOR_ONLY", "bounds_tensor", "make_samples", "snapped_slices"]
 

@@ -20,10 +20,10 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
+from rasteret_ml.scenes.extents import cut_to_footprints, follows_the_edge, grid_outlines
+from rasteret_ml.scenes.facts import RecordStore, choose_grid, scene_facts, scene_index, tile_layout
+from rasteret_ml.scenes.packing import pack_index
 from rasteret_ml.testing import make_cog
-from rasteret_ml.train.extents import cut_to_footprints, follows_the_edge, grid_outlines
-from rasteret_ml.train.packing import pack_index
-from rasteret_ml.train.scenes import RecordStore, choose_grid, scene_facts, scene_index, tile_layout
 
 UTM = "EPSG:32633"
 GRIDS = {
