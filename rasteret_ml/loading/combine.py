@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
@@ -20,7 +20,48 @@ from rasteret_ml.runtime.worker_loop import WorkerLoop
 __all__ = ["RasteretIntersection", "RasteretUnion", "join_samples", "merge_by_validity"]
 
 
-class RasteretIntersection(IntersectionDataset):
+class _Combination:
+    """What `&` and `|` share: batches read as one, on the left side's grid."""
+
+    datasets: list[Any]
+    index: Any
+
+    if TYPE_CHECKING:  # of the two that combine
+
+        def chip_grid(self, query: Any) -> Grid: ...
+        def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading: ...
+        def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]: ...
+
+    @property
+    def grid(self) -> Grid:
+        """The left side's grid."""
+        grid: Grid = self.datasets[0].grid
+        return grid
+
+    def __getitem__(self, query: Any) -> Sample:
+        """One sample."""
+        return self.__getitems__([query])[0]
+
+    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
+        """A sample per query, each side read as one batch.
+
+        Raises:
+            NoOverlapError: a query that the combination does not have.
+        """
+        return read_batch(self, queries)
+
+    def batch_bytes(self, grids: Sequence[Grid]) -> int:
+        """Memory of both sides' pixels and validity while they are read."""
+        return sum(dataset.batch_bytes(grids) for dataset in self.datasets if hasattr(dataset, "batch_bytes"))
+
+    def __and__(self, other: GeoDataset) -> RasteretIntersection:
+        return RasteretIntersection(self, other)
+
+    def __or__(self, other: GeoDataset) -> RasteretUnion:
+        return RasteretUnion(self, other)
+
+
+class RasteretIntersection(_Combination, IntersectionDataset):
     """Samples of both sides at once, on the left side's grid.
 
     Images join along C, validities by AND; `bounds`, `transform`, `time` and `record` are the left side's. The
@@ -30,28 +71,10 @@ class RasteretIntersection(IntersectionDataset):
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
         super().__init__(left, copy.copy(right), collate_fn=join_samples, transforms=transforms)
 
-    @property
-    def grid(self) -> Grid:
-        """The left side's grid."""
-        grid: Grid = self.datasets[0].grid
-        return grid
-
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
         grid: Grid = self.datasets[0].chip_grid(query)
         return grid
-
-    def __getitem__(self, query: Any) -> Sample:
-        """One sample of both."""
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """A sample of both sides per query, each side read as one batch."""
-        return read_batch(self, queries)
-
-    def batch_bytes(self, grids: Sequence[Grid]) -> int:
-        """Memory of both sides' pixels and validity while they are read."""
-        return _batch_bytes(self.datasets, grids)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """Both sides' work, started together."""
@@ -63,45 +86,17 @@ class RasteretIntersection(IntersectionDataset):
         samples = [self.collate_fn(list(pair)) for pair in zip(*sides, strict=True)]
         return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        return RasteretIntersection(self, other)
 
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        return RasteretUnion(self, other)
-
-
-class RasteretUnion(UnionDataset):
+class RasteretUnion(_Combination, UnionDataset):
     """Samples of the left side, its invalid pixels filled from the right side where that is valid."""
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
         super().__init__(left, copy.copy(right), collate_fn=merge_by_validity, transforms=transforms)
 
-    @property
-    def grid(self) -> Grid:
-        """The left side's grid."""
-        grid: Grid = self.datasets[0].grid
-        return grid
-
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
         grid: Grid = self.datasets[0].chip_grid(self._disambiguate_slice(query))
         return grid
-
-    def __getitem__(self, query: Any) -> Sample:
-        """One sample of either."""
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """A sample per query, each side read as one batch.
-
-        Raises:
-            NoOverlapError: neither side has a query.
-        """
-        return read_batch(self, queries)
-
-    def batch_bytes(self, grids: Sequence[Grid]) -> int:
-        """Memory of both sides' pixels and validity while they are read."""
-        return _batch_bytes(self.datasets, grids)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """The work of each side for the queries that it has, started together."""
@@ -123,16 +118,6 @@ class RasteretUnion(UnionDataset):
     def _sides(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[tuple[Any, list[int]]]:
         pairs = list(enumerate(zip(queries, grids, strict=True)))
         return [(d, [i for i, (query, grid) in pairs if _has(d, query, grid)]) for d in self.datasets]
-
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        return RasteretIntersection(self, other)
-
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        return RasteretUnion(self, other)
-
-
-def _batch_bytes(datasets: Sequence[Any], grids: Sequence[Grid]) -> int:
-    return sum(dataset.batch_bytes(grids) for dataset in datasets if hasattr(dataset, "batch_bytes"))
 
 
 def _begin(dataset: Any, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:

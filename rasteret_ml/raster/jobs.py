@@ -93,7 +93,7 @@ def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None =
                     job = jobs.get(key) or _job(jobs, key, band, is_mask, table, read, href)
                     if held is not None:
                         job.pastes.append(_paste(band, held, read, is_mask))
-    return list({id(job): job for job in jobs.values()}.values())
+    return list(dict.fromkeys(jobs.values()))
 
 
 def _job(
