@@ -58,8 +58,7 @@ def check_supported(table: TileTable) -> None:
         UnsupportedTiffError: codec, predictor, photometric interpretation, sample type, or the size of a tile
             where any is stored at all.
     """
-    if (table.tile_byte_counts > 0).any():
-        _check_size(table)
+    _check_size(table)
     code = table.compression
     if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
         raise UnsupportedTiffError(f"compression {code} ({_REFUSED.get(code, 'unknown')})")
@@ -76,7 +75,7 @@ def check_supported(table: TileTable) -> None:
 def _check_size(table: TileTable) -> None:
     item = max(table.dtype.itemsize, _WORKING_BYTES.get(table.compression, 1))
     size = table.tile_height * table.tile_width * table.samples_per_tile * item
-    if size > MAX_TILE_BYTES:
+    if size > MAX_TILE_BYTES and (table.tile_byte_counts > 0).any():
         kind = "strip" if table.striped else "tile"
         raise UnsupportedTiffError(
             f"one {kind} of {table.tile_width} x {table.tile_height} pixels decodes to {size / 2**20:.0f} MiB "

@@ -27,6 +27,7 @@ _TYPES = {
     1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8",
     13: "u4", 16: "u8", 17: "i8", 18: "u8",
 }  # fmt: skip
+_DTYPES = {order: {kind: np.dtype(order + name) for kind, name in _TYPES.items()} for order in "<>"}
 _RATIONALS = (5, 10)
 _SIGNED = (6, 8, 9, 17)
 _SIZES = {kind: np.dtype(name).itemsize * (2 if kind in _RATIONALS else 1) for kind, name in _TYPES.items()}
@@ -95,7 +96,7 @@ class Directory:
         if data is None:
             return np.empty(0, np.int64)
         kind = self._tags[code][0]
-        values = np.frombuffer(data, np.dtype(_TYPES[kind]).newbyteorder(self._order))
+        values = np.frombuffer(data, _DTYPES[self._order][kind])
         if kind in _RATIONALS:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return values[::2] / values[1::2].astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class TileTable:
             "image_height": self.height,
             "tile_width": self.tile_width,
             "tile_height": self.tile_height,
-            "dtype": self.dtype.name,
+            "dtype": _name(self.dtype),
             "predictor": self.predictor,
             "compression": self.compression,
             "tile_offsets": self.tile_offsets,
@@ -200,6 +201,11 @@ def slice_plane(table: TileTable, sample: int) -> TileTable:
     tiles = table.tiles_across * table.tiles_down
     part = slice(sample * tiles, (sample + 1) * tiles)
     return replace(table, tile_offsets=table.tile_offsets[part], tile_byte_counts=table.tile_byte_counts[part])
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # worked out by numpy each time, at the cost of parsing a directory
 
 
 def _integers(values: Any) -> tuple[int, ...]:
