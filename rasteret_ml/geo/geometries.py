@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import LONLAT, crs_text
 
-__all__ = ["GeometryArray", "geometries_from", "object_array", "polygons_from"]
+__all__ = ["GeometryArray", "geometries_from", "object_array", "polygons_from", "unpack_geometries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def geometries_from(source: Any, crs: Any = None) -> GeometryArray:
     Raises:
         GeometryError: nothing readable, a missing or empty geometry (its position is named), or two CRSs.
     """
-    values, own_crs, table = _unpack(source)
+    values, own_crs, table = unpack_geometries(source)
     if own_crs is not None and crs is not None and crs_text(own_crs) != crs_text(crs):
         raise GeometryError(
             f"The geometries say they are in {crs_text(own_crs)}, but {crs_text(crs)} was given; drop one of them."
@@ -82,7 +82,12 @@ def polygons_from(source: Any, crs: Any = None) -> GeometryArray:
     return found
 
 
-def _unpack(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame | None]:
+def unpack_geometries(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame | None]:
+    """Geometries as they come (also missing and empty ones), the CRS that they state, and their table if any.
+
+    Raises:
+        GeometryError: nothing readable.
+    """
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(os.fspath(source))
     if isinstance(source, gpd.GeoDataFrame):

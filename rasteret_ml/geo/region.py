@@ -6,6 +6,8 @@ in time that grows with their number and not with its square.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -18,6 +20,7 @@ __all__ = [
     "TriangleRegion",
     "boxes_of",
     "clipped",
+    "dilate_by_box",
     "erode_by_box",
     "erode_each",
     "polygonal",
@@ -80,7 +83,12 @@ def union_of(shapes: Geometries) -> BaseGeometry:
 def clipped(shapes: Geometries, region: BaseGeometry) -> Geometries:
     """The polygonal part of each valid polygon `[N]` that lies in a valid polygonal region; empty where none does."""
     if len(shapes) * int(shapely.get_num_coordinates(region)) <= _PAIR_COST:
-        return polygonal_each(shapely.intersection(shapes, region))
+        out = shapes.copy()
+        if len(shapes) > _FEW:
+            shapely.prepare(region)
+        cut = ~shapely.covers(region, shapes) if len(shapes) > _FEW else np.ones(len(shapes), bool)
+        out[cut] = polygonal_each(shapely.intersection(shapes[cut], region))
+        return out
     parts = shapely.get_parts(region)
     shapely.prepare(shapes)
     shapely.prepare(parts)
@@ -118,6 +126,33 @@ def erode_by_box(region: BaseGeometry, width: float, height: float) -> BaseGeome
     return polygonal(shapely.difference(region, shapely.union_all(np.concatenate(hulls))))
 
 
+def dilate_by_box(geometry: BaseGeometry, width: float, height: float) -> BaseGeometry:
+    """All that a `width` x `height` box covers whose centre lies in a polygon, line or point; valid and polygonal.
+
+    The exact Minkowski sum: the geometry and the box swept along its lines, segment by segment.
+    """
+    parts = shapely.get_parts(geometry)
+    while (shapely.get_type_id(parts) > 3).any():
+        parts = shapely.get_parts(parts)
+    dimension = shapely.get_dimensions(parts)
+    corners = _corners(width, height)
+    convex = dimension == 2
+    convex[convex] = shapely.area(shapely.convex_hull(parts[convex])) <= shapely.area(parts[convex]) * (1 + 1e-12)
+    xy, owner = shapely.get_coordinates(parts[convex], return_index=True)
+    moved = (xy[:, None] + corners).reshape(-1, 2)
+    whole = shapely.convex_hull(shapely.linestrings(moved, indices=np.repeat(owner, 4)))
+    areal = (dimension == 2) & ~convex
+    lines = np.concatenate([shapely.get_rings(parts[areal]), parts[dimension == 1]])
+    points = shapely.get_coordinates(parts[dimension == 0])
+    xy, line = shapely.get_coordinates(lines, return_index=True)
+    first = np.flatnonzero(line[1:] == line[:-1])
+    starts, ends = np.concatenate([xy[first], points]), np.concatenate([xy[first + 1], points])
+    swept = np.concatenate([starts[:, None] + corners, ends[:, None] + corners], axis=1)
+    hulls = shapely.convex_hull(shapely.multipoints(swept))
+    covered = np.concatenate([whole, parts[areal], hulls])
+    return union_of(covered) if len(covered) else shapely.Polygon()
+
+
 def erode_each(regions: Geometries, width: float, height: float) -> Geometries:
     """`erode_by_box` of each region `[N]`."""
     count = shapely.get_num_geometries(regions)
@@ -147,28 +182,77 @@ class TriangleRegion:
     """Polygons cut into triangles, so that uniform numbers become uniform points without rejection."""
 
     def __init__(self, regions: Geometries, weights: Floats | None = None) -> None:
-        """Cut `regions`; each is drawn in proportion to its weight (default: its area), uniformly inside.
+        """Of many regions, each is cut where points in it are asked for.
 
-        A region without triangles (a sliver thinner than floating point) is represented by one of its points.
+        Each is drawn in proportion to its weight (default: its area), uniformly inside. A region without triangles (a
+        sliver thinner than floating point) is represented by one of its points.
         """
-        cut = [_triangles(regions, start) for start in range(0, len(regions), _CHUNK)]
-        corners, areas, owner = (np.concatenate(column) for column in zip(*cut, strict=True))
-        if weights is not None:
-            areas = areas / np.bincount(owner, areas)[owner] * weights[owner]
-        self._corners: Floats = corners
-        self._owner: Integers = owner
-        cumulative = np.cumsum(areas)
+        self._regions = regions
+        shares = np.maximum(shapely.area(regions), np.finfo(np.float64).tiny) if weights is None else weights
+        cumulative = np.concatenate([[0.0], np.cumsum(shares)])
         self._cumulative: Floats = cumulative / cumulative[-1]
+        self._cut: _Cut | None = _Cut.of(regions, np.arange(len(regions))) if len(regions) <= _FEW else None
 
     def points(self, uniforms: Floats) -> tuple[Floats, Integers]:
         """Points `[N, 2]` (x, y) and the region each lies in `[N]`, from uniform numbers `[N, 3]` in [0, 1)."""
-        which = np.searchsorted(self._cumulative, uniforms[:, 0], side="right").clip(max=len(self._owner) - 1)
+        owners = np.searchsorted(self._cumulative, uniforms[:, 0], side="right") - 1
+        owners = owners.clip(max=len(self._regions) - 1)
+        low, high = self._cumulative[owners], self._cumulative[owners + 1]
+        return self._points(owners, (uniforms[:, 0] - low) / (high - low), uniforms), owners
+
+    def points_in(self, regions: Integers, uniforms: Floats) -> Floats:
+        """Points `[N, 2]` in given regions `[N]`, from uniform numbers `[N, 3]` in [0, 1)."""
+        return self._points(regions, uniforms[:, 0], uniforms)
+
+    def _points(self, owners: Integers, along: Floats, uniforms: Floats) -> Floats:
+        """Points in regions, in the triangles that lie `along` [0, 1) of their areas."""
+        if self._cut is None or not np.isin(owners, self._cut.numbers, assume_unique=False).all():
+            self._cut = _Cut.of(self._regions, np.unique(owners))
+        a, b, c = self._cut.triangles(owners, along)
         u, v = uniforms[:, 1], uniforms[:, 2]
         # Folding the unit square's upper triangle onto the lower one keeps the density uniform.
         over = u + v > 1
         u, v = np.where(over, 1 - u, u), np.where(over, 1 - v, v)
-        a, b, c = (self._corners[which, k] for k in range(3))
-        return a + u[:, None] * (b - a) + v[:, None] * (c - a), self._owner[which]
+        found: Floats = a + u[:, None] * (b - a) + v[:, None] * (c - a)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cut:
+    """Some regions in triangles."""
+
+    numbers: Integers
+    """Numbers of the regions, ascending `[K]`."""
+    corners: Floats
+    """Corners of the triangles, region by region `[M, 3, 2]`."""
+    reach: Floats
+    """Rank of the triangle's region, and the share of its area up to the triangle's end `[M]`."""
+    last: Integers
+    """Last triangle of each region `[K]`."""
+
+    @classmethod
+    def of(cls, regions: Geometries, numbers: Integers) -> _Cut:
+        """The triangles of regions by their numbers."""
+        chosen = regions[numbers]
+        cut = [_triangles(chosen, start) for start in range(0, len(chosen), _CHUNK)]
+        corners, areas, owner = (np.concatenate(column) for column in zip(*cut, strict=True))
+        last = np.searchsorted(owner, np.arange(len(chosen)), side="right") - 1
+        ends = np.cumsum(areas)
+        before = np.concatenate([[0.0], ends[last[:-1]]])[owner]
+        return cls(
+            numbers=numbers,
+            corners=corners,
+            reach=owner + (ends - before) / np.bincount(owner, areas)[owner],
+            last=last,
+        )
+
+    def triangles(self, owners: Integers, along: Floats) -> Floats:
+        """Corners `[3, N, 2]` of the triangles that lie `along` [0, 1) of the areas of regions `[N]`."""
+        rank = np.searchsorted(self.numbers, owners)
+        first = np.where(rank > 0, self.last[rank - 1] + 1, 0)
+        which = np.searchsorted(self.reach, rank + along, side="right").clip(first, self.last[rank])
+        found: Floats = self.corners[which].swapaxes(0, 1)
+        return found
 
 
 def _triangles(regions: Geometries, start: int) -> tuple[Floats, Floats, Integers]:

@@ -13,17 +13,23 @@ class AOIDetails(NamedTuple):
     """What an AOI knows beyond its slices."""
 
     geometry: bytes | None = None
-    """Polygon that it was drawn from as WKB, in the dataset's CRS; None = no polygon."""
+    """Geometry that it was drawn from as WKB, in `crs`; None = none."""
     crs: str | None = None
-    """CRS text of the slices and the geometry."""
+    """CRS text of the slices and the geometry: the dataset's, or its frame's where the dataset has several."""
     row: int = -1
-    """Row of the AOI table; -1 = none."""
+    """Row of the AOI's source table; -1 = none."""
     epoch: int = 0
     """Epoch that it was drawn in."""
     position: int = -1
     """Place in the epoch's order."""
     seed: int = 0
     """Seed of the order."""
+    label: int | float | None = None
+    """The AOI's own class or value, where its table has labels."""
+    min_valid: float = 0.0
+    """Share of valid pixels, 0 to 1, below which a reader is to try the spares; 0 = none is asked for."""
+    spares: tuple[tuple[float, float], ...] = ()
+    """Upper left corners (x, y) of further draws for this position, from the same polygon, in the order to try."""
 
 
 class AOI(tuple[slice, slice, slice]):
@@ -51,8 +57,22 @@ class AOI(tuple[slice, slice, slice]):
 
     @property
     def geometry(self) -> shapely.Geometry | None:
-        """The polygon that it was drawn from, in the dataset's CRS."""
+        """The geometry that it was drawn from, in `crs`."""
         return None if self.details.geometry is None else shapely.from_wkb(self.details.geometry)
+
+    def spare(self, k: int) -> AOI:
+        """The k-th alternative, from 0: the same AOI, time and size elsewhere; it has no spares itself.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        spares = self.details.spares
+        if not 0 <= k < len(spares):
+            raise IndexError(f"spare {k} of {len(spares)}")
+        (xmin, ymax), (x, y, t) = spares[k], self
+        width, height = round((x.stop - x.start) / x.step), round((y.stop - y.start) / y.step)
+        slices = slice(xmin, xmin + width * x.step, x.step), slice(ymax - height * y.step, ymax, y.step), t
+        return AOI(slices, self.details._replace(spares=()))
 
     def __repr__(self) -> str:
         x, y, t = self

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
 
 from rasteret_ml.geo.crs import crs_text, full_turn
+from rasteret_ml.sampling.places import Frame
 
-__all__ = ["Cells", "TileLattice"]
+__all__ = ["Cells", "FrameLattice", "TileLattice"]
 
 _TILE = 512
 """Side in pixels of the tiles of a dataset that does not say (most COGs')."""
@@ -70,6 +72,10 @@ class TileLattice:
         grids[:, 2:] *= np.maximum(1, np.ceil(self._chip / grids[:, 2:] - 1e-6))
         self._grids: npt.NDArray[np.float64] = grids
 
+    def __len__(self) -> int:
+        """Scenes at distinct places."""
+        return len(self._tree)
+
     def cells(self, corners: npt.NDArray[np.float64]) -> Cells:
         """The tiles that chips with these upper left corners `[N, 2]` (x, y) begin in."""
         scene = np.full(len(corners), -1, np.int64)
@@ -92,6 +98,43 @@ class TileLattice:
             np.minimum.at(found, missing[chip], scene)
         found[found == none] = -1
         return found
+
+
+class FrameLattice:
+    """The tile grids of a dataset's frames: a `TileLattice` each.
+
+    Of several frames, each scene's tiles are taken to be 512 pixels wide.
+    """
+
+    def __init__(self, dataset: Any, frames: Sequence[Frame], size: tuple[int, int], when: slice) -> None:
+        """As for `TileLattice`."""
+        if len(frames) == 1:
+            self._lattices = [TileLattice(dataset, size, when)]
+        else:
+            self._lattices = [TileLattice(_FrameScenes(frame, when), size, when) for frame in frames]
+
+    def cells(self, corners: npt.NDArray[np.float64], frame: npt.NDArray[np.int64]) -> Cells:
+        """The tiles that chips with these upper left corners `[N, 2]`, on these frames `[N]`, begin in."""
+        if len(self._lattices) == 1:
+            return self._lattices[0].cells(corners)
+        scene, row, column = (np.full(len(corners), -1, np.int64) for _ in range(3))
+        first = 0
+        for number, lattice in enumerate(self._lattices):
+            here = np.flatnonzero(frame == number)
+            found = lattice.cells(corners[here])
+            scene[here] = np.where(found.scene >= 0, found.scene + first, -1)
+            row[here], column[here] = found.row, found.column
+            first += len(lattice)
+        return Cells(scene=scene, row=row, column=column)
+
+
+class _FrameScenes:
+    """A frame as a dataset's index, all of it at any time."""
+
+    def __init__(self, frame: Frame, when: slice) -> None:
+        self.res, self.crs = frame.res, frame.crs
+        times = pd.IntervalIndex.from_arrays([when.start] * len(frame.shapes), [when.stop] * len(frame.shapes), "both")
+        self.index = gpd.GeoDataFrame(geometry=list(frame.shapes), crs=frame.crs, index=times)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.sampling.cells import TileLattice
+from rasteret_ml.sampling.cells import FrameLattice
+from rasteret_ml.sampling.places import frames_of
 
 __all__ = ["Mixing", "mixing"]
 
@@ -56,11 +57,15 @@ def mixing(aois: Iterable[Any], dataset: Any, batch_size: int) -> Mixing:
     queries = list(aois)
     if not 1 <= batch_size <= len(queries):
         raise UsageError(f"mixing needs at least one batch of {batch_size}; there are {len(queries)} chips.")
-    x, y, _ = queries[0]
-    size = (round((y.stop - y.start) / dataset.res[1]), round((x.stop - x.start) / dataset.res[0]))
+    frames = frames_of(dataset)
+    numbers = {frame.crs: number for number, frame in enumerate(frames)}
+    # Of a dataset with one frame, queries may be plain slices.
+    frame = np.array([0 if len(frames) == 1 else numbers[q.crs] for q in queries])
+    (x, y, _), res = queries[0], frames[frame[0]].res
+    size = (round((y.stop - y.start) / res[1]), round((x.stop - x.start) / res[0]))
     corners = np.array([(q[0].start, q[1].stop) for q in queries], dtype=np.float64)
     when = slice(min(q[2].start for q in queries), max(q[2].stop for q in queries))
-    cells = TileLattice(dataset, size, when).cells(corners)
+    cells = FrameLattice(dataset, frames, size, when).cells(corners, frame)
     tiles, scenes = cells.blocks(1), cells.scene + 1
     return Mixing(
         scenes=_distinct(scenes, batch_size),

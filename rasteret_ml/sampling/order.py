@@ -10,12 +10,13 @@ __all__ = ["epoch_random", "uniforms"]
 _WORDS = 4  # 64-bit words in one step of Philox's counter (Salmon et al. 2011): one step a position
 
 
-def uniforms(seed: int, epoch: int, start: int, count: int) -> npt.NDArray[np.float64]:
+def uniforms(seed: int, epoch: int, start: int, count: int, attempt: int = 0) -> npt.NDArray[np.float64]:
     """Four uniform numbers in [0, 1) for each of `count` positions from `start`, `[count, 4]`.
 
-    A position's numbers are the same however many others are drawn with it, and on every machine.
+    A position's numbers are the same however many others are drawn with it, and on every machine; each attempt at a
+    position has its own.
     """
-    bits = np.random.Philox(key=_key(seed, epoch))
+    bits = np.random.Philox(key=_key(seed, epoch), counter=[0, 0, attempt, 0])
     bits.advance(start)
     return np.random.Generator(bits).random((count, _WORDS))
 

@@ -1,4 +1,4 @@
-"""Where chips may come from: AOI polygons cut to what a dataset covers, in the dataset's CRS."""
+"""What a dataset covers: its frames, and cutting it in two."""
 
 from __future__ import annotations
 
@@ -12,29 +12,26 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.geo.crs import crs_text, full_turn, transform_geometries
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.longitudes import around_the_globe
-from rasteret_ml.geo.region import clipped, polygonal, polygonal_each, union_of
+from rasteret_ml.geo.region import polygonal, union_of
 
-__all__ = ["Places", "coverage_of", "places_of", "spatial_split"]
+__all__ = ["Frame", "coverage_of", "frames_of", "spatial_split"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Places:
-    """Polygons to draw chips from."""
+class Frame:
+    """A grid that chips lie on, and what is covered on it. A dataset has one, or one for each CRS of its scenes."""
 
-    shapes: npt.NDArray[np.object_]
-    """Valid polygons, each cut to the coverage `[N]`."""
-    wkb: tuple[bytes | None, ...]
-    """The uncut polygons as WKB; None where there was no AOI."""
-    rows: npt.NDArray[np.int64]
-    """Row of the AOI table of each; -1 = no AOI."""
-    coverage: BaseGeometry
-    """All that the dataset covers; of longitudes, also a turn away."""
     crs: str
-    """CRS text of all of these."""
+    """CRS text."""
+    res: tuple[float, float]
+    """Pixel size (x, y) in CRS units."""
+    origin: tuple[float, float]
+    """A corner (x, y) of a pixel."""
+    shapes: npt.NDArray[np.object_]
+    """Outlines of the scenes, in the CRS `[N]`."""
 
 
 def coverage_of(dataset: Any) -> BaseGeometry:
@@ -45,29 +42,26 @@ def coverage_of(dataset: Any) -> BaseGeometry:
     return union_of(shapes)
 
 
-def places_of(dataset: Any, aois: Any, aois_crs: Any) -> Places:
-    """The places of `aois`, or one place, everywhere, where `aois` is None.
+def frames_of(dataset: Any) -> list[Frame]:
+    """What `dataset.frames()` says; of a dataset that has no such method, its one grid.
 
     Raises:
-        GeometryError: an AOI that is no polygon, or does not meet the dataset; its row is named.
+        UsageError: the dataset is empty.
     """
-    crs, coverage = crs_text(dataset.crs), coverage_of(dataset)
-    if aois is None:
-        everywhere = np.array([coverage], dtype=object)
-        return Places(shapes=everywhere, wkb=(None,), rows=np.array([-1]), coverage=coverage, crs=crs)
-    found = polygons_from(aois, aois_crs)
-    shapes = transform_geometries(found.geometries, found.crs, crs, near=coverage.bounds)
-    covered = shapely.union_all(around_the_globe([coverage], full_turn(crs)))
-    cut = clipped(polygonal_each(shapes), covered)
-    outside = shapely.area(cut) == 0
-    if outside.any():
-        i = int(np.argmax(outside))
-        raise GeometryError(
-            f"AOI {i} (bounds {tuple(round(v, 3) for v in shapes[i].bounds)} in {crs}) lies outside every scene; "
-            f"they cover {tuple(round(v, 3) for v in coverage.bounds)}. Drop it, or check its CRS."
-        )
-    wkb = tuple(shapely.to_wkb(shapes))
-    return Places(shapes=cut, wkb=wkb, rows=np.arange(len(shapes)), coverage=covered, crs=crs)
+    if not len(dataset.index):
+        raise UsageError("The dataset is empty: its index has no rows.")
+    stated = getattr(dataset, "frames", None)
+    if callable(stated):
+        found: list[Frame] = list(stated())
+        return found
+    grid = getattr(dataset, "grid", None)
+    if grid is not None:
+        origin = grid.transform.c, grid.transform.f
+    else:
+        x, y, _ = dataset.bounds
+        origin = x.start, y.stop
+    shapes = np.asarray(dataset.index.geometry, dtype=object)
+    return [Frame(crs=crs_text(dataset.crs), res=dataset.res, origin=origin, shapes=shapes)]
 
 
 def spatial_split(

@@ -1,0 +1,208 @@
+"""What all samplers are: places, a seed, an epoch, and AOIs made of corners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+from shapely.geometry.base import BaseGeometry
+from torch.utils.data import Sampler
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.region import dilate_by_box, union_of
+from rasteret_ml.sampling.aoi import AOI, AOIDetails
+from rasteret_ml.sampling.ground import Outside, Places, without
+from rasteret_ml.sampling.table import AOITable
+
+__all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
+
+Floats = npt.NDArray[np.float64]
+Corners = tuple[tuple[float, float], ...]
+
+
+class ChipSampler(Sampler[AOI]):
+    """What the samplers share; `at` and `__len__` are theirs."""
+
+    def __init__(self, dataset: Any, places: Places, toi: Any, outside: Outside, seed: int) -> None:
+        self.seed = int(seed)
+        self.epoch = 0
+        self._passes = 0
+        self._epoch_was_set = False
+        self._windows = Windows(dataset, toi)
+        self.places: Places = self._windows.met(places, outside)
+        """The geometries that chips are made from."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def at(self, position: int) -> AOI:
+        """The AOI at a position of the current epoch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[AOI]:
+        return (self.at(position) for position in range(len(self)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass (Lightning and `DataLoader` do)."""
+        self.epoch = int(epoch)
+        self._epoch_was_set = True
+
+    def start_pass(self) -> None:
+        """Called by `DataLoader` before each pass: the next epoch, unless one was set since the last one."""
+        if self._passes and not self._epoch_was_set:
+            self.epoch += 1
+        self._passes += 1
+        self._epoch_was_set = False
+
+    @property
+    def aois(self) -> AOITable | None:
+        """The table that chips are made from; `sampler.aois.row(aoi)` has a chip's attributes. None = no AOIs."""
+        return self.places.table
+
+    @property
+    def times(self) -> tuple[pd.Timestamp, pd.Timestamp]:
+        """First and last instant that any chip asks for."""
+        return self._windows.span(self.places)
+
+    def reach(self) -> list[tuple[str, BaseGeometry]]:
+        """For each CRS, the region (Polygon or MultiPolygon) that chips of any epoch may cover.
+
+        Of chips as they are asked for: a dataset that puts a chip on its own pixels moves it by half a pixel at most.
+        """
+        found: dict[str, list[npt.NDArray[np.object_]]] = {}
+        for number, frame in enumerate(self.places.frames):
+            parts = self._reached(number)
+            if len(parts):
+                found.setdefault(frame.crs, []).append(parts)
+        joined = {crs: np.concatenate(parts) for crs, parts in found.items()}
+        return [(crs, parts[0] if len(parts) == 1 else union_of(parts)) for crs, parts in joined.items()]
+
+    def _reached(self, frame: int) -> npt.NDArray[np.object_]:
+        """Polygons `[M]` that together are what chips in a frame may cover."""
+        raise NotImplementedError
+
+    def _position(self, position: int) -> int:
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of an epoch of {len(self)}")
+        return position
+
+    def _aoi(
+        self,
+        corner: Floats,
+        place: int,
+        position: int,
+        size: tuple[int, int],
+        min_valid: float = 0.0,
+        spares: Corners = (),
+    ) -> AOI:
+        """The chip of `size` pixels (height, width) whose upper left corner is `corner` (x, y)."""
+        height, width = size
+        places, number = self.places, int(self.places.aoi[place])
+        frame = places.frames[places.frame[place]]
+        xres, yres = frame.res
+        xmin, ymax = float(corner[0]), float(corner[1])
+        table = places.table
+        label = None if table is None or table.labels is None else table.labels[number].item()
+        details = AOIDetails(
+            geometry=places.wkb[place],
+            crs=frame.crs,
+            row=int(places.rows[place]),
+            epoch=self.epoch,
+            position=position,
+            seed=self.seed,
+            label=label,
+            min_valid=min_valid,
+            spares=spares,
+        )
+        x, y = slice(xmin, xmin + width * xres, xres), slice(ymax - height * yres, ymax, yres)
+        return AOI((x, y, self._windows.of(places, place)), details)
+
+
+class Windows:
+    """The time of interest, and the AOIs' own windows within it."""
+
+    def __init__(self, dataset: Any, toi: Any) -> None:
+        self.toi = _time_slice(dataset, toi)
+
+    def of(self, places: Places, place: int) -> slice:
+        """The time slice of a place."""
+        table = places.table
+        if table is None or table.start is None or table.stop is None:
+            return self.toi
+        start, stop = table.start[places.aoi[place]], table.stop[places.aoi[place]]
+        first = self.toi.start if np.isnat(start) else max(self.toi.start, pd.Timestamp(start))
+        last = self.toi.stop if np.isnat(stop) else min(self.toi.stop, pd.Timestamp(stop))
+        return slice(first, last, 1)
+
+    def met(self, places: Places, outside: Outside) -> Places:
+        """The places whose windows have a time in common with the time of interest."""
+        table = places.table
+        if table is None or table.start is None or table.stop is None:
+            return places
+        first, last = _nanoseconds(self.toi.start), _nanoseconds(self.toi.stop)
+        missed = (table.start[places.aoi] > last) | (table.stop[places.aoi] < first)
+        if not missed.any():
+            return places
+        span = f"{self.toi.start} to {self.toi.stop}"
+        return without(
+            places, missed, outside, lambda rows: f"The time windows of AOIs {rows} lie outside {span}; widen them"
+        )
+
+    def span(self, places: Places) -> tuple[pd.Timestamp, pd.Timestamp]:
+        """First and last instant of all places."""
+        table = places.table
+        if table is None or table.start is None or table.stop is None:
+            return self.toi.start, self.toi.stop
+        start, stop = table.start[places.aoi], table.stop[places.aoi]
+        first = self.toi.start if np.isnat(start).any() else max(self.toi.start, pd.Timestamp(np.sort(start)[0]))
+        last = self.toi.stop if np.isnat(stop).any() else min(self.toi.stop, pd.Timestamp(np.sort(stop)[-1]))
+        return first, last
+
+
+def pixel_pair(value: int | tuple[int, int], what: str = "size") -> tuple[int, int]:
+    """(height, width) from one number or two.
+
+    Raises:
+        UsageError: neither, or less than a pixel.
+    """
+    try:
+        pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+        height, width = (int(v) for v in pair)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} is a number of pixels or (height, width), not {value!r}.") from None
+    if height < 1 or width < 1:
+        raise UsageError(f"{what} must be at least one pixel, not {value!r}.")
+    return height, width
+
+
+def dilated(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
+    """What boxes centred in any of the shapes cover."""
+    areal = np.isin(shapely.get_type_id(shapes), (3, 6))
+    merged = [shapely.multipolygons(shapely.get_parts(shapes[areal]))] if areal.any() else []
+    return np.array([dilate_by_box(shape, width, height) for shape in [*merged, *shapes[~areal]]], dtype=object)
+
+
+def _nanoseconds(stamp: pd.Timestamp) -> np.datetime64:
+    """As datetime64[ns], the nearest there is."""
+    limited = min(max(stamp, pd.Timestamp.min), pd.Timestamp.max)
+    return np.datetime64(limited.as_unit("ns").to_numpy(), "ns")
+
+
+def _time_slice(dataset: Any, toi: Any) -> slice:
+    if toi is None:
+        _, _, t = dataset.bounds
+        return slice(t.start, t.stop, 1)
+    if isinstance(toi, pd.Interval):
+        start, stop = toi.left, toi.right
+    else:
+        start, stop = toi.split("/") if isinstance(toi, str) else toi
+    return slice(_naive(pd.Timestamp(start)), _naive(pd.Timestamp(stop)), 1)
+
+
+def _naive(stamp: pd.Timestamp) -> pd.Timestamp:
+    """UTC without saying so, as indexes of datasets are."""
+    return stamp if stamp.tzinfo is None else stamp.tz_convert("UTC").tz_localize(None)

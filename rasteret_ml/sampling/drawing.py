@@ -1,0 +1,304 @@
+"""Random chips: uniform over an area, or by weight or class, each position a pure function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.geometries import object_array
+from rasteret_ml.geo.region import TriangleRegion, clipped, erode_each
+from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.sampling.cells import FrameLattice
+from rasteret_ml.sampling.chips import ChipSampler, Floats, dilated, pixel_pair
+from rasteret_ml.sampling.choice import Balance, Weight, place_weights
+from rasteret_ml.sampling.ground import Outside, Places, places_of, without
+from rasteret_ml.sampling.locality import Locality, local_order
+from rasteret_ml.sampling.order import epoch_random, uniforms
+from rasteret_ml.sampling.overlap import largest_shares, shares
+
+__all__ = ["Placement", "RandomAOISampler", "Tries", "checked_share"]
+
+Placement = Literal["centre", "inside"]
+"""Where a chip lies in its polygon: its centre in it, or all of it."""
+
+Integers = npt.NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
+_BLOCK = 1024
+_OVERLAP_TRIES = 32
+"""Places looked at for a chip that is to overlap its polygon."""
+
+
+class RandomAOISampler(ChipSampler):
+    """Random chips, uniform over the area they may lie in, or by weight or class.
+
+    The chip at a position is a pure function of (seed, epoch, position). `rasteret_ml.DataLoader` counts epochs by
+    itself; with torch's own, call `set_epoch` before each, or every epoch is the same. Of a dataset with several
+    frames (`grid="native"`) a chip lies on one of them, its CRS said in `aoi.crs`; frames are drawn from by their area
+    on the ground, and where they overlap each counts.
+
+    Args:
+        dataset: Any TorchGeo dataset, ours or stock, or a combination.
+        size: Chip size in pixels, one number or (height, width).
+        length: Chips in an epoch.
+        aois: Polygons to draw from: an `AOITable`, or anything that `AOITable.of` takes. None = everywhere that the
+            dataset has data.
+        seed: Of the order.
+        placement: "centre": the chip's centre lies in the polygon (and, where the polygon leaves room, the chip
+            in the scenes). "inside": the whole chip lies in it. Default "inside" without `aois`, else "centre".
+        aois_crs: CRS of `aois` where they do not carry one; default lon/lat.
+        toi: Time of interest: (start, end), an ISO interval or a pandas Interval; default all. An AOI with a time
+            window of its own has what both have in common.
+        locality: None = the order in which chips are drawn. A `Locality`, or its number of blocks = the same chips
+            in an order in which neighbours come soon after one another, so that a cache of decoded tiles serves
+            them; `mixing` measures what it costs. An epoch's order is then made as a whole, at its first chip.
+        weight: How often each AOI is drawn, in proportion: a column, numbers `[N]`, or a callable that makes them of
+            the table's rows (a GeoDataFrame). Default the table's own weights, else the area that centres may lie in.
+            Within an AOI draws are uniform.
+        balance: Classes that are drawn equally often, within each by weight or area: True = the table's labels; or a
+            column, or values `[N]`.
+        min_overlap: Share, 0 to 1, of a chip that lies in its AOI's polygon. At most 32 places in the polygon are
+            tried; where none will do, the best one is taken.
+        edge: Distance from the polygon's edge, in CRS units, that centres (placement "inside": chips) keep.
+        outside: What to do with an AOI that no chip can come from (outside every scene or time, too small for `size`,
+            `edge` or `min_overlap`): "raise", or "drop" (logged).
+        min_valid: Share, 0 to 1, of valid pixels that a chip should have. The AOIs carry further draws from the same
+            polygon, `aoi.spares`, which `RasteretDataset` reads where a chip has too few.
+        tries: Chips looked at for a position at most, for `min_valid`.
+
+    Raises:
+        UsageError: a size, length or locality below 1, or (inside, min_overlap) a polygon that no chip fits in.
+        GeometryError: an AOI that is no polygon or lies outside every scene.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        size: int | tuple[int, int],
+        length: int,
+        aois: Any = None,
+        *,
+        seed: int = 0,
+        placement: Placement | None = None,
+        aois_crs: Any = None,
+        toi: Any = None,
+        locality: Locality | int | None = None,
+        weight: Weight | None = None,
+        balance: Balance | None = None,
+        min_overlap: float = 0.0,
+        edge: float = 0.0,
+        outside: Outside = "raise",
+        min_valid: float = 0.0,
+        tries: int = 4,
+    ) -> None:
+        self.locality = Locality.of(locality)
+        self.size = pixel_pair(size)
+        if int(length) < 1:
+            raise UsageError(f"length is the number of chips in an epoch, at least 1, not {length}.")
+        if placement not in (None, "centre", "inside"):
+            raise UsageError(f"placement is 'centre' or 'inside', not {placement!r}.")
+        self.length = int(length)
+        self.placement: Placement = placement or ("inside" if aois is None else "centre")
+        self._tries = Tries.of(min_valid, tries)
+        self.min_overlap = checked_share(min_overlap, "min_overlap")
+        super().__init__(dataset, places_of(dataset, aois, aois_crs, edge=edge, outside=outside), toi, outside, seed)
+        if self.min_overlap:
+            self.places = _large_enough(self.places, self.size, self.min_overlap, outside)
+            shapely.prepare(self.places.whole)
+        self.places, self._regions = _centres(self.places, self.size, self.placement, outside)
+        self._region = TriangleRegion(self._regions, place_weights(self.places, self._regions, weight, balance))
+        self._ground: Floats = self.places.res * (self.size[1], self.size[0])
+        self._lattice = (
+            None if self.locality is None else FrameLattice(dataset, self.places.frames, self.size, self._windows.toi)
+        )
+        self._ordered: _Ordered | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[AOI]:
+        for start in range(0, self.length, _BLOCK):
+            count = min(_BLOCK, self.length - start)
+            yield from self._block(start, count)
+
+    def at(self, position: int) -> AOI:
+        """The AOI at a position of the current epoch."""
+        return self._block(self._position(position), 1)[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ordered": None}
+
+    def _block(self, start: int, count: int) -> list[AOI]:
+        corners, owners = self._drawn(start, count) if self._lattice is None else self._served(start, count)
+        share = self._tries.min_valid
+        return [
+            self._aoi(own[0], int(place), start + i, self.size, share, tuple((float(x), float(y)) for x, y in own[1:]))
+            for i, (own, place) in enumerate(zip(corners, owners, strict=True))
+        ]
+
+    def _drawn(self, start: int, count: int) -> tuple[Floats, Integers]:
+        """Upper left corners `[count, 1 + spares, 2]` and places `[count]` as drawn."""
+        points, owners = self._region.points(uniforms(self.seed, self.epoch, start, count)[:, :3])
+        drawn = [self._overlapping(points, owners, start, 0)]
+        for spare in range(1, self._tries.count):
+            points = self._redrawn(owners, start, spare * _OVERLAP_TRIES)
+            drawn.append(self._overlapping(points, owners, start, spare))
+        half = self._ground[owners] / 2 * (-1, 1)
+        return np.stack(drawn, axis=1) + half[:, None], owners
+
+    def _redrawn(self, owners: Integers, start: int, attempt: int) -> Floats:
+        """Further points `[count, 2]` in the same places."""
+        numbers = uniforms(self.seed, self.epoch, start, len(owners), attempt)
+        return self._region.points_in(owners, numbers[:, :3])
+
+    def _overlapping(self, points: Floats, owners: Integers, start: int, spare: int) -> Floats:
+        """The centres, those of chips that overlap too little replaced by better ones in the same place."""
+        if not self.min_overlap:
+            return points
+        best, found = points.copy(), self._shares(points, owners)
+        for attempt in range(1, _OVERLAP_TRIES):
+            short = np.flatnonzero(found < self.min_overlap)
+            if not len(short):
+                break
+            points = self._redrawn(owners, start, spare * _OVERLAP_TRIES + attempt)[short]
+            share = self._shares(points, owners[short])
+            better = share > found[short]
+            best[short[better]], found[short[better]] = points[better], share[better]
+        return best
+
+    def _shares(self, points: Floats, owners: Integers) -> Floats:
+        ground = self._ground[owners]
+        return shares(self.places.whole[owners], points + ground / 2 * (-1, 1), ground)
+
+    def _served(self, start: int, count: int) -> tuple[Floats, Integers]:
+        """The same in the local order, which is made once an epoch."""
+        ordered = self._ordered
+        if ordered is None or ordered.key != (self.seed, self.epoch):
+            assert self._lattice is not None
+            assert self.locality is not None
+            key = self.seed, self.epoch
+            corners, owners = self._drawn(0, self.length)
+            cells = self._lattice.cells(corners[:, 0], self.places.frame[owners])
+            order = local_order(cells, self.locality, epoch_random(*key))
+            ordered = self._ordered = _Ordered(key=key, corners=corners[order], owners=owners[order])
+        stop = start + count
+        return ordered.corners[start:stop], ordered.owners[start:stop]
+
+    def _reached(self, frame: int) -> npt.NDArray[np.object_]:
+        here = np.flatnonzero(self.places.frame == frame)
+        if not len(here):
+            return np.zeros(0, dtype=object)
+        width, height = self._ground[here[0]]
+        return dilated(self._regions[here], width, height)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tries:
+    """What makes a chip good enough, and how often another is tried."""
+
+    min_valid: float
+    """Share of valid pixels, 0 to 1."""
+    count: int
+    """Chips looked at for a position, at least 1: 1 where nothing is asked of them."""
+
+    @classmethod
+    def of(cls, min_valid: float, tries: int) -> Tries:
+        """Checked.
+
+        Raises:
+            UsageError: a share that is none, or no try.
+        """
+        if isinstance(tries, bool) or not isinstance(tries, (int, np.integer)) or tries < 1:
+            raise UsageError(f"tries is a whole number of at least 1, not {tries!r}.")
+        share = checked_share(min_valid, "min_valid")
+        return cls(min_valid=share, count=int(tries) if share else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Ordered:
+    """An epoch's chips in the order they are served in."""
+
+    key: tuple[int, int]
+    """Seed and epoch."""
+    corners: Floats
+    """Upper left corners, the chip's and its spares' `[N, 1 + spares, 2]`."""
+    owners: Integers
+    """Places that they were drawn from `[N]`."""
+
+
+def checked_share(value: float, what: str) -> float:
+    """A share as a float.
+
+    Raises:
+        UsageError: it does not lie between 0 and 1.
+    """
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise UsageError(f"{what} is a share between 0 and 1, not {value!r}.")
+    return float(value)
+
+
+def _large_enough(places: Places, size: tuple[int, int], share: float, outside: Outside) -> Places:
+    """Without the AOIs whose polygon no chip can overlap by so much."""
+    if places.table is None:
+        raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; give aois=.")
+    small = largest_shares(places.whole, places.res * (size[1], size[0])) < share * (1 - 1e-9)
+    if not small.any():
+        return places
+    return without(
+        places,
+        small,
+        outside,
+        lambda rows: (
+            f"No chip of {size[0]} x {size[1]} pixels lies in AOIs {rows} by {share:g} (min_overlap); take a smaller "
+            "size or share"
+        ),
+        UsageError,
+    )
+
+
+def _centres(
+    places: Places, size: tuple[int, int], placement: Placement, outside: Outside
+) -> tuple[Places, npt.NDArray[np.object_]]:
+    """The places that chips fit in, and where a chip's centre may lie in each."""
+    regions = places.shapes.copy()
+    for number, frame in enumerate(places.frames):
+        here = np.flatnonzero(places.frame == number)
+        if not len(here):
+            continue
+        width, height = size[1] * frame.res[0], size[0] * frame.res[1]
+        if placement == "inside":
+            regions[here] = _room(places.shapes[here], width, height)
+        else:
+            roomy = _room(object_array([places.coverages[number]]), width, height)[0]
+            within = clipped(places.shapes[here], roomy)
+            regions[here] = np.where(shapely.area(within) > 0, within, places.shapes[here])
+    small = shapely.is_empty(regions)
+    if not small.any():
+        return places, regions
+    pixels = f"{size[0]} x {size[1]} pixels"
+
+    def why(rows: str) -> str:
+        where = "the scenes" if places.table is None else f"AOIs {rows}"
+        return f"No chip of {pixels} fits in {where}; take a smaller size, or placement='centre'"
+
+    if places.table is None and not small.all():
+        _log.warning(
+            "No chip of %s fits in the scenes in %s.", pixels, [places.frames[n].crs for n in np.flatnonzero(small)]
+        )
+    return without(places, small, outside, why, UsageError), regions[~small]
+
+
+def _room(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
+    """Where a chip's centre may lie; a shape as large as the chip leaves one place, a millionth of a chip wide."""
+    room = erode_each(shapes, width, height)
+    tight = shapely.is_empty(room)
+    if tight.any():
+        room[tight] = erode_each(shapes[tight], width * (1 - 1e-6), height * (1 - 1e-6))
+    return room
