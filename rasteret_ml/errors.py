@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)            you: an argument that cannot work
     │   ├── GeometryError                    a geometry of the wrong kind, or outside every scene
     │   ├── MixedCRSError                    several CRSs and none chosen
+    │   ├── SplitLeakError                   two splits that can read the same ground at the same time
     │   └── UnknownBandError                 a band that the record or Collection does not have
     ├── DataError                          the file or the table
     │   ├── CollectionError                  a Parquet table that is not a Collection
@@ -47,6 +48,7 @@ __all__ = [
     "RasteretError",
     "ReadError",
     "ServerError",
+    "SplitLeakError",
     "UnknownBandError",
     "UnsupportedTiffError",
     "UsageError",
@@ -68,6 +70,10 @@ class GeometryError(UsageError):
 
 class MixedCRSError(UsageError):
     """Records in several CRSs where one grid is needed and none was chosen."""
+
+
+class SplitLeakError(UsageError):
+    """Two splits that can read the same ground at the same time; names them, the place, and how to part them."""
 
 
 class UnknownBandError(UsageError):

@@ -1,0 +1,37 @@
+"""Columns that people add to a Collection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from rasteret_ml.collection.schema import METADATA_SUFFIX
+from rasteret_ml.errors import UsageError
+
+__all__ = ["with_values"]
+
+_CONTRACT = {"id", "datetime", "bbox", "geometry", "assets", "collection", "crs", "proj:epsg", "year", "month"}
+"""What says which raster a row is, where and when (`year` and `month` are the folders it is written to)."""
+
+
+def with_values(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with a column of one value a row, added or, where it has one of this name, replaced.
+
+    Raises:
+        UsageError: a name of the contract, another number of values, or values that Arrow has no type for.
+    """
+    if not isinstance(name, str) or not name or name in _CONTRACT or name.endswith(METADATA_SUFFIX):
+        raise UsageError(f"{name!r} cannot be the name of a column of one's own: it says what the raster is.")
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise UsageError(f"with_column({name!r}) takes one value for each record, not {values!r}.")
+    if len(values) != len(table):
+        raise UsageError(f"with_column({name!r}) was given {len(values)} values for {len(table)} records.")
+    try:
+        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UsageError(f"with_column({name!r}): these values have no one type: {error}") from None
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    place = table.schema.get_field_index(name)
+    return table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
