@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
+from rasteret_ml.collection.columns import with_values
 from rasteret_ml.collection.pieces import Pieces
 from rasteret_ml.collection.rows import RecordReader
 from rasteret_ml.collection.schema import METADATA_SUFFIX, check_schema, geoarrow_schema, light_band_struct
@@ -23,6 +24,9 @@ from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.record import RasterInfo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Collection"]
 
@@ -287,11 +291,61 @@ class Collection:
         for info in self.iterate_records():
             yield RasterAccessor(info, self.data_source)
 
+    def with_column(self, name: str, values: Any) -> Collection:
+        """These records with a column of one's own, such as `split` (see `subset`); in memory until `write`.
+
+        Args:
+            name: Its name; a column of this name is replaced.
+            values: One for each record, in row order: a sequence, numpy, pandas or Arrow array; None = null.
+
+        Raises:
+            UsageError: a name that says what the raster is (`id`, `datetime`, `{band}_metadata` …), or another number
+                of values than records.
+        """
+        table = with_values(self.to_table(), name, values).replace_schema_metadata(self.arrow_schema.metadata)
+        return Collection(table, data_source=self._data_source)
+
     def write(self, out: str | os.PathLike[str]) -> Collection:
         """Write this view (see `write_collection`) and open what was written."""
         table = self.to_table()
         table = table.drop_columns([n for n in ("year", "month") if n in table.column_names])
         return Collection.open(write_collection(table, out), data_source=self._data_source)
+
+    def plot(self, *, aois: Any = None, color: str | None = None, ax: Any = None) -> Figure:
+        """A map of the footprints in longitude/latitude, and of AOIs over them.
+
+        Where many lie on one another, as in a time series of one place, `subset` tells them apart.
+
+        Args:
+            aois: Areas to draw over them, of any kind (see `geometries_from`), in any CRS.
+            color: Column, such as "split", "datetime" or "eo:cloud_cover", of the records, the AOI table or both,
+                that colours them: texts as categories, dates and numbers along a colour map.
+            ax: matplotlib axes to draw on; default a new figure, which pyplot does not know.
+
+        Raises:
+            UsageError: a column that is nowhere, or whose values cannot be coloured.
+        """
+        from rasteret_ml.plotting.footprints import draw_footprints  # loads matplotlib
+
+        areas = None if aois is None else geometries_from(aois)
+        attributes = None if areas is None else areas.table
+        of_areas = attributes[color] if attributes is not None and color in attributes.columns else None
+        if color is not None and of_areas is None:
+            self._need(color, "color")
+        table = self.to_table([name for name in self.schema.names if name in ("geometry", color)])
+        return draw_footprints(
+            shapely.from_wkb(table["geometry"].to_numpy()),
+            values=_plain(table[color]).to_numpy() if color in table.column_names else None,
+            aois=None if areas is None else transform_geometries(areas.geometries, areas.crs, LONLAT),
+            aoi_values=None if of_areas is None else of_areas.to_numpy(),
+            name=color or "",
+            ax=ax,
+        )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column without its dictionary, whose nulls `to_numpy` would take for the last entry."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _distinct(columns: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray[Any, np.dtype[np.int64]]]:
