@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError
 
-__all__ = ["BandArrays", "band_arrays", "id_ranks", "outlines", "record_id", "record_times"]
+__all__ = ["BandArrays", "band_arrays", "id_ranks", "outlines", "record_clouds", "record_id", "record_times"]
 
 _NAMES = (
     "image_width",
@@ -108,6 +108,15 @@ def record_times(collection: Collection) -> npt.NDArray[np.datetime64]:
     """Acquisition of every record `[N]`, nanoseconds, NaT = undated."""
     times: npt.NDArray[np.datetime64] = collection.to_table(["datetime"])["datetime"].to_numpy()
     return times.astype("datetime64[ns]")
+
+
+def record_clouds(collection: Collection) -> npt.NDArray[np.float32]:
+    """Cloud cover of every record in percent `[N]`, NaN = unknown (no column `eo:cloud_cover`, or nothing in it)."""
+    if "eo:cloud_cover" not in collection.arrow_schema.names:
+        return np.full(len(collection), np.nan, np.float32)
+    column = collection.to_table(["eo:cloud_cover"])["eo:cloud_cover"]
+    known: npt.NDArray[np.float32] = pc.cast(column, pa.float32()).to_numpy()
+    return known
 
 
 def id_ranks(collection: Collection) -> npt.NDArray[np.int32]:

@@ -15,7 +15,15 @@ from rasteret_ml.loading.sample import Sample, bounds_tensor
 
 __all__ = ["collate"]
 
-_SQUEEZED = ("label", "aoi")
+_SQUEEZED = ("label", "aoi", "epsg", "length")
+_SERIES: dict[str, tuple[int, float | int | bool]] = {
+    "time": (1, float("nan")),
+    "record": (1, -1),
+    "time_valid": (1, False),
+    "scale": (2, 1.0),
+    "offset": (2, 0.0),
+}
+"""What has an axis T first, of how many axes, and what it is padded with."""
 
 
 def collate(samples: Sequence[Sample], ignore_index: int = -100) -> Sample:
@@ -23,13 +31,15 @@ def collate(samples: Sequence[Sample], ignore_index: int = -100) -> Sample:
 
     Every tensor keeps its dtype (uint16 stays uint16). What a batch was read into as one buffer is passed on without
     a copy; the rest is stacked, in a worker straight into shared memory.
-    Chips of several sizes are padded at the bottom and right: `mask_*` with False, integer `mask` with
-    `ignore_index`, float `mask` with NaN, `image` with 0. `label` and `aoi` lose their axis of one: `[B]`. The
-    slices and CRS that TorchGeo 0.8 keeps in items become tensors (`bounds` float64 `[B, 9]`, `crs` int64 `[B]`,
-    0 = no EPSG code).
+
+    Chips of several sizes are padded at the bottom and right, series `[T, C, H, W]` of several lengths at the end:
+    `image*` with 0, `mask*` by type (bool False, float NaN, integers `ignore_index`), `time` with NaN, `record` with
+    -1, `time_valid` with False, `scale` with 1 and `offset` with 0. `label`, `aoi`, `epsg` and `length` lose their axis
+    of one: `[B]`. The slices and CRS that TorchGeo 0.8 keeps in items become tensors (`bounds` float64 `[B, 9]`, `crs`
+    int64 `[B]`, 0 = no EPSG code).
 
     Raises:
-        UsageError: samples with different keys, or tensors that differ in more than height and width.
+        UsageError: samples with different keys, or tensors that differ in more than height, width and T.
     """
     if not samples:
         raise UsageError("There are no samples to collate.")
@@ -69,21 +79,45 @@ def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
 
 
 def _padded(key: str, values: list[torch.Tensor], ignore_index: int) -> list[torch.Tensor]:
+    """Values of one shape: the largest along each axis that may differ."""
     shapes = [tuple(v.shape) for v in values]
-    if len({(len(s), s[:-2]) for s in shapes}) > 1 or len(shapes[0]) < 2 or not key.startswith(("image", "mask")):
-        raise UsageError(
-            f"{key!r} cannot be batched: shapes {sorted(set(shapes))} differ in more than height and width."
-        )
-    height, width = max(s[-2] for s in shapes), max(s[-1] for s in shapes)
-    first = values[0]
-    fill: float | int | bool = 0
-    if first.dtype == torch.bool:
-        fill = False
-    elif key == "mask":
-        fill = float("nan") if first.is_floating_point() else ignore_index
-    padded = []
-    for value in values:
-        whole = torch.full((*value.shape[:-2], height, width), fill, dtype=value.dtype)
-        whole[..., : value.shape[-2], : value.shape[-1]] = value
-        padded.append(whole)
-    return padded
+    axes = _open_axes(key, len(shapes[0]))
+    if len({len(shape) for shape in shapes}) == 1:
+        size = tuple(max(lengths) for lengths in zip(*shapes, strict=True))
+        differ = {axis for axis, lengths in enumerate(zip(*shapes, strict=True)) if len(set(lengths)) > 1}
+        if differ <= axes:
+            fill = _fill(key, values[0].dtype, ignore_index)
+            return [_grown(value, size, fill) for value in values]
+    which = "T" if key in _SERIES else "height and width, or in T as [T, C, H, W]"
+    raise UsageError(f"{key!r} cannot be batched: shapes {sorted(set(shapes))} differ in more than {which}.")
+
+
+def _open_axes(key: str, axes: int) -> set[int]:
+    """The axes along which samples may differ."""
+    if key in _SERIES:
+        return {0} if axes == _SERIES[key][0] else set()
+    if not key.startswith(("image", "mask")) or axes < 2:
+        return set()
+    return {axes - 2, axes - 1} | ({0} if axes == 4 else set())
+
+
+def _fill(key: str, dtype: torch.dtype, ignore_index: int) -> float | int | bool:
+    if key in _SERIES:
+        return _SERIES[key][1]
+    if key.startswith("image"):
+        return 0
+    if dtype == torch.bool:
+        return False
+    if dtype.is_floating_point:
+        return float("nan")
+    if not torch.iinfo(dtype).min <= ignore_index <= torch.iinfo(dtype).max:
+        raise UsageError(f"{key!r} is {dtype}, which cannot hold ignore_index={ignore_index} as padding; convert it.")
+    return ignore_index
+
+
+def _grown(value: torch.Tensor, size: tuple[int, ...], fill: float | int | bool) -> torch.Tensor:
+    if tuple(value.shape) == size:
+        return value
+    whole = torch.full(size, fill, dtype=value.dtype)
+    whole[tuple(slice(length) for length in value.shape)] = value
+    return whole

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.errors import NoOverlapError
+from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.frames import narrowed_frames
+from rasteret_ml.loading.joining import join_samples, merge_by_validity, with_validity
 from rasteret_ml.loading.lookahead import read_batch
+from rasteret_ml.loading.plot import plot_of
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.sample import Sample, snapped_slices
 from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.sampling.places import Frame, frames_of
+from rasteret_ml.scenes.instants import INSTANT
 
-__all__ = ["RasteretIntersection", "RasteretUnion", "join_samples", "merge_by_validity"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RasteretIntersection", "RasteretUnion"]
 
 
 class _Combination:
@@ -25,6 +36,7 @@ class _Combination:
 
     datasets: list[Any]
     index: Any
+    _stock: dict[tuple[int, str], Any]
 
     if TYPE_CHECKING:  # of the two that combine
 
@@ -32,11 +44,27 @@ class _Combination:
         def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading: ...
         def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]: ...
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stock": {}}
+
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> Grid | None:
         """The left side's grid."""
-        grid: Grid = self.datasets[0].grid
+        grid: Grid | None = getattr(self.datasets[0], "grid", None)
         return grid
+
+    def frames(self) -> list[Frame]:
+        """For samplers: the left side's CRSs and pixels, and what the combination covers in each."""
+        return narrowed_frames(frames_of(self.datasets[0]), self.index)
+
+    @property
+    def parts(self) -> list[Any]:
+        """The datasets that are combined, left to right, also those of combinations."""
+        return [part for dataset in self.datasets for part in getattr(dataset, "parts", [dataset])]
+
+    def plot(self, sample: Sample, **options: Any) -> Figure:
+        """A picture of one of its samples; options as for `loading.plot.plot_sample`."""
+        return plot_of(self.parts, sample, options)
 
     def __getitem__(self, query: Any) -> Sample:
         """One sample."""
@@ -60,16 +88,41 @@ class _Combination:
     def __or__(self, other: GeoDataset) -> RasteretUnion:
         return RasteretUnion(self, other)
 
+    def _begin(self, side: int, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
+        dataset = self.datasets[side]
+        return dataset.begin(queries, grids) if queries and hasattr(dataset, "begin") else _nothing
+
+    def _finish(self, side: int, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
+        dataset = self.datasets[side]
+        if not queries:
+            return []
+        if hasattr(dataset, "finish"):
+            return list(dataset.finish(queries, grids, raw))
+        times = [_lasting(dataset._disambiguate_slice(query)[2]) for query in queries]
+        # A stock dataset gets the snapped slices, so that its pixels lie where ours do.
+        return [self._in_crs_of(side, g)[snapped_slices(g, t)] for g, t in zip(grids, times, strict=True)]
+
+    def _in_crs_of(self, side: int, grid: Grid) -> Any:
+        """The dataset, for a grid in its CRS; of a stock one a copy for each other CRS (ours take any grid)."""
+        dataset, crs = self.datasets[side], str(grid.crs)
+        if hasattr(dataset, "begin") or same_crs(crs_text(dataset.crs), crs):
+            return dataset
+        if (side, crs) not in self._stock:
+            self._stock[side, crs] = _own_copy(dataset)
+            _set_crs(self._stock[side, crs], crs)
+        return self._stock[side, crs]
+
 
 class RasteretIntersection(_Combination, IntersectionDataset):
     """Samples of both sides at once, on the left side's grid.
 
-    Images join along C, validities by AND; `bounds`, `transform`, `time` and `record` are the left side's. The
-    right side is copied first, so that it keeps its own CRS and resolution outside.
+    Images join along C, validities by AND (see `join_samples`); where, when and of which record are the left side's.
+    The right side is copied first, so that it keeps its own CRS and resolution outside.
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
-        super().__init__(left, copy.copy(right), collate_fn=join_samples, transforms=transforms)
+        self._stock = {}
+        super().__init__(left, _own_copy(right), collate_fn=join_samples, transforms=transforms)
 
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
@@ -78,50 +131,76 @@ class RasteretIntersection(_Combination, IntersectionDataset):
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """Both sides' work, started together."""
-        return _together([_begin(dataset, queries, grids) for dataset in self.datasets])
+        return _together([self._begin(side, queries, grids) for side in (0, 1)])
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Both sides' samples, joined."""
-        sides = [_finish(d, queries, grids, part) for d, part in zip(self.datasets, raw, strict=True)]
+        sides = [self._finish(side, queries, grids, part) for side, part in enumerate(raw)]
         samples = [self.collate_fn(list(pair)) for pair in zip(*sides, strict=True)]
         return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
 
 class RasteretUnion(_Combination, UnionDataset):
-    """Samples of the left side, its invalid pixels filled from the right side where that is valid."""
+    """Samples of the left side, its invalid pixels filled from the right side where that is valid.
+
+    See `merge_by_validity`. A stock dataset has no validity: with TorchGeo, what is 0 in all channels is empty.
+    """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
-        super().__init__(left, copy.copy(right), collate_fn=merge_by_validity, transforms=transforms)
+        self._stock = {}
+        super().__init__(left, _own_copy(right), collate_fn=merge_by_validity, transforms=transforms)
 
     def chip_grid(self, query: Any) -> Grid:
         """The grid of the chip that `query` asks for."""
-        grid: Grid = self.datasets[0].chip_grid(self._disambiguate_slice(query))
+        whole = self._disambiguate_slice(query)
+        grid: Grid = self.datasets[0].chip_grid(AOI(whole, query.details) if isinstance(query, AOI) else whole)
         return grid
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """The work of each side for the queries that it has, started together."""
-        return _together([_begin(d, *_pick(having, queries, grids)) for d, having in self._sides(queries, grids)])
+        sides = self._sides(queries, grids)
+        return _together([self._begin(side, *_pick(having, queries, grids)) for side, having in enumerate(sides)])
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """The sides' samples, filled by validity."""
         found: list[list[Sample]] = [[] for _ in queries]
-        for (dataset, having), part in zip(self._sides(queries, grids), raw, strict=True):
-            samples = _finish(dataset, *_pick(having, queries, grids), part)
+        for side, (having, part) in enumerate(zip(self._sides(queries, grids), raw, strict=True)):
+            samples = self._finish(side, *_pick(having, queries, grids), part)
             for i, sample in zip(having, samples, strict=True):
-                found[i].append(sample)
+                found[i].append(with_validity(sample))
         for query, samples in zip(queries, found, strict=True):
             if not samples:
                 raise NoOverlapError(f"Neither dataset has anything at {query}.")
         merged = [self.collate_fn(samples) for samples in found]
         return merged if self.transforms is None else [self.transforms(sample) for sample in merged]
 
-    def _sides(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[tuple[Any, list[int]]]:
+    def _sides(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[list[int]]:
+        """Per side, which of the queries it has."""
         pairs = list(enumerate(zip(queries, grids, strict=True)))
-        return [(d, [i for i, (query, grid) in pairs if _has(d, query, grid)]) for d in self.datasets]
+        return [[i for i, (query, grid) in pairs if _has(self._in_crs_of(side, grid), query, grid)] for side in (0, 1)]
 
 
-def _begin(dataset: Any, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-    return dataset.begin(queries, grids) if hasattr(dataset, "begin") else _nothing
+def _own_copy(dataset: Any) -> Any:
+    """A copy whose CRS and resolution TorchGeo may set: in place, in a frame that a shallow copy would share."""
+    other = copy.copy(dataset)
+    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
+        other.datasets = [_own_copy(part) for part in dataset.datasets]
+    if isinstance(dataset, _Combination):
+        other._stock = {}
+    if not hasattr(dataset, "begin") or isinstance(dataset, _Combination):
+        other.index = dataset.index.copy()
+    return other
+
+
+def _lasting(t: slice) -> slice:
+    """A time that a stock dataset finds: an instant overlaps nothing in pandas, not even what lasts for ever."""
+    return slice(t.start, t.stop + INSTANT, t.step) if t.start == t.stop else t
+
+
+def _set_crs(dataset: Any, crs: str) -> None:
+    """TorchGeo's setter, without the line that it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset.crs = pyproj_crs(crs)
 
 
 async def _nothing(loop: WorkerLoop) -> None:
@@ -132,13 +211,6 @@ def _together(readings: Sequence[Reading]) -> Reading:
     return lambda loop: together([reading(loop) for reading in readings])
 
 
-def _finish(dataset: Any, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-    if hasattr(dataset, "finish"):
-        return list(dataset.finish(queries, grids, raw))
-    # A stock dataset gets the snapped slices, so that its pixels lie where ours do.
-    return [dataset[snapped_slices(g, dataset._disambiguate_slice(q)[2])] for q, g in zip(queries, grids, strict=True)]
-
-
 def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[list[Any], list[Grid]]:
     return [queries[i] for i in chosen], [grids[i] for i in chosen]
 
@@ -146,61 +218,10 @@ def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) 
 def _has(dataset: Any, query: Any, grid: Grid) -> bool:
     if hasattr(dataset, "_match"):
         return len(dataset._match(query, grid)) > 0
-    if isinstance(dataset, RasteretIntersection):
-        return all(_has(part, query, grid) for part in dataset.datasets)
-    if isinstance(dataset, RasteretUnion):
-        return any(_has(part, query, grid) for part in dataset.datasets)
-    _, _, t = dataset._disambiguate_slice(query)
+    if isinstance(dataset, _Combination):
+        parts = [_has(dataset._in_crs_of(side, grid), query, grid) for side in (0, 1)]
+        return all(parts) if isinstance(dataset, RasteretIntersection) else any(parts)
+    t = dataset._disambiguate_slice(query)[2]
     index = dataset.index
     here = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]
     return bool(here.geometry.intersects(grid.footprint).any())
-
-
-_LEFT_FIRST = ("bounds", "crs", "transform", "time", "record", "aoi", "label", "mask_aoi")
-
-
-def join_samples(samples: Sequence[Sample]) -> Sample:
-    """One sample of several of the same chip: images along C, validities by AND, places of the first.
-
-    Raises:
-        UsageError: two label masks, or images of different types.
-    """
-    joined = dict(samples[0])
-    for other in samples[1:]:
-        for key, value in other.items():
-            if key not in joined:
-                joined[key] = value
-            elif key == "image":
-                joined[key] = _cat(joined[key], value, -3)
-            elif key in ("scale", "offset"):
-                joined[key] = _cat(joined[key], value, -1)
-            elif key == "mask_valid":
-                joined[key] = joined[key].all(-3, keepdim=True) & value.all(-3, keepdim=True)
-            elif key not in _LEFT_FIRST:
-                raise UsageError(f"Both datasets of an `&` give {key!r}; use transforms= to rename it in one of them.")
-    return joined
-
-
-def _cat(a: torch.Tensor, b: torch.Tensor, dim: int) -> torch.Tensor:
-    if a.dtype != b.dtype:
-        raise UsageError(
-            f"The images of an `&` are {a.dtype} and {b.dtype}; convert one of them with transforms=, or name its "
-            "key differently."
-        )
-    return torch.cat([a, b], dim=dim)
-
-
-def merge_by_validity(samples: Sequence[Sample]) -> Sample:
-    """The first sample, its invalid pixels taken from the next where those are valid."""
-    merged = dict(samples[0])
-    for other in samples[1:]:
-        if "mask_valid" not in merged or "mask_valid" not in other:
-            raise UsageError(
-                "`|` fills by mask_valid, which a stock dataset does not give; use `&`, or put it on the left."
-            )
-        fill = other["mask_valid"].all(-3, keepdim=True) & ~merged["mask_valid"].all(-3, keepdim=True)
-        for key in ("image", "mask", "mask_valid"):
-            if key in merged and key in other:
-                where = fill[..., 0, :, :] if merged[key].ndim == fill.ndim - 1 else fill
-                merged[key] = torch.where(where, other[key], merged[key])
-    return merged

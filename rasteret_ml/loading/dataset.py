@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import geopandas as gpd
 import numpy as np
-import torch
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.errors import UsageError
 from rasteret_ml.fetch.limits import FetchLimits
-from rasteret_ml.fetch.open import SignHook, SigningReader
-from rasteret_ml.fetch.reader import as_reader
-from rasteret_ml.geo.crs import crs_text, full_turn, pyproj_crs, transform_geometries
+from rasteret_ml.fetch.open import SignHook
+from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
 from rasteret_ml.geo.grid import Grid, pixel_size
 from rasteret_ml.geo.warp import Resampling
-from rasteret_ml.loading.buffers import batch_buffer, torch_dtype
+from rasteret_ml.loading.batches import BatchReader
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.loading.composite import Composite
+from rasteret_ml.loading.finding import Finder, FindingRule
+from rasteret_ml.loading.frames import native_frames
+from rasteret_ml.loading.labels import LabelRule
 from rasteret_ml.loading.lookahead import read_batch
+from rasteret_ml.loading.options import check_together, checked_dates, checked_key, is_native
+from rasteret_ml.loading.origin import Origin
+from rasteret_ml.loading.plot import plot_of
 from rasteret_ml.loading.reading import Reading
-from rasteret_ml.loading.sample import LabelRule, Sample, SampleForm, make_samples
-from rasteret_ml.raster.execute import Engine
+from rasteret_ml.loading.reindex import whole_index
+from rasteret_ml.loading.sample import Sample, SampleForm
 from rasteret_ml.raster.explain import ReadEstimate, explain
-from rasteret_ml.raster.mosaic import Mosaic, MosaicBatch, MosaicRequest
-from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.scenes.facts import RecordStore, TileLayout, choose_grid, scene_facts, scene_index, tile_layout
-from rasteret_ml.scenes.lookup import Lookup, Span
+from rasteret_ml.raster.mosaic import MosaicRule
+from rasteret_ml.raster.quality import QualityMask
+from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.sampling.places import Frame
+from rasteret_ml.scenes.dates import TimeSeries
+from rasteret_ml.scenes.facts import RecordStore, choose_grid, scene_facts
+from rasteret_ml.scenes.index import TileLayout, moved_index, scene_index, tile_layout
+from rasteret_ml.scenes.lookup import Span
 from rasteret_ml.scenes.packing import pack_index, unpack_index
+from rasteret_ml.scenes.preference import RecordOrder, checked_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["RasteretDataset"]
 
@@ -41,21 +54,36 @@ class RasteretDataset(GeoDataset):
     `ds[x, y, t]` takes slices in the dataset's CRS (any of them may be left out, or open) or an `AOI`. The chip
     lies on the dataset's grid, its origin rounded to the nearest pixel (half up), and is exactly as large as was
     asked for: what lies outside every scene is invalid, not missing. Where records overlap, the first valid
-    pixel wins, in the order (newest, id).
+    pixel wins, in the order (`order`, id).
 
     Args:
         collection: The records; or a path to a Collection.
         bands: Bands along C (one, for labels).
         is_image: True gives `image`; False gives `mask`: int64 classes, or float32 for a float raster.
-        crs: Grid CRS (any form). Default the records' own; needed where they have several.
+        key: Another name for these pixels, which begins with "image" or "mask": for several label heads in an `&`.
+        grid: "common": every chip on one grid (`crs`, `res`), records off it resampled. "native": each chip on the
+            grid of its own scene, nothing resampled; records in several CRSs mix freely in a batch, and `epsg` in
+            the sample says which. Where they are in several, the dataset's own CRS is longitude/latitude.
+        crs: Grid CRS (any form). Default the records' own; needed on a common grid where they have several.
         res: Pixel size in CRS units, one number or (x, y). Default the first record's first band.
         resampling: Kernel for records or bands off the grid. Default nearest for labels, colour tables and bits, else
             bilinear.
+        order: Which of overlapping records comes first: "newest", "oldest", "clearest" (least cloud), "nearest" (to
+            the middle of the time asked for), or a date: nearest to it.
+        harmonize: Bring records of another scale or offset to the first one's; else such records in one chip are
+            refused.
+        quality: A band that tells clear pixels, as a `QualityMask` or the name of a preset ("sentinel-2-scl",
+            "landsat-qa-pixel"): adds `mask_clear`. It is never mixed into `mask_valid`.
+        clear_first: With `quality`: clear pixels of later records replace pixels that are valid, but not clear.
+        series: A `TimeSeries`, or its length: samples `[T, C, H, W]` with `time [T]`.
+        composite: "median", "mean", "max_ndvi" or {"max_index": (band, band)}: the dates of `series` (default all) as
+            one image, of clear pixels where there are any.
         remap: For labels: stored value to class; values that are not listed become `ignore_index`.
         ignore_index: For labels: class of invalid pixels.
         nodata: Overrides the files' declared nodata.
         mask_aoi: Add `mask_aoi`, the AOI's own polygon, to each sample.
-        all_touched: For `mask_aoi`: pixels touched count as inside, not only those whose centre is.
+        all_touched: For the polygon: pixels touched count as inside, not only those whose centre is.
+        mask_outside: Fill what lies outside the polygon: with nodata or 0, of labels with `ignore_index` or NaN.
         valid_per_band: `mask_valid` as `[C, H, W]` instead of its AND `[1, H, W]`.
         transforms: Called with each sample, as in TorchGeo.
         sign: Called with each href just before it is read (must pickle, for spawned workers).
@@ -66,8 +94,8 @@ class RasteretDataset(GeoDataset):
             share tiles: see `Locality`, and `DataLoader.stats()` for the hits.
 
     Raises:
-        UsageError: no records, bands of several types, a grid that cannot be.
-        MixedCRSError: records in several CRSs and no `crs`.
+        UsageError: no records, bands of several types, a grid that cannot be, options that contradict each other.
+        MixedCRSError: records in several CRSs, a common grid and no `crs`.
         UnknownBandError: a band that the Collection lacks.
     """
 
@@ -77,14 +105,23 @@ class RasteretDataset(GeoDataset):
         bands: Sequence[str],
         *,
         is_image: bool = True,
+        key: str | None = None,
+        grid: Literal["common", "native"] = "common",
         crs: Any = None,
         res: float | tuple[float, float] | None = None,
         resampling: Resampling | None = None,
+        order: RecordOrder = "newest",
+        harmonize: bool = False,
+        quality: QualityMask | str | Mapping[str, Any] | None = None,
+        clear_first: bool = False,
+        series: TimeSeries | int | Mapping[str, Any] | None = None,
+        composite: Composite | str | Mapping[str, Any] | None = None,
         remap: dict[int, int] | None = None,
         ignore_index: int = -100,
         nodata: int | float | None = None,
         mask_aoi: bool = False,
         all_touched: bool = False,
+        mask_outside: bool = False,
         valid_per_band: bool = False,
         transforms: Callable[[Sample], Sample] | None = None,
         sign: SignHook | None = None,
@@ -100,36 +137,62 @@ class RasteretDataset(GeoDataset):
         self.is_image = is_image
         self.transforms = transforms
         self.paths: list[str] = []
-        self._facts = scene_facts(self.collection, self.bands)
-        self._rule = LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index) if not is_image else None
-        if is_image and remap is not None:
-            raise UsageError("remap= is for labels: say is_image=False.")
-        self._grid = choose_grid(self._facts, None if crs is None else crs_text(crs), pixel_size(res))
+        clear = None if quality is None else QualityMask.of(quality)
+        stored = self.bands if clear is None else tuple(dict.fromkeys((*self.bands, clear.band)))
+        self._facts = scene_facts(self.collection, self.bands, stored)
+        check_together(is_image, series is not None or composite is not None, clear, clear_first, remap)
+        dates = checked_dates(series, composite, self._facts)
+        rule = None if is_image else LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index)
+        self._finding = FindingRule(order=checked_order(order), series=dates, native=is_native(grid, crs, res))
+        lonlat = self._finding.native and len(self._facts.crs_texts) > 1
+        chosen = LONLAT if lonlat else None if crs is None else crs_text(crs)
+        self._grid = choose_grid(self._facts, chosen, pixel_size(res))
         self._res = self._grid.res
-        self._resampling: Resampling | None = resampling or (None if is_image else "nearest")
-        self._nodata = nodata
-        self._form = SampleForm(
-            rule=self._rule,
+        filling = MosaicRule(
+            bands=self.bands,
+            resampling=resampling or (None if is_image else "nearest"),
+            nodata=nodata,
+            categories=rule is not None and not rule.continuous,
+            quality=clear,
+            clear_first=clear_first,
+            harmonize=harmonize,
+        )
+        form = SampleForm(
+            key=checked_key(key, is_image),
+            rule=rule,
             mask_aoi=mask_aoi,
             all_touched=all_touched,
+            mask_outside=mask_outside,
             valid_per_band=valid_per_band,
             with_scale=self._facts.has_scale,
+            with_clear=clear is not None,
+            with_epsg=self._finding.native,
+            series=dates is not None and composite is None,
         )
-        self._sign, self._backend = sign, backend
-        self._limits = limits or FetchLimits()
-        if max_concurrent < 1 or cache_bytes < 0:
-            raise UsageError(f"max_concurrent is at least 1 and cache_bytes 0, not {max_concurrent}, {cache_bytes}.")
-        self._max_concurrent, self._cache_bytes = int(max_concurrent), int(cache_bytes)
-        self._store = RecordStore(self.collection, self.bands)
-        self.index = scene_index(self._facts, str(self._grid.crs))
-        self._lookup: Lookup | None = None
+        self._batches = BatchReader(
+            store=RecordStore(self.collection, stored),
+            rule=filling,
+            series=dates,
+            composite=Composite.of(composite, self.bands),
+            form=form,
+            origin=Origin(
+                sign=sign,
+                backend=backend,
+                limits=limits or FetchLimits(),
+                max_concurrent=int(max_concurrent),
+                cache_bytes=int(cache_bytes),
+            ),
+            dtype=self._facts.dtype,
+        )
+        self._index = scene_index(self._facts, str(self._grid.crs))
+        self._found: Finder | None = None
         self._span: Span | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lookup": None, "_span": None, "index": pack_index(self.index)}
+        return self.__dict__ | {"_found": None, "_span": None, "_index": pack_index(self._index)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"index": unpack_index(state["index"])})
+        self.__dict__.update(state | {"_index": unpack_index(state["_index"])})
 
     def __copy__(self) -> RasteretDataset:
         other = object.__new__(type(self))  # not by way of __getstate__, which packs the index
@@ -139,9 +202,18 @@ class RasteretDataset(GeoDataset):
     def __deepcopy__(self, memo: dict[int, Any]) -> RasteretDataset:
         # TorchGeo's splitters deep-copy a dataset and give it another index; the records are shared.
         other = copy.copy(self)
-        other.index = self.index.copy()
-        other._lookup, other._span = None, None
+        other._index = self._index.copy()
+        other._found, other._span = None, None
         return other
+
+    @property
+    def index(self) -> gpd.GeoDataFrame:
+        """TorchGeo's index: geometries, closed time intervals and `rid`, rows of the Collection. May be assigned."""
+        return self._index
+
+    @index.setter
+    def index(self, new: gpd.GeoDataFrame) -> None:
+        self._index = whole_index(new, self._index)
 
     # The grid ---------------------------------------------------------------------------------------------
 
@@ -166,9 +238,7 @@ class RasteretDataset(GeoDataset):
         if text == self._grid.crs:
             return
         grid = choose_grid(self._facts, text, None)
-        geometry = transform_geometries(np.asarray(self.index.geometry, dtype=object), str(self._grid.crs), text)
-        columns = {name: self.index[name] for name in self.index.columns if name != self.index.geometry.name}
-        self.index = gpd.GeoDataFrame(columns, geometry=geometry, crs=text, index=self.index.index)
+        self._index = moved_index(self._index, text)
         self._grid, self._res = grid, grid.res
 
     @property
@@ -195,23 +265,41 @@ class RasteretDataset(GeoDataset):
         """Where the tiles of the scenes lie, in the dataset's CRS."""
         return tile_layout(self._facts, str(self._grid.crs))
 
+    def frames(self) -> list[Frame]:
+        """For samplers: the CRSs and pixels that chips lie on, and what is covered in each."""
+        if self._finding.native:
+            return native_frames(self.index, self._facts)
+        t = self._grid.transform
+        shapes = np.asarray(self.index.geometry, dtype=object)
+        return [Frame(crs=str(self._grid.crs), res=self._res, origin=(t.c, t.f), shapes=shapes)]
+
     def chip_grid(self, query: Any) -> Grid:
-        """The grid of the chip that `query` asks for."""
+        """The grid of the chip that `query` asks for.
+
+        Raises:
+            UsageError: no query by place, or one in another CRS than the grid's.
+            NoOverlapError: on native grids: no record there.
+        """
         parts = query if isinstance(query, tuple) else (query,)
         if not parts or not all(isinstance(part, slice) for part in parts):
             raise UsageError(
                 f"A dataset is asked by place, as ds[x, y, t] with slices or with an AOI, not {query!r}; give the "
                 "loader a sampler, such as RandomAOISampler(ds, size, length) or GridAOISampler(ds, size)."
             )
-        x, y, _ = self._disambiguate_slice(query)
+        x, y, t = self._disambiguate_slice(query)
+        own = str(self._grid.crs)
+        crs = own if not isinstance(query, AOI) or query.crs is None else query.crs
+        if self._finding.native:
+            return self._finder.native_grid((x, y, t), crs, self._res)
+        if crs != own:
+            raise UsageError(f"The AOI is in {crs}, the dataset in {own}; make the sampler from this dataset.")
         grid = self._grid
-        if (
-            x.step is not None
-            and y.step is not None
-            and not (_near(x.step, self._res[0]) and _near(y.step, self._res[1]))
-        ):
+        if x.step is not None and y.step is not None and not self._is_own_res(float(x.step), float(y.step)):
             grid = grid.with_res((float(x.step), float(y.step)))
         return grid.snap((float(x.start), float(y.start), float(x.stop), float(y.stop)))
+
+    def _is_own_res(self, x: float, y: float) -> bool:
+        return all(abs(step - res) <= 1e-9 * res for step, res in zip((x, y), self._res, strict=True))
 
     def _disambiguate_slice(self, query: Any) -> tuple[slice, slice, slice]:
         """(x, y, t) with nothing left open; what is open takes TorchGeo's way, over the bounds of the whole index."""
@@ -237,28 +325,15 @@ class RasteretDataset(GeoDataset):
 
     def batch_bytes(self, grids: Sequence[Grid]) -> int:
         """Memory of a batch's pixels and validity while it is read."""
-        pixels = sum(grid.height * grid.width for grid in grids)
-        return pixels * len(self.bands) * (self.dtype.itemsize + 1)
+        return self._batches.bytes(grids)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """Plan; the work that is left has to happen on the loop, and its result is for `finish`."""
-        images = None
-        if self._rule is None and len({grid.shape for grid in grids}) == 1:
-            shape = (len(grids), len(self.bands), *grids[0].shape)
-            images = batch_buffer(shape, torch_dtype(self.dtype))
-        targets = [None] * len(grids) if images is None else list(images.numpy())
-        batch = MosaicBatch([self._request(*parts) for parts in zip(queries, grids, targets, strict=True)])
-
-        async def read(loop: WorkerLoop) -> tuple[torch.Tensor | None, list[Mosaic]]:
-            return images, await batch.read(self._engine(loop))
-
-        return read
+        return self._batches.begin(self._finder, queries, grids, self._times(queries))
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Samples from what `begin`'s work gave."""
-        images, mosaics = raw
-        times = [self._disambiguate_slice(query)[2] for query in queries]
-        samples = make_samples(self._form, queries, times, mosaics, images)
+        samples = self._batches.finish(queries, self._times(queries), raw)
         return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
     def explain(self, queries: Sequence[Any]) -> ReadEstimate:
@@ -266,44 +341,32 @@ class RasteretDataset(GeoDataset):
 
         Exact where the best records are valid everywhere; gaps in them bring further records.
         """
-        return explain(MosaicBatch([self._request(query, self.chip_grid(query)) for query in queries]).plans)
+        grids = [self.chip_grid(query) for query in queries]
+        dates = [self._finder.dates(*asked) for asked in zip(grids, queries, self._times(queries), strict=True)]
+        return explain(self._batches.batch(grids, dates, None).plans)
 
-    def _engine(self, loop: WorkerLoop) -> Engine:
-        own = self._backend is None
-        reader = loop.reader(self._limits) if own else as_reader(self._backend)
-        return Engine(
-            reader=reader if self._sign is None else SigningReader(reader, self._sign),
-            pool=loop.pool,
-            stop_early=True,
-            slots=loop.slots(self._max_concurrent),
-            tiles=loop.tiles(self._cache_bytes, reader if own else self._backend),
-            meter=loop.meter,
-        )
+    @property
+    def _finder(self) -> Finder:
+        if self._found is None or self._found.index is not self.index:
+            self._found = Finder(self.index, self._facts, self._finding)
+        return self._found
 
-    def _request(self, query: Any, grid: Grid, into: Any = None) -> MosaicRequest:
-        rows = self._match(query, grid)
-        if not len(rows):
-            _, _, t = self._disambiguate_slice(query)
-            raise NoOverlapError(
-                f"No record at x, y = {tuple(round(v, 6) for v in grid.bounds)} ({grid.crs}) between {t.start} and "
-                f"{t.stop}; the dataset spans {tuple(round(float(v), 6) for v in self.index.total_bounds)}."
-            )
-        return MosaicRequest(
-            grid=grid,
-            records=self._store.records(rows),
-            bands=self.bands,
-            resampling=self._resampling,
-            nodata=self._nodata,
-            categories=self._rule is not None and not self._rule.continuous,
-            into=into,
-        )
+    def _times(self, queries: Sequence[Any]) -> list[slice]:
+        return [self._disambiguate_slice(query)[2] for query in queries]
 
     def _match(self, query: Any, grid: Grid) -> Any:
         """Rows that overlap the chip in space (with an area) and the query in time, best first."""
-        if self._lookup is None or self._lookup.index is not self.index:
-            self._lookup = Lookup(self.index, self._facts, full_turn(self._grid.crs))
-        _, _, t = self._disambiguate_slice(query)
-        return self._lookup.rows(grid.footprint, t)
+        return self._finder.rows(grid, self._disambiguate_slice(query)[2])
+
+    @property
+    def ignore_index(self) -> int | None:
+        """Class of invalid pixels; None where its samples are images."""
+        rule = self._batches.form.rule
+        return None if rule is None else rule.ignore_index
+
+    def plot(self, sample: Sample, **options: Any) -> Figure:
+        """A picture of one of its samples; options as for `loading.plot.plot_sample`."""
+        return plot_of([self], sample, options)
 
     # Combining ----------------------------------------------------------------------------------------------
 
@@ -318,7 +381,3 @@ class RasteretDataset(GeoDataset):
 
 def _is_open(part: Any) -> bool:
     return not isinstance(part, slice) or part.start is None or part.stop is None or part.step is None
-
-
-def _near(step: float, res: float) -> bool:
-    return abs(step - res) <= 1e-9 * res

@@ -15,6 +15,7 @@ from typing import Any
 
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.loading.reading import BatchReadable, process_loop
+from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
@@ -137,6 +138,7 @@ def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
     """The samples of a batch on this process's loop, read ahead where the batches before told of it."""
     loop = process_loop()
     samples = _take(dataset, batch, loop) if isinstance(batch, HintedBatch) else _read(dataset, batch, loop)
+    samples = enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
     report_stats(loop.meter.snapshot)
     return samples
 

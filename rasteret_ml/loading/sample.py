@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,27 @@ import pandas as pd
 import torch
 from torchgeo.datasets import GeoDataset
 
-from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import crs_text, pyproj_crs, transform_geometries
+from rasteret_ml.errors import DataError
+from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
-from rasteret_ml.loading.buffers import batch_buffer
+from rasteret_ml.loading.buffers import batch_buffer, torch_dtype
+from rasteret_ml.loading.composite import Composite
+from rasteret_ml.loading.labels import LabelRule
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.sampling.aoi import AOI
 
-__all__ = ["LabelRule", "Sample", "SampleForm", "TENSOR_ONLY", "bounds_tensor", "make_samples", "snapped_slices"]
+__all__ = [
+    "ChipSeries",
+    "Sample",
+    "SampleForm",
+    "TENSOR_ONLY",
+    "bounds_tensor",
+    "composed",
+    "make_samples",
+    "seconds_of",
+    "snapped_slices",
+]
 
 Sample = dict[str, Any]
 """A sample; every value a tensor, but for `bounds` and `crs` under TorchGeo 0.8."""
@@ -31,78 +43,75 @@ TENSOR_ONLY = hasattr(GeoDataset, "_slice_to_tensor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelRule:
-    """How stored labels become a mask."""
-
-    remap: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
-    """Sorted stored values and the class of each; None = values are classes."""
-    ignore_index: int
-    """Class of what is invalid or not listed."""
-    continuous: bool
-    """Float labels: float32, NaN where invalid."""
-
-    @classmethod
-    def make(
-        cls, bands: tuple[str, ...], dtype: np.dtype[Any], remap: dict[int, int] | None, ignore_index: int
-    ) -> LabelRule:
-        """Check and build a rule.
-
-        Raises:
-            UsageError: several label bands, or classes asked of a continuous raster.
-        """
-        if len(bands) != 1:
-            raise UsageError(f"Labels are one band, not {list(bands)}.")
-        continuous = dtype.kind == "f"
-        if continuous and remap is not None:
-            raise UsageError(f"remap= is for classes; these labels are {dtype}.")
-        if dtype.kind == "c":
-            raise UsageError(f"{dtype} labels have no meaning as classes or values.")
-        table = None
-        if remap is not None:
-            keys = np.array(sorted(int(k) for k in remap))
-            by_key = {int(k): int(v) for k, v in remap.items()}
-            table = (keys, np.array([by_key[int(k)] for k in keys], np.int64))
-        return cls(remap=table, ignore_index=int(ignore_index), continuous=continuous)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of `mask`."""
-        return torch.float32 if self.continuous else torch.int64
-
-    def apply(self, data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], out: npt.NDArray[Any]) -> None:
-        """Write `mask` `[H, W]` from one band `[H, W]`."""
-        if self.continuous:
-            out[:] = np.where(valid, data, np.nan)
-            return
-        classes = data.astype(np.int64)
-        if self.remap is not None:
-            keys, values = self.remap
-            place = np.searchsorted(keys, classes).clip(max=len(keys) - 1)
-            classes = np.where(keys[place] == classes, values[place], self.ignore_index)
-        out[:] = np.where(valid, classes, self.ignore_index)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleForm:
     """What a dataset's samples hold."""
 
+    key: str
+    """Name of the pixels: "image", "mask", or a longer name that begins so."""
     rule: LabelRule | None
     """Makes them label samples; None = images."""
     mask_aoi: bool
     """Whether `mask_aoi` is in them."""
     all_touched: bool
-    """For `mask_aoi`: whether pixels that the polygon touches are inside."""
+    """For the AOI's polygon: whether pixels that it touches are inside."""
+    mask_outside: bool
+    """Whether pixels outside the AOI's polygon are filled."""
     valid_per_band: bool
     """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
     with_scale: bool
     """Whether `scale` and `offset` are in them."""
+    with_clear: bool
+    """Whether `mask_clear` is in them."""
+    with_epsg: bool
+    """Whether `epsg` is in them."""
+    series: bool
+    """Whether they have an axis T."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChipSeries:
+    """What was read for one query."""
+
+    mosaics: tuple[Mosaic, ...]
+    """One a date, ascending; just one where there is no axis T."""
+    seconds: tuple[float, ...]
+    """Time of each, POSIX seconds UTC, NaN = undated."""
+    length: int
+    """T with padding."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where the pixels lie."""
+        return self.mosaics[0].grid
+
+
+def composed(composite: Composite, reading: ChipSeries) -> ChipSeries:
+    """The dates of a reading as one; its time is the mean of theirs.
+
+    Raises:
+        DataError: dates of different scale or offset.
+    """
+    mosaics = reading.mosaics
+    if len({(m.scaling.scale, m.scaling.offset) for m in mosaics if m.record is not None}) > 1:
+        raise DataError(
+            "The dates of a composite state different scale or offset; split the Collection by them, for example with "
+            f"where(): {', '.join(str(m.scaling) for m in mosaics)}."
+        )
+    clear = None if mosaics[0].clear is None else np.stack([np.asarray(m.clear) for m in mosaics])
+    data, valid, known = composite.apply(
+        np.stack([m.data for m in mosaics]), np.stack([m.valid for m in mosaics]), clear
+    )
+    one = replace(
+        next((m for m in mosaics if m.record is not None), mosaics[0]), data=data, valid=valid, clear=known, record=None
+    )
+    return ChipSeries(mosaics=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
 
 
 def make_samples(
     form: SampleForm,
     queries: Sequence[Any],
     times: Sequence[slice],
-    mosaics: Sequence[Mosaic],
+    readings: Sequence[ChipSeries],
     images: torch.Tensor | None,
 ) -> list[Sample]:
     """Samples by `design` 4.3, their tensors rows of one buffer a key where all chips are of one size.
@@ -111,53 +120,127 @@ def make_samples(
         form: What they hold.
         queries: What was asked for.
         times: Its time slices.
-        mosaics: What was read.
-        images: The buffer `[B, C, H, W]` that the mosaics' pixels are in, where there is one.
+        readings: What was read.
+        images: The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels of all dates are in, where there is one.
     """
-    columns: dict[str, Sequence[Any]] = {}
-    shapes = [mosaic.grid.shape for mosaic in mosaics]
-    rule = form.rule
-    if rule is not None:
-        rows = columns["mask"] = _rows(shapes, rule.dtype)
-        for row, mosaic in zip(rows, mosaics, strict=True):
-            rule.apply(mosaic.data[0], mosaic.valid[0], row.numpy())
+    columns: dict[str, Sequence[Any]] = {form.key: _pixels(form, readings, images)}
+    columns["mask_valid"] = _validity(form, readings)
+    if form.with_clear:
+        columns["mask_clear"] = _flags(form, readings, 1, lambda mosaic: np.asarray(mosaic.clear)[None])
+    if form.mask_aoi or form.mask_outside:
+        inside = [_aoi_mask(query, r.grid, form.all_touched) for query, r in zip(queries, readings, strict=True)]
+        if form.mask_aoi:
+            columns["mask_aoi"] = [
+                _repeated(form, mask[None], r.length) for mask, r in zip(inside, readings, strict=True)
+            ]
+        if form.mask_outside:
+            for pixels, mask, reading in zip(columns[form.key], inside, readings, strict=True):
+                _fill_outside(form, pixels, mask, reading)
+    if form.with_scale and form.rule is None:
+        columns["scale"] = _scales(form, readings, "scale", 1.0)
+        columns["offset"] = _scales(form, readings, "offset", 0.0)
+    columns |= _identity(form, queries, times, readings)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(readings))]
+
+
+def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    shapes = [reading.grid.shape for reading in readings]
+    if form.rule is not None:
+        rows = _rows(shapes, form.rule.dtype)
+        for row, reading in zip(rows, readings, strict=True):
+            form.rule.apply(reading.mosaics[0].data[0], reading.mosaics[0].valid[0], row.numpy())
+        return rows
+    if images is None and not form.series:
+        return [torch.from_numpy(reading.mosaics[0].data) for reading in readings]
+    if images is None:
+        first = readings[0].mosaics[0].data
+        rows = _rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
+        for row, reading in zip(rows, readings, strict=True):
+            for t, mosaic in enumerate(reading.mosaics):
+                row[t].numpy()[:] = mosaic.data
     else:
-        columns["image"] = [torch.from_numpy(m.data) for m in mosaics] if images is None else images.unbind(0)
-    valids = [len(m.valid) if form.valid_per_band else 1 for m in mosaics]
-    rows = columns["mask_valid"] = _rows([(n, *s) for n, s in zip(valids, shapes, strict=True)], torch.bool)
-    for row, mosaic in zip(rows, mosaics, strict=True):
-        if form.valid_per_band:
-            row.numpy()[:] = mosaic.valid
-        else:
-            np.all(mosaic.valid, axis=0, out=row.numpy()[0])
-    if form.mask_aoi:
-        columns["mask_aoi"] = [
-            torch.from_numpy(_aoi_mask(query, mosaic.grid, form.all_touched)[None])
-            for query, mosaic in zip(queries, mosaics, strict=True)
-        ]
-    if form.with_scale and rule is None:
-        columns["scale"] = _floats([[1.0 if v is None else v for v in m.scale] for m in mosaics], torch.float32)
-        columns["offset"] = _floats([[0.0 if v is None else v for v in m.offset] for m in mosaics], torch.float32)
-    columns |= _identity(queries, times, mosaics)
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(mosaics))]
+        rows = images.unbind(0)
+    if form.series:
+        for row, reading in zip(rows, readings, strict=True):
+            for t in range(len(reading.mosaics), reading.length):  # padding
+                row[t].numpy()[:] = np.array(reading.mosaics[0].fill, reading.mosaics[0].data.dtype)[:, None, None]
+    return rows
 
 
-def _identity(queries: Sequence[Any], times: Sequence[slice], mosaics: Sequence[Mosaic]) -> dict[str, Sequence[Any]]:
-    """Where, when and from which record."""
-    slices = [snapped_slices(mosaic.grid, t) for mosaic, t in zip(mosaics, times, strict=True)]
+def _validity(form: SampleForm, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
+    if form.valid_per_band:
+        return _flags(form, readings, len(readings[0].mosaics[0].valid), lambda mosaic: mosaic.valid)
+    return _flags(form, readings, 1, lambda mosaic: mosaic.valid.all(axis=0, keepdims=True))
+
+
+def _flags(form: SampleForm, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
+    """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
+    lead = [(r.length,) if form.series else () for r in readings]
+    rows = _rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
+    for row, reading in zip(rows, readings, strict=True):
+        dates = row if form.series else row[None]
+        for t, mosaic in enumerate(reading.mosaics):
+            dates[t].numpy()[:] = of(mosaic)
+        dates[len(reading.mosaics) :] = False
+    return rows
+
+
+def _repeated(form: SampleForm, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(mask[None], length, axis=0) if form.series else mask)
+
+
+def _fill_outside(form: SampleForm, pixels: torch.Tensor, inside: npt.NDArray[np.bool_], reading: ChipSeries) -> None:
+    if form.rule is not None:
+        pixels.numpy()[~inside] = form.rule.invalid
+        return
+    fill = np.array(reading.mosaics[0].fill, pixels.numpy().dtype)
+    np.copyto(pixels.numpy(), fill[:, None, None], where=~inside)
+
+
+def _scales(form: SampleForm, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
+    found = []
+    for reading in readings:
+        stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.mosaics]
+        stated += [[unknown] * len(stated[0])] * (reading.length - len(stated))
+        found.append(stated if form.series else stated[0])
+    return _floats(found, torch.float32)
+
+
+def _identity(
+    form: SampleForm, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
+) -> dict[str, Sequence[Any]]:
+    """Where, when, from which record and for whom."""
+    slices = [snapped_slices(reading.grid, t) for reading, t in zip(readings, times, strict=True)]
     columns: dict[str, Sequence[Any]] = {}
     if TENSOR_ONLY:
         columns["bounds"] = _floats([_bounds(part) for part in slices])
     else:
         columns["bounds"] = slices
-        columns["crs"] = [pyproj_crs(str(mosaic.grid.crs)) for mosaic in mosaics]
-    columns["transform"] = _floats([tuple(mosaic.grid.transform)[:9] for mosaic in mosaics])
-    columns["time"] = _floats([[_seconds(mosaic)] for mosaic in mosaics])
-    rows = [[-1 if mosaic.record is None else mosaic.record.info.row] for mosaic in mosaics]
-    columns["record"] = torch.tensor(rows, dtype=torch.int64).unbind(0)
-    aois = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
-    if None not in aois:
-        columns["aoi"] = torch.tensor(aois, dtype=torch.int64).unbind(0)
+        columns["crs"] = [pyproj_crs(str(reading.grid.crs)) for reading in readings]
+    if form.with_epsg:
+        columns["epsg"] = _integers([[epsg_code(reading.grid.crs) or 0] for reading in readings])
+    columns["transform"] = _floats([tuple(reading.grid.transform)[:9] for reading in readings])
+    padding = [r.length - len(r.mosaics) for r in readings]
+    columns["time"] = _floats([[*r.seconds, *[math.nan] * pad] for r, pad in zip(readings, padding, strict=True)])
+    rows = [[-1 if m.record is None else m.record.info.row for m in r.mosaics] for r in readings]
+    columns["record"] = _integers([[*row, *[-1] * pad] for row, pad in zip(rows, padding, strict=True)])
+    if form.series:
+        there = [[True] * len(r.mosaics) + [False] * pad for r, pad in zip(readings, padding, strict=True)]
+        columns["time_valid"] = [torch.tensor(flags) for flags in there]
+        columns["length"] = _integers([[len(r.mosaics)] for r in readings])
+    return columns | _of_aois(queries)
+
+
+def _of_aois(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """Which AOI, and its label; only where every query has them."""
+    columns: dict[str, Sequence[Any]] = {}
+    rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
+    if min(rows) >= 0:
+        columns["aoi"] = _integers([[row] for row in rows])
+    labels = [query.label if isinstance(query, AOI) else None for query in queries]
+    if None not in labels:
+        whole = all(isinstance(label, (int, np.integer)) for label in labels)
+        columns["label"] = _integers([[v] for v in labels]) if whole else _floats([[v] for v in labels], torch.float32)
     return columns
 
 
@@ -168,13 +251,18 @@ def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[tor
     return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
-def _floats(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
+def _floats(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
+    return _tensors(values, dtype)
+
+
+def _integers(values: Sequence[Any]) -> Sequence[torch.Tensor]:
+    return _tensors(values, torch.int64)
+
+
+def _tensors(values: Sequence[Any], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    if len({len(value) for value in values}) > 1:  # series of different lengths
+        return [torch.tensor(value, dtype=dtype) for value in values]
     return torch.tensor(values, dtype=dtype).unbind(0)
-
-
-def _seconds(mosaic: Mosaic) -> float:
-    when = None if mosaic.record is None else mosaic.record.datetime
-    return math.nan if when is None else pd.Timestamp(when).tz_localize("UTC").timestamp()
 
 
 def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_]:
@@ -184,6 +272,12 @@ def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_
     if query.crs is not None and query.crs != grid.crs:
         geometry = transform_geometries(np.array([geometry], dtype=object), query.crs, crs_text(grid.crs))[0]
     return inside_mask(geometry, grid, all_touched=all_touched)
+
+
+def seconds_of(mosaic: Mosaic) -> float:
+    """When a mosaic's first pixels were taken, POSIX seconds UTC; NaN = undated."""
+    when = None if mosaic.record is None else mosaic.record.datetime
+    return math.nan if when is None else pd.Timestamp(when).tz_localize("UTC").timestamp()
 
 
 def snapped_slices(grid: Grid, t: slice) -> tuple[slice, slice, slice]:

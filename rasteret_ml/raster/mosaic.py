@@ -15,9 +15,31 @@ from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.execute import Engine, execute
-from rasteret_ml.raster.plan import ChipPlan
+from rasteret_ml.raster.plan import ChipPlan, fill_value
+from rasteret_ml.raster.quality import QualityMask
+from rasteret_ml.raster.scaling import Scaling, scaling_of
 
-__all__ = ["Mosaic", "MosaicBatch", "MosaicRequest"]
+__all__ = ["Mosaic", "MosaicBatch", "MosaicRequest", "MosaicRule"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MosaicRule:
+    """How chips are filled; the same for all chips of a dataset."""
+
+    bands: tuple[str, ...]
+    """Along C."""
+    resampling: Resampling | None = None
+    """Kernel for records off the grid; None = as `plan_chip` chooses."""
+    nodata: int | float | None = None
+    """Overrides the files' nodata."""
+    categories: bool = False
+    """Whether values are classes, never to be averaged."""
+    quality: QualityMask | None = None
+    """Tells clear pixels; None = nothing does."""
+    clear_first: bool = False
+    """Whether clear pixels fill those that are valid, but not clear."""
+    harmonize: bool = False
+    """Whether records of another scale or offset are brought to the first one's; else they are refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,14 +50,8 @@ class MosaicRequest:
     """The chip's grid."""
     records: Sequence[RasterAccessor]
     """Best first."""
-    bands: tuple[str, ...]
-    """Along C."""
-    resampling: Resampling | None
-    """Kernel for records off the grid; None = as `plan_chip` chooses."""
-    nodata: int | float | None = None
-    """Overrides the files' nodata."""
-    categories: bool = False
-    """Whether values are classes, never to be averaged."""
+    rule: MosaicRule
+    """How they fill it."""
     into: npt.NDArray[Any] | None = None
     """An array `[C, H, W]` that the pixels go to; None = a new one."""
 
@@ -48,31 +64,50 @@ class Mosaic:
     """Pixels `[C, H, W]`; the first record's own, or its fill value, where none is valid."""
     valid: npt.NDArray[np.bool_]
     """Validity `[C, H, W]`."""
+    clear: npt.NDArray[np.bool_] | None
+    """Clear pixels `[H, W]`, by the record that supplied each; None where nothing tells."""
     grid: Grid
     """Where the pixels lie."""
     record: RasterAccessor | None
     """The record that supplied the first pixels; None where none did."""
-    scale: tuple[float | None, ...]
-    """Scale of each band, as the records used state it."""
-    offset: tuple[float | None, ...]
-    """Offset of each band."""
+    scaling: Scaling
+    """Scale and offset of each band, as the records used state them."""
+    fill: tuple[int | float, ...]
+    """What stands where there is no pixel, per band: the first record's nodata, or 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Layer:
+    """What one record may give."""
+
+    record: RasterAccessor
+    image: ChipPlan
+    quality: ChipPlan | None
+
+    @property
+    def plans(self) -> tuple[ChipPlan, ...]:
+        return (self.image,) if self.quality is None else (self.image, self.quality)
+
+    @property
+    def covers(self) -> bool:
+        return all(band.covers for band in self.image.bands)
 
 
 class MosaicBatch:
     """Requests that are read together, planned as far as can be before a byte is there.
 
     In rounds: each request brings the records up to the first that covers it wholly; those that still have
-    invalid pixels then bring the next ones.
+    pixels wanting then bring the next ones.
     """
 
     def __init__(self, requests: Sequence[MosaicRequest]) -> None:
         self._builders = [_Builder(request) for request in requests]
-        self._first = [(builder, plan) for builder in self._builders for plan in builder.next_plans()]
+        self._first = [(builder, layer) for builder in self._builders for layer in builder.next_layers()]
 
     @property
     def plans(self) -> list[ChipPlan]:
         """What the first round reads."""
-        return [plan for _, plan in self._first]
+        return [plan for _, layer in self._first for plan in layer.plans]
 
     async def read(self, engine: Engine) -> list[Mosaic]:
         """Read all; only once.
@@ -81,14 +116,19 @@ class MosaicBatch:
             DataError: records with different scale or offset would meet in one chip.
             ReadError: a tile could not be read.
         """
-        plans = self._first
-        while plans:
-            targets = [builder.target(plan) for builder, plan in plans]
-            result = await execute([plan for _, plan in plans], engine, into=targets)
-            for (builder, plan), chip in zip(plans, result.chips, strict=True):
-                builder.take(plan, chip)
+        layers = self._first
+        while layers:
+            plans = [plan for _, layer in layers for plan in layer.plans]
+            into = [
+                builder.target(layer) if plan is layer.image else None
+                for builder, layer in layers
+                for plan in layer.plans
+            ]
+            chips = iter((await execute(plans, engine, into=into)).chips)
+            for builder, layer in layers:
+                builder.take(layer, next(chips), None if layer.quality is None else next(chips))
             pending = [builder for builder in self._builders if builder.wants_more]
-            plans = [(builder, plan) for builder in pending for plan in builder.next_plans()]
+            layers = [(builder, layer) for builder in pending for layer in builder.next_layers()]
         return [builder.build() for builder in self._builders]
 
 
@@ -100,82 +140,98 @@ class _Builder:
             raise NoOverlapError("No record matches this place and time.")
         self._request = request
         self._next = 0
+        self._first: _Layer | None = None
         self._chip: Chip | None = None
-        self._covered = np.zeros(request.grid.shape, bool)
-        self._valid_all = np.zeros(request.grid.shape, bool)
-        self._used: list[tuple[RasterAccessor, ChipPlan]] = []
-        self._queue: list[RasterAccessor] = []
-        self._first: ChipPlan | None = None
+        self._clear: npt.NDArray[np.bool_] | None = None
+        self._rank = np.zeros(request.grid.shape, np.uint8)
+        self._used: list[_Layer] = []
 
     @property
     def wants_more(self) -> bool:
-        return self._next < len(self._request.records) and not self._valid_all.all()
+        best = 3 if self._request.rule.clear_first else 2
+        return self._next < len(self._request.records) and not (self._rank == best).all()
 
-    def next_plans(self) -> list[ChipPlan]:
-        """Plans of the next records, up to the first that covers the chip."""
-        plans, request = [], self._request
+    def next_layers(self) -> list[_Layer]:
+        """The next records, up to the first that covers the chip."""
+        layers, request, rule = [], self._request, self._request.rule
         while self._next < len(request.records):
             record = request.records[self._next]
             self._next += 1
-            plan = record.plan(
+            image = record.plan(
                 request.grid,
-                request.bands,
-                resampling=request.resampling,
-                nodata=request.nodata,
-                categories=request.categories,
+                rule.bands,
+                resampling=rule.resampling,
+                nodata=rule.nodata,
+                categories=rule.categories,
             )
-            self._first = self._first or plan
-            self._queue.append(record)
-            plans.append(plan)
-            if all(band.covers for band in plan.bands):
+            quality = None
+            if rule.quality is not None:
+                categories = rule.quality.below is None
+                quality = record.plan(request.grid, [rule.quality.band], resampling="nearest", categories=categories)
+            layers.append(_Layer(record=record, image=image, quality=quality))
+            self._first = self._first or layers[-1]
+            if layers[-1].covers:
                 break
-        return plans
+        return layers
 
-    def target(self, plan: ChipPlan) -> npt.NDArray[Any] | None:
-        """Where the chip of a plan is read to: the first record's pixels go where the mosaic is wanted."""
-        return self._request.into if plan is self._first else None
+    def target(self, layer: _Layer) -> npt.NDArray[Any] | None:
+        """Where a record's pixels are read to: the first record's go where the mosaic is wanted."""
+        return self._request.into if layer is self._first else None
 
-    def take(self, plan: ChipPlan, chip: Chip) -> None:
-        """Use a record's chip where earlier ones left gaps."""
-        record = self._queue.pop(0)
+    def take(self, layer: _Layer, chip: Chip, quality: Chip | None) -> None:
+        """Use a record's pixels where earlier ones left gaps."""
+        valid, clear = chip.valid_all, None
+        # What a file holds beats the fill value, a valid pixel an invalid one and, if asked for, a clear one the rest.
+        rank = chip.covered.astype(np.uint8) + valid
+        if quality is not None:
+            assert self._request.rule.quality is not None
+            clear = self._request.rule.quality.apply(quality.data[0], quality.valid[0]) & valid
+            if self._request.rule.clear_first:
+                rank += clear
         if self._chip is None:
-            self._chip = chip
-            self._covered, self._valid_all = chip.covered.copy(), chip.valid_all
-            if self._covered.any():
-                self._used.append((record, plan))
+            self._chip, self._clear, self._rank = chip, clear, rank
+            if chip.covered.any():
+                self._used.append(layer)
             return
-        # A valid pixel fills an invalid one; where nothing is valid, what a file holds beats the fill value.
-        better = chip.valid_all & ~self._valid_all
-        better |= chip.covered & ~self._covered
-        if better.any():
-            self._used.append((record, plan))
-            np.copyto(self._chip.data, chip.data, where=better)
-            np.copyto(self._chip.valid, chip.valid, where=better)
-            self._covered |= chip.covered
-            self._valid_all |= chip.valid_all
+        better = rank > self._rank
+        if not better.any():
+            return
+        data = self._in_our_units(layer, chip)
+        self._used.append(layer)
+        np.copyto(self._chip.data, data, where=better)
+        np.copyto(self._chip.valid, chip.valid, where=better)
+        np.copyto(self._rank, rank, where=better)
+        if clear is not None:
+            assert self._clear is not None
+            np.copyto(self._clear, clear, where=better)
+
+    def _in_our_units(self, layer: _Layer, chip: Chip) -> npt.NDArray[Any]:
+        """A record's pixels in the stored units of the first one used."""
+        if not self._used:
+            return np.asarray(chip.data)
+        own, its = scaling_of(self._used[0].image), scaling_of(layer.image)
+        if own == its:
+            return np.asarray(chip.data)
+        if not self._request.rule.harmonize:
+            raise DataError(
+                f"Records {self._used[0].record.id} and {layer.record.id} meet in one chip, but state different scale "
+                f"or offset ({own}; {its}); bring them to one with harmonize=True, or split the Collection by them, "
+                "for example with where()."
+            )
+        return own.restore(its.values(chip.data), chip.data, np.asarray(chip.valid))
 
     def build(self) -> Mosaic:
         """The finished mosaic."""
         assert self._chip is not None
-        facts = [_scaling(plan) for _, plan in self._used]
-        if len(set(facts)) > 1:
-            names = ", ".join(record.id for record, _ in self._used)
-            raise DataError(
-                f"Records {names} meet in one chip, but state different scale or offset ({facts}); "
-                "split the Collection by them, for example with where()."
-            )
-        nothing = ((None,) * len(self._request.bands),) * 2
-        scale, offset = facts[0] if facts else nothing
+        assert self._first is not None
+        first = self._first.image
+        bands = len(self._request.rule.bands)
         return Mosaic(
             data=self._chip.data,
             valid=self._chip.valid,
+            clear=self._clear,
             grid=self._request.grid,
-            record=self._used[0][0] if self._used else None,
-            scale=scale,
-            offset=offset,
+            record=self._used[0].record if self._used else None,
+            scaling=scaling_of(self._used[0].image) if self._used else Scaling.none(bands),
+            fill=tuple(fill_value(band.source.nodata, first.dtype) for band in first.bands),
         )
-
-
-def _scaling(plan: ChipPlan) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    found = [band.source.metadata for band in plan.bands]
-    return tuple(m.scale for m in found), tuple(m.offset for m in found)

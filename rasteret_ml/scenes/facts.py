@@ -5,37 +5,38 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, overload
 
-import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import shapely
 from affine import Affine
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.facts import BandArrays, band_arrays, id_ranks, outlines, record_id, record_times
+from rasteret_ml.collection.facts import (
+    BandArrays,
+    band_arrays,
+    id_ranks,
+    record_clouds,
+    record_id,
+    record_times,
+)
 from rasteret_ml.collection.schema import METADATA_SUFFIX
 from rasteret_ml.collection.store import RowStore
 from rasteret_ml.errors import MixedCRSError, UnknownBandError, UsageError
-from rasteret_ml.geo.crs import same_crs, transform_geometries
+from rasteret_ml.geo.crs import same_crs
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import BandRegistry
-from rasteret_ml.scenes.extents import cut_to_footprints, follows_the_edge, grid_outlines
 from rasteret_ml.scenes.packing import pack_array, unpack_array
 
-__all__ = ["RecordStore", "SceneFacts", "TileLayout", "choose_grid", "scene_facts", "scene_index", "tile_layout"]
+__all__ = ["RecordStore", "SceneFacts", "choose_grid", "scene_facts"]
 
 _log = logging.getLogger(__name__)
-_CHUNK = 8192
-"""Records whose outlines are cut together, by one thread."""
-_THREADS = 4
+_NAMED = 5
+"""Records that a warning names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +59,8 @@ class SceneFacts:
     """(height, width) of its tiles `[N, 2]`."""
     times: npt.NDArray[np.datetime64]
     """Acquisition `[N]`, NaT = undated."""
+    clouds: npt.NDArray[np.float32]
+    """Cloud cover in percent `[N]`, NaN = unknown."""
     id_ranks: npt.NDArray[np.int32]
     """Place of each one's id among all ids `[N]`."""
     dtype: np.dtype[Any]
@@ -87,29 +90,18 @@ class SceneFacts:
         return record_id(self.collection, int(self.rows[i]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TileLayout:
-    """Where the tiles of scenes lie, in the dataset's CRS; arrays `[N]` in the order of `rows`."""
-
-    rows: npt.NDArray[np.int64]
-    """Rows of the Collection, ascending."""
-    x0: npt.NDArray[np.float64]
-    """Left edge of the first tile."""
-    y0: npt.NDArray[np.float64]
-    """Upper edge of the first tile."""
-    tile_width: npt.NDArray[np.float64]
-    """Width of a tile in CRS units."""
-    tile_height: npt.NDArray[np.float64]
-    """Height of a tile in CRS units."""
-
-
 def _unpacked(values: dict[str, Any], arrays: Sequence[str]) -> SceneFacts:
     whole: dict[str, Any] = {name: unpack_array(v) if name in arrays else v for name, v in values.items()}
     return SceneFacts(**whole)
 
 
-def scene_facts(collection: Collection, bands: Sequence[str]) -> SceneFacts:
-    """Read the facts of all records, column by column; tile tables are left alone.
+def scene_facts(collection: Collection, bands: Sequence[str], also: Sequence[str] = ()) -> SceneFacts:
+    """Read the facts of all records that have every band, column by column; tile tables are left alone.
+
+    Args:
+        collection: The records.
+        bands: Bands that are read together, of one type.
+        also: Further bands that records must have, of any type.
 
     Raises:
         UsageError: no records, or bands or records of different types.
@@ -118,12 +110,23 @@ def scene_facts(collection: Collection, bands: Sequence[str]) -> SceneFacts:
     if not len(collection):
         raise UsageError("The Collection is empty: no record fits its filters.")
     facts = [band_arrays(collection, _column(collection, band)) for band in bands]
-    present = np.all(np.stack([f.present for f in facts]), axis=0)
+    others = [band_arrays(collection, _column(collection, band)) for band in also if band not in bands]
+    wanted = [*bands, *(band for band in also if band not in bands)]
+    present = np.all(np.stack([f.present for f in (*facts, *others)]), axis=0)
     if not present.any():
-        raise UnknownBandError(f"No record has all of the bands {list(bands)}.")
+        raise UnknownBandError(f"No record has all of the bands {wanted}.")
     rows = np.flatnonzero(present).astype(np.int64)
     if len(rows) < len(present):
-        _log.warning("%d of %d records lack one of %s and are not used", sum(~present), len(present), list(bands))
+        names = ", ".join(record_id(collection, int(row)) for row in np.flatnonzero(~present)[:_NAMED])
+        more = " ..." if (~present).sum() > _NAMED else ""
+        _log.warning(
+            "%d of %d records lack one of %s and are not used: %s%s",
+            (~present).sum(),
+            len(present),
+            wanted,
+            names,
+            more,
+        )
     facts = [f.take(rows) for f in facts]
     texts, codes = collection.crs_codes()
     codes, transforms = codes[rows], facts[0].transforms
@@ -146,6 +149,7 @@ def scene_facts(collection: Collection, bands: Sequence[str]) -> SceneFacts:
         shapes=facts[0].shapes,
         tiles=facts[0].tiles,
         times=record_times(collection)[rows],
+        clouds=record_clouds(collection)[rows],
         id_ranks=id_ranks(collection)[rows],
         dtype=_one_dtype(bands, facts),
         has_scale=any(f.has_scale for f in facts),
@@ -164,9 +168,15 @@ def _one_dtype(bands: Sequence[str], facts: Sequence[BandArrays]) -> np.dtype[An
     found = {band: f.dtypes for band, f in zip(bands, facts, strict=True)}
     kinds = {kind for names in found.values() for kind in names}
     if len(kinds) > 1:
+        several = next((band for band, names in found.items() if len(names) > 1), None)
         raise UsageError(
-            f"The bands do not share one type: {found}. Read them as several datasets joined with `&`, or narrow "
-            "the Collection."
+            f"The bands do not share one type: {found}. "
+            + (
+                "Read them as several datasets joined with `&`."
+                if several is None
+                else "Take the records of one type, for example with "
+                f"where(pc.field('{several}{METADATA_SUFFIX}', 'dtype') == '{found[several][0]}')."
+            )
         )
     (kind,) = kinds
     dtype: np.dtype[Any] = np.dtype(kind)
@@ -198,101 +208,6 @@ def choose_grid(facts: SceneFacts, crs: str | None, res: tuple[float, float] | N
             "north up (resampled), or read it on its own grid with RasterAccessor.read_window."
         )
     return first.with_res(first.res if res is None else res)
-
-
-def scene_index(facts: SceneFacts, crs: str) -> gpd.GeoDataFrame:
-    """TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
-
-    The geometry is the raster's own extent cut to the footprint; undated records span all time.
-    """
-    geometry = _extents(facts, crs)
-    lost = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
-    if lost.any():
-        raise UsageError(
-            f"Record {facts.id_of(int(np.argmax(lost)))} has no place in {crs}; choose another crs=, or leave it out."
-        )
-    first = facts.grid(0)
-    pixel = max(first.res if first.crs == crs else warped_grid(first, crs).res)
-
-    def cut(part: tuple[slice, npt.NDArray[np.object_]]) -> None:
-        geometry[part[0]] = _cut(facts, part[0], geometry[part[0]], part[1], crs, pixel)
-
-    with ThreadPoolExecutor(_THREADS) as pool:  # shapely and pyproj let go of the GIL
-        for _ in pool.map(cut, _footprints(facts)):
-            pass
-    undated = np.isnat(facts.times)
-    left = np.where(undated, pd.Timestamp.min.to_datetime64(), facts.times)
-    right = np.where(undated, pd.Timestamp.max.to_datetime64(), facts.times)
-    intervals = pd.IntervalIndex.from_arrays(
-        pd.DatetimeIndex(left), pd.DatetimeIndex(right), closed="both", name="datetime"
-    )
-    return gpd.GeoDataFrame({"rid": facts.rows}, geometry=geometry, crs=crs, index=intervals)
-
-
-def _extents(facts: SceneFacts, crs: str) -> npt.NDArray[np.object_]:
-    """The whole rasters in `crs`."""
-    geometry = grid_outlines(facts.transforms, facts.shapes)
-    for code, name in enumerate(facts.crs_texts):
-        here = facts.crs_codes == code
-        moved = transform_geometries(geometry[here], name, crs)
-        wrong = ~shapely.is_valid(moved)
-        moved[wrong] = shapely.make_valid(moved[wrong])
-        geometry[here] = moved
-    return geometry
-
-
-def _footprints(facts: SceneFacts) -> Iterator[tuple[slice, npt.NDArray[np.object_]]]:
-    """Footprints in longitude/latitude, some at a time, and whose they are."""
-    start = row = 0
-    for wkb in outlines(facts.collection, _CHUNK):
-        stop = int(np.searchsorted(facts.rows, row + len(wkb)))
-        if stop > start:
-            yield slice(start, stop), np.asarray(shapely.from_wkb(wkb[facts.rows[start:stop] - row]), dtype=object)
-        start, row = stop, row + len(wkb)
-
-
-def _cut(
-    facts: SceneFacts,
-    part: slice,
-    extents: npt.NDArray[np.object_],
-    footprints: npt.NDArray[np.object_],
-    crs: str,
-    pixel: float,
-) -> npt.NDArray[np.object_]:
-    cutting = ~(shapely.is_missing(footprints) | shapely.is_empty(footprints))
-    codes = facts.crs_codes[part]
-    for code in np.unique(codes[cutting]):
-        here = np.flatnonzero(cutting & (codes == code))
-        cutting[here] = ~follows_the_edge(
-            footprints[here], facts.transforms[part][here], facts.shapes[part][here], facts.crs_texts[code]
-        )
-    if cutting.any():
-        extents[cutting] = cut_to_footprints(extents[cutting], footprints[cutting], crs, pixel)
-    return extents
-
-
-def tile_layout(facts: SceneFacts, crs: str) -> TileLayout:
-    """Where the first bands' tiles lie in `crs`; of records in another CRS, or rotated, about where.
-
-    Those lie on no lattice of `crs`: their tiles are taken to start at the upper left corner of their bounds, and
-    to be as large as the raster's bounds divided by its tiles.
-    """
-    sizes = np.where(facts.tiles > 0, facts.tiles, facts.shapes).astype(np.float64)
-    a, b, c, d, e, f = facts.transforms.T
-    height, width = facts.shapes.T.astype(np.float64)
-    x0, y0 = np.minimum(c, c + a * width), np.maximum(f, f + e * height)
-    # Tiles are counted from the raster's first corner: of one that runs from right to left or upwards, the first tile
-    # seen from the upper left is the last, which may be cut.
-    x0 = np.where(a < 0, c + a * np.ceil(width / sizes[:, 1]) * sizes[:, 1], x0)
-    y0 = np.where(e > 0, f + e * np.ceil(height / sizes[:, 0]) * sizes[:, 0], y0)
-    tile_width, tile_height = abs(a) * sizes[:, 1], abs(e) * sizes[:, 0]
-    own = np.array([same_crs(text, crs) for text in facts.crs_texts])[facts.crs_codes] & (b == 0) & (d == 0)
-    if not own.all():
-        bounds = shapely.bounds(_extents(facts, crs)[~own])
-        x0[~own], y0[~own] = bounds[:, 0], bounds[:, 3]
-        tile_width[~own] = (bounds[:, 2] - bounds[:, 0]) * (sizes[:, 1] / width)[~own]
-        tile_height[~own] = (bounds[:, 3] - bounds[:, 1]) * (sizes[:, 0] / height)[~own]
-    return TileLayout(rows=facts.rows, x0=x0, y0=y0, tile_width=tile_width, tile_height=tile_height)
 
 
 class RecordStore:

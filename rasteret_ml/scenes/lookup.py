@@ -11,6 +11,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.scenes.facts import SceneFacts
+from rasteret_ml.scenes.preference import preference
 
 __all__ = ["Lookup", "Span"]
 
@@ -38,9 +39,12 @@ class Lookup:
         index: The index, with `rid` = row of the Collection.
         facts: The records, for the order of their ids.
         turn: A full turn of longitude in the units of the index's CRS, None where it is projected.
+        order: Which records come first, see `RecordOrder`.
     """
 
-    def __init__(self, index: gpd.GeoDataFrame, facts: SceneFacts, turn: float | None) -> None:
+    def __init__(
+        self, index: gpd.GeoDataFrame, facts: SceneFacts, turn: float | None, order: str | pd.Timestamp = "newest"
+    ) -> None:
         if "rid" not in index.columns:
             raise UsageError("The dataset's index lost its 'rid' column; keep it when assigning a new index.")
         self.index = index
@@ -53,12 +57,11 @@ class Lookup:
         self._tree = shapely.STRtree(self._shapes)
         self._turn = turn
         undated = self._left == pd.Timestamp.min.value
-        newest = np.where(undated, np.iinfo(np.int64).min, self._left)
+        times = np.where(undated, np.iinfo(np.int64).min, self._left)
         place = np.searchsorted(facts.rows, self._rid).clip(max=len(facts) - 1)
         ids = np.where(facts.rows[place] == self._rid, facts.id_ranks[place], 0)
-        # rank: newest first, then by id; undated records last. (~x is -x - 1, without overflow.)
-        self._rank = np.empty(len(ids), np.int64)
-        self._rank[np.lexsort((ids, ~newest))] = np.arange(len(ids))
+        clouds = facts.clouds[place] if order == "clearest" else np.zeros(len(ids))
+        self._sorted = preference(order, times, clouds, ids)
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
         """Rows that share an area with the chip and overlap the times (both ends included), best first."""
@@ -66,7 +69,7 @@ class Lookup:
         places = around_the_globe([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
-        found = found[np.argsort(self._rank[found])]
+        found = self._sorted(found, start, stop)
         rows: npt.NDArray[np.int64] = self._rid[found][:: int(t.step or 1)]
         if len(rows) < 2:
             return rows

@@ -61,11 +61,12 @@ def pack_index(index: gpd.GeoDataFrame) -> Packed:
         return "frame", index
     left, right = times.left.to_numpy(), times.right.to_numpy()
     columns = [(name, pack_array(index[name].to_numpy())) for name in names]
-    ends = None if (left == right).all() else pack_array(right)
+    lasting = right.view(np.int64) - left.view(np.int64)  # one number where all are instants
     place = int(index.columns.get_loc(index.geometry.name))
     shapes = _pack_shapes(np.asarray(index.geometry, dtype=object))
     crs = None if index.crs is None else index.crs.to_wkt()
-    return "index", columns, index.geometry.name, place, shapes, crs, (pack_array(left), ends, times.closed, times.name)
+    span = pack_array(left), pack_array(lasting), times.closed, times.name
+    return "index", columns, index.geometry.name, place, shapes, crs, span
 
 
 def unpack_index(packed: Packed) -> gpd.GeoDataFrame:
@@ -73,9 +74,9 @@ def unpack_index(packed: Packed) -> gpd.GeoDataFrame:
     kind, *rest = packed
     if kind == "frame":
         return rest[0]
-    columns, name, place, shapes, crs, (left, right, closed, title) = rest
+    columns, name, place, shapes, crs, (left, lasting, closed, title) = rest
     starts = unpack_array(left)
-    ends = starts if right is None else unpack_array(right)
+    ends = (starts.view(np.int64) + unpack_array(lasting)).view(starts.dtype)
     times = pd.IntervalIndex.from_arrays(pd.DatetimeIndex(starts), pd.DatetimeIndex(ends), closed=closed, name=title)
     data = [(column, unpack_array(values)) for column, values in columns]
     data.insert(place, (name, _unpack_shapes(shapes)))

@@ -21,7 +21,8 @@ from rasteret_ml.geo.crs import LONLAT, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.scenes.extents import cut_to_footprints, follows_the_edge, grid_outlines
-from rasteret_ml.scenes.facts import RecordStore, choose_grid, scene_facts, scene_index, tile_layout
+from rasteret_ml.scenes.facts import RecordStore, choose_grid, scene_facts
+from rasteret_ml.scenes.index import scene_index, tile_layout
 from rasteret_ml.scenes.packing import pack_index
 from rasteret_ml.testing import make_cog
 

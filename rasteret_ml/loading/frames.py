@@ -1,0 +1,48 @@
+"""The CRSs and pixels that chips lie on, for samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
+from rasteret_ml.geo.region import clipped, union_of
+from rasteret_ml.sampling.places import Frame
+from rasteret_ml.scenes.facts import SceneFacts
+
+__all__ = ["narrowed_frames", "native_frames"]
+
+
+def native_frames(index: gpd.GeoDataFrame, facts: SceneFacts) -> list[Frame]:
+    """What the scenes of each CRS cover, and the first one's pixels; CRSs in the order that they first appear in."""
+    positions = np.searchsorted(facts.rows, index["rid"].to_numpy().astype(np.int64))
+    shapes = np.asarray(index.geometry, dtype=object)
+    frames = []
+    for code, crs in enumerate(facts.crs_texts):
+        here = facts.crs_codes[positions] == code
+        if not here.any():
+            continue
+        grid = facts.grid(int(positions[here].min()))
+        moved = transform_geometries(shapes[here], crs_text(index.crs), crs)
+        origin = float(grid.transform.c), float(grid.transform.f)
+        frames.append(Frame(crs=crs, res=grid.res, origin=origin, shapes=moved))
+    return frames
+
+
+def narrowed_frames(frames: Sequence[Frame], index: gpd.GeoDataFrame) -> list[Frame]:
+    """Frames cut to what another index covers, such as that of an `&`; those of which nothing is left are none."""
+    shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
+    if len(frames) == 1 and same_crs(frames[0].crs, crs):
+        return [replace(frames[0], shapes=shapes)]
+    kept = []
+    for frame in frames:
+        covered = union_of(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
+        cut = clipped(frame.shapes, covered)
+        cut = cut[shapely.area(cut) > 0]
+        if len(cut):
+            kept.append(replace(frame, shapes=cut))
+    return kept

@@ -1,0 +1,212 @@
+"""Polygons with a class or value, a span of time and a place in the order of painting: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.geometries import GeometryArray
+from rasteret_ml.geo.region import polygonal_each
+from rasteret_ml.scenes.instants import INSTANT
+
+__all__ = ["LabelValues", "label_values", "polygon_table"]
+
+Classes = Sequence[Any] | Mapping[Any, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelValues:
+    """What each polygon is painted with."""
+
+    values: npt.NDArray[Any]
+    """int64 class or float32 value of each `[N]`; `nothing` where it has none."""
+    classes: dict[Any, int]
+    """Value in the table to class; empty for continuous labels."""
+    background: float | int | None
+    """What is outside all polygons; None = nothing is known there."""
+    nothing: float | int
+    """Where no label is known: `ignore_index`, or NaN."""
+
+
+def label_values(
+    found: GeometryArray, label: str | None, classes: Classes, continuous: bool, background: Any, ignore_index: int
+) -> LabelValues:
+    """The class or value of each polygon.
+
+    Raises:
+        UsageError: no such column, values that are no classes (or no numbers), classes that none of them has, or a
+            background that is also the class of something else.
+    """
+    if continuous:
+        if classes is not None or label is None:
+            raise UsageError("continuous=True takes its values from label=, a column of numbers, and no classes=.")
+        values = _numbers(found, label).astype(np.float32)
+        outside = None if background is None else float(background)
+        return LabelValues(values=values, classes={}, background=outside, nothing=float("nan"))
+    if label is None:
+        if classes is not None:
+            raise UsageError("classes= are those of label=, a column; without one every polygon is class 1.")
+        numbers = {"polygon": 1}
+        column = pd.Series(["polygon"] * len(found))
+    else:
+        column = _class_column(found, label)
+        numbers = _class_numbers(column, classes, background, label)
+    outside_class = _background_class(background, numbers, classes)
+    if ignore_index in {*numbers.values(), outside_class}:
+        raise UsageError(f"ignore_index={ignore_index} is also a class; choose another number for one of them.")
+    drawn = column.map(numbers)
+    if drawn.isna().all():
+        raise UsageError(
+            f"No polygon has any of the classes {list(numbers)[:10]}; the column {label!r} holds "
+            f"{_some(column)} ({column.dtype})."
+        )
+    values = drawn.fillna(ignore_index).to_numpy(np.int64)
+    return LabelValues(values=values, classes=numbers, background=outside_class, nothing=ignore_index)
+
+
+def polygon_table(found: GeometryArray, order: str | None, time: Any) -> gpd.GeoDataFrame:
+    """The polygons, valid, in their own CRS, with `rank`; their index is the time that each is for.
+
+    The rank is the place in the order of painting; the last one is on top.
+
+    Raises:
+        UsageError: no such column, or one with missing values (of an order) or with times that cannot be.
+    """
+    shapes = polygonal_each(shapely.force_2d(found.geometries))
+    lost = shapely.is_empty(shapes) | ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
+    if lost.any():
+        raise UsageError(f"Polygon {int(np.argmax(lost))} encloses no area; drop it, or mend it first.")
+    rank = np.empty(len(shapes), np.int64)
+    rank[np.argsort(_height(found, shapes, order), kind="stable")] = np.arange(len(shapes))
+    times = _times(found, time)
+    return gpd.GeoDataFrame({"rank": rank}, geometry=shapes, crs=found.crs, index=times)
+
+
+def _column(found: GeometryArray, name: str, what: str) -> pd.Series:
+    table = found.table
+    if table is None:
+        raise UsageError(
+            f"{what}={name!r} is a column, and these polygons come without any; give a GeoDataFrame, an Arrow table, "
+            "or a GeoParquet or GeoJSON file."
+        )
+    if name not in table.columns or name == table.geometry.name:
+        have = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
+        raise UsageError(f"{what}={name!r} is no column of the polygons; they have: {have or 'none'}.")
+    return table[name].reset_index(drop=True)
+
+
+def _some(column: pd.Series) -> str:
+    return ", ".join(repr(value) for value in column.dropna().unique()[:10])
+
+
+def _numbers(found: GeometryArray, label: str) -> npt.NDArray[np.float64]:
+    column = _column(found, label, "label")
+    if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+        raise UsageError(f"The column {label!r} holds {_some(column)} ({column.dtype}); continuous labels are numbers.")
+    return np.asarray(column.to_numpy(np.float64, na_value=np.nan))
+
+
+def _class_column(found: GeometryArray, label: str) -> pd.Series:
+    """The column as text, whole numbers or truth values, its missing values missing."""
+    column = _column(found, label, "label")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype if len(column.cat.categories) else object)
+    if pd.api.types.is_float_dtype(column.dtype):
+        known = column.dropna()
+        if not (known == known.round()).all():
+            raise UsageError(f"The column {label!r} holds {_some(column)}; say continuous=True, or give whole numbers.")
+        column = column.astype("Int64")  # whole numbers with gaps are read as floats
+    return column
+
+
+def _class_numbers(column: pd.Series, classes: Classes, background: Any, label: str) -> dict[Any, int]:
+    if isinstance(classes, Mapping):
+        return {key: int(value) for key, value in classes.items()}
+    if classes is not None:
+        if isinstance(classes, str) or len(set(classes)) != len(classes):
+            raise UsageError(
+                f"classes is a list of different values, or a mapping of values to classes, not {classes!r}."
+            )
+        return {value: i for i, value in enumerate(classes)}
+    try:
+        values = sorted(column.dropna().unique().tolist())
+    except TypeError:
+        raise UsageError(
+            f"The column {label!r} holds {_some(column)}, of several types; make them one first."
+        ) from None
+    free = (i for i in range(len(values) + 1) if background is None or i != background)
+    return dict(zip(values, free, strict=False))
+
+
+def _background_class(background: Any, numbers: Mapping[Any, int], classes: Classes) -> int | None:
+    if background is None:
+        return None
+    if not isinstance(background, (int, np.integer)) or isinstance(background, bool):
+        if background not in numbers:
+            raise UsageError(
+                f"background={background!r} is a class number, or one of the classes {list(numbers)[:10]}."
+            )
+        return numbers[background]
+    taken = [value for value, number in numbers.items() if number == background]
+    if taken and not isinstance(classes, Mapping):
+        raise UsageError(
+            f"background={background} is also the class of {taken[0]!r}. If that is meant, say "
+            f"background={taken[0]!r}; else number the classes with a mapping."
+        )
+    return int(background)
+
+
+def _height(found: GeometryArray, shapes: npt.NDArray[np.object_], order: str | None) -> npt.NDArray[Any]:
+    """What polygons are sorted by: of two that overlap the higher one is on top."""
+    if order is None:
+        return np.zeros(len(shapes))
+    if order == "area":
+        return -np.asarray(shapely.area(shapes))
+    column = _column(found, order, "order")
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise UsageError(f"order={order!r}: polygon {int(np.argmax(missing))} has no value, so it has no place in it.")
+    codes, _ = pd.factorize(column, sort=True)
+    return np.asarray(codes)
+
+
+def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
+    """Closed intervals, tz-naive UTC; what is missing is open to that side."""
+    if time is None:
+        left = right = pd.Series(pd.NaT, index=range(len(found)), dtype="datetime64[ns]")
+    elif isinstance(time, str):
+        left = right = _moments(found, time)
+    else:
+        if len(time) != 2 or not all(isinstance(name, str) for name in time):
+            raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
+        left, right = _moments(found, time[0]), _moments(found, time[1])
+    start, stop = left.fillna(pd.Timestamp.min), right.fillna(pd.Timestamp.max)
+    wrong = (start > stop).to_numpy()
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise UsageError(f"The time of polygon {i} ends before it begins: {start[i]} to {stop[i]}.")
+    stop[start == stop] += INSTANT
+    return pd.IntervalIndex.from_arrays(
+        pd.DatetimeIndex(start.to_numpy()), pd.DatetimeIndex(stop.to_numpy()), closed="both", name="datetime"
+    )
+
+
+def _moments(found: GeometryArray, name: str) -> pd.Series:
+    column = _column(found, name, "time")
+    if pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
+        raise UsageError(
+            f"The column {name!r} holds numbers ({_some(column)}), which could be years or seconds; make times of "
+            "them, for example with pandas.to_datetime(table[name], format='%Y')."
+        )
+    try:
+        return pd.to_datetime(column, utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[ns]")
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"The column {name!r} holds what is no time (as 2021-05-27T11:30Z): {error}.") from None

@@ -1,0 +1,65 @@
+"""Scale and offset of stored values: value = stored * scale + offset (GDAL's and STAC's convention)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rasteret_ml.raster.plan import ChipPlan
+
+__all__ = ["Scaling", "scaling_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What a record states of its bands."""
+
+    scale: tuple[float | None, ...]
+    """Of each band; None = not stated (1)."""
+    offset: tuple[float | None, ...]
+    """Of each band; None = not stated (0)."""
+
+    def __str__(self) -> str:
+        return f"scale {list(self.scale)}, offset {list(self.offset)}"
+
+    @classmethod
+    def none(cls, bands: int) -> Scaling:
+        """Nothing stated."""
+        return cls((None,) * bands, (None,) * bands)
+
+    def factors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Scale and offset `[C, 1, 1]`, what is not stated filled in."""
+        scale = np.array([1.0 if v is None else v for v in self.scale])
+        offset = np.array([0.0 if v is None else v for v in self.offset])
+        return scale[:, None, None], offset[:, None, None]
+
+    def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Stored pixels `[C, H, W]` as values."""
+        scale, offset = self.factors()
+        values: npt.NDArray[np.float64] = stored * scale + offset
+        return values
+
+    def restore(
+        self, values: npt.NDArray[np.float64], like: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any]:
+        """Values `[C, H, W]` as stored pixels of `like`'s type where `valid`, and `like` elsewhere.
+
+        Integers are rounded, and kept within the type's range.
+        """
+        scale, offset = self.factors()
+        stored = (values - offset) / scale
+        if like.dtype.kind in "iu":
+            limits = np.iinfo(like.dtype)
+            stored = np.clip(np.rint(stored), limits.min, limits.max)
+        out = like.copy()
+        out[valid] = stored[valid].astype(like.dtype)
+        return out
+
+
+def scaling_of(plan: ChipPlan) -> Scaling:
+    """What a plan's record states."""
+    found = [band.source.metadata for band in plan.bands]
+    return Scaling(tuple(m.scale for m in found), tuple(m.offset for m in found))

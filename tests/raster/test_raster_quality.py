@@ -1,0 +1,95 @@
+"""Quality bands and scaling: against numpy, value by value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.raster.quality import QUALITY_PRESETS, QualityMask
+from rasteret_ml.raster.scaling import Scaling
+
+
+def test_scl_classes_one_by_one():
+    """The twelve classes of the Sentinel-2 scene classification."""
+    data = np.arange(12, dtype=np.uint8)[None]
+    clear = QualityMask.of("sentinel-2-scl").apply(data, data != 0)
+    assert np.flatnonzero(clear[0]).tolist() == [2, 4, 5, 6, 7, 11]
+
+
+def test_qa_pixel_values_from_the_guide():
+    """Values that the Landsat product guide spells out: clear land and water, cloud, shadow, dilated cloud, fill."""
+    words = {21824: True, 21952: True, 22280: False, 23888: False, 21826: False, 1: False, 54596: False}
+    data = np.array([list(words)], np.uint16)
+    found = QUALITY_PRESETS["landsat-qa-pixel"].apply(data, np.ones(data.shape, bool))
+    assert found[0].tolist() == list(words.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.int16, np.uint32]), (3, 4)),
+    st.sets(st.integers(0, 15), min_size=1),
+    st.integers(0, 6),
+    st.integers(0, 3),
+    st.sets(st.integers(0, 7), min_size=1),
+)
+def test_bits_and_fields_are_those_of_each_number(data, bits, first, more, values):
+    """Python's own shifts."""
+    mask = QualityMask(band="q", bits=tuple(bits), fields={(first, first + more): tuple(values)})
+    found = mask.apply(data, np.ones(data.shape, bool))
+    for value, clear in zip(data.ravel().tolist(), found.ravel().tolist(), strict=True):
+        bad = any(value >> bit & 1 for bit in bits) or (value >> first) & (2 ** (more + 1) - 1) in values
+        assert clear == (not bad)
+
+
+def test_probabilities_and_unknown_pixels():
+    """Below the limit is clear; what is invalid, or NaN, is not."""
+    data = np.array([[0.1, 0.4, np.nan, 0.0]], np.float32)
+    found = QualityMask(band="p", below=0.4).apply(data, np.array([[True, True, True, False]]))
+    assert found[0].tolist() == [True, False, False, False]
+    cloudy = QualityMask(band="c", cloudy=(8, 9))
+    assert cloudy.apply(np.array([[8, 1, 1]], np.uint8), np.array([[True, True, False]])).tolist() == [
+        [False, True, False]
+    ]
+    with pytest.raises(UsageError, match="below="):
+        cloudy.apply(data, np.ones(data.shape, bool))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"clear": (1,), "cloudy": (2,)}, {"bits": (64,)}, {"fields": {(3, 1): (0,)}}],
+)
+def test_masks_that_cannot_be(wrong):
+    """None or several ways of reading, bits that are none."""
+    with pytest.raises(UsageError):
+        QualityMask(band="q", **wrong)
+
+
+def test_masks_from_yaml():
+    """Names, mappings with lists; what is unknown is named."""
+    assert QualityMask.of({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
+    with pytest.raises(UsageError, match="sentinel-2-scl"):
+        QualityMask.of("sentinel-9")
+    with pytest.raises(UsageError, match="classes"):
+        QualityMask.of({"band": "SCL", "classes": [4, 5]})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.uint16, (2, 3, 3)),
+    st.tuples(st.sampled_from([0.0001, 0.01, 1.0, 2.5]), st.sampled_from([0.0, -0.1, 1000.0])),
+    st.tuples(st.sampled_from([0.0001, 0.01, 1.0, 2.5]), st.sampled_from([0.0, -0.1, 1000.0])),
+)
+def test_restored_values_are_the_nearest_that_the_type_holds(data, one, two):
+    """Stored values of one scaling, in the units of another."""
+    a, b = Scaling((one[0],) * 2, (one[1],) * 2), Scaling((two[0], None), (None, two[1]))
+    valid = data % 3 != 0
+    found = b.restore(a.values(data), data, valid)
+    wanted = a.values(data)
+    scale, offset = np.array([two[0], 1.0])[:, None, None], np.array([0.0, two[1]])[:, None, None]
+    inside = np.clip(wanted, offset, 65535 * scale + offset)
+    assert (np.abs(found * scale + offset - inside)[valid] <= np.broadcast_to(scale, data.shape)[valid] * 0.5001).all()
+    assert (found[~valid] == data[~valid]).all()
