@@ -8,7 +8,7 @@ The map of the house, bottom step first; a file imports only from a lower step o
     0  errors       what can go wrong, whose fault it is, what to do
     1  ranges       byte ranges and merging them          telemetry    counters
     2  geo          windows, grids, CRSs, masks, warps, geometries in
-    3  cog          TIFF without I/O: headers, tile tables, codecs
+    3  cog          TIFF without I/O: headers, tile tables, codecs    plotting     pictures
     4  record       one row, and the names of bands
     5  fetch        the only room with sockets: readers, retries, URL schemes, signing
     6  raster       a row becomes pixels: plan, execute, RasterAccessor, mosaic, explain
@@ -31,32 +31,44 @@ from typing import Any
 
 _WHERE = {
     "AOI": "sampling.aoi",
+    "AOITable": "sampling.table",
     "BandRegistry": "record",
     "Chip": "raster.chip",
     "ClassMap": "train.maps",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
     "DataLoader": "loading.loader",
+    "DatasetStatistics": "train.statistics",
+    "EachAOISampler": "sampling.samplers",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "Locality": "sampling.locality",
     "LoaderStats": "loading.stats",
+    "PolygonDataset": "loading.polygons",
     "GridAOISampler": "sampling.samplers",
+    "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
     "RasterInfo": "record",
     "RasteretDataModule": "train.datamodule",
     "RasteretDataset": "loading.dataset",
     "RetryPolicy": "fetch.limits",
+    "TimeSeries": "scenes.dates",
     "Timeouts": "fetch.limits",
     "Window": "geo.window",
-    "band_statistics": "train.statistics",
+    "balanced_weights": "train.balance",
     "build": "ingest.build",
+    "check_splits": "sampling.leaks",
     "collate": "loading.collate",
+    "dataset_statistics": "train.statistics",
+    "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
     "prepare": "train.prepare",
     "spatial_split": "sampling.places",
+    "split_aois": "sampling.splits",
+    "split_blocks": "sampling.splits",
+    "split_records": "sampling.record_splits",
 }
 
 __all__ = sorted(_WHERE)

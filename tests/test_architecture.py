@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rasteret_ml"
 STEPS = {
-    "errors": 0, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "record": 4, "fetch": 5, "raster": 6, "runtime": 7,
-    "collection": 8, "ingest": 9, "sampling": 10, "scenes": 11, "loading": 12,
+    "errors": 0, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "plotting": 3, "record": 4, "fetch": 5, "raster": 6,
+    "runtime": 7, "collection": 8, "ingest": 9, "sampling": 10, "scenes": 11, "loading": 12,
     "train": 13, "cli": 14, "testing": 14,
 }  # fmt: skip
 KEYS = {
@@ -24,6 +24,7 @@ KEYS = {
     "torch": {"sampling", "loading", "train"},
     "torchgeo": {"loading", "train"},
     "lightning": {"train"},
+    "matplotlib": {"plotting"},
     "asyncio": {"fetch", "raster", "runtime", "collection", "ingest"},
 }
 LAZY_EXCEPTIONS = {("raster/chip.py", "torch")}

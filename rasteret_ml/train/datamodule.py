@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -11,32 +12,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import geopandas as gpd
 import lightning.pytorch as pl
-import shapely
 import torch
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.fetch.urls import is_remote
-from rasteret_ml.geo.crs import crs_text, transform_geometries
-from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.region import erode_by_box, polygonal
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.dataset import RasteretDataset
 from rasteret_ml.loading.loader import DataLoader
 from rasteret_ml.loading.sample import Sample
+from rasteret_ml.sampling.leaks import check_splits
 from rasteret_ml.sampling.locality import Locality
-from rasteret_ml.sampling.places import spatial_split
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
+from rasteret_ml.train.areas import SplitAreas
 from rasteret_ml.train.prepare import flip_and_turn, prepare
-from rasteret_ml.train.statistics import band_statistics, class_counts
+from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
 
 __all__ = ["RasteretDataModule"]
 
 _log = logging.getLogger(__name__)
+_CLASS_CHIPS = 256
+"""Chips looked at for classes: more than for means, so that rare ones are found."""
 
 
 class RasteretDataModule(pl.LightningDataModule):
@@ -57,8 +56,14 @@ class RasteretDataModule(pl.LightningDataModule):
         val_side: With `val_fraction`: the side of the area held out for validation.
         val_fraction: Share of the area's height or width held out.
         val_aois: Polygons held out instead (path, geometries); training stays outside them.
+        test_aois: Polygons held out for testing; default those for validation.
         train_aois: Polygons that training chips are centred in, as far as a chip there stays out of the held-out
             area; default everything that is not held out.
+        splits: Instead of these four: one table of polygons (or its path) with a column `split` that says "train",
+            "val" or "test", such as `split_blocks` and `split_aois` give; other rows are left alone.
+        placement: Where training chips lie in their polygons, see `RandomAOISampler`. Default "centre" with
+            `train_aois`, else "inside".
+        buffer: Least distance between splits in CRS units. Whatever made them, splits that leak are refused.
         size: Chip size in pixels.
         length: Training chips in an epoch.
         batch_size: Chips in a batch.
@@ -68,7 +73,9 @@ class RasteretDataModule(pl.LightningDataModule):
         nodata: Overrides the images' declared nodata.
         mean: Per band; default measured in the training area.
         std: Per band; default measured in the training area.
-        statistics_chips: Chips that are read to measure.
+        statistics_chips: Chips that are read to measure; None = all.
+        statistics: A YAML that mean, std and classes are read from; where it is not there yet, it is measured and
+            written. Measure anew (delete it) when the splits change.
         augment: Random flips and quarter turns in training.
         locality: Active tile blocks that training chips are drawn from in turn (see `Locality`); default uniform order.
         cache_bytes: Decoded tiles kept in each process, in bytes; give some with `locality`.
@@ -92,7 +99,11 @@ class RasteretDataModule(pl.LightningDataModule):
         val_side: str | None = "top",
         val_fraction: float = 0.3,
         val_aois: Any = None,
+        test_aois: Any = None,
         train_aois: Any = None,
+        splits: Any = None,
+        placement: Placement | None = None,
+        buffer: float = 0.0,
         size: int = 128,
         length: int = 1000,
         batch_size: int = 16,
@@ -102,7 +113,8 @@ class RasteretDataModule(pl.LightningDataModule):
         nodata: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        statistics_chips: int = 64,
+        statistics_chips: int | None = 64,
+        statistics: str | os.PathLike[str] | None = None,
         augment: bool = True,
         locality: int | None = None,
         cache_bytes: int = 0,
@@ -114,14 +126,24 @@ class RasteretDataModule(pl.LightningDataModule):
         cache_dir: str | os.PathLike[str] = "~/.cache/rasteret_ml",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["images", "labels", "val_aois", "train_aois"])
+        self.save_hyperparameters(ignore=["images", "labels", "val_aois", "test_aois", "train_aois", "splits"])
         self._sources = {"images": _plain(images), "labels": _plain(labels)}
         self._bands = None if bands is None else [str(b) for b in bands]
         self._label_band = label_band
         self._classes = {int(k): int(v) for k, v in classes.items()} if isinstance(classes, Mapping) else classes
         self.ignore_index = int(ignore_index)
-        self._val = (val_aois, val_side, float(val_fraction))
-        self._train_aois = train_aois
+        if splits is not None and not (val_aois is test_aois is train_aois is None):
+            raise UsageError("splits= says all of train, val and test; leave val_aois, test_aois and train_aois out.")
+        self._areas = SplitAreas(
+            val_side=val_side,
+            val_fraction=float(val_fraction),
+            val_aois=val_aois,
+            test_aois=test_aois,
+            train_aois=train_aois,
+            splits=splits,
+        )
+        self._placement: Placement = placement or ("inside" if train_aois is None else "centre")
+        self._buffer = float(buffer)
         self.size, self.length, self.batch_size, self.overlap = int(size), int(length), int(batch_size), int(overlap)
         if not 0 <= self.overlap < self.size:
             raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
@@ -130,7 +152,7 @@ class RasteretDataModule(pl.LightningDataModule):
         self._locality = None if locality is None else Locality(blocks=int(locality), batch_size=self.batch_size)
         self.mean = None if mean is None else tuple(float(v) for v in mean)
         self.std = None if std is None else tuple(float(v) for v in std)
-        self._statistics_chips = int(statistics_chips)
+        self._statistics_chips, self._statistics = statistics_chips, statistics
         self._augment, self._seed = bool(augment), int(seed)
         self._loader: dict[str, Any] = {
             "num_workers": int(num_workers),
@@ -175,71 +197,75 @@ class RasteretDataModule(pl.LightningDataModule):
         self.bands = tuple(self._bands or self.collection.bands)
         options: dict[str, Any] = self._grid | {"nodata": self._nodata, "cache_bytes": self._cache_bytes}
         self.images = RasteretDataset(self.collection, self.bands, **options)
-        held_out, side, fraction = self._val
-        split = spatial_split(self.images, held_out) if held_out is not None else None
-        if split is None and side is not None:
-            split = spatial_split(self.images, side=side, fraction=fraction)
-        self.train_area: Any = None if split is None else split[0]
-        self.val_area: Any = None if split is None else split[1]
-        if self._train_aois is not None:
-            self.train_area = self._within(self._train_aois, self.train_area)
-        self._measure()
-        self._join_labels(options)
+        self.train_area, self.val_area, self.test_area = self._areas.cut(self.images, self.size)
+        # Held-out chips reach out of their areas, but only pixels inside count: the areas are what must not be seen.
+        held_out = {"val": self.val_area, "test": self.test_area}
+        found = {name: area for name, area in held_out.items() if area is not None}
+        if found:
+            check_splits({"train": self._train_sampler(self.images)} | found, buffer=self._buffer)
+        known = self._known_statistics()
+        labels = None if self._sources["labels"] is None else self._open_labels()
+        self._measure(known, labels)
+        self._join_labels(options, labels)
         self._ready = True
 
-    def _within(self, aois: Any, area: Any) -> Any:
-        """The parts of `aois` that a chip may be centred in without reaching out of `area` (None: anywhere)."""
-        if area is None:
-            return aois
-        found = polygons_from(aois)
-        crs, (xres, yres) = crs_text(self.images.crs), self.images.res
-        roomy = erode_by_box(area.geometry.union_all(), self.size * xres, self.size * yres)
-        parts = shapely.intersection(transform_geometries(found.geometries, found.crs, crs), roomy)
-        kept = shapely.area(parts) > 0
-        if not kept.any():
+    def _known_statistics(self) -> DatasetStatistics | None:
+        """Those of the YAML, where there is one."""
+        if self._statistics is None or not Path(self._statistics).expanduser().exists():
+            return None
+        known = DatasetStatistics.load(self._statistics)
+        if tuple(known.bands) != self.bands:
             raise UsageError(
-                f"No chip of {self.size} pixels fits in train_aois without reaching into the held-out area."
+                f"{os.fspath(self._statistics)} is of bands {list(known.bands)}, the data are of {list(self.bands)}; "
+                "delete it, and it is measured again, or choose another path with statistics=."
             )
-        if not kept.all():
-            _log.warning(
-                "%d of %d train_aois lie in the held-out area and are not trained on", (~kept).sum(), len(kept)
-            )
-        return gpd.GeoDataFrame(geometry=[polygonal(part) for part in parts[kept]], crs=crs)
+        return known
 
-    def _measure(self) -> None:
-        if self.mean is None or self.std is None:
-            found = band_statistics(
-                self.images, aois=self.train_area, size=self.size, max_chips=self._statistics_chips, seed=self._seed
-            )
-            self.mean, self.std = self.mean or found.mean, self.std or found.std
-
-    def _join_labels(self, options: dict[str, Any]) -> None:
-        self.class_values: dict[int, int] = {}
-        self.train_set: Any = self.images
-        self.eval_set: Any = RasteretDataset(self.collection, self.bands, mask_aoi=True, **options)
-        if self._sources["labels"] is None:
-            return
+    def _open_labels(self) -> RasteretDataset:
+        """The labels as they are stored."""
         collection = self._open("labels", self._sources["labels"])
         bands = [self._label_band] if self._label_band else collection.bands
         if len(bands) != 1:
             raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
         cached: dict[str, Any] = {"cache_bytes": self._cache_bytes}
-        raw = RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, **cached)
+        return RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, **cached)
+
+    def _measure(self, known: DatasetStatistics | None, labels: RasteretDataset | None) -> None:
+        """Mean, std and classes, as far as they were not given, of the training area; kept where a path was given."""
+        options: dict[str, Any] = {"aois": self.train_area, "size": self.size, "seed": self._seed}
+        writing = self._statistics is not None
+        found = known
+        if found is None and (writing or self.mean is None or self.std is None):
+            found = dataset_statistics(self.images, max_chips=self._statistics_chips, **options)
+        if found is not None:
+            self.mean, self.std = self.mean or found.mean, self.std or found.std
+        classes = {} if known is None else known.classes
+        if self._classes == "auto" and labels is not None and labels.dtype.kind != "f" and not classes:
+            classes = dataset_statistics(self.images & labels, max_chips=_CLASS_CHIPS, **options).classes
+        self.class_counts: dict[int, int] = classes
+        """Pixels of each stored label value in the training chips looked at; empty where they were not counted."""
+        if found is not None and self._statistics is not None and (known is None or classes != known.classes):
+            dataclasses.replace(found, classes=classes).save(self._statistics)
+
+    def _join_labels(self, options: dict[str, Any], raw: RasteretDataset | None) -> None:
+        self.class_values: dict[int, int] = {}
+        self.train_set: Any = self.images
+        self.eval_set: Any = RasteretDataset(self.collection, self.bands, mask_aoi=True, **options)
+        if raw is None:
+            return
         remap = self._classes
-        if remap == "auto" and raw.dtype.kind != "f":
-            counts = class_counts(self.images & raw, aois=self.train_area, size=self.size, seed=self._seed)
-            remap = {value: i for i, value in enumerate(counts)}
+        if remap == "auto":
+            remap = {value: i for i, value in enumerate(self.class_counts)}
             _log.info("classes found in the training area: %s", remap)
-        remap = remap if isinstance(remap, dict) else None
         self.class_values = dict(remap or {})
         labels = RasteretDataset(
-            collection,
-            bands,
+            raw.collection,
+            raw.bands,
             is_image=False,
             crs=self.images.crs,
-            remap=remap or None,
+            remap=dict(remap or {}) or None,
             ignore_index=self.ignore_index,
-            **cached,
+            cache_bytes=self._cache_bytes,
         )
         self.train_set = self.images & labels
         self.eval_set = self.eval_set & labels
@@ -257,27 +283,31 @@ class RasteretDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Random chips inside the training area."""
-        placement: Placement = "inside" if self._train_aois is None else "centre"
-        sampler = RandomAOISampler(
-            self.train_set,
+        return self._make(self.train_set, self._train_sampler(self.train_set))
+
+    def _train_sampler(self, dataset: Any) -> RandomAOISampler:
+        return RandomAOISampler(
+            dataset,
             self.size,
             self.length,
             self.train_area,
             seed=self._seed,
-            placement=placement,
+            placement=self._placement,
             locality=self._locality,
         )
-        return self._make(self.train_set, sampler)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """A grid over the held-out area; nothing where none is held out."""
-        if self.val_area is None:
-            return []
-        return self._make(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=self.val_area))
+        return self._held_out(self.val_area)
 
     def test_dataloader(self) -> DataLoader | list[Any]:
-        """As validation."""
-        return self.val_dataloader()
+        """A grid over the area held out for testing; where there is none, as validation."""
+        return self._held_out(self.val_area if self.test_area is None else self.test_area)
+
+    def _held_out(self, area: Any) -> DataLoader | list[Any]:
+        if area is None:
+            return []
+        return self._make(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area))
 
     def predict_dataloader(self) -> DataLoader:
         """An overlapping grid over everything, images only."""

@@ -1,4 +1,4 @@
-"""Statistics, preparation, metrics, maps and the datamodule."""
+"""Preparation, metrics, maps and the datamodule."""
 
 from __future__ import annotations
 
@@ -16,28 +16,8 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.train.maps import map_grid
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
 from rasteret_ml.train.prepare import flip_and_turn, prepare
-from rasteret_ml.train.statistics import band_statistics, class_counts
 
 BANDS = ("B02", "B03")
-
-
-def test_statistics_are_those_of_all_valid_pixels(scenes):
-    """Over the whole mosaic, as numpy has them."""
-    dataset = rm.RasteretDataset(scenes.images, BANDS)
-    found = band_statistics(dataset, size=100, max_chips=1000)
-    x, y, _ = dataset.bounds
-    image = dataset[x, y]["image"].numpy().astype(float)
-    valid = dataset[x, y]["mask_valid"].numpy()[0]
-    np.testing.assert_allclose(found.mean, [band[valid].mean() for band in image])
-    np.testing.assert_allclose(found.std, [band[valid].std() for band in image])
-    assert found.count == (int(valid.sum()),) * 2
-
-
-def test_class_counts_are_numpys(scenes):
-    """Nodata is no class."""
-    dataset = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False)
-    values, counts = np.unique(scenes.cover[scenes.cover != 0], return_counts=True)
-    assert class_counts(dataset, size=64, max_chips=10_000) == dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def test_prepare_normalises_and_neutralises():
