@@ -90,7 +90,9 @@ class BatchReader:
         for found, when in zip(dates, seconds, strict=True):
             own: tuple[Mosaic, ...] = tuple(islice(rest, len(found)))
             reading = ChipSeries(mosaics=own, seconds=when or (seconds_of(own[0]),), length=self._length(found))
-            readings.append(reading if self.composite is None else composed(self.composite, reading))
+            readings.append(
+                reading if self.composite is None else composed(self.composite, reading, self.rule.harmonize)
+            )
         return make_samples(self.form, queries, times, readings, images)
 
     def _buffer(self, grids: Sequence[Grid], lengths: Sequence[int]) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.raster.scaling import Scaling
 
 __all__ = ["Composite"]
 
@@ -37,7 +38,7 @@ class Composite:
         """
         if composite is None or isinstance(composite, Composite):
             return composite
-        if isinstance(composite, Mapping) and list(composite) == ["max_index"]:
+        if isinstance(composite, Mapping) and list(composite) == ["max_index"] and len(composite["max_index"]) == 2:
             a, b = (str(band) for band in composite["max_index"])
             return cls(kind="max_index", bands=(_place(bands, (a,)), _place(bands, (b,))))
         if composite == "max_ndvi":
@@ -55,7 +56,11 @@ class Composite:
         return np.dtype(np.float64 if stored.itemsize > 4 else np.float32)
 
     def apply(
-        self, data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], clear: npt.NDArray[np.bool_] | None
+        self,
+        data: npt.NDArray[Any],
+        valid: npt.NDArray[np.bool_],
+        clear: npt.NDArray[np.bool_] | None,
+        scaling: Scaling | None = None,
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
         """The composite of `[T, C, H, W]`.
 
@@ -63,11 +68,17 @@ class Composite:
             data: Stored values of one scale and offset.
             valid: Validity of the same shape.
             clear: Clear pixels `[T, H, W]`, or None. A pixel that is clear at no date is made of its valid ones.
+            scaling: What stored values stand for, of which an index is made; None = themselves.
 
         Returns:
             Values and validity `[C, H, W]`, and which pixels are made of clear ones `[H, W]`; invalid pixels hold
             what the first date holds.
+
+        Raises:
+            UsageError: complex pixels.
         """
+        if data.dtype.kind == "c":
+            raise UsageError(f"{data.dtype} pixels have no order and no median; take a composite of real bands.")
         used = valid
         if clear is not None:
             whole = clear & valid.all(axis=1)
@@ -76,17 +87,18 @@ class Composite:
             clear = some
         out = data[0].astype(self.dtype(data.dtype))
         if self.kind == "max_index":
-            return *self._chosen(data, used, out), clear
+            return *self._chosen(data, used, out, scaling or Scaling.none(data.shape[1])), clear
         known = np.asarray(used.any(axis=0))
         found = _median(data, used) if self.kind == "median" else _mean(data, used)
         out[known] = found[known]
         return out, known, clear
 
     def _chosen(
-        self, data: npt.NDArray[Any], used: npt.NDArray[np.bool_], out: npt.NDArray[Any]
+        self, data: npt.NDArray[Any], used: npt.NDArray[np.bool_], out: npt.NDArray[Any], scaling: Scaling
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         whole = used.all(axis=1)
-        a, b = (data[:, i].astype(np.float64) for i in self.bands)
+        scale, offset = scaling.numbers
+        a, b = (data[:, i] * scale[i] + offset[i] for i in self.bands)
         with np.errstate(divide="ignore", invalid="ignore"):
             index = np.where(a + b == 0, 0.0, (a - b) / (a + b))
         index = np.where(whole & np.isfinite(index), index, -np.inf)

@@ -11,7 +11,7 @@ import numpy as np
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fetch.limits import FetchLimits
 from rasteret_ml.fetch.open import SignHook
 from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
@@ -63,7 +63,8 @@ class RasteretDataset(GeoDataset):
         key: Another name for these pixels, which begins with "image" or "mask": for several label heads in an `&`.
         grid: "common": every chip on one grid (`crs`, `res`), records off it resampled. "native": each chip on the
             grid of its own scene, nothing resampled; records in several CRSs mix freely in a batch, and `epsg` in
-            the sample says which. Where they are in several, the dataset's own CRS is longitude/latitude.
+            the sample says which. Where they are in several, the dataset's own CRS is longitude/latitude. Records on
+            other pixels than the best one's are no part of its chip, nor of its series.
         crs: Grid CRS (any form). Default the records' own; needed on a common grid where they have several.
         res: Pixel size in CRS units, one number or (x, y). Default the first record's first band.
         resampling: Kernel for records or bands off the grid. Default nearest for labels, colour tables and bits, else
@@ -144,7 +145,8 @@ class RasteretDataset(GeoDataset):
         dates = checked_dates(series, composite, self._facts)
         rule = None if is_image else LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index)
         self._finding = FindingRule(order=checked_order(order), series=dates, native=is_native(grid, crs, res))
-        lonlat = self._finding.native and len(self._facts.crs_texts) > 1
+        several = len(self._facts.crs_texts) > 1 or not self._facts.grid(0).is_axis_aligned
+        lonlat = self._finding.native and several
         chosen = LONLAT if lonlat else None if crs is None else crs_text(crs)
         self._grid = choose_grid(self._facts, chosen, pixel_size(res))
         self._res = self._grid.res
@@ -237,6 +239,7 @@ class RasteretDataset(GeoDataset):
         text = crs_text(new_crs)
         if text == self._grid.crs:
             return
+        self._refuse_another_grid()
         grid = choose_grid(self._facts, text, None)
         self._index = moved_index(self._index, text)
         self._grid, self._res = grid, grid.res
@@ -258,8 +261,16 @@ class RasteretDataset(GeoDataset):
         pair = pixel_size(new_res)
         assert pair is not None
         if pair != self._res:
+            self._refuse_another_grid()
             self._grid = self._grid.with_res(pair)
             self._res = self._grid.res
+
+    def _refuse_another_grid(self) -> None:
+        if self._finding.native:
+            raise UsageError(
+                "A dataset on native grids keeps their own CRS and pixels; put it on the left of `&` and `|`, or give "
+                "it a common grid."
+            )
 
     def tile_layout(self) -> TileLayout:
         """Where the tiles of the scenes lie, in the dataset's CRS."""
@@ -354,9 +365,12 @@ class RasteretDataset(GeoDataset):
     def _times(self, queries: Sequence[Any]) -> list[slice]:
         return [self._disambiguate_slice(query)[2] for query in queries]
 
-    def _match(self, query: Any, grid: Grid) -> Any:
-        """Rows that overlap the chip in space (with an area) and the query in time, best first."""
-        return self._finder.rows(grid, self._disambiguate_slice(query)[2])
+    def has(self, query: Any, grid: Grid) -> bool:
+        """Whether there are records, and dates enough, for a chip."""
+        try:
+            return bool(self._finder.dates(grid, query, self._disambiguate_slice(query)[2]))
+        except NoOverlapError:
+            return False
 
     @property
     def ignore_index(self) -> int | None:

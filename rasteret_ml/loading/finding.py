@@ -17,8 +17,8 @@ from rasteret_ml.geo.crs import LONLAT, crs_text, full_turn, same_crs, transform
 from rasteret_ml.geo.grid import ALIGNMENT_TOLERANCE, Grid, round_half_up
 from rasteret_ml.geo.window import Window
 from rasteret_ml.sampling.aoi import AOI
-from rasteret_ml.scenes.dates import TimeSeries, choose_dates
-from rasteret_ml.scenes.facts import SceneFacts
+from rasteret_ml.scenes.dates import TimeSeries, choose_dates, fitting
+from rasteret_ml.scenes.facts import SceneFacts, pixel_sizes
 from rasteret_ml.scenes.lookup import Lookup
 
 __all__ = ["Finder", "FindingRule"]
@@ -61,18 +61,28 @@ class Finder:
         """
         rows = self.rows(grid, t)
         if not len(rows):
-            where = tuple(round(v, 6) for v in grid.bounds)
-            span = tuple(round(float(v), 6) for v in self.index.total_bounds)
-            raise NoOverlapError(
-                f"No record at x, y = {where} ({grid.crs}) between {t.start} and {t.stop}; the dataset spans {span} "
-                f"({self._crs})."
-            )
+            raise NoOverlapError(self._nothing_at(grid, t))
         if self._rule.series is None:
             return [rows]
         at = self._positions(rows)
         draw = (query.seed, query.epoch, query.position) if isinstance(query, AOI) else (0, 0, 0)
         groups = choose_dates(self._rule.series, self._facts.times[at], self._facts.clouds[at], draw)
         return [rows[group] for group in groups]
+
+    def _nothing_at(self, grid: Grid, t: slice) -> str:
+        where = tuple(round(v, 6) for v in grid.bounds)
+        if not len(self.index):
+            return f"No record at x, y = {where} ({grid.crs}): the dataset's index is empty."
+        if self._rule.native and len(self._lookup.rows(_outline(grid, self._crs), t)):
+            return (
+                f"The records at x, y = {where} ({grid.crs}) lie on other pixels than this chip, and grid='native' "
+                "resamples nothing; give this dataset a common grid, or put it on the left."
+            )
+        span = tuple(round(float(v), 6) for v in self.index.total_bounds)
+        return (
+            f"No record at x, y = {where} ({grid.crs}) between {t.start} and {t.stop}; the dataset spans {span} "
+            f"({self._crs})."
+        )
 
     def seconds(self, dates: Sequence[Integers]) -> tuple[float, ...]:
         """Time of each date: its first instant, POSIX seconds UTC."""
@@ -82,8 +92,9 @@ class Finder:
     def native_grid(self, slices: tuple[slice, slice, slice], crs: str, res: tuple[float, float]) -> Grid:
         """The chip on its best record's own grid: as many pixels as asked for, about the same centre.
 
-        The best record is the first, of those in the query's CRS where there are any, that holds the chip's centre;
-        where none does, the first that meets it.
+        The best record is the first, of those with the query's CRS and pixel size where there are any, that holds the
+        chip's centre; where none does, the first that meets it. A chip that would miss its record by a rounding is
+        moved onto its edge.
 
         Args:
             slices: (x, y, t) in `crs`.
@@ -97,9 +108,7 @@ class Finder:
         rows = self._lookup.rows(_moved(shapely.box(x.start, y.start, x.stop, y.stop), crs, self._crs), t)
         if not len(rows):
             raise NoOverlapError(f"No record at x = {x.start} to {x.stop}, y = {y.start} to {y.stop} ({crs}).")
-        at = self._positions(rows)
-        own = np.array([same_crs(text, crs) for text in self._facts.crs_texts])[self._facts.crs_codes[at]]
-        at = at[own] if own.any() else at
+        at = self._alike(self._positions(rows), crs, (x.step, y.step))
         middle = (x.start + x.stop) / 2, (y.start + y.stop) / 2
         places = [(self._facts.grid(int(i)), i) for i in at]
         pixels = [(grid, _pixel_of(grid, middle, crs)) for grid, _ in places]
@@ -108,8 +117,26 @@ class Finder:
         )
         height = max(1, round_half_up((y.stop - y.start) / (y.step or res[1])))
         width = max(1, round_half_up((x.stop - x.start) / (x.step or res[0])))
-        first_row, first_col = round_half_up(row - height / 2), round_half_up(col - width / 2)
+        first_row = min(max(round_half_up(row - height / 2), 1 - height), grid.height - 1)
+        first_col = round_half_up(col - width / 2)
+        if grid.turn is None:
+            first_col = min(max(first_col, 1 - width), grid.width - 1)
         return grid.window(Window(row=first_row, col=first_col, height=height, width=width))
+
+    def _alike(self, at: Integers, crs: str, steps: tuple[float | None, float | None]) -> Integers:
+        """The records that fit the series, narrowed to those of a CRS and a pixel size where any are."""
+        facts, series = self._facts, self._rule.series
+        fits = np.ones(len(at), bool) if series is None else fitting(series, facts.times[at], facts.clouds[at])
+        own = np.array([same_crs(text, crs) for text in facts.crs_texts])[facts.crs_codes[at]]
+        sizes = pixel_sizes(facts.transforms[at])
+        near = np.ones(len(at), bool)
+        for i, step in enumerate(steps):
+            if step is not None:
+                near &= abs(sizes[:, i] - step) <= 1e-6 * step
+        for chosen in (fits & own & near, fits & own, fits, own & near, own):
+            if chosen.any():
+                return at[chosen]
+        return at
 
     def _positions(self, rows: Integers) -> Integers:
         return np.searchsorted(self._facts.rows, rows)

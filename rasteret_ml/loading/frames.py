@@ -12,21 +12,23 @@ import shapely
 from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.region import clipped, union_of
 from rasteret_ml.sampling.places import Frame
-from rasteret_ml.scenes.facts import SceneFacts
+from rasteret_ml.scenes.facts import SceneFacts, pixel_sizes
 
 __all__ = ["narrowed_frames", "native_frames"]
 
 
 def native_frames(index: gpd.GeoDataFrame, facts: SceneFacts) -> list[Frame]:
-    """What the scenes of each CRS cover, and the first one's pixels; CRSs in the order that they first appear in."""
+    """What the scenes of each CRS and pixel size cover, and the first one's pixels, in the records' order."""
     positions = np.searchsorted(facts.rows, index["rid"].to_numpy().astype(np.int64))
     shapes = np.asarray(index.geometry, dtype=object)
+    sizes = np.round(np.log(pixel_sizes(facts.transforms[positions])), 6)
+    kinds = np.column_stack([facts.crs_codes[positions], sizes])
+    _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
     frames = []
-    for code, crs in enumerate(facts.crs_texts):
-        here = facts.crs_codes[positions] == code
-        if not here.any():
-            continue
+    for number in np.argsort(positions[first], kind="stable"):
+        here = kind.reshape(-1) == number
         grid = facts.grid(int(positions[here].min()))
+        crs = str(grid.crs)
         moved = transform_geometries(shapes[here], crs_text(index.crs), crs)
         origin = float(grid.transform.c), float(grid.transform.f)
         frames.append(Frame(crs=crs, res=grid.res, origin=origin, shapes=moved))

@@ -85,25 +85,30 @@ class ChipSeries:
         return self.mosaics[0].grid
 
 
-def composed(composite: Composite, reading: ChipSeries) -> ChipSeries:
+def composed(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
     """The dates of a reading as one; its time is the mean of theirs.
 
     Raises:
-        DataError: dates of different scale or offset.
+        DataError: dates of different scale or offset, which `harmonize` brings to the first one's.
     """
     mosaics = reading.mosaics
-    if len({(m.scaling.scale, m.scaling.offset) for m in mosaics if m.record is not None}) > 1:
-        raise DataError(
-            "The dates of a composite state different scale or offset; split the Collection by them, for example with "
-            f"where(): {', '.join(str(m.scaling) for m in mosaics)}."
-        )
+    first = next((m for m in mosaics if m.record is not None), mosaics[0])
+    own, images = first.scaling, []
+    for mosaic in mosaics:
+        data, its = mosaic.data, mosaic.scaling
+        if mosaic.record is not None and its.numbers != own.numbers:
+            if not harmonize:
+                raise DataError(
+                    f"Record {mosaic.record.id} meets others in a composite, but states a different scale or offset "
+                    f"({its}; {own}); bring them to one with harmonize=True, or split the "
+                    "Collection by them, for example with where()."
+                )
+            data = own.restore(its.values(data), data, mosaic.valid, first.fill)
+        images.append(data)
+    valid = np.stack([m.valid for m in mosaics])
     clear = None if mosaics[0].clear is None else np.stack([np.asarray(m.clear) for m in mosaics])
-    data, valid, known = composite.apply(
-        np.stack([m.data for m in mosaics]), np.stack([m.valid for m in mosaics]), clear
-    )
-    one = replace(
-        next((m for m in mosaics if m.record is not None), mosaics[0]), data=data, valid=valid, clear=known, record=None
-    )
+    data, valid, clear = composite.apply(np.stack(images), valid, clear, own)
+    one = replace(first, data=data, valid=valid, clear=clear, record=None)
     return ChipSeries(mosaics=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
 
 
@@ -277,7 +282,12 @@ def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_
 def seconds_of(mosaic: Mosaic) -> float:
     """When a mosaic's first pixels were taken, POSIX seconds UTC; NaN = undated."""
     when = None if mosaic.record is None else mosaic.record.datetime
-    return math.nan if when is None else pd.Timestamp(when).tz_localize("UTC").timestamp()
+    return math.nan if when is None else _posix(when)
+
+
+def _posix(when: Any) -> float:
+    stamp = pd.Timestamp(when)
+    return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())
 
 
 def snapped_slices(grid: Grid, t: slice) -> tuple[slice, slice, slice]:
@@ -297,5 +307,5 @@ def bounds_tensor(slices: tuple[slice, slice, slice]) -> torch.Tensor:
 
 def _bounds(slices: tuple[slice, slice, slice]) -> list[float]:
     x, y, t = slices
-    seconds = [pd.Timestamp(v).tz_localize("UTC").timestamp() for v in (t.start, t.stop)]
+    seconds = [_posix(v) for v in (t.start, t.stop)]
     return [x.start, x.stop, x.step, y.start, y.stop, y.step, *seconds, 1 if t.step is None else t.step]

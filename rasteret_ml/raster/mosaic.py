@@ -144,7 +144,8 @@ class _Builder:
         self._chip: Chip | None = None
         self._clear: npt.NDArray[np.bool_] | None = None
         self._rank = np.zeros(request.grid.shape, np.uint8)
-        self._used: list[_Layer] = []
+        self._owner: _Layer | None = None
+        self._there: _Layer | None = None
 
     @property
     def wants_more(self) -> bool:
@@ -190,14 +191,13 @@ class _Builder:
                 rank += clear
         if self._chip is None:
             self._chip, self._clear, self._rank = chip, clear, rank
-            if chip.covered.any():
-                self._used.append(layer)
+            self._note(layer, chip, valid)
             return
         better = rank > self._rank
         if not better.any():
             return
         data = self._in_our_units(layer, chip)
-        self._used.append(layer)
+        self._note(layer, chip, valid & better)
         np.copyto(self._chip.data, data, where=better)
         np.copyto(self._chip.valid, chip.valid, where=better)
         np.copyto(self._rank, rank, where=better)
@@ -205,33 +205,41 @@ class _Builder:
             assert self._clear is not None
             np.copyto(self._clear, clear, where=better)
 
+    def _note(self, layer: _Layer, chip: Chip, taken: npt.NDArray[np.bool_]) -> None:
+        """Whose the mosaic is: the first record's that gave a valid pixel, else the first one's that lies there."""
+        if self._owner is None and taken.any():
+            self._owner = layer
+        if self._there is None and chip.covered.any():
+            self._there = layer
+
     def _in_our_units(self, layer: _Layer, chip: Chip) -> npt.NDArray[Any]:
-        """A record's pixels in the stored units of the first one used."""
-        if not self._used:
+        """A record's pixels in the stored units of the first one that gave valid ones."""
+        if self._owner is None:
             return np.asarray(chip.data)
-        own, its = scaling_of(self._used[0].image), scaling_of(layer.image)
-        if own == its:
+        own, its = scaling_of(self._owner.image), scaling_of(layer.image)
+        if own.numbers == its.numbers:
             return np.asarray(chip.data)
         if not self._request.rule.harmonize:
             raise DataError(
-                f"Records {self._used[0].record.id} and {layer.record.id} meet in one chip, but state different scale "
-                f"or offset ({own}; {its}); bring them to one with harmonize=True, or split the Collection by them, "
-                "for example with where()."
+                f"Records {self._owner.record.id} and {layer.record.id} meet in one chip, but state different scale or "
+                f"offset ({own}; {its}); bring them to one with harmonize=True, or split the Collection by them, for "
+                "example with where()."
             )
-        return own.restore(its.values(chip.data), chip.data, np.asarray(chip.valid))
+        nodata = [band.source.nodata for band in self._owner.image.bands]
+        return own.restore(its.values(chip.data), chip.data, np.asarray(chip.valid), nodata)
 
     def build(self) -> Mosaic:
         """The finished mosaic."""
         assert self._chip is not None
         assert self._first is not None
-        first = self._first.image
+        first, owner = self._first.image, self._owner or self._there
         bands = len(self._request.rule.bands)
         return Mosaic(
             data=self._chip.data,
             valid=self._chip.valid,
             clear=self._clear,
             grid=self._request.grid,
-            record=self._used[0].record if self._used else None,
-            scaling=scaling_of(self._used[0].image) if self._used else Scaling.none(bands),
+            record=None if owner is None else owner.record,
+            scaling=Scaling.none(bands) if owner is None else scaling_of(owner.image),
             fill=tuple(fill_value(band.source.nodata, first.dtype) for band in first.bands),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,15 @@ class Scaling:
         """Nothing stated."""
         return cls((None,) * bands, (None,) * bands)
 
+    @property
+    def numbers(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Scales and offsets, what is not stated filled in."""
+        return tuple(1.0 if v is None else v for v in self.scale), tuple(0.0 if v is None else v for v in self.offset)
+
     def factors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Scale and offset `[C, 1, 1]`, what is not stated filled in."""
-        scale = np.array([1.0 if v is None else v for v in self.scale])
-        offset = np.array([0.0 if v is None else v for v in self.offset])
-        return scale[:, None, None], offset[:, None, None]
+        scale, offset = self.numbers
+        return np.array(scale)[:, None, None], np.array(offset)[:, None, None]
 
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Stored pixels `[C, H, W]` as values."""
@@ -43,17 +48,25 @@ class Scaling:
         return values
 
     def restore(
-        self, values: npt.NDArray[np.float64], like: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+        self,
+        values: npt.NDArray[np.float64],
+        like: npt.NDArray[Any],
+        valid: npt.NDArray[np.bool_],
+        nodata: Sequence[int | float | None] = (),
     ) -> npt.NDArray[Any]:
         """Values `[C, H, W]` as stored pixels of `like`'s type where `valid`, and `like` elsewhere.
 
-        Integers are rounded, and kept within the type's range.
+        Integers are rounded and kept within the type's range; one that would be its band's nodata becomes the next
+        number beside it, so that what is valid goes on looking so.
         """
         scale, offset = self.factors()
         stored = (values - offset) / scale
         if like.dtype.kind in "iu":
             limits = np.iinfo(like.dtype)
             stored = np.clip(np.rint(stored), limits.min, limits.max)
+            for band, reserved in zip(stored, nodata, strict=False):
+                if reserved is not None:
+                    band[band == reserved] += 1 if reserved < limits.max else -1
         out = like.copy()
         out[valid] = stored[valid].astype(like.dtype)
         return out

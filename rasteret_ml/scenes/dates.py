@@ -13,7 +13,7 @@ import pandas as pd
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.sampling.order import epoch_random
 
-__all__ = ["DateChoice", "TimeSeries", "choose_dates"]
+__all__ = ["DateChoice", "TimeSeries", "choose_dates", "fitting"]
 
 DateChoice = Literal["latest", "earliest", "even", "clearest", "random"]
 """Which dates where there are more than `length`: the last or first ones, some spread evenly over those there are (the
@@ -69,6 +69,8 @@ class TimeSeries:
                 return cls(**{str(key): value for key, value in series.items()})
             except TypeError as error:
                 raise UsageError(f"series= {dict(series)}: {error}.") from None
+        if isinstance(series, bool) or not isinstance(series, (int, np.integer)):
+            raise UsageError(f"series= is a TimeSeries, its length or a mapping of its fields, not {series!r}.")
         return cls(length=int(series))
 
     def gap(self) -> int | None:
@@ -84,6 +86,18 @@ class TimeSeries:
         if gap is pd.NaT or gap < pd.Timedelta(0):
             raise UsageError(f"group is 'day', 'instant' or a duration such as '6h', not {self.group!r}.")
         return int(gap.as_unit("ns").value)
+
+
+def fitting(series: TimeSeries, times: npt.NDArray[np.datetime64], clouds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which records `[N]` may be in the series at all, by month and cloud."""
+    kept = np.ones(len(times), bool)
+    if series.months:
+        month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
+        kept &= np.isin(month, series.months)
+    if series.max_cloud is not None:
+        with np.errstate(invalid="ignore"):
+            kept &= clouds <= series.max_cloud
+    return kept
 
 
 def choose_dates(
@@ -104,14 +118,7 @@ def choose_dates(
         NoOverlapError: fewer than `series.least` dates.
     """
     stamps = times.astype("datetime64[ns]").astype(np.int64)
-    kept = np.ones(len(stamps), bool)
-    if series.months:
-        month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
-        kept &= np.isin(month, series.months)
-    if series.max_cloud is not None:
-        with np.errstate(invalid="ignore"):
-            kept &= clouds <= series.max_cloud
-    used = np.flatnonzero(kept)
+    used = np.flatnonzero(fitting(series, times, clouds))
     dates = _grouped(stamps[used], series.gap())
     groups = [used[dates == date] for date in range(int(np.max(dates, initial=-1)) + 1)]
     if len(groups) < series.least:

@@ -32,7 +32,7 @@ from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import BandRegistry
 from rasteret_ml.scenes.packing import pack_array, unpack_array
 
-__all__ = ["RecordStore", "SceneFacts", "choose_grid", "scene_facts"]
+__all__ = ["RecordStore", "SceneFacts", "choose_grid", "pixel_sizes", "scene_facts"]
 
 _log = logging.getLogger(__name__)
 _NAMED = 5
@@ -154,6 +154,12 @@ def scene_facts(collection: Collection, bands: Sequence[str], also: Sequence[str
         dtype=_one_dtype(bands, facts),
         has_scale=any(f.has_scale for f in facts),
     )
+
+
+def pixel_sizes(transforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Pixel size (x, y), positive, of transforms `[N, 6]` (as `Grid.res`) `[N, 2]`."""
+    a, b, _, d, e, _ = transforms.T
+    return np.column_stack([np.hypot(a, d), np.hypot(b, e)])
 
 
 def _column(collection: Collection, band: str) -> str:

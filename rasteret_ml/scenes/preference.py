@@ -33,8 +33,9 @@ def checked_order(order: RecordOrder) -> str | pd.Timestamp:
     if isinstance(order, str) and order in _NAMED:
         return order
     try:
-        when = pd.Timestamp(order)
-    except (TypeError, ValueError):
+        when = pd.Timestamp(order) if isinstance(order, (str, dt.date)) else pd.NaT
+        when.as_unit("ns")
+    except (TypeError, ValueError):  # also a date that nanoseconds do not reach
         when = pd.NaT
     if when is pd.NaT:
         raise UsageError(f"order= is one of {', '.join(_NAMED)} or a date, not {order!r}.")

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import rasterio
 import torch
+from affine import Affine
 
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
@@ -82,6 +84,55 @@ def test_records_of_another_scale_are_refused_or_brought_to_one(tmp_path):
     assert sample["scale"].tolist() == pytest.approx([0.0002, 0.0002])
 
 
+def scaled(table: pa.Table, band: str, facts: list[dict[str, float]]) -> pa.Table:
+    """The table with scale and offset stated for a band of each record."""
+    name = f"{band}_metadata"
+    rows = [row | fact for row, fact in zip(table[name].to_pylist(), facts, strict=True)]
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(rows, table[name].type))
+
+
+def test_an_index_is_made_of_values_not_of_stored_numbers(tmp_path):
+    """With an offset the other date has the larger NDVI: (3000, 1500) beats (5000, 2400) at offset -0.1."""
+    for day_number, (red, nir) in ((2, (2400, 5000)), (4, (1500, 3000))):
+        for band, value in (("B04", red), ("B08", nir)):
+            pixels = np.full((8, 8), value, np.uint16)
+            make_cog(tmp_path / f"s_202305{day_number:02d}_{band}.tif", pixels, blocksize=128)
+    table = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["B04", "B08"]).to_table()
+    stated = [{"scale": 0.0001, "offset": -0.1}] * 2
+    for band in ("B04", "B08"):
+        table = scaled(table, band, stated)
+    best = rm.RasteretDataset(Collection(table), ["B04", "B08"], composite="max_ndvi")
+    x, y, t = best.bounds
+    assert best[x, y, t]["image"][:, 0, 0].tolist() == [1500, 3000]
+
+
+def test_composites_of_two_scalings(tmp_path):
+    """Refused by name, or brought to the first one's; what is not stated is 1 and 0."""
+    for number, value in ((2, 100), (4, 300)):
+        day(number, value, tmp_path)
+    table = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A", "B"]).to_table()
+    two = Collection(scaled(table, "A", [{"scale": 1.0, "offset": 0.0}, {"scale": 0.5, "offset": 0.0}]))
+    with pytest.raises(DataError, match="harmonize=True"):
+        rm.RasteretDataset(two, ["A"], composite="mean")[WHOLE]
+    mean = rm.RasteretDataset(two, ["A"], composite="mean", harmonize=True)[WHOLE]
+    assert (mean["image"] == 125).all()  # 100 and 300 * 0.5
+    alike = Collection(scaled(table, "A", [{"scale": 1.0, "offset": 0.0}, {}]))
+    assert (rm.RasteretDataset(alike, ["A"], composite="mean")[WHOLE]["image"] == 200).all()
+
+
+def test_a_record_without_a_valid_pixel_decides_nothing(tmp_path):
+    """Neither the units, nor `record` and `time`."""
+    day(2, 40, tmp_path)
+    for band in ("A", "B"):
+        make_cog(tmp_path / f"s_20230504_{band}.tif", np.zeros((32, 32), np.uint16), nodata=0, blocksize=128)
+    table = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A", "B"]).to_table()
+    table = scaled(table, "A", [{"scale": 0.1, "offset": 0.0}, {"scale": 0.2, "offset": 0.0}])
+    sample = rm.RasteretDataset(Collection(table), ["A"])[WHOLE]
+    assert (sample["image"] == 40).all()
+    assert sample["scale"].tolist() == pytest.approx([0.1])
+    assert sample["record"].tolist() == [0]
+
+
 def test_keys_tell_heads_apart(days, scenes):
     """Two label datasets in one sample, each with its own name; reserved names are refused."""
     heads = [rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, key=key) for key in (None, "mask_again")]
@@ -146,6 +197,46 @@ def test_too_few_valid_pixels_are_drawn_again(days):
     batch = odd.__getitems__([enough, best, none])
     assert [valid_share(sample) for sample in batch] == [0.75, 0.75, 0.0]
     assert [sample["transform"][2].item() for sample in batch] == [500140.0, 500140.0, 500000.0]
+    # A spare where nothing is costs nothing.
+    nowhere = odd.__getitems__([asked(0.9, 4000, 14), best])
+    assert [valid_share(sample) for sample in nowhere] == [0.75, 0.75]
     alone = odd[enough]
     torch.testing.assert_close(alone["image"], batch[0]["image"])
     assert rm.collate(batch)["image"].shape == (3, 1, 8, 8)
+
+
+def test_padding_is_no_lack_of_valid_pixels(days):
+    """The share of a series is that of its dates."""
+    dataset = rm.RasteretDataset(days, ["A"], series=6)
+    sample = dataset[WHOLE]
+    assert sample["length"].tolist() == [4]
+    assert valid_share(sample) == pytest.approx(0.75)  # two of four dates have half of it
+
+
+def test_native_chips_find_their_record_at_every_place(tmp_path, rng):
+    """Tiles half a pixel apart, and two pixel sizes: no grid chip misses, every pixel is its file's own."""
+    pixels = {}
+    for name, res, col, row in (("p", 10.0, 0.0, 0.0), ("q", 10.0, 64.5, 0.5), ("r", 20.0, 0.0, -40.0)):
+        transform = Affine(res, 0, 500000 + col * 10, 0, -res, 5000000 + row * 10)
+        pixels[name] = rng.integers(1, 999, (64, 64), np.uint16)
+        make_cog(tmp_path / f"{name}_A.tif", pixels[name], transform=transform, blocksize=128, overviews="none")
+    collection = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A"], datetime=None)
+    dataset = rm.RasteretDataset(collection, ["A"], grid="native")
+    assert sorted({frame.res for frame in dataset.frames()}) == [(10.0, 10.0), (20.0, 20.0)]
+    for sampler in (rm.GridAOISampler(dataset, 16), rm.RandomAOISampler(dataset, 16, 64)):
+        seen = set()
+        for aoi in sampler:
+            sample = dataset[aoi]
+            name = collection.to_table(["id"])["id"][sample["record"].item()].as_py()
+            seen.add(name)
+            with rasterio.open(tmp_path / f"{name}_A.tif") as file:
+                here = Affine(*sample["transform"][:6].tolist())
+                assert here.a == file.transform.a
+                col, row = (round(v) for v in ~file.transform @ (here.c, here.f))
+                wanted = file.read(1, window=((row, row + 16), (col, col + 16)), boundless=True, fill_value=0)
+            inside = wanted > 0
+            np.testing.assert_array_equal(sample["image"][0].numpy()[inside], wanted[inside])
+        assert seen == {"p", "q", "r"}
+    for change in ({"crs": 3857}, {"res": 30.0}):
+        with pytest.raises(UsageError, match="common grid"):
+            [setattr(dataset, key, value) for key, value in change.items()]
