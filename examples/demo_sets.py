@@ -1,0 +1,158 @@
+"""More small demo data, made like `demo_scenes` and beside it: fields, a gappy scene, a season, two UTM zones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+import shapely
+from affine import Affine
+from demo_scenes import BANDS, CLASSES, CRS, NORTH, PIXEL, SCENE, SPECTRA, WEST, land_cover, make_scenes, pixels, smooth
+from pyproj import Transformer
+from shapely.geometry import shape
+
+from rasteret_ml.testing import make_cog
+
+SEASON = ("2023-04-22", "2023-05-17", "2023-06-16", "2023-07-11", "2023-08-15", "2023-09-09")
+CLOUD = (0.05, 0.75, 0.15, 0.45, 0.0, 0.3)  # share of each date
+GREEN = (0.35, 0.7, 1.0, 0.9, 0.5, 0.25)  # how green the crops are on it
+TILE = 192  # pixels along a side of a tile of the season
+
+
+def make_fields(folder: Path) -> Path:
+    """The scenes, and `fields.geojson`: polygons of one land cover each (column `crop`), none across 64 pixels."""
+    _, label = make_scenes(folder)
+    path = folder / "fields.geojson"
+    if path.exists():
+        return path
+    with rasterio.open(folder / label) as file:
+        cover, transform = file.read(1), file.transform
+    rows, cols = np.indices(cover.shape) // 64
+    pieces = (rows * 1000 + cols) * 10 + cover
+    found = [(shape(s), int(v) % 10) for s, v in rasterio.features.shapes(pieces.astype(np.int32), transform=transform)]
+    large = [(polygon, value) for polygon, value in found if polygon.area >= 150 * PIXEL**2]
+    table = gpd.GeoDataFrame(
+        {"crop": [CLASSES[value - 1] for _, value in large], "number": [value for _, value in large]},
+        geometry=[p for p, _ in large],
+        crs=CRS,
+    )
+    table["hectares"] = (table.area / 1e4).round(1)
+    table.to_file(path)
+    return path
+
+
+def make_gappy(folder: Path) -> tuple[Path, Path]:
+    """One scene of four bands with holes as a cloud mask leaves them, and its labels; water and bare soil are rare."""
+    image, label = folder / "gappy_20230815.tif", folder / "gappy_cover.tif"
+    if not label.exists():
+        rng = np.random.default_rng(11)
+        cover = land_cover(rng, SCENE)
+        bands = pixels(rng, cover)
+        bands[:, smooth(rng, SCENE, 12) > 1.1] = 0
+        corner = Affine(PIXEL, 0, WEST, 0, -PIXEL, NORTH)
+        make_cog(image, bands, transform=corner, crs=CRS, nodata=0, descriptions=BANDS)
+        make_cog(label, cover, transform=corner, crs=CRS, nodata=0)
+    return image, label
+
+
+def make_season(folder: Path) -> list[Path]:
+    """STAC items of six dates on two adjacent tiles: four bands at 10 m, scene classification (SCL) at 20 m."""
+    rng = np.random.default_rng(21)
+    cover = land_cover(rng, 2 * TILE)[:TILE]
+    items = []
+    for date, share, green in zip(SEASON, CLOUD, GREEN, strict=True):
+        bands, scl = _cloudy(rng, *_on_date(rng, cover, green), share)
+        if date == SEASON[3]:  # the edge of a swath: no data beyond it
+            beyond = np.arange(2 * TILE)[None] + np.arange(TILE)[:, None] // 3 < 150
+            bands[:, beyond], scl[beyond] = 0, 0
+        for tile in range(2):
+            part = np.s_[..., tile * TILE : (tile + 1) * TILE]
+            items.append(_write_item(folder, date, f"33TV{'MN'[tile]}", tile, bands[part], scl[part]))
+    return items
+
+
+def _on_date(
+    rng: np.random.Generator, cover: npt.NDArray[np.uint8], green: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    """Bands and SCL under a clear sky; the crops are between bare soil and full green."""
+    state = SPECTRA.astype(np.float64)
+    state[2] = green * state[2] + (1 - green) * state[3]
+    spectra = state[cover - 1].transpose(2, 0, 1)
+    noise = 1 + 0.06 * smooth(rng, cover.shape[1], 120)[: cover.shape[0]] + rng.normal(0, 0.02, spectra.shape)
+    return spectra * noise, np.array([6, 4, 4 if green > 0.4 else 5, 5], np.uint8)[cover - 1]
+
+
+def _cloudy(
+    rng: np.random.Generator, bands: npt.NDArray[np.float64], scl: npt.NDArray[np.uint8], share: float
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
+    """With clouds on about a share of the pixels, their shadows to the north-west."""
+    field = smooth(rng, scl.shape[1], 14)
+    edge = np.quantile(field[: len(scl)], 1 - share) if share else np.inf
+    cloud, shadow = field[: len(scl)] > edge, np.roll(field, (-9, -9), (0, 1))[: len(scl)] > edge
+    thick = np.clip((field[: len(scl)] - edge) * 4, 0, 1) if share else np.zeros(scl.shape)
+    bands = np.where(shadow & ~cloud, bands * 0.45, bands)
+    bands = bands * (1 - thick) + thick * rng.normal(7500, 250, bands.shape)
+    scl = np.where(cloud, 9, np.where(shadow, 3, scl)).astype(np.uint8)
+    return np.clip(bands, 1, 15000).astype(np.uint16), scl
+
+
+def _write_item(
+    folder: Path, date: str, tile: str, column: int, bands: npt.NDArray[np.uint16], scl: npt.NDArray[np.uint8]
+) -> Path:
+    name = f"S2_{tile}_{date.replace('-', '')}"
+    item = folder / name / f"{name}.json"
+    if item.exists():
+        return item
+    west = WEST + column * TILE * PIXEL
+    fine = Affine(PIXEL, 0, west, 0, -PIXEL, NORTH)
+    for band, data in zip(BANDS, bands, strict=True):
+        make_cog(folder / name / f"{band}.tif", data, transform=fine, crs=CRS, nodata=0)
+    make_cog(folder / name / "SCL.tif", scl[::2, ::2], transform=fine @ Affine.scale(2), crs=CRS, nodata=0)
+    footprint = _lonlat(shapely.box(west, NORTH - TILE * PIXEL, west + TILE * PIXEL, NORTH))
+    clouds = 100 * float(np.isin(scl, (8, 9, 10)).mean())
+    item.write_text(
+        json.dumps(
+            {
+                "type": "Feature",
+                "stac_version": "1.0.0",
+                "id": name,
+                "properties": {"datetime": f"{date}T10:0{column}:00Z", "eo:cloud_cover": clouds, "proj:epsg": 32633},
+                "geometry": shapely.geometry.mapping(footprint),
+                "bbox": list(footprint.bounds),
+                "assets": {band: {"href": f"./{band}.tif"} for band in (*BANDS, "SCL")},
+                "links": [],
+            }
+        )
+    )
+    return item
+
+
+def _lonlat(polygon: shapely.Geometry) -> shapely.Geometry:
+    move = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    return shapely.transform(polygon, lambda xy: np.column_stack(move.transform(*xy.T)))
+
+
+def make_zones(folder: Path) -> tuple[list[Path], Path]:
+    """Two scenes that overlap where UTM zone 32 ends and 33 begins, each in its own, and one label raster in 33."""
+    label = folder / "zones_cover.tif"
+    images = [folder / f"zone{zone}_20230815.tif" for zone in (32, 33)]
+    if label.exists():
+        return images, label
+    rng = np.random.default_rng(31)
+    size, (x0, y0) = 640, (264600.0, 5103000.0)  # the ground, in zone 33; longitude 12 runs through it
+    cover = land_cover(rng, size)
+    ground = pixels(rng, cover)
+    for path, epsg, left, top in zip(images, (32632, 32633), (729400.0, 267400.0), (5102500.0, 5102600.0), strict=True):
+        x, y = left + PIXEL * (np.arange(340) + 0.5), top - PIXEL * (np.arange(540) + 0.5)
+        x, y = Transformer.from_crs(epsg, 32633, always_xy=True).transform(*np.meshgrid(x, y))
+        col, row = np.floor((x - x0) / PIXEL).astype(int), np.floor((y0 - y) / PIXEL).astype(int)
+        there = (col >= 0) & (col < size) & (row >= 0) & (row < size)
+        seen = np.where(there, ground[:, row.clip(0, size - 1), col.clip(0, size - 1)], 0)
+        corner = Affine(PIXEL, 0, left, 0, -PIXEL, top)
+        make_cog(path, seen, transform=corner, crs=f"EPSG:{epsg}", nodata=0, descriptions=BANDS)
+    make_cog(label, cover, transform=Affine(PIXEL, 0, x0, 0, -PIXEL, y0), crs=CRS, nodata=0)
+    return images, label
