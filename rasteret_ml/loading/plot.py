@@ -51,6 +51,8 @@ def plot_sample(
     ignore_index: int = -100,
     percentiles: tuple[float, float] = PERCENTILES,
     joint: bool = False,
+    labels: str = "mask",
+    legend: bool = True,
     title: str | None = None,
     axes: Any = None,
 ) -> Figure:
@@ -71,6 +73,8 @@ def plot_sample(
         ignore_index: Class that is not drawn.
         percentiles: Of the valid and clear pixels, what becomes black and white.
         joint: One stretch for all bands, which keeps their balance, instead of one for each.
+        labels: Key of the labels that are drawn.
+        legend: Whether what is seen is explained below.
         title: In place of date, shares and label.
         axes: matplotlib axes, one for each panel; default a new figure, which pyplot does not know.
 
@@ -78,15 +82,17 @@ def plot_sample(
         UsageError: a whole batch, layers of different sizes, nothing to draw.
         UnknownBandError: an `rgb` band that is not there.
     """
-    style = ChipStyle(classes=classes, colours=colours, ignore_index=ignore_index, percentiles=percentiles, joint=joint)
+    style = ChipStyle(
+        classes=classes, colours=colours, ignore_index=ignore_index, percentiles=percentiles, joint=joint, legend=legend
+    )
     _refuse_batch(sample)
     image = _array(sample.get("image"))
     if image is not None and image.ndim == 4:
-        return _series(sample, image, bands, rgb, style, columns=5, title=title, axes=axes)
+        return _series(sample, image, bands, rgb, style, labels=labels, columns=5, title=title, axes=axes)
     shape = _shape(sample, image)
     picks = () if image is None else shown_bands(len(image), bands, rgb)
-    labels, prediction = _ground(sample)
-    layers = _layers(sample, shape, image, picks, labels=labels, prediction=prediction)
+    drawn, prediction = _ground(sample, labels)
+    layers = _layers(sample, shape, image, picks, labels=drawn, prediction=prediction)
     return draw_chip(layers, style, title=_title(sample, layers, style) if title is None else title, axes=axes)
 
 
@@ -132,7 +138,7 @@ def plot_series(
     if image is None or image.ndim != 4:
         what = "no image" if image is None else f"an image {tuple(image.shape)}"
         raise UsageError(f"A time series has an image [T, C, H, W]; this sample has {what}: use plot_sample.")
-    return _series(sample, image, bands, rgb, style, columns=columns, title=title, axes=axes)
+    return _series(sample, image, bands, rgb, style, labels="mask", columns=columns, title=title, axes=axes)
 
 
 def shown_bands(count: int, bands: Sequence[str] | None = None, rgb: Bands | None = None) -> tuple[int, ...]:
@@ -177,6 +183,7 @@ def _series(
     rgb: Bands | None,
     style: ChipStyle,
     *,
+    labels: str,
     columns: int,
     title: str | None,
     axes: Any,
@@ -186,12 +193,12 @@ def _series(
     times = _times(sample)
     held = _array(sample.get("time_valid"))
     chips = [_layers(sample, image.shape[-2:], image[t], picks, date=t) for t in range(dates)]
-    labels, prediction = _ground(sample)
+    drawn, prediction = _ground(sample, labels)
     return draw_series(
         chips,
         times or [math.nan] * dates,
         held=None if held is None else [bool(h) for h in held.ravel()],
-        ground=_layers(sample, image.shape[-2:], None, (), date=0, labels=labels, prediction=prediction),
+        ground=_layers(sample, image.shape[-2:], None, (), date=0, labels=drawn, prediction=prediction),
         style=style,
         columns=columns,
         title=_label_text(sample, style) if title is None else title,
@@ -242,12 +249,12 @@ def _plane(sample: Sample, key: str, date: int | None, picks: Sequence[int] = ()
     return np.asarray(mask.all(axis=0))
 
 
-def _ground(sample: Sample) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+def _ground(sample: Sample, key: str = "mask") -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
     """Labels and prediction as `[H, W]`, where they are there."""
-    labels, prediction = _array(sample.get("mask")), _array(sample.get("prediction"))
+    labels, prediction = _array(sample.get(key)), _array(sample.get("prediction"))
     if prediction is not None and prediction.ndim == 3 and len(prediction) > 1 and prediction.dtype.kind == "f":
         prediction = prediction.argmax(axis=0)
-    return _map(labels, "mask"), _map(prediction, "prediction")
+    return _map(labels, key), _map(prediction, "prediction")
 
 
 def _map(values: npt.NDArray[Any] | None, key: str) -> npt.NDArray[Any] | None:

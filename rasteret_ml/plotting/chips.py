@@ -92,6 +92,8 @@ class ChipStyle:
     """Of the pixels that count, what becomes black and white."""
     joint: bool = False
     """One stretch for all bands, which keeps their balance, instead of one for each."""
+    legend: bool = True
+    """Whether what is seen is explained below."""
 
 
 def draw_chip(
@@ -131,7 +133,8 @@ def draw_chip(
             ax.set_title(kind)
     classes = [v for v in maps if v.dtype.kind != "f"]
     keys = class_keys(classes, style) | keys
-    legend(figure, made[-1] if axes is not None else None, keys)
+    if style.legend:
+        legend(figure, made[-1] if axes is not None else None, keys)
     if title and axes is None:
         figure.suptitle(title)
     elif title:

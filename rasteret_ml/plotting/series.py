@@ -79,7 +79,8 @@ def draw_series(
         ax.set_title(kind, fontsize=9)
     maps = [getattr(ground, kind) for kind in extra]
     keys = class_keys([m for m in maps if m.dtype.kind != "f"], style) | keys
-    legend(figure, made[-1] if axes is not None else None, keys)
+    if style.legend:
+        legend(figure, made[-1] if axes is not None else None, keys)
     if title and axes is None:
         figure.suptitle(title)
     return figure

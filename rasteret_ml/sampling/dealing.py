@@ -32,7 +32,7 @@ def checked_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
 
 
 def deal(
-    groups: Integers, weights: Floats, classes: Integers | None, shares: Floats, seed: int, what: str
+    groups: Integers, weights: Floats, classes: Integers | None, shares: Floats, seed: int, what: str, remedy: str
 ) -> npt.NDArray[np.int64]:
     """The split of each item `[N]`, a number into `shares`: whole groups, dealt at random.
 
@@ -48,13 +48,14 @@ def deal(
         shares: Of each split, positive, sum 1.
         seed: Of the order and the draws.
         what: What groups are, for the message.
+        remedy: What to do where there are too few of them.
 
     Raises:
         UsageError: fewer groups than splits.
     """
     count = int(np.max(groups)) + 1
     if count < len(shares):
-        raise UsageError(f"There are {count} {what} for {len(shares)} splits; each needs one at least.")
+        raise UsageError(f"There are {count} {what} for {len(shares)} splits; each needs one at least: {remedy}.")
     kinds = np.zeros(len(groups), np.int64) if classes is None else classes
     totals: Floats = np.bincount(kinds, weights).astype(np.float64)
     # One entry for each group and class in it.

@@ -285,7 +285,7 @@ def _centres(
     pixels = f"{size[0]} x {size[1]} pixels"
 
     def why(rows: str) -> str:
-        where = "the scenes" if places.table is None else f"AOIs {rows}"
+        where = "what the dataset covers (of an `&`, both sides)" if places.table is None else f"AOIs {rows}"
         return f"No chip of {pixels} fits in {where}; take a smaller size, or placement='centre'"
 
     if places.table is None and not small.all():

@@ -80,7 +80,8 @@ def split_records(
         groups = _scenes(collection, buffer) if by == "scene" else _values(collection, by, buffer)
         what = "places (connected footprints)" if by == "scene" else f"values of {by!r}"
         names = list(shares)
-        dealt = deal(groups, np.ones(len(groups)), None, np.array(list(shares.values())), seed, what)
+        remedy = "take fewer splits, split by time or a column, or the ground itself with split_blocks"
+        dealt = deal(groups, np.ones(len(groups)), None, np.array(list(shares.values())), seed, what, remedy)
     out = int((dealt < 0).sum())
     if out:
         _log.warning("%d of %d records are in no split", out, len(dealt))

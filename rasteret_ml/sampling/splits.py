@@ -44,7 +44,8 @@ def split_blocks(
 
     Args:
         dataset: Any TorchGeo dataset.
-        side: Side of a block in units of the dataset's CRS; several times a chip's, or no chip fits inside.
+        side: Side of a block in units of the dataset's CRS; several times a chip's, or no chip fits inside. The last
+            block of a row or column takes a rest of up to half a side, or is short by as much.
         fractions: Share of the covered area of each split, as `{"train": 0.7, "val": 0.15, "test": 0.15}`, sum 1.
         buffer: Least distance between two splits, in units of the dataset's CRS.
         seed: Of the dealing.
@@ -64,7 +65,7 @@ def split_blocks(
     square = (float(side), float(side))
     grid = ChipGrid(origin=(xmin, ymax), res=square, size=square, stride=square)
     corners, _ = lay_grid(object_array([coverage]), grid)
-    blocks = clipped(shapely.box(corners[:, 0], corners[:, 1] - side, corners[:, 0] + side, corners[:, 1]), coverage)
+    blocks = clipped(_whole_blocks(corners, coverage.bounds, side), coverage)
     blocks = blocks[shapely.area(blocks) > _NOTHING * side * side]
     dealt = deal(
         np.arange(len(blocks)),
@@ -72,7 +73,8 @@ def split_blocks(
         None,
         np.array(list(shares.values())),
         seed,
-        "blocks; take a smaller side",
+        "blocks",
+        "take a smaller side",
     )
     regions = _drawn_back([union_of(blocks[dealt == split]) for split in range(len(shares))], buffer)
     names, parts = [], []
@@ -134,7 +136,9 @@ def split_aois(
             name: AOIs with the same value in this column together (a farm, a county, a year).
         side: Side of the blocks in units of the AOIs' CRS.
         buffer: Least distance between AOIs of different splits, in units of the AOIs' CRS, which has to be projected.
-            Measured between the AOIs themselves: add a chip's size where chips reach out of them.
+            Measured between the AOIs themselves: add a chip's size where chips reach out of them. The largest split
+            keeps all of its AOIs, so fields that touch cost the others much: with by="block", take a side of ten
+            buffers or more.
         stratify: Column of classes whose shares are to be alike in all splits.
         seed: Of the dealing.
         crs: CRS of `aois` where they do not carry one; default longitude/latitude.
@@ -163,11 +167,26 @@ def split_aois(
     groups = joined_groups(len(shapes), np.concatenate([a, first]), np.concatenate([b, np.arange(len(shapes))]))
     classes = None if stratify is None else value_codes(table, stratify, "stratify", "AOI")
     what = "groups of AOIs that belong together" + ("" if by is None else f" (by={by!r})")
-    dealt = deal(groups, np.ones(len(shapes)), classes, np.array(list(shares.values())), seed, what)
+    remedy = "take fewer splits, or a finer by="
+    dealt = deal(groups, np.ones(len(shapes)), classes, np.array(list(shares.values())), seed, what, remedy)
     if buffer:
         dealt = _without_near(shapes, dealt, buffer, list(shares))
     names = np.array([*shares, None], dtype=object)
     return table.assign(split=names[dealt])
+
+
+def _whole_blocks(
+    corners: npt.NDArray[np.float64], bounds: tuple[float, float, float, float], side: float
+) -> Geometries:
+    """The blocks that begin at upper left corners `[N, 2]`; a rest of less than half a side joins the block before."""
+    xmin, ymin, xmax, ymax = bounds
+    count = [max(1, round((stop - start) / side)) for start, stop in ((xmin, xmax), (ymin, ymax))]
+    cells = np.rint(np.abs(corners - (xmin, ymax)) / side).astype(np.int64)
+    column, row = np.unique(np.minimum(cells, np.array(count) - 1), axis=0).T
+    right = np.where(column == count[0] - 1, max(xmax, xmin + count[0] * side), xmin + (column + 1) * side)
+    bottom = np.where(row == count[1] - 1, min(ymin, ymax - count[1] * side), ymax - (row + 1) * side)
+    boxes: Geometries = shapely.box(xmin + column * side, bottom, right, ymax - row * side)
+    return boxes
 
 
 def _overlapping(shapes: Geometries) -> tuple[Integers, Integers]:
@@ -177,8 +196,8 @@ def _overlapping(shapes: Geometries) -> tuple[Integers, Integers]:
     areas = shapely.area(shapes)
     areal = (areas[a] > 0) & (areas[b] > 0)
     shared = np.zeros(len(a))
-    one, two = (shapely.make_valid(shapes[part[areal]]) for part in (a, b))
-    shared[areal] = shapely.area(shapely.intersection(one, two))
+    valid = shapely.make_valid(shapes)
+    shared[areal] = shapely.area(shapely.intersection(valid[a[areal]], valid[b[areal]]))
     kept = ~areal | (shared > _NOTHING * np.minimum(areas[a], areas[b]))
     return a[kept], b[kept]
 

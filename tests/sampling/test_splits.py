@@ -111,6 +111,15 @@ def test_blocks_partition_the_coverage_but_for_the_buffer(seed, side, buffer):
     assert rim >= coverage.exterior.length * (1 - (buffer + 1) * len(table) * 4 / coverage.exterior.length)
 
 
+@pytest.mark.parametrize("side", [1700.0, 3000.0, 4400.0])
+def test_a_rest_is_no_strip_that_chips_do_not_fit_in(side):
+    """A side that does not divide the ground: no block is narrower than half of it, and none of the ground is lost."""
+    blocks = rm.split_blocks(Plane(SQUARE), side, {"a": 0.5, "b": 0.5})
+    assert shapely.union_all(blocks.geometry.to_numpy()).equals(SQUARE)
+    edges = np.unique(shapely.get_coordinates(blocks.geometry.to_numpy())[:, 0])
+    assert np.diff(edges).min() >= side / 2
+
+
 def test_shares_of_blocks_are_as_near_as_blocks_allow():
     """100 equal blocks are dealt exactly; each seed deals them otherwise, the same seed alike."""
     plane = Plane(SQUARE)
@@ -154,7 +163,7 @@ def test_blocks_that_cannot_be_are_refused():
 def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
     """For groups of any weight; and no split is empty."""
     shares = np.array([0.6, 0.25, 0.15])
-    dealt = deal(np.arange(len(weights)), np.array(weights), None, shares, seed, "groups")
+    dealt = deal(np.arange(len(weights)), np.array(weights), None, shares, seed, "groups", "take fewer")
     found = np.bincount(dealt, weights, 3)
     assert (np.abs(found - shares * sum(weights)) <= max(weights) + 1e-9).all()
     assert (np.bincount(dealt, minlength=3) > 0).all()
