@@ -76,10 +76,9 @@ def draw(native: rm.RasteretDataset, batch: dict[str, torch.Tensor], across: dic
     shown = [int(i) for code in codes.unique() for i in torch.nonzero(codes == code)[:2]]
     for column, i in enumerate(shown):
         above, below = (figure.add_subplot(grid[row, column]) for row in (0, 1))
-        native.plot({key: value[i] for key, value in batch.items()}, axes=[above, below], **look)
+        native.plot({key: value[i] for key, value in batch.items()}, axes=[above, below], legend=False, **look)
         above.set_title(f"EPSG:{codes[i]}")
         below.set_title("")
-        below.get_legend().remove()  # the one at the right serves them all
     large = [figure.add_subplot(grid[:, 4:6]), figure.add_subplot(grid[:, 6:])]
     native.plot(across, axes=large, **look, title=f"one grid, {crs}")
     figure.savefig(path, dpi=100)
