@@ -8,7 +8,7 @@ The map of the house, bottom step first; a file imports only from a lower step o
     0  errors       what can go wrong, whose fault it is, what to do
     1  ranges       byte ranges and merging them          telemetry    counters
     2  geo          windows, grids, CRSs, masks, warps, geometries in
-    3  cog          TIFF without I/O: headers, tile tables, codecs    plotting     pictures
+    3  cog          TIFF without I/O: headers, tile tables, codecs   plotting     pictures
     4  record       one row, and the names of bands
     5  fetch        the only room with sockets: readers, retries, URL schemes, signing
     6  raster       a row becomes pixels: plan, execute, RasterAccessor, mosaic, explain
@@ -16,10 +16,12 @@ The map of the house, bottom step first; a file imports only from a lower step o
     8  collection   the Parquet table
     9  ingest       makes Collections: files, tables, STAC
     10 sampling     which AOIs, in which order
-    11 scenes       records as places and times, and finding them
-    12 loading      the torchgeo dataset, reading ahead, collate, the loader
-    13 train        Lightning datamodule, statistics, normalising, maps
-    14 cli          `rasteret-ml`                          testing      shipped fakes
+    11 splitting    ground, AOIs and records into splits that do not leak
+    12 scenes       records as places and times, and finding them
+    13 loading      the torchgeo dataset, reading ahead, collate, the loader
+    14 painting     polygons as labels
+    15 train        Lightning datamodule, statistics, normalising, maps
+    16 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -42,10 +44,10 @@ _WHERE = {
     "EachAOISampler": "sampling.samplers",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
-    "Locality": "sampling.locality",
-    "LoaderStats": "loading.stats",
-    "PolygonDataset": "loading.polygons",
     "GridAOISampler": "sampling.samplers",
+    "LoaderStats": "loading.stats",
+    "Locality": "sampling.locality",
+    "PolygonDataset": "painting.dataset",
     "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
@@ -58,7 +60,7 @@ _WHERE = {
     "Window": "geo.window",
     "balanced_weights": "train.balance",
     "build": "ingest.build",
-    "check_splits": "sampling.leaks",
+    "check_splits": "splitting.leaks",
     "collate": "loading.collate",
     "dataset_statistics": "train.statistics",
     "label_cells": "train.balance",
@@ -66,9 +68,9 @@ _WHERE = {
     "open_reader": "fetch.open",
     "prepare": "train.prepare",
     "spatial_split": "sampling.places",
-    "split_aois": "sampling.splits",
-    "split_blocks": "sampling.splits",
-    "split_records": "sampling.record_splits",
+    "split_aois": "splitting.ground",
+    "split_blocks": "splitting.ground",
+    "split_records": "splitting.records",
 }
 
 __all__ = sorted(_WHERE)

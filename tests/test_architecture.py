@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rasteret_ml"
 STEPS = {
     "errors": 0, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "plotting": 3, "record": 4, "fetch": 5, "raster": 6,
-    "runtime": 7, "collection": 8, "ingest": 9, "sampling": 10, "scenes": 11, "loading": 12,
-    "train": 13, "cli": 14, "testing": 14,
+    "runtime": 7, "collection": 8, "ingest": 9, "sampling": 10, "splitting": 11, "scenes": 12, "loading": 13,
+    "painting": 14, "train": 15, "cli": 16, "testing": 16,
 }  # fmt: skip
 KEYS = {
     "aiohttp": {"fetch"},
@@ -21,8 +21,8 @@ KEYS = {
     "imagecodecs": {"cog"},
     "tifffile": {"cog"},
     "pyarrow": {"geo", "collection", "ingest", "raster"},
-    "torch": {"sampling", "loading", "train"},
-    "torchgeo": {"loading", "train"},
+    "torch": {"sampling", "loading", "painting", "train"},
+    "torchgeo": {"loading", "painting", "train"},
     "lightning": {"train"},
     "matplotlib": {"plotting"},
     "asyncio": {"fetch", "raster", "runtime", "collection", "ingest"},

@@ -1,4 +1,4 @@
-"""Step 13. Training: Lightning lives here, and nowhere below.
+"""Step 15. Training: Lightning lives here, and nowhere below.
 
 Datamodule, task, statistics, normalising and augmenting on the device, metrics, maps of predictions.
 """

@@ -24,9 +24,9 @@ from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.dataset import RasteretDataset
 from rasteret_ml.loading.loader import DataLoader
 from rasteret_ml.loading.sample import Sample
-from rasteret_ml.sampling.leaks import check_splits
 from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
+from rasteret_ml.splitting.leaks import check_splits
 from rasteret_ml.train.areas import SplitAreas
 from rasteret_ml.train.prepare import flip_and_turn, prepare
 from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics

@@ -19,8 +19,8 @@ from rasteret_ml.collection.select import interval
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import union_of
-from rasteret_ml.sampling.dealing import checked_fractions, deal, joined_groups
-from rasteret_ml.sampling.splits import value_codes
+from rasteret_ml.splitting.dealing import checked_fractions, deal, joined_groups
+from rasteret_ml.splitting.ground import value_codes
 
 __all__ = ["split_records"]
 

@@ -22,11 +22,11 @@ from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.loading.painting import PolygonLookup, moved_polygons, paint
-from rasteret_ml.loading.polygon_table import label_values, polygon_table
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.reindex import whole_index
 from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
+from rasteret_ml.painting.paint import PolygonLookup, moved_polygons, paint
+from rasteret_ml.painting.table import label_values, polygon_table
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.scenes.lookup import Span

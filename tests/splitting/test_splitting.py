@@ -19,8 +19,8 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
-from rasteret_ml.sampling.dealing import deal, joined_groups
-from rasteret_ml.sampling.record_splits import _by_time
+from rasteret_ml.splitting.dealing import deal, joined_groups
+from rasteret_ml.splitting.records import _by_time
 from rasteret_ml.testing import make_cog
 
 CRS = "EPSG:32633"
