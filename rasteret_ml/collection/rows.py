@@ -29,11 +29,23 @@ def row_reader(array: pa.Array, kind: pa.DataType | None = None) -> RowReader:
         return _struct_reader(array, kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _list_reader(array, kind)
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+        return _number_reader(array)
 
     def value(i: int) -> Any:
         return array[i].as_py()
 
     return value
+
+
+def _number_reader(array: pa.Array) -> RowReader:
+    # Twenty times as fast as an Arrow scalar, and a band has twenty numbers.
+    present = _present(array)
+    known = array.fill_null(False if pa.types.is_boolean(array.type) else 0) if array.null_count else array
+    numbers = known.to_numpy(zero_copy_only=False)
+    if not array.null_count:
+        return lambda i: numbers[i].item()
+    return lambda i: numbers[i].item() if present(i) else None
 
 
 def _nothing(i: int) -> None:
