@@ -81,15 +81,22 @@ def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
 def _padded(key: str, values: list[torch.Tensor], ignore_index: int) -> list[torch.Tensor]:
     """Values of one shape: the largest along each axis that may differ."""
     shapes = [tuple(v.shape) for v in values]
-    axes = _open_axes(key, len(shapes[0]))
+    kind = _kind(key)
+    axes = _open_axes(kind, len(shapes[0]))
     if len({len(shape) for shape in shapes}) == 1:
         size = tuple(max(lengths) for lengths in zip(*shapes, strict=True))
         differ = {axis for axis, lengths in enumerate(zip(*shapes, strict=True)) if len(set(lengths)) > 1}
         if differ <= axes:
-            fill = _fill(key, values[0].dtype, ignore_index)
+            fill = _fill(kind, values[0].dtype, ignore_index)
             return [_grown(value, size, fill) for value in values]
-    which = "T" if key in _SERIES else "height and width, or in T as [T, C, H, W]"
+    which = "T" if kind in _SERIES else "height and width, or in T as [T, C, H, W]"
     raise UsageError(f"{key!r} cannot be batched: shapes {sorted(set(shapes))} differ in more than {which}.")
+
+
+def _kind(key: str) -> str:
+    """The key that another one is like: `scale_image_s1` is padded as `scale`."""
+    kind = key.partition("_")[0]
+    return kind if kind in ("scale", "offset") else key
 
 
 def _open_axes(key: str, axes: int) -> set[int]:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.errors import NoOverlapError
+from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.completing import completed, named_by_query, pixel_types, stated_keys, stock_sample
 from rasteret_ml.loading.frames import narrowed_frames
 from rasteret_ml.loading.joining import join_samples, merge_by_validity, with_validity
 from rasteret_ml.loading.lookahead import read_batch
 from rasteret_ml.loading.plot import plot_of
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.sample import Sample, snapped_slices
+from rasteret_ml.loading.union_frames import cut_frames, frames_beyond
 from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.sampling.aoi import AOI
@@ -28,7 +30,7 @@ from rasteret_ml.scenes.instants import INSTANT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretIntersection", "RasteretUnion"]
+__all__ = ["RasteretIntersection", "RasteretUnion", "ignored_class"]
 
 
 class _Combination:
@@ -139,11 +141,17 @@ class RasteretIntersection(_Combination, IntersectionDataset):
         samples = [self.collate_fn(list(pair)) for pair in zip(*sides, strict=True)]
         return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
+    def has(self, query: Any, grid: Grid) -> bool:
+        """Whether both sides have something, and dates enough, for a chip."""
+        return all(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
+
 
 class RasteretUnion(_Combination, UnionDataset):
     """Samples of the left side, its invalid pixels filled from the right side where that is valid.
 
-    See `merge_by_validity`. A stock dataset has no validity: with TorchGeo, what is 0 in all channels is empty.
+    See `merge_by_validity`. A stock dataset has no validity: with TorchGeo, what is 0 in all channels is empty. A chip
+    that only one side has, or that has too few dates on the other, is that side's; its sample has the keys of both
+    sides, with neutral values for what it does not know (see `completed`).
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
@@ -151,33 +159,93 @@ class RasteretUnion(_Combination, UnionDataset):
         super().__init__(left, _own_copy(right), collate_fn=merge_by_validity, transforms=transforms)
 
     def chip_grid(self, query: Any) -> Grid:
-        """The grid of the chip that `query` asks for."""
+        """The grid of the chip that `query` asks for: the left side's, or the right's where only that has one.
+
+        Raises:
+            NoOverlapError: on native grids: no record of the left side there, and the right gives no grid.
+        """
         whole = self._disambiguate_slice(query)
-        grid: Grid = self.datasets[0].chip_grid(AOI(whole, query.details) if isinstance(query, AOI) else whole)
+        asked = AOI(whole, query.details) if isinstance(query, AOI) else whole
+        left, right = self.datasets
+        try:
+            grid: Grid = left.chip_grid(asked)
+        except NoOverlapError as error:
+            if not hasattr(right, "chip_grid"):
+                raise NoOverlapError(
+                    f"{error} The right side of the `|` is a {type(right).__name__}, which has no pixels of its own "
+                    "to read on; give the left side a common grid (crs=, res=)."
+                ) from error
+            try:
+                grid = right.chip_grid(asked)
+            except UsageError as other:
+                raise NoOverlapError(
+                    f"{error} The right side of the `|` cannot be read there either: {other}"
+                ) from other
         return grid
+
+    def frames(self) -> list[Frame]:
+        """For samplers: on native grids the left side's pixels, and the right's where the left has none."""
+        left, right = self.datasets
+        if not _is_native(left) or not len(left.index):
+            return super().frames()
+        own = frames_of(left)
+        others = frames_of(right) if hasattr(right, "chip_grid") and len(right.index) else []
+        return cut_frames(own + frames_beyond(others, own), self.index)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
         """The work of each side for the queries that it has, started together."""
         sides = self._sides(queries, grids)
-        return _together([self._begin(side, *_pick(having, queries, grids)) for side, having in enumerate(sides)])
+        both = _together([self._begin(side, *_pick(having, queries, grids)) for side, having in enumerate(sides)])
+
+        async def read(loop: WorkerLoop) -> Any:
+            return sides, await both(loop)
+
+        return read
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """The sides' samples, filled by validity."""
+        """The sides' samples, filled by validity, all with the keys of both sides (see `completed`)."""
         found: list[list[Sample]] = [[] for _ in queries]
-        for side, (having, part) in enumerate(zip(self._sides(queries, grids), raw, strict=True)):
+        keys = stated_keys(self.datasets[0]) | stated_keys(self.datasets[1])
+        types, ignored = pixel_types(self.datasets[0]), ignored_class(self)
+        for side, (having, part) in enumerate(zip(*raw, strict=True)):
+            stock = not hasattr(self.datasets[side], "begin")
             samples = self._finish(side, *_pick(having, queries, grids), part)
             for i, sample in zip(having, samples, strict=True):
-                found[i].append(with_validity(sample))
+                sample = with_validity(sample)
+                if stock:
+                    sample = stock_sample(sample, grids[i], self._disambiguate_slice(queries[i])[2], ignored)
+                found[i].append(completed(sample, keys, types, grids[i]))
         for query, samples in zip(queries, found, strict=True):
             if not samples:
                 raise NoOverlapError(f"Neither dataset has anything at {query}.")
         merged = [self.collate_fn(samples) for samples in found]
+        named_by_query(merged, queries)
         return merged if self.transforms is None else [self.transforms(sample) for sample in merged]
+
+    def has(self, query: Any, grid: Grid) -> bool:
+        """Whether either side has something, and dates enough, for a chip."""
+        return any(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
 
     def _sides(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[list[int]]:
         """Per side, which of the queries it has."""
         pairs = list(enumerate(zip(queries, grids, strict=True)))
         return [[i for i, (query, grid) in pairs if _has(self._in_crs_of(side, grid), query, grid)] for side in (0, 1)]
+
+
+def ignored_class(dataset: Any) -> int | None:
+    """`ignore_index` of a dataset, of a combination the first that a part states; None = no part has labels."""
+    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
+        return next((found for part in dataset.datasets if (found := ignored_class(part)) is not None), None)
+    found = getattr(dataset, "ignore_index", None)
+    return found if isinstance(found, int) else None
+
+
+def _is_native(dataset: Any) -> bool:
+    """Whether chips lie on their scenes' own grids; a combination is what its left side is."""
+    if isinstance(dataset, _Combination):
+        return _is_native(dataset.datasets[0])
+    rule = getattr(dataset, "_finding", None)
+    return rule is not None and bool(rule.native)
 
 
 def _own_copy(dataset: Any) -> Any:
@@ -216,11 +284,10 @@ def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) 
 
 
 def _has(dataset: Any, query: Any, grid: Grid) -> bool:
+    if hasattr(dataset, "has"):
+        return bool(dataset.has(query, grid))
     if hasattr(dataset, "_match"):
         return len(dataset._match(query, grid)) > 0
-    if isinstance(dataset, _Combination):
-        parts = [_has(dataset._in_crs_of(side, grid), query, grid) for side in (0, 1)]
-        return all(parts) if isinstance(dataset, RasteretIntersection) else any(parts)
     t = dataset._disambiguate_slice(query)[2]
     index = dataset.index
     here = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]

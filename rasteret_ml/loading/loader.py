@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 import weakref
 from collections import deque
@@ -14,6 +15,7 @@ import torch.utils.data
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.collate import collate
+from rasteret_ml.loading.combine import ignored_class
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard
 
@@ -23,8 +25,9 @@ __all__ = ["DataLoader"]
 class DataLoader(torch.utils.data.DataLoader[Any]):
     """A `torch.utils.data.DataLoader` that looks ahead, collates natively, keeps its workers and counts epochs.
 
-    Takes torch's arguments. Differences: `collate_fn` defaults to `rasteret_ml.collate`; `persistent_workers`
-    to True where there are workers; and each pass over it is another epoch of its sampler (0, 1, 2 …), unless
+    Takes torch's arguments. Differences: `collate_fn` defaults to `rasteret_ml.collate`, which pads labels
+    with the dataset's own `ignore_index` (of several heads the first one's); `persistent_workers` to True where there
+    are workers; and each pass over it is another epoch of its sampler (0, 1, 2 …), unless
     `sampler.set_epoch` chose one, as Lightning does.
 
     Args:
@@ -50,7 +53,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     ) -> None:
         if lookahead < 0 or lookahead_bytes < 0:
             raise UsageError(f"lookahead and lookahead_bytes are not negative, but {lookahead}, {lookahead_bytes}.")
-        options.setdefault("collate_fn", collate)
+        if "collate_fn" not in options:
+            ignored = ignored_class(dataset)
+            options["collate_fn"] = collate if ignored is None else functools.partial(collate, ignore_index=ignored)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.

@@ -99,7 +99,8 @@ class PolygonDataset(GeoDataset):
         if not key.startswith("mask") or key in _RESERVED:
             raise UsageError(f"key={key!r} begins with 'mask' and is none of {', '.join(_RESERVED)}.")
         found = polygons_from(polygons, polygons_crs)
-        self._labels = label_values(found, label, classes, continuous, background, int(ignore_index))
+        self.ignore_index = int(ignore_index)
+        self._labels = label_values(found, label, classes, continuous, background, self.ignore_index)
         self._table = polygon_table(found, order, time)
         self._extent = _extent(extent, found.crs, self._table) if extent is not None or background is not None else None
         self.key, self.transforms = key, transforms

@@ -103,3 +103,11 @@ def test_what_cannot_be_padded_is_refused(samples, text):
     """Channels are no padding, and a byte has no -100."""
     with pytest.raises(UsageError, match=text):
         rm.collate(samples)
+
+
+def test_scales_of_other_keys_are_padded_alike() -> None:
+    """`scale_image_s1` of series of other lengths, as `scale` itself."""
+    samples = [{"scale_image_s1": torch.full((t, 1), 0.5), "offset_image_s1": torch.ones(t, 1)} for t in (1, 3)]
+    batch = rm.collate(samples)
+    assert batch["scale_image_s1"][0, :, 0].tolist() == [0.5, 1.0, 1.0]
+    assert batch["offset_image_s1"][0, :, 0].tolist() == [1.0, 0.0, 0.0]

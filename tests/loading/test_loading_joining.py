@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -44,7 +46,7 @@ def test_series_join_along_channels():
 @pytest.mark.parametrize(
     ("left", "right", "text"),
     [
-        (images(1, 5, 2), images(1, 4, 2), r"5 and 4 dates.*same length.*key="),
+        (images(1, 5, 2), images(1, 4, 2), r"5 and 4 dates.*same length=.*one dataset"),
         (images(1, 5, 2), images(1, 2), "time series and single images"),
         (images(1, 2), images(1, 2, dtype=torch.float32), "uint16 and torch.float32"),
         (images(1, 2), {"image": torch.zeros(2, H, W + 1, dtype=torch.uint16)}, "different sizes"),
@@ -184,3 +186,129 @@ def test_a_stock_sample_without_pixels_is_refused():
     """There is nothing to fill from."""
     with pytest.raises(UsageError, match="'image' or 'mask'"):
         with_validity({"bbox_xyxy": torch.zeros(0, 4)})
+
+
+DAY = 86400.0
+
+
+def dated(value: int, days: list[float], length: int = 3, key: str = "image", **keys: torch.Tensor):
+    """A series of these dates, padded."""
+    there = torch.arange(length) < len(days)
+    return {
+        key: torch.full((length, 1, H, W), value).to(torch.uint16),
+        "mask_valid": there[:, None, None, None].expand(length, 1, H, W).clone(),
+        "time": torch.tensor([day * DAY for day in days] + [torch.nan] * (length - len(days)), dtype=torch.float64),
+        "record": torch.where(there, value, -1),
+        "time_valid": there,
+        "length": torch.tensor([len(days)]),
+        **keys,
+    }
+
+
+@pytest.mark.parametrize("key", ["image", "image_s1"])
+def test_series_of_other_dates_do_not_join(key):
+    """Places in T are no dates; a few hours are the same day, and padding has none."""
+    with pytest.raises(UsageError, match=r"`&`.*1970-01-02 00:00 and 1970-01-03 00:00.*same series=.*bands of both"):
+        join_samples([dated(1, [1, 2, 3]), dated(2, [2, 3], key=key)])
+    near = join_samples([dated(1, [1, 2.9, 4]), dated(2, [1.7, 3.1], key=key)])
+    assert near["time_valid"].tolist() == [True, True, False]
+    assert near["length"].tolist() == [2]
+    assert near["time"][:2].tolist() == [DAY, 2.9 * DAY]
+    assert near["time"][2].isnan()
+    assert near["record"].tolist() == [1, 1, -1]
+    assert near["mask_valid"].flatten(1).all(1).tolist() == [True, True, False]
+
+
+def test_series_of_other_dates_do_not_fill_each_other():
+    """Not even where nothing is missing."""
+    with pytest.raises(UsageError, match=r"`\|`.*1970-01-02 00:00 and 1970-01-12 00:00.*records of both"):
+        merge_by_validity([dated(1, [1], 1), dated(2, [11], 1)])
+
+
+def test_series_of_other_lengths_do_not_join_under_any_key():
+    """There is one `mask_valid`, and one `time`."""
+    with pytest.raises(UsageError, match=r"3 and 2 dates.*length="):
+        join_samples([dated(1, [1, 2]), dated(2, [1, 2], 2, key="image_s1")])
+    with pytest.raises(UsageError, match="3 and 2 dates"):
+        join_samples([dated(1, [1, 2]), images(1, 2, 1)])
+
+
+@pytest.mark.parametrize("series_first", [True, False])
+def test_dates_are_the_series_wherever_it_stands(series_first):
+    """A single image beside it counts for each date."""
+    single = {"image_dem": torch.ones(1, H, W), "mask_valid": torch.ones(1, H, W, dtype=torch.bool)}
+    single |= {"time": torch.zeros(1, dtype=torch.float64), "record": torch.tensor([77])}
+    single["mask_clear"] = torch.ones(1, H, W, dtype=torch.bool)
+    single["mask_valid"][0, 0, 0] = False
+    series = dated(5, [1, 2])
+    joined = join_samples([series, single] if series_first else [single, series])
+    for key in ("time_valid", "length", "record", "image"):
+        assert torch.equal(joined[key], series[key])
+    assert joined["time"][:2].tolist() == [DAY, 2 * DAY]
+    assert torch.equal(joined["mask_valid"], series["mask_valid"] & single["mask_valid"])
+    assert joined["mask_clear"].shape == (3, 1, H, W)
+
+
+def test_scale_belongs_to_image():
+    """That of other pixels has their name, and stays out of the image's channels."""
+    radar = {"image_s1": torch.zeros(2, H, W), "scale": torch.tensor([0.5, 0.5]), "offset": torch.tensor([1.0, 2.0])}
+    for samples in ([images(1, 3), radar], [radar, images(1, 3)], [radar, labels(1)]):
+        joined = join_samples(samples)
+        assert "scale" not in joined
+        assert torch.equal(joined["scale_image_s1"], radar["scale"])
+        assert torch.equal(joined["offset_image_s1"], radar["offset"])
+    optical = images(1, 1) | {"scale": torch.tensor([0.1])}
+    joined = join_samples([join_samples([optical, radar]), images(2, 1)])
+    assert joined["scale"].tolist() == pytest.approx([0.1, 1])
+    assert joined["scale_image_s1"].tolist() == [0.5, 0.5]
+
+
+def test_a_scaled_series_and_a_scaled_image_are_told_what_to_do():
+    """Not that two tensors have other axes."""
+    series = dated(1, [1, 2, 3]) | {"scale": torch.ones(3, 1), "offset": torch.zeros(3, 1)}
+    single = images(1, 1) | {"scale": torch.ones(1), "offset": torch.zeros(1)}
+    for samples in ([series, single], [single, series]):
+        with pytest.raises(UsageError, match=r"time series and single images.*key="):
+            join_samples(samples)
+    other = {"image_x" if key == "image" else key: value for key, value in single.items()}
+    for samples in ([series, other], [other, series]):
+        joined = join_samples(samples)
+        assert joined["scale"].shape == (3, 1)
+        assert joined["scale_image_x"].shape == (1,)
+
+
+@pytest.mark.parametrize("other", [{"image_x": torch.ones(1, H, W)}, {"mask": torch.ones(H, W)}])
+def test_sides_of_a_union_with_other_pixels_are_refused(other):
+    """Nothing would be filled, and yet be valid."""
+    left, right = images(1, 1), other | {"mask_valid": torch.ones(1, H, W, dtype=torch.bool)}
+    with pytest.raises(UsageError, match=re.escape(f"['image'] and {sorted(other)}")):
+        merge_by_validity([left, right])
+
+
+def test_dates_of_the_right_bring_their_scale():
+    """Padding has none of its own."""
+    left = dated(1, [1, 2]) | {"scale": torch.tensor([[0.5], [0.25], [1.0]]), "offset": torch.zeros(3, 1)}
+    right = dated(9, [1, 2, 3]) | {"scale": torch.tensor([[0.5], [0.25], [0.125]]), "offset": torch.full((3, 1), 0.0)}
+    right["offset"][2] = -7
+    left["mask_valid"][0, 0, 0, 0] = False
+    merged = merge_by_validity([left, right])
+    assert merged["scale"].flatten().tolist() == [0.5, 0.25, 0.125]
+    assert merged["offset"].flatten().tolist() == [0, 0, -7]
+    assert merged["image"][:, 0, 0, 0].tolist() == [9, 1, 9]
+    right["scale"][0] = 0.75
+    with pytest.raises(UsageError, match="another scale"):
+        merge_by_validity([left, right])
+    left["mask_valid"][0] = True  # nothing to fill in that date
+    assert merge_by_validity([left, right])["scale"].flatten().tolist() == [0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("left_tells", [True, False])
+def test_unknown_is_not_clear(left_tells):
+    """Where one side tells clear pixels, those of the other are not."""
+    left, right = images(1, 1), images(2, 1)
+    left["mask_valid"][0, 0, 0] = False
+    (left if left_tells else right)["mask_clear"] = torch.ones(1, H, W, dtype=torch.bool)
+    clear = merge_by_validity([left, right])["mask_clear"]
+    expected = torch.full((1, H, W), left_tells)
+    expected[0, 0, 0] = not left_tells
+    assert torch.equal(clear, expected)
