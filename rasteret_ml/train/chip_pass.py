@@ -98,7 +98,7 @@ class ChipPass:
 def _inside(query: Any, sample: Sample, own: str) -> npt.NDArray[np.bool_]:
     """Pixels `[H, W]` whose centre is in the AOI's polygon."""
     height, width = sample["mask_valid"].shape[-2:]
-    stated = sample.get("crs")
+    stated = sample.get("crs", sample.get("epsg"))
     crs = own
     if stated is not None and not (isinstance(stated, torch.Tensor) and not int(stated)):
         crs = crs_text(int(stated) if isinstance(stated, torch.Tensor) else stated)

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 import rasteret_ml as rm
 from rasteret_ml.errors import DataError, UsageError
+from rasteret_ml.testing import make_cog
 from rasteret_ml.train.moments import tally_for
 
 BANDS = ("B02", "B03")
@@ -213,3 +214,16 @@ def test_memory_does_not_grow_with_the_chips(dtype):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.15 * peaks[0]
+
+
+def test_native_chips_are_cut_in_their_own_zone(tmp_path):
+    """Two zones: the pixels of an AOI are counted on the grid of the scene that it lies in."""
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) + 1
+    for name, crs in (("west", "EPSG:32633"), ("east", "EPSG:32634")):
+        make_cog(tmp_path / f"{name}_A.tif", values, crs=crs, blocksize=128)
+    collection = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A"], datetime=None)
+    dataset = rm.RasteretDataset(collection, ["A"], grid="native")
+    half = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4999360, 500320, 5000000)], crs="EPSG:32634")
+    found = rm.dataset_statistics(dataset, aois=half, size=32, max_chips=None).bands["A"]
+    assert found.count == 64 * 32
+    assert found.mean == pytest.approx(values[:, :32].mean())
