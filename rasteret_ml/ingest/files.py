@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import glob
+import logging
 import os
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from rasteret_ml.ingest.draft import AssetDraft, RecordDraft
 
 __all__ = ["drafts_from_files", "expand_paths"]
 
+_log = logging.getLogger(__name__)
 _TIFF = (".tif", ".tiff", ".gtiff")
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})([-_]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
 
@@ -75,6 +77,16 @@ def drafts_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, datetim
     tokens = [_band_token(_stem(href), bands) for href in hrefs] if bands else []
     if tokens and all(tokens):
         return _grouped(hrefs, [token for token in tokens if token], datetime)
+    if any(tokens):
+        odd = [redact(href) for href, token in zip(hrefs, tokens, strict=True) if not token]
+        _log.warning(
+            "Files are not grouped by band: %d of %d are not named after one (%s%s). Leave them out if the others are "
+            "files of one band.",
+            len(odd),
+            len(hrefs),
+            ", ".join(odd[:3]),
+            " ..." if len(odd) > 3 else "",
+        )
     ids = _unique_ids(hrefs)
     return [
         RecordDraft(

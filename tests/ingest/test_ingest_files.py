@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 from rasterio.warp import transform_geom
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.errors import DataError, UsageError
+from rasteret_ml.errors import DataError, RasteretError, UsageError
 from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import drafts_from_files
 from rasteret_ml.testing import MemoryReader, RangeServer, RecordingReader, make_cog
@@ -212,6 +213,16 @@ def test_files_that_differ_in_the_band_are_one_record(tmp_path: Path) -> None:
     assert records["sub"].datetime is None
     chip = run(records["T33TWL_20230813"].read_window((0, 0, 1, 1), ["B04", "B08"]))
     assert np.asarray(chip.data).ravel().tolist() == [4, 3]
+
+
+def test_a_file_that_breaks_the_grouping_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One file without a band in its name among files of one band each."""
+    for name in ("s_B02", "s_B03", "land_cover"):
+        make_cog(tmp_path / f"{name}.tif", np.ones((8, 8), np.uint8))
+    with caplog.at_level(logging.WARNING), pytest.raises(RasteretError):
+        build(str(tmp_path), tmp_path / "c.parquet", bands=["B02", "B03"])
+    assert "1 of 3" in caplog.text
+    assert "land_cover.tif" in caplog.text
 
 
 def test_a_band_is_a_word_in_the_name(tmp_path: Path) -> None:
