@@ -182,7 +182,7 @@ def test_an_aoi_travels_whole():
         ({"aois": [shapely.Point(1, 1)]}, GeometryError, "Point"),
         ({"aois": [SQUARE, shapely.box(5e5, 5e5, 5.1e5, 5.1e5)]}, GeometryError, "AOI 1 .*outside every scene"),
         ({"aois": [shapely.box(0, 0, 50, 50)], "placement": "inside"}, UsageError, r"fits in AOIs \[0\]"),
-        ({"size": 5000}, UsageError, "fits in the scenes"),
+        ({"size": 5000}, UsageError, "fits in what the dataset covers"),
         ({"aois": "nowhere.geojson"}, GeometryError, "nowhere.geojson"),
         ({"placement": "beside"}, UsageError, "beside"),
     ],
