@@ -118,7 +118,7 @@ def _class_column(found: GeometryArray, label: str) -> pd.Series:
     """The column as text, whole numbers or truth values, its missing values missing."""
     column = _column(found, label, "label")
     if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype if len(column.cat.categories) else object)
+        column = column.astype(object).infer_objects()  # not the categories' type: it may not know missing values
     if pd.api.types.is_float_dtype(column.dtype):
         known = column.dropna()
         if not (known == known.round()).all():

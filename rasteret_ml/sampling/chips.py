@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ __all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
 
 Floats = npt.NDArray[np.float64]
 Corners = tuple[tuple[float, float], ...]
+
+_DATE = len("2023-05-01")
+"""Letters of a time at which it still names a whole day."""
 
 
 class ChipSampler(Sampler[AOI]):
@@ -171,6 +175,8 @@ def pixel_pair(value: int | tuple[int, int], what: str = "size") -> tuple[int, i
     """
     try:
         pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+        if isinstance(value, (str, bool)) or any(isinstance(v, bool) or v != int(v) for v in pair):
+            raise TypeError
         height, width = (int(v) for v in pair)
     except (TypeError, ValueError):
         raise UsageError(f"{what} is a number of pixels or (height, width), not {value!r}.") from None
@@ -199,8 +205,30 @@ def _time_slice(dataset: Any, toi: Any) -> slice:
     if isinstance(toi, pd.Interval):
         start, stop = toi.left, toi.right
     else:
-        start, stop = toi.split("/") if isinstance(toi, str) else toi
-    return slice(_naive(pd.Timestamp(start)), _naive(pd.Timestamp(stop)), 1)
+        parts = toi.split("/") if isinstance(toi, str) else toi
+        if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+            raise UsageError(f"toi= is (start, end), 'start/end' or a pandas Interval, not {toi!r}.")
+        _, _, t = dataset.bounds
+        start, stop = _instant(parts[0], t.start), _instant(parts[1], t.stop, last=True)
+    first, last = _naive(pd.Timestamp(start)), _naive(pd.Timestamp(stop))
+    if first > last:
+        raise UsageError(f"toi= {toi!r} ends before it starts.")
+    return slice(first, last, 1)
+
+
+def _instant(value: Any, open_end: pd.Timestamp, *, last: bool = False) -> pd.Timestamp:
+    """An instant; of a date, month or year without a time of day its first or last one; ".." and None are open."""
+    if value is None or value == "..":
+        return open_end
+    try:
+        whole = isinstance(value, str) and len(value.strip()) <= _DATE
+        whole |= isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
+        if not whole:
+            return pd.Timestamp(value)
+        period = pd.Period(value, freq=None if isinstance(value, str) else "D")
+        return period.end_time if last else period.start_time
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"toi= holds {value!r}, which is no ISO time ({error}).") from None
 
 
 def _naive(stamp: pd.Timestamp) -> pd.Timestamp:

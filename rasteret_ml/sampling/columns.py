@@ -123,6 +123,11 @@ def time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str
 
 def _instants(column: pd.Series, rows: Rows, *, last: bool) -> Times:
     """Instants; of text that names a day, month or year, its first or its last one."""
+    if pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
+        raise UsageError(
+            f"A time column holds times or ISO text, not {column.dtype}, which could be years or seconds; make "
+            "times of it, for example with pandas.to_datetime(table[name], format='%Y')."
+        )
     if not _is_text(column):
         try:
             stamps = pd.to_datetime(column, utc=True)

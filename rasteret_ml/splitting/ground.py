@@ -154,7 +154,9 @@ def split_aois(
     found = geometries_from(aois, crs)
     table = gpd.GeoDataFrame(geometry=list(found.geometries), crs=found.crs) if found.table is None else found.table
     shapes = found.geometries
-    if buffer < 0 or (buffer and full_turn(found.crs) is not None):
+    if not (math.isfinite(buffer) and buffer >= 0):
+        raise UsageError(f"buffer is a distance, not negative, not {buffer}.")
+    if buffer and full_turn(found.crs) is not None:
         raise UsageError(
             f"A buffer of {buffer:g} needs AOIs in a projected CRS, not {found.crs}: convert the table first, for "
             "example with aois.to_crs(aois.estimate_utm_crs())."

@@ -144,10 +144,13 @@ class _Streamed:
         if not self._count:
             return None
         found = np.percentile(self._sample, list(percentiles)).tolist() if percentiles else []
-        bins = np.histogram(self._sample, _BINS, (self._min, self._max))[0]
+        try:
+            bins = np.histogram(self._sample, _BINS, (self._min, self._max))[0]
+        except ValueError:  # a range that doubles cannot divide: one bin says all that there is to say
+            bins = np.bincount(np.zeros(len(self._sample), np.int64), minlength=_BINS)
         return BandStatistics(
-            mean=self._mean,
-            std=(self._squares / self._count) ** 0.5,
+            mean=min(max(self._mean, self._min), self._max),
+            std=0.0 if self._min == self._max else (self._squares / self._count) ** 0.5,  # not what rounding leaves
             min=self._min,
             max=self._max,
             count=self._count,

@@ -143,7 +143,7 @@ def dataset_statistics(
     Raises:
         UsageError: no valid pixel of a band was found, a percentile that is none, or samples without `mask_valid`.
     """
-    wanted = tuple(percentiles)
+    wanted = tuple(q.item() if isinstance(q, np.generic) else q for q in percentiles)
     if not all(0 <= q <= 100 for q in wanted):
         raise UsageError(f"percentiles lie between 0 and 100, not {wanted}.")
     chips = ChipPass(dataset, aois, size, max_chips, batch_size, seed)

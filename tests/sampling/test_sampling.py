@@ -177,6 +177,10 @@ def test_an_aoi_travels_whole():
     [
         ({"size": 0}, UsageError, "at least one pixel"),
         ({"size": (8, -1)}, UsageError, "at least one pixel"),
+        ({"size": "64"}, UsageError, "'64'"),
+        ({"size": (2.7, 3)}, UsageError, "2.7"),
+        ({"toi": ("2023-02-01", "2023-01-01")}, UsageError, "ends before it starts"),
+        ({"toi": ("soon", "..")}, UsageError, "soon"),
         ({"size": "big"}, UsageError, "'big'"),
         ({"length": 0}, UsageError, "length"),
         ({"aois": [shapely.Point(1, 1)]}, GeometryError, "Point"),
@@ -253,3 +257,16 @@ def _affine(sample):
     from affine import Affine
 
     return Affine(*sample["transform"][:6].tolist())
+
+
+def test_a_time_of_interest_of_dates_takes_whole_days():
+    """An end without a time of day is its whole day, month or year; ".." is open."""
+    plane = Plane(SQUARE)
+    for toi, stop in (
+        (("2022-12-01", "2023-01-01"), "2023-01-01T23:59:59"),
+        ("2022-12/2023-01", "2023-01-31T23:59:59"),
+        (("2022-12-01", "2023-01-01T10:00"), "2023-01-01T10:00"),
+        (("2022", ".."), "2023-01-01"),
+    ):
+        _, _, t = next(iter(rm.RandomAOISampler(plane, 64, 1, toi=toi)))
+        assert t.stop.floor("s") == pd.Timestamp(stop), toi

@@ -187,3 +187,10 @@ def test_a_table_is_not_made_over():
         rm.AOITable.of(table, crs=4326)
     with pytest.raises(UsageError, match="no row"):
         table.row(-1)
+
+
+def test_a_number_is_no_time():
+    """Years as numbers would be nanoseconds since 1970."""
+    table = gpd.GeoDataFrame({"year": [2020, 2021]}, geometry=[shapely.box(0, 0, 1, 1)] * 2, crs=4326)
+    with pytest.raises(UsageError, match="to_datetime"):
+        rm.AOITable.of(table, time="year")

@@ -227,3 +227,17 @@ def test_native_chips_are_cut_in_their_own_zone(tmp_path):
     found = rm.dataset_statistics(dataset, aois=half, size=32, max_chips=None).bands["A"]
     assert found.count == 64 * 32
     assert found.mean == pytest.approx(values[:, :32].mean())
+
+
+def test_what_doubles_make_of_constants(tmp_path):
+    """A constant is one, also where its sums round; a range too narrow for bins is one bin; numpy numbers save."""
+    valid = np.ones((1, 100, 100), bool)
+    for value in (0.1, 0.3, 1 / 3):
+        found = rm.dataset_statistics(Pixels(np.full((1, 100, 100), value), valid), size=32, percentiles=np.array([50]))
+        assert found.std == (1.0,)
+        assert found.mean == (value,)
+        found.save(tmp_path / "s.yaml")
+        assert rm.DatasetStatistics.load(tmp_path / "s.yaml").mean == (value,)
+    nearly = np.full((1, 100, 100), 0.3)
+    nearly[0, 0, 0] = 0.1 + 0.2
+    assert sum(rm.dataset_statistics(Pixels(nearly, valid), size=32).bands["band_0"].histogram) == 100 * 100
