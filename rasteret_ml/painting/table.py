@@ -19,6 +19,9 @@ from rasteret_ml.scenes.instants import INSTANT
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
 
+_DATE = len("2021-05-27")
+"""Letters of a time at which it names a whole day."""
+
 Classes = Sequence[Any] | Mapping[Any, int] | None
 
 
@@ -188,6 +191,9 @@ def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
         if len(time) != 2 or not all(isinstance(name, str) for name in time):
             raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
         left, right = _moments(found, time[0]), _moments(found, time[1])
+        # A day without a time of day ends with it.
+        written = _column(found, time[1], "time").map(lambda v: isinstance(v, str) and len(v.strip()) == _DATE)
+        right = right.where(~written.astype(bool), right + pd.Timedelta(days=1) - INSTANT)
     start, stop = left.fillna(pd.Timestamp.min), right.fillna(pd.Timestamp.max)
     wrong = (start > stop).to_numpy()
     if wrong.any():

@@ -188,7 +188,8 @@ def test_the_index_is_the_polygons_or_the_extent():
     assert rows["polygon"].tolist() == [0, 1, 2]
     assert rows.index.closed == "both"
     assert rows.index.name == "datetime"
-    assert rows.index[0] == pd.Interval(pd.Timestamp("2021-01-01"), pd.Timestamp("2021-12-31"), closed="both")
+    assert rows.index[0].left == pd.Timestamp("2021-01-01")
+    assert rows.index[0].right.floor("s") == pd.Timestamp("2021-12-31T23:59:59")
     assert (rows.index[2].left, rows.index[2].right) == (pd.Timestamp.min, pd.Timestamp.max)
     bounded = rm.PolygonDataset(frame, time=times, background=0, res=10).index
     assert len(bounded) == 3
@@ -437,3 +438,14 @@ def test_queries_that_are_no_place_are_refused(query, text):
         rm.PolygonDataset(table(BOXES), res=10)[query]
     with pytest.raises(UsageError, match="no pixels"):
         rm.PolygonDataset(table(BOXES))[slice(X, X + 10), slice(Y - 10, Y)]
+
+
+def test_an_end_without_a_time_of_day_is_its_whole_day():
+    """As in AOI tables and `subset`."""
+    table = gpd.GeoDataFrame(
+        {"s": ["2023-01-01", "2023-01-01"], "e": ["2023-01-03", "2023-01-03T06:00"]},
+        geometry=[shapely.box(0, 0, 9, 9)] * 2,
+        crs="EPSG:32633",
+    )
+    ends = rm.PolygonDataset(table, time=("s", "e"), res=1.0).index.index.right
+    assert [end.floor("s") for end in ends] == [pd.Timestamp("2023-01-03T23:59:59"), pd.Timestamp("2023-01-03T06:00")]
