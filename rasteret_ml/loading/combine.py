@@ -286,8 +286,6 @@ def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) 
 def _has(dataset: Any, query: Any, grid: Grid) -> bool:
     if hasattr(dataset, "has"):
         return bool(dataset.has(query, grid))
-    if hasattr(dataset, "_match"):
-        return len(dataset._match(query, grid)) > 0
     t = dataset._disambiguate_slice(query)[2]
     index = dataset.index
     here = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]

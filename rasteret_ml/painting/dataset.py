@@ -308,10 +308,10 @@ class PolygonDataset(GeoDataset):
             self._lookup = PolygonLookup(self._index, self._table, bounded=self._extent is not None, whole=whole)
         return self._lookup
 
-    def _match(self, query: Any, grid: Grid) -> npt.NDArray[np.int64]:
-        """Positions of what is known at the chip."""
+    def has(self, query: Any, grid: Grid) -> bool:
+        """Whether anything is known at a chip."""
         lookup = self._found()
-        return (lookup.known or lookup.polygons).near(grid, self._disambiguate_slice(query)[2])[0]
+        return len((lookup.known or lookup.polygons).near(grid, self._disambiguate_slice(query)[2])[0]) > 0
 
     # Combining ------------------------------------------------------------------------------------------------
 
