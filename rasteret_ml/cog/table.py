@@ -155,15 +155,6 @@ class TileTable:
         Raises:
             CollectionError: a size, the dtype or a tile array is missing.
         """
-
-        def number(name: str, default: int | None = None, alias: str = "") -> int:
-            value = struct.get(name)
-            value = struct.get(alias) if value is None and alias else value
-            value = default if value is None else value
-            if value is None:
-                raise CollectionError(f"Band metadata lacks {name!r}; rebuild the Collection.")
-            return int(value)
-
         offsets, counts = struct.get("tile_offsets"), struct.get("tile_byte_counts")
         if offsets is None or counts is None or struct.get("dtype") is None:
             raise CollectionError(
@@ -171,22 +162,22 @@ class TileTable:
             )
         photometric = struct.get("photometric")
         return cls(
-            width=number("image_width", alias="width"),
-            height=number("image_height", alias="height"),
-            tile_width=number("tile_width"),
-            tile_height=number("tile_height"),
-            dtype=np.dtype(str(struct["dtype"])).newbyteorder("="),
-            predictor=number("predictor", 1),
-            compression=number("compression", 1),
+            width=_size(struct, "image_width", "width"),
+            height=_size(struct, "image_height", "height"),
+            tile_width=_size(struct, "tile_width"),
+            tile_height=_size(struct, "tile_height"),
+            dtype=_dtype(str(struct["dtype"])),
+            predictor=_or(struct.get("predictor"), 1),
+            compression=_or(struct.get("compression"), 1),
             tile_offsets=np.asarray(offsets, dtype=np.int64),
             tile_byte_counts=np.asarray(counts, dtype=np.int64),
-            samples_per_pixel=number("samples_per_pixel", 1),
-            planar_configuration=number("planar_configuration", 1),
+            samples_per_pixel=_or(struct.get("samples_per_pixel"), 1),
+            planar_configuration=_or(struct.get("planar_configuration"), 1),
             photometric=None if photometric is None else int(photometric),
             extra_samples=_integers(struct.get("extra_samples")),
-            bits_per_sample=number("bits_per_sample", 0),
+            bits_per_sample=_or(struct.get("bits_per_sample"), 0),
             big_endian=bool(struct.get("big_endian")),
-            fill_order=number("fill_order", 1),
+            fill_order=_or(struct.get("fill_order"), 1),
             striped=bool(struct.get("striped")),
             jpeg_tables=struct.get("jpeg_tables"),
             ycbcr_subsampling=_pair(struct.get("ycbcr_subsampling")),
@@ -206,6 +197,23 @@ def slice_plane(table: TileTable, sample: int) -> TileTable:
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name  # worked out by numpy each time, at the cost of parsing a directory
+
+
+@cache
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(name).newbyteorder("=")
+
+
+def _size(struct: Mapping[str, Any], *names: str) -> int:
+    """The value under the first of the names that has one."""
+    value = next((struct[name] for name in names if struct.get(name) is not None), None)
+    if value is None:
+        raise CollectionError(f"Band metadata lacks {names[0]!r}; rebuild the Collection.")
+    return int(value)
+
+
+def _or(value: Any, default: int) -> int:
+    return default if value is None else int(value)
 
 
 def _integers(values: Any) -> tuple[int, ...]:

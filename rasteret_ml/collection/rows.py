@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rasteret_ml.collection.schema import METADATA_SUFFIX
 from rasteret_ml.record import RasterInfo
@@ -43,9 +44,10 @@ def _number_reader(array: pa.Array) -> RowReader:
     present = _present(array)
     known = array.fill_null(False if pa.types.is_boolean(array.type) else 0) if array.null_count else array
     numbers = known.to_numpy(zero_copy_only=False)
+    number: RowReader = numbers.item
     if not array.null_count:
-        return lambda i: numbers[i].item()
-    return lambda i: numbers[i].item() if present(i) else None
+        return number
+    return lambda i: number(i) if present(i) else None
 
 
 def _nothing(i: int) -> None:
@@ -55,16 +57,27 @@ def _nothing(i: int) -> None:
 def _struct_reader(array: pa.StructArray, kind: pa.StructType) -> RowReader:
     # Bands have a hundred children, most of them null: readers are made when a row is first read.
     readers: list[tuple[str, RowReader]] = []
+    blank: dict[str, Any] = {}
     present = _present(array)
 
     def value(i: int) -> dict[str, Any] | None:
         if not present(i):
             return None
-        if not readers:
+        if not blank:
             for field in (kind.field(k) for k in range(kind.num_fields)):
                 place = array.type.get_field_index(field.name)
-                readers.append((field.name, _nothing if place < 0 else row_reader(array.field(place), field.type)))
-        return {name: read(i) for name, read in readers}
+                child = None if place < 0 else array.field(place)
+                blank[field.name] = None
+                if child is None or child.null_count == len(child):
+                    continue
+                if not pa.types.is_nested(field.type) and len(same := pc.unique(child)) == 1:
+                    blank[field.name] = same[0].as_py()  # of most children: files of one Collection are alike
+                else:
+                    readers.append((field.name, row_reader(child, field.type)))
+        found = blank.copy()
+        for name, read in readers:
+            found[name] = read(i)
+        return found
 
     return value
 

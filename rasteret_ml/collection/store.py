@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RowStore", "cache_folder"]
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
-_BATCH = 1024
+_FORMAT = 2
+_BATCH = 4096
 """Rows of a copy that are mapped together."""
 _OPEN_PIECES = 256
 _HELD_BYTES = 256 * 2**20
