@@ -122,21 +122,23 @@ def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.T
 
 
 def named_by_query(samples: Sequence[Sample], queries: Sequence[Any]) -> None:
-    """`aoi` and `label` in all samples of a batch, or in none: a side gives them where all of its queries have them."""
-    rows = [query.row if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
+    """`aoi`, `label` and `draw` in all samples of a batch, or in none: a side gives them where its queries have them."""
+    rows = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
     labels = [query.label if isinstance(query, AOI) else None for query in queries]
     whole = all(isinstance(label, int) for label in labels)
-    for key, values, dtype in (
+    columns: tuple[tuple[str, list[Any], torch.dtype], ...] = (
         ("aoi", rows, torch.int64),
-        ("label", labels, torch.int64 if whole else torch.float32),
-    ):
+        ("label", [None if v is None else [v] for v in labels], torch.int64 if whole else torch.float32),
+        ("draw", [query.draw if isinstance(query, AOI) else None for query in queries], torch.int64),
+    )
+    for key, values, dtype in columns:
         if all(key in sample for sample in samples):
             continue
         for sample, value in zip(samples, values, strict=True):
             if None in values:
                 sample.pop(key, None)
             elif key not in sample:
-                sample[key] = torch.tensor([value], dtype=dtype)
+                sample[key] = torch.tensor(value, dtype=dtype)
 
 
 def _transform(grid: Grid) -> torch.Tensor:

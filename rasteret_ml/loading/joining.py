@@ -14,7 +14,8 @@ from rasteret_ml.loading.sample import Sample
 __all__ = ["converted", "dates_of", "join_samples", "merge_by_validity", "pixel_keys", "scale_name", "with_validity"]
 
 _LEFT_FIRST = (
-    "bounds", "crs", "epsg", "transform", "time", "time_valid", "length", "record", "aoi", "label", "mask_aoi"
+    "bounds", "crs", "epsg", "transform", "time", "time_valid", "length", "record", "aoi", "label", "draw",
+    "mask_aoi",
 )  # fmt: skip
 _TIMES = ("time", "time_valid", "length", "record")
 _VALIDITIES = ("mask_valid", "mask_clear")

@@ -30,6 +30,7 @@ __all__ = [
     "TENSOR_ONLY",
     "bounds_tensor",
     "composed",
+    "draw_columns",
     "make_samples",
     "seconds_of",
     "snapped_slices",
@@ -237,8 +238,8 @@ def _identity(
 
 
 def _of_aois(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Which AOI, and its label; only where every query has them."""
-    columns: dict[str, Sequence[Any]] = {}
+    """Which AOI, its label, and its draw; only where every query has them."""
+    columns = draw_columns(queries)
     rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
     if min(rows) >= 0:
         columns["aoi"] = _integers([[row] for row in rows])
@@ -247,6 +248,15 @@ def _of_aois(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
         whole = all(isinstance(label, (int, np.integer)) for label in labels)
         columns["label"] = _integers([[v] for v in labels]) if whole else _floats([[v] for v in labels], torch.float32)
     return columns
+
+
+def draw_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """`draw` int64 `[3]` of each query: the seed, epoch and position that its chip is a function of.
+
+    Nothing where a query was not drawn by a sampler.
+    """
+    draws = [query.draw if isinstance(query, AOI) else None for query in queries]
+    return {} if None in draws else {"draw": _integers(draws)}
 
 
 def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:

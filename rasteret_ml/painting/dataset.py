@@ -24,7 +24,7 @@ from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.reindex import whole_index
-from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
+from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
 from rasteret_ml.painting.paint import PolygonLookup, moved_polygons, paint
 from rasteret_ml.painting.table import label_values, polygon_table
 from rasteret_ml.runtime.worker_loop import WorkerLoop
@@ -366,6 +366,7 @@ def _identity(queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[sli
         columns["crs"] = [pyproj_crs(str(grid.crs)) for grid in grids]
     places = [tuple(grid.transform)[:9] for grid in grids]
     columns["transform"] = torch.tensor(places, dtype=torch.float64).unbind(0)
+    columns |= draw_columns(queries)
     rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
     if min(rows) >= 0:
         columns["aoi"] = torch.tensor(rows, dtype=torch.int64)[:, None].unbind(0)

@@ -60,6 +60,12 @@ class AOI(tuple[slice, slice, slice]):
         """The geometry that it was drawn from, in `crs`."""
         return None if self.details.geometry is None else shapely.from_wkb(self.details.geometry)
 
+    @property
+    def draw(self) -> tuple[int, int, int] | None:
+        """(seed, epoch, position) that it is a function of; None where no sampler drew it."""
+        known = self.details
+        return None if known.position < 0 else (known.seed, known.epoch, known.position)
+
     def spare(self, k: int) -> AOI:
         """The k-th alternative, from 0: the same AOI, time and size elsewhere; it has no spares itself.
 
