@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +23,10 @@ from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.scenes.dates import TimeSeries
 from rasteret_ml.train.areas import Polygons, SplitAreas
-from rasteret_ml.train.measuring import Measuring, Normal, Scaling, in_values
+from rasteret_ml.train.measuring import Measuring, Normal, in_values
 from rasteret_ml.train.opened import OpenedData, class_map
 from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.same_chips import SameChips
 from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
 
 if TYPE_CHECKING:
@@ -80,13 +82,15 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         clear_first: With `quality`: clear pixels of later images replace pixels that are valid, but not clear.
         series: Dates of a time series, or a mapping of `TimeSeries`' fields: images `[T, C, H, W]`.
         composite: The dates of `series` as one image, see `RasteretDataset`.
-        scaling: What mean and std are of: "stored" pixels, or "values", stored * scale + offset as the files say.
+        scaled: Whether mean and std are of what stored pixels stand for, stored * scale + offset as the files say,
+            instead of the stored ones.
         mean: Per band; default measured in the training area.
         std: Per band; default measured in the training area.
         statistics_chips: Chips that are read to measure; None = all.
         statistics: A YAML that mean, std and classes are read from; where it is not there yet, it is measured and
             written. Measure anew (delete it) when the splits change.
-        augment: Random flips and quarter turns in training.
+        augment: In training, True: random flips and quarter turns; or what else is done to a prepared batch, on its
+            device.
         locality: Active tile blocks that training chips are drawn from in turn, or a mapping of `Locality`'s fields;
             default uniform order.
         cache_bytes: Decoded tiles kept in each process, in bytes; give some with `locality`.
@@ -136,12 +140,12 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         clear_first: bool = False,
         series: int | dict[str, Any] | TimeSeries | None = None,
         composite: str | dict[str, list[str]] | None = None,
-        scaling: Scaling = "stored",
+        scaled: bool = False,
         mean: list[float] | tuple[float, ...] | None = None,
         std: list[float] | tuple[float, ...] | None = None,
         statistics_chips: int | None = 64,
         statistics: str | None = None,
-        augment: bool = True,
+        augment: bool | Callable[[Sample], Sample] = True,
         locality: int | dict[str, int] | Locality | None = None,
         cache_bytes: int = 0,
         seed: int = 0,
@@ -207,12 +211,13 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
             "lookahead_bytes": int(lookahead_bytes),
             **({} if errors is None else {"errors": errors}),
         }
-        self._scaling, self._augment = scaling, bool(augment)
+        self._scaled, self._augment = bool(scaled), augment
         self._given = Normal.of(mean, std)
         self._measuring = Measuring(
-            path=statistics, chips=statistics_chips, size=self.size, seed=int(seed), scaling=scaling
+            path=statistics, chips=statistics_chips, size=self.size, seed=int(seed), scaled=bool(scaled)
         )
         self._restored: dict[str, Any] = {}
+        self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
 
     # Lightning's hooks -----------------------------------------------------------------------------------------
@@ -256,11 +261,24 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area))
 
     def predict_dataloader(self) -> DataLoader:
-        """An overlapping grid over everything, images only."""
-        return self._loader(self.images, GridAOISampler(self.images, self.size, self.size - self.overlap))
+        """The chips of `predict_sampler`, images only."""
+        return self._loader(self.images, self.predict_sampler)
+
+    @property
+    def predict_sampler(self) -> Any:
+        """The chips that are predicted: an overlapping grid over everything, unless others were assigned."""
+        if self._predict_sampler is None:
+            self._predict_sampler = GridAOISampler(self.images, self.size, self.size - self.overlap)
+        return self._predict_sampler
+
+    @predict_sampler.setter
+    def predict_sampler(self, sampler: Any) -> None:
+        self._predict_sampler = sampler
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader:
         _ = self.mean  # measured now, if it must be, rather than at the first batch
+        if self.trainer is not None and self.trainer.overfit_batches:
+            sampler = SameChips(sampler)
         stack = functools.partial(collate, ignore_index=self.ignore_index)
         loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=stack, **self._loading)
         self._loaders = [ref for ref in self._loaders if ref() is not None] + [weakref.ref(loader)]
@@ -268,10 +286,11 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Float, normalised and (in training) augmented, on the device."""
-        stored = batch if self._scaling == "stored" else in_values(batch)
+        stored = in_values(batch) if self._scaled else batch
         ready = prepare(stored, self.mean, self.std, self.ignore_index)
-        training = self.trainer is not None and self.trainer.training
-        return flip_and_turn(ready) if training and self._augment else ready
+        if self.trainer is None or not self.trainer.training or not self._augment:
+            return ready
+        return flip_and_turn(ready) if self._augment is True else self._augment(ready)
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers of its loaders and, where nothing else reads, this process's connections.
@@ -284,6 +303,10 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
                 loader.close()
         self._loaders = []
         close_idle_loop()
+
+    def __str__(self) -> str:
+        # Lightning's own makes every loader, and so opens everything.
+        return f"RasteretDataModule({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loaders": []}

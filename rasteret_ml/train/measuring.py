@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock
 
@@ -16,13 +16,10 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
 
-__all__ = ["Measuring", "Normal", "Scaling", "in_values"]
+__all__ = ["Measuring", "Normal", "in_values"]
 
 _CLASS_CHIPS = 256
 """Chips looked at for classes: more than for means, so that rare ones are found."""
-
-Scaling = Literal["stored", "values"]
-"""What mean and std are of: pixels as they are stored, or stored * scale + offset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +59,8 @@ class Measuring:
     """Their size in pixels."""
     seed: int
     """Which ones."""
-    scaling: Scaling
-    """Units of the statistics."""
+    scaled: bool
+    """Whether they are of stored * scale + offset, instead of stored pixels."""
 
     def known(self, bands: tuple[str, ...]) -> DatasetStatistics | None:
         """Those of the YAML, where there is one.
@@ -78,9 +75,9 @@ class Measuring:
         remedy = "delete it, and it is measured again, or choose another path with statistics=."
         if tuple(found.bands) != bands:
             raise UsageError(f"{path} is of bands {list(found.bands)}, the data are of {list(bands)}; {remedy}")
-        units = found.made.get("scaling", "stored")
-        if units != self.scaling:
-            raise UsageError(f"{path} is of {units!r} pixels, and scaling={self.scaling!r}; {remedy}")
+        scaled = bool(found.made.get("scaled", False))
+        if scaled != self.scaled:
+            raise UsageError(f"{path} was measured with scaled={scaled}, and here is scaled={self.scaled}; {remedy}")
         return found
 
     def bands(self, dataset: Any, area: Any) -> DatasetStatistics:
@@ -89,7 +86,7 @@ class Measuring:
             found = self.known(dataset.bands)
             if found is None:
                 found = self._measured(self._in_units(dataset), area, self.chips)
-                found = dataclasses.replace(found, made=found.made | {"scaling": self.scaling})
+                found = dataclasses.replace(found, made=found.made | {"scaled": self.scaled})
                 self._keep(found)
         return found
 
@@ -108,7 +105,7 @@ class Measuring:
         return dataset_statistics(dataset, aois=area, size=self.size, seed=self.seed, max_chips=chips)
 
     def _in_units(self, dataset: Any) -> Any:
-        if self.scaling == "stored":
+        if not self.scaled:
             return dataset
         scaled = copy.copy(dataset)
         scaled.transforms = in_values
@@ -134,6 +131,6 @@ def in_values(sample: Sample) -> Sample:
         UsageError: it has no `scale` and `offset`.
     """
     if "scale" not in sample:
-        raise UsageError("scaling='values', but the images state neither scale nor offset; leave scaling at 'stored'.")
+        raise UsageError("scaled=True, but the images state neither scale nor offset; leave it out.")
     scale, offset = (sample[key][..., None, None] for key in ("scale", "offset"))
     return sample | {"image": sample["image"].float() * scale + offset}

@@ -182,7 +182,7 @@ class OpenedData:
             return {}
         return {
             "bands": list(self.bands),
-            "scaling": self._measuring.scaling,
+            "scaled": self._measuring.scaled,
             "mean": list(self.mean),
             "std": list(self.std),
             "class_values": dict(self.class_values),
@@ -192,9 +192,9 @@ class OpenedData:
         """Go on with what a model was trained with.
 
         Raises:
-            UsageError: it was trained on other bands, or other units.
+            UsageError: it was trained on other bands, or with another `scaled`.
         """
-        for name, own in (("bands", list(self.bands)), ("scaling", self._measuring.scaling)):
+        for name, own in (("bands", list(self.bands)), ("scaled", self._measuring.scaled)):
             if state_dict[name] != own:
                 raise UsageError(f"The checkpoint was trained with {name} {state_dict[name]}, here are {own}.")
         self._restored = state_dict
