@@ -72,7 +72,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         size: Chip size in pixels.
         length: Training chips in an epoch.
         batch_size: Chips in a batch.
-        overlap: Pixels by which neighbouring chips overlap in prediction.
+        overlap: Pixels by which neighbouring chips overlap in prediction; default a quarter of `size`.
         crs: Grid CRS, needed where images are in several.
         res: Pixel size, one number or (x, y).
         nodata: Overrides the images' declared nodata.
@@ -130,8 +130,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         size: int = 128,
         length: int = 1000,
         batch_size: int = 16,
-        overlap: int = 32,
-        crs: str | int | None = None,
+        overlap: int | None = None,
+        crs: int | str | None = None,
         res: float | list[float] | tuple[float, float] | None = None,
         nodata: float | None = None,
         order: str = "newest",
@@ -166,7 +166,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         quality, series, composite, locality = plain(quality), plain(series), plain(composite), plain(locality)
         errors, cache_dir = plain(errors), plain(cache_dir)
         self.save_hyperparameters(ignore=[name for name, value in locals().items() if not is_plain(value)])
-        self.size, self.length, self.batch_size, self.overlap = int(size), int(length), int(batch_size), int(overlap)
+        self.size, self.length, self.batch_size = int(size), int(length), int(batch_size)
+        self.overlap = self.size // 4 if overlap is None else int(overlap)
         self.ignore_index = int(ignore_index)
         if not 0 <= self.overlap < self.size:
             raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
