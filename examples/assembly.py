@@ -66,5 +66,12 @@ def class_names(config: DictConfig, data: RasteretDataModule) -> list[str]:
 def quiet_lightning() -> None:
     """Hints that do not apply to small runs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*logging interval.*", ".*sampler has shuffling.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*logging interval.*",
+        ".*sampler has shuffling.*",
+        "Be aware that when using `ckpt_path`, callbacks.*",
+        "The dirpath has changed from.*",  # a run has a folder of its own
+        "Total length of `list` across ranks is zero.*",  # nothing is held out
+    ):
         warnings.filterwarnings("ignore", message=message)

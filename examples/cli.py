@@ -25,14 +25,15 @@ class RasteretCLI(LightningCLI):
         parser.link_arguments("data.ignore_index", "model.init_args.ignore_index")
 
 
-def main(args: Any = None) -> RasteretCLI:
-    """Run what the arguments say (default the command line's)."""
+def main(args: Any = None, *, run: bool = True) -> RasteretCLI:
+    """Make what the arguments say (default the command line's), and run it."""
     return RasteretCLI(
         pl.LightningModule,
         RasteretDataModule,
         subclass_mode_model=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
+        run=run,
         args=args,
     )
 

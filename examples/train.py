@@ -42,6 +42,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         trainer = new_trainer(config, scores, writer)
         trainer.fit(task, datamodule=data, ckpt_path=config.ckpt_path)
         result: dict[str, Any] = {"metrics": {name: float(v) for name, v in trainer.callback_metrics.items()}}
+        result["task"] = task
         if data.val_area is not None:
             trainer.validate(task, datamodule=data, verbose=False)
         if config.draw and not trainer.fast_dev_run:
@@ -61,7 +62,8 @@ def finish(trainer: pl.Trainer, data: Any, scores: ClassScores, maps: list[str],
         print(f"wait share           {100 * speed.wait_share:.1f} % of training time spent waiting for data")
     title = "prediction"
     if scores.confusion is not None:
-        found |= {"miou": mean_iou(scores.confusion), "baseline": majority_baseline(scores.confusion)}
+        found |= {"confusion": scores.confusion, "miou": mean_iou(scores.confusion)}
+        found |= {"baseline": majority_baseline(scores.confusion)}
         title = f"mIoU {found['miou']:.3f} on the held-out area (majority class {found['baseline']:.3f})"
         print_scores(scores.confusion, names)
     for path in maps:
