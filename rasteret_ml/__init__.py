@@ -42,6 +42,7 @@ _WHERE = {
     "DataLoader": "loading.loader",
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
+    "ExactResume": "train.resume",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",
