@@ -15,12 +15,10 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.region import polygonal_each
-from rasteret_ml.scenes.instants import INSTANT
+from rasteret_ml.instants import INSTANT, windows_of
+from rasteret_ml.sampling.columns import named_rows
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
-
-_DATE = len("2021-05-27")
-"""Letters of a time at which it names a whole day."""
 
 Classes = Sequence[Any] | Mapping[Any, int] | None
 
@@ -183,36 +181,17 @@ def _height(found: GeometryArray, shapes: npt.NDArray[np.object_], order: str | 
 
 def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
     """Closed intervals, tz-naive UTC; what is missing is open to that side."""
+    start: npt.NDArray[np.datetime64]
+    stop: npt.NDArray[np.datetime64]
     if time is None:
-        left = right = pd.Series(pd.NaT, index=range(len(found)), dtype="datetime64[ns]")
-    elif isinstance(time, str):
-        left = right = _moments(found, time)
+        start, stop = (np.full(len(found), np.datetime64("NaT", "ns")) for _ in range(2))
     else:
-        if len(time) != 2 or not all(isinstance(name, str) for name in time):
+        names = [time] if isinstance(time, str) else list(time)
+        if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
             raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
-        left, right = _moments(found, time[0]), _moments(found, time[1])
-        # A day without a time of day ends with it.
-        written = _column(found, time[1], "time").map(lambda v: isinstance(v, str) and len(v.strip()) == _DATE)
-        right = right.where(~written.astype(bool), right + pd.Timedelta(days=1) - INSTANT)
-    start, stop = left.fillna(pd.Timestamp.min), right.fillna(pd.Timestamp.max)
-    wrong = (start > stop).to_numpy()
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        raise UsageError(f"The time of polygon {i} ends before it begins: {start[i]} to {stop[i]}.")
-    stop[start == stop] += INSTANT
-    return pd.IntervalIndex.from_arrays(
-        pd.DatetimeIndex(start.to_numpy()), pd.DatetimeIndex(stop.to_numpy()), closed="both", name="datetime"
-    )
-
-
-def _moments(found: GeometryArray, name: str) -> pd.Series:
-    column = _column(found, name, "time")
-    if pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
-        raise UsageError(
-            f"The column {name!r} holds numbers ({_some(column)}), which could be years or seconds; make times of "
-            "them, for example with pandas.to_datetime(table[name], format='%Y')."
-        )
-    try:
-        return pd.to_datetime(column, utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[ns]")
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"The column {name!r} holds what is no time (as 2021-05-27T11:30Z): {error}.") from None
+        first, *last = (_column(found, name, "time") for name in names)
+        start, stop = windows_of(first, last[0] if last else None, lambda at: f"polygons {named_rows(at)}")
+    start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
+    stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
+    stop[start == stop] += INSTANT.to_timedelta64()
+    return pd.IntervalIndex.from_arrays(pd.DatetimeIndex(start), pd.DatetimeIndex(stop), closed="both", name="datetime")

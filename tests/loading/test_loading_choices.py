@@ -50,6 +50,7 @@ def days(tmp_path_factory) -> rm.Collection:
         ("oldest", 20, 10),
         ("clearest", 80, 50),
         ("2023-05-04", 20, 50),
+        ("2023-05", 80, 80),
         (pd.Timestamp("2023-05-02T06:00"), 20, 20),
         ("nearest", 20, 50),
     ],

@@ -267,6 +267,8 @@ def test_a_time_of_interest_of_dates_takes_whole_days():
         ("2022-12/2023-01", "2023-01-31T23:59:59"),
         (("2022-12-01", "2023-01-01T10:00"), "2023-01-01T10:00"),
         (("2022", ".."), "2023-01-01"),
+        (("2022", "9999-12-31"), "2262-04-11T23:47:16"),
+        (pd.Interval(pd.Timestamp("2022-01-01"), pd.Timestamp("9999-12-31")), "2262-04-11T23:47:16"),
     ):
         _, _, t = next(iter(rm.RandomAOISampler(plane, 64, 1, toi=toi)))
         assert t.stop.floor("s") == pd.Timestamp(stop), toi

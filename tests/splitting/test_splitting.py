@@ -371,6 +371,10 @@ def test_time_by_boundaries(records):
     assert sorted(table["split"].dropna().unique()) == ["train", "val"]
     with pytest.raises(UsageError, match="is left without a record"):
         rm.split_records(records, by="time", boundaries=ranges, buffer="60 days")
+    for start, stop in (("..", ".."), ("0001-01-01", "9999-12-31"), (None, None)):
+        ends = {"train": (start, "2023-01-31"), "val": ("2023-02-01", stop)}
+        table = splits_of(rm.split_records(records, by="time", boundaries=ends))
+        assert table["split"].notna().all()
 
 
 def test_records_that_cannot_be_split_are_refused(records):
