@@ -32,7 +32,8 @@ def class_labels(
     column = column_of(table, rows, label, "label")
     if column.isna().any():
         raise UsageError(
-            f"AOIs {named_rows(rows[column.isna().to_numpy()])} have no label; drop them with where(), or fill them in."
+            f"AOIs {named_rows(rows[column.isna().to_numpy()])} have no label; fill them in, or leave these rows out "
+            f"before: table[{_condition(label, 'notna()')}]."
         )
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
@@ -50,9 +51,14 @@ def class_labels(
         values = list(dict.fromkeys(column[unknown].tolist()))[:5]
         raise UsageError(
             f"AOIs {named_rows(rows[unknown])} have labels that are in no class: {values}; add them to classes=, or "
-            "drop them with where()."
+            f"leave these rows out before: table[{_condition(label, 'isin(classes)')}]."
         )
     return found.to_numpy(np.int64), names
+
+
+def _condition(label: Any, test: str) -> str:
+    """Python that says which rows of a table have a label."""
+    return f"table[{label!r}].{test}" if isinstance(label, str) else f"pandas.Series(label).{test}"
 
 
 def _numbering(column: pd.Series, classes: Any) -> tuple[dict[Any, int], tuple[Any, ...]]:

@@ -156,9 +156,9 @@ def test_time_windows():
     [
         ({"label": "plant"}, "plant.*no such column"),
         ({"label": [1, 2]}, "2 values for a table of 4"),
-        ({"label": "from"}, r"\[2\] have no label"),
+        ({"label": "from"}, r"\[2\] have no label.*table\[table\['from'\].notna\(\)\]"),
         ({"label": "to"}, "have no label|not a time"),
-        ({"label": "crop", "classes": ["wheat", "rye"]}, r"\[1\].*no class.*maize"),
+        ({"label": "crop", "classes": ["wheat", "rye"]}, r"\[1\].*no class.*maize.*table\['crop'\].isin\(classes\)"),
         ({"label": "crop", "classes": ["wheat", "wheat"]}, "twice"),
         ({"label": "crop", "classes": {"wheat": -1}}, "from 0"),
         ({"classes": ["a"]}, "label="),
