@@ -260,6 +260,21 @@ def test_aois_that_cannot_be_split_are_refused():
         rm.split_aois(touching, {"a": 0.5, "b": 0.5}, buffer=500)
 
 
+def test_aois_on_both_sides_of_the_antimeridian_stay_together():
+    """The same ground a turn apart is joined, neighbours that touch there are not; `check_splits` agrees."""
+    east = [shapely.box(179.0 + 0.1 * i, i, 180.2 + 0.1 * i, i + 0.5) for i in range(20)]
+    west = [shapely.box(-180.0, i + 0.1, -179.9 + 0.1 * i, i + 0.4) for i in range(20)]
+    apart = [shapely.box(179.0, 30 + i, 180.0, 30.9 + i) for i in range(20)]
+    touching = [shapely.box(-180.0, 30 + i, -179.0, 30.9 + i) for i in range(20)]
+    for shapes in ([*east, *west], [*west, *east]):
+        table = rm.split_aois(shapes, {"a": 0.5, "b": 0.5}, seed=3)
+        assert (table["split"][:20].to_numpy() == table["split"][20:].to_numpy()).all()
+        rm.check_splits(table)
+    table = rm.split_aois([*apart, *touching], {"a": 0.5, "b": 0.5}, seed=3)
+    assert (table["split"][:20].to_numpy() != table["split"][20:].to_numpy()).any()
+    rm.check_splits(table)
+
+
 def test_a_hundred_thousand_aois_are_split():
     """Stratified, in blocks, with a buffer: nothing is done pair by pair."""
     x, y = np.divmod(np.arange(100_000.0), 400)
