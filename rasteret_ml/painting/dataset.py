@@ -236,9 +236,9 @@ class PolygonDataset(GeoDataset):
         if grid is not None and _near(xres, self._res[0]) and _near(yres, self._res[1]):
             return grid.snap(extent)
         xmin, ymin, xmax, ymax = extent
-        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         if not (xmax > xmin and ymax > ymin and np.isfinite(extent).all()):
             raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, not {extent}.")
+        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         transform = Affine(xres, 0.0, xmin, 0.0, -yres, ymax)
         return Grid(crs=crs, transform=transform, shape=(max(1, height), max(1, width)))
 

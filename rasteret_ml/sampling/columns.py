@@ -13,7 +13,7 @@ import pandas as pd
 from rasteret_ml.errors import UsageError
 from rasteret_ml.instants import windows_of
 
-__all__ = ["checked_weights", "class_labels", "column_of", "named_rows", "time_windows", "weight_column"]
+__all__ = ["checked_weights", "class_labels", "column_of", "named_rows", "one_column", "time_windows", "weight_column"]
 
 Rows = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
@@ -113,6 +113,18 @@ def time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str
     return windows_of(first, last[0] if last else None, lambda at: f"AOIs {named_rows(rows[at])}")
 
 
+def one_column(table: pd.DataFrame, name: str, what: str) -> pd.Series:
+    """The column of a name.
+
+    Raises:
+        UsageError: several have it.
+    """
+    found = table[name]
+    if isinstance(found, pd.DataFrame):
+        raise UsageError(f"{what}={name!r}: the table has {found.shape[1]} columns of this name; rename them first.")
+    return found
+
+
 def column_of(table: gpd.GeoDataFrame, rows: Rows, values: Any, what: str) -> pd.Series:
     """A column, or values for every row of the source, of the rows kept, numbered from 0.
 
@@ -122,7 +134,7 @@ def column_of(table: gpd.GeoDataFrame, rows: Rows, values: Any, what: str) -> pd
     if isinstance(values, str):
         if values not in table.columns:
             raise UsageError(f"{what}={values!r}: the table has no such column; it has {list(table.columns)}.")
-        return table[values].iloc[rows].reset_index(drop=True)
+        return one_column(table, values, what).iloc[rows].reset_index(drop=True)
     series = pd.Series(values)
     if len(series) != len(table):
         raise UsageError(f"{what} has {len(series)} values for a table of {len(table)} rows.")

@@ -92,7 +92,7 @@ def places_of(
     """
     if outside not in ("raise", "drop"):
         raise UsageError(f"outside is 'raise' or 'drop', not {outside!r}.")
-    if not edge >= 0:
+    if not (edge >= 0 and np.isfinite(edge)):
         raise UsageError(f"edge is a distance of at least 0 in CRS units, not {edge!r}.")
     frames = tuple(frames_of(dataset))
     coverages = [union_of(frame.shapes) for frame in frames]

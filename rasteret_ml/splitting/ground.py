@@ -18,6 +18,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
 from rasteret_ml.geo.region import clipped, polygonal, union_of
+from rasteret_ml.sampling.columns import one_column
 from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
 from rasteret_ml.sampling.places import coverage_of
 from rasteret_ml.splitting.dealing import checked_fractions, deal, joined_groups
@@ -238,7 +239,7 @@ def value_codes(table: Any, column: str, argument: str, what: str) -> npt.NDArra
     """
     if column not in table.columns:
         raise UsageError(f"{argument}={column!r} is no column; there are {list(table.columns)}.")
-    codes: Integers = pd.factorize(table[column])[0].astype(np.int64)
+    codes: Integers = pd.factorize(one_column(table, column, argument))[0].astype(np.int64)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
         raise UsageError(f"{what} {row} has nothing in column {column!r}; fill it in, or drop it first.")

@@ -252,6 +252,8 @@ def test_aois_that_cannot_be_split_are_refused():
         rm.split_aois(table.assign(crop=table["crop"].where(table.index != 7)), THREE, stratify="crop")
     with pytest.raises(UsageError, match="needs side="):
         rm.split_aois(table, THREE, by="block")
+    with pytest.raises(UsageError, match="to numbers"):
+        rm.split_aois(table, {"a": "most", "b": 0.2})
     chain = gpd.GeoDataFrame(geometry=[shapely.box(i * 90, 0, i * 90 + 100, 100) for i in range(9)], crs=CRS)
     with pytest.raises(UsageError, match="1 groups of AOIs that belong together for 3"):
         rm.split_aois(chain, THREE)
