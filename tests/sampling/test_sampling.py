@@ -211,6 +211,7 @@ def test_grid_refuses_gaps():
         ({"side": "left", "fraction": 0.25}, shapely.box(0, 0, 2500, 10000)),
         ({"by": (2000, 2000, 4000, 4000)}, shapely.box(2000, 2000, 4000, 4000)),
         ({"by": shapely.LineString([(3000, 100), (3000, 200)])}, shapely.box(3000, 0, 10000, 10000)),
+        ({"by": shapely.LineString([(3000, 100)] * 2 + [(3000, 200)])}, shapely.box(3000, 0, 10000, 10000)),
         ({"by": L_SHAPE}, L_SHAPE),
     ],
 )
@@ -224,7 +225,15 @@ def test_spatial_split(options, second):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"side": "top", "by": L_SHAPE}, {"side": "up"}, {"side": "top", "fraction": 1}, {"by": SQUARE}]
+    "options",
+    [
+        {},
+        {"side": "top", "by": L_SHAPE},
+        {"side": "up"},
+        {"side": "top", "fraction": 1},
+        {"by": SQUARE},
+        {"by": shapely.LineString([(5, 5), (5, 5)])},
+    ],
 )
 def test_impossible_splits_are_refused(options):
     """Neither, both, an unknown side, an empty part."""
