@@ -13,6 +13,7 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.instants import INSTANT
 from rasteret_ml.loading.completing import completed, named_by_query, pixel_types, stated_keys, stock_sample
 from rasteret_ml.loading.frames import narrowed_frames
 from rasteret_ml.loading.joining import join_samples, merge_by_validity, with_validity
@@ -25,7 +26,6 @@ from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.places import Frame, frames_of
-from rasteret_ml.scenes.instants import INSTANT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

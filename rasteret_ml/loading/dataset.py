@@ -141,7 +141,7 @@ class RasteretDataset(GeoDataset):
         clear = None if quality is None else QualityMask.of(quality)
         stored = self.bands if clear is None else tuple(dict.fromkeys((*self.bands, clear.band)))
         self._facts = scene_facts(self.collection, self.bands, stored)
-        check_together(is_image, series is not None or composite is not None, clear, clear_first, remap)
+        check_together(self.collection, is_image, bool(series or composite), clear, clear_first, remap)
         dates = checked_dates(series, composite, self._facts)
         rule = None if is_image else LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index)
         self._finding = FindingRule(order=checked_order(order), series=dates, native=is_native(grid, crs, res))

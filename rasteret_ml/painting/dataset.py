@@ -64,8 +64,9 @@ class PolygonDataset(GeoDataset):
         ignore_index: Class of what is not known.
         extent: Where labels are known: a polygon or bounding box in the polygons' CRS, or a table. With `background`
             the default is the box around all polygons.
-        time: Column of times, or two: (start, end), both ends included, as UTC. Missing = open to that side; a
-            single time is an instant. None = the polygons are for all time.
+        time: Column of times or of ISO intervals ("2021-05-01/2021-08-31"), or two: (start, end), both ends included,
+            as UTC. Text or dates that name a day, month or year mean all of it; missing = open to that side. None =
+            the polygons are for all time.
         crs: CRS of chips where nothing else says it; default the polygons' own.
         res: Pixel size in its units, one number or (x, y).
         polygons_crs: CRS of polygons that do not carry one; default longitude/latitude.
@@ -235,9 +236,9 @@ class PolygonDataset(GeoDataset):
         if grid is not None and _near(xres, self._res[0]) and _near(yres, self._res[1]):
             return grid.snap(extent)
         xmin, ymin, xmax, ymax = extent
-        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         if not (xmax > xmin and ymax > ymin and np.isfinite(extent).all()):
             raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, not {extent}.")
+        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         transform = Affine(xres, 0.0, xmin, 0.0, -yres, ymax)
         return Grid(crs=crs, transform=transform, shape=(max(1, height), max(1, width)))
 

@@ -168,7 +168,13 @@ class _Builder:
             quality = None
             if rule.quality is not None:
                 categories = rule.quality.below is None
-                quality = record.plan(request.grid, [rule.quality.band], resampling="nearest", categories=categories)
+                quality = record.plan(
+                    request.grid,
+                    [rule.quality.band],
+                    resampling="nearest",
+                    nodata=rule.quality.stored_nodata,
+                    categories=categories,
+                )
             layers.append(_Layer(record=record, image=image, quality=quality))
             self._first = self._first or layers[-1]
             if layers[-1].covers:
