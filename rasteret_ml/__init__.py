@@ -42,6 +42,8 @@ _WHERE = {
     "DataLoader": "loading.loader",
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
+    "ErrorPolicy": "loading.policy",
+    "FailureReport": "loading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",

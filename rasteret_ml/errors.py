@@ -20,6 +20,7 @@
     │   └── ServerError                      5xx, 429, a broken connection, after all retries
     ├── NoOverlapError (IndexError)        nothing in the dataset matches the query
     ├── ReadError                          one or more bands of a read failed (says which, and why)
+    ├── ErrorBudgetError                   more samples failed than a loader's `errors=` allows
     └── ClosedError                        used after close, or from the wrong thread
 
 Every class can be rebuilt from its one message, because torch re-raises a worker's error as
@@ -36,6 +37,7 @@ __all__ = [
     "CollectionError",
     "CorruptTiffError",
     "DataError",
+    "ErrorBudgetError",
     "FetchError",
     "FetchNotFoundError",
     "FetchTimeoutError",
@@ -134,6 +136,10 @@ class NoOverlapError(RasteretError, IndexError):
 
 class ReadError(RasteretError):
     """A read failed; names record, band, address, tile, byte range, attempts and cause."""
+
+
+class ErrorBudgetError(RasteretError):
+    """More samples of a pass failed than a loader's `errors=` allows; sums up what failed, and why."""
 
 
 class ClosedError(RasteretError):

@@ -6,7 +6,7 @@ import functools
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,7 +16,10 @@ import torch.utils.data
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
+from rasteret_ml.loading.failures import FailureReport
+from rasteret_ml.loading.ledger import BatchCarrier, FailureLedger
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard
 
 __all__ = ["DataLoader"]
@@ -38,7 +41,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             told of and reads meanwhile; 0 = none.
         lookahead_bytes: Memory that all workers together may fill with batches read ahead; each reads one ahead
             in any case.
+        errors: What is done about samples whose data cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
+            "replace" or "fill"), or a mapping of its fields.
         **options: As torch's.
+
+    Raises:
+        UsageError: options that cannot be; errors= other than "raise" without batches, "replace" with batches of one.
+        ErrorBudgetError: (in a pass) more samples failed than `errors` allows.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         *,
         lookahead: int = 4,
         lookahead_bytes: int = 1024 * 1024 * 1024,
+        errors: ErrorPolicy | str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if lookahead < 0 or lookahead_bytes < 0:
@@ -58,15 +68,26 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             options["collate_fn"] = collate if ignored is None else functools.partial(collate, ignore_index=ignored)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
+        self.errors = ErrorPolicy.of(errors)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
         self._board = StatsBoard(self.num_workers)
+        self._ledger = FailureLedger(self.errors)
+        tolerant = self.errors.action != "raise"
+        if tolerant and not self._auto_collation:
+            raise UsageError("errors= is for batches: give batch_size=, or leave errors= at 'raise'.")
+        if self.errors.action == "replace" and self.batch_size == 1:
+            raise UsageError(
+                "errors='replace' puts another sample of the same batch in the place of one that failed, and "
+                "batch_size=1 has no other; choose 'fill', or larger batches."
+            )
         workers = max(1, self.num_workers)
         self._telling = _Telling(
             loader=uuid.uuid4().hex,
             workers=workers,
             lookahead=self.lookahead,
             limit=self.lookahead_bytes // workers,
+            errors=self.errors if tolerant else None,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -82,21 +103,28 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _index_sampler(self) -> Any:
         """What torch takes batches of indices from; each tells of later ones."""
         batches = super()._index_sampler
-        if not self.lookahead or not self._auto_collation:
+        if not self._auto_collation or not (self.lookahead or self._telling.errors):
             return batches
         return _Hinting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
-        asked = self.worker_init_fn
+        asked, collate_fn = self.worker_init_fn, self.collate_fn
         self.worker_init_fn = self._board.reporting(asked)
+        if self._telling.errors is not None:
+            self.collate_fn = BatchCarrier(collate_fn, self._telling.loader)
         try:
             return super()._get_iterator()
         finally:
-            self.worker_init_fn = asked
+            self.worker_init_fn, self.collate_fn = asked, collate_fn
 
     def stats(self) -> LoaderStats:
         """Where the time of the present pass went, or of the last one."""
         return self._board.snapshot()
+
+    @property
+    def failures(self) -> FailureReport:
+        """What could not be read in the present pass so far, or in the last one, and what was done about it."""
+        return self._ledger.report
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -107,6 +135,7 @@ class _Telling:
     workers: int
     lookahead: int
     limit: int
+    errors: ErrorPolicy | None
     epoch: int = -1
 
 
@@ -129,8 +158,15 @@ class _Hinting:
             number, batch = window[0]
             # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
             # A worker's first batch tells of all of these, each later one of the one that came into reach.
-            ahead = islice(window, workers if number < workers else reach, None, workers)
-            hints = Hints(loader=telling.loader, epoch=epoch, number=number, ahead=tuple(ahead), limit=telling.limit)
+            ahead = islice(window, workers if number < workers else reach or 1, None, workers)
+            hints = Hints(
+                loader=telling.loader,
+                epoch=epoch,
+                number=number,
+                ahead=tuple(ahead),
+                limit=telling.limit,
+                errors=telling.errors,
+            )
             yield HintedBatch(batch, hints)
             window.popleft()
             window.extend(islice(numbered, 1))
@@ -143,8 +179,10 @@ class _Pass:
         self._batches = batches
         self._board = loader._board
         self._board.begin()
+        self._ledger = loader._ledger = FailureLedger(loader.errors)
         # A pass may be left before its end: what this process reads ahead for it is then cancelled.
         weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+        weakref.finalize(self, self._ledger.sum_up)
 
     def __iter__(self) -> _Pass:
         return self
@@ -154,6 +192,10 @@ class _Pass:
 
     def __next__(self) -> Any:
         self._board.asked()
-        batch = next(self._batches)
+        try:
+            batch = self._ledger.received(next(self._batches))
+        except StopIteration:
+            self._ledger.ended()
+            raise
         self._board.handed()
         return batch
