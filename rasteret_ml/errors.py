@@ -146,7 +146,7 @@ class ClosedError(RasteretError):
     """An object used after it was closed, or from a place that would deadlock."""
 
 
-_QUERY = re.compile(r"\?[^\s'\"<>)\]]*")
+_QUERY = re.compile(r"\?(?!…(?:[\s,;:]|$))[^\s'\"<>)\]]*")
 _FRAGMENT = re.compile(r"(?<=\w)#[^\s'\"<>)\]]*")
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 

@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.errors import DataError, FetchError, FetchTimeoutError, RasteretError, ReadError, ServerError, redact
+from rasteret_ml.errors import (
+    AccessDeniedError,
+    DataError,
+    FetchError,
+    FetchNotFoundError,
+    RangeNotSupportedError,
+    RasteretError,
+    ReadError,
+    redact,
+)
 from rasteret_ml.fetch.reader import RangeReader, RangeResponse
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish
@@ -38,8 +47,8 @@ _SMALL = 256 * 1024
 """Compressed bytes that are worth a hop to the decode pool."""
 _HOP = 4
 """Chips, or kept tiles, that share a hop."""
-_OF_ONE_REQUEST = (ServerError, FetchTimeoutError)
-"""What may go wrong with a request, and right with another one for a part of it."""
+_OF_A_FILE = (DataError, FetchNotFoundError, AccessDeniedError, RangeNotSupportedError)
+"""What is wrong with any request for a part of a file, if it is with one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +185,7 @@ class _Reading:
                 response = await engine.reader.read(href, merged.span)
                 _check(response, flights, href, merged.span)
             except (FetchError, DataError) as error:
-                if len(flights) > 1 and self.failures is not None and isinstance(error, _OF_ONE_REQUEST):
+                if len(flights) > 1 and self.failures is not None and not isinstance(error, _OF_A_FILE):
                     return False
                 self._end((flight, error) for flight in flights)
                 return True
