@@ -39,6 +39,11 @@ class _Case:
     instead: str | None = None
     """What took its place."""
 
+    @property
+    def ordered(self) -> list[ReadFailure | RasteretError]:
+        """The reasons in an order that is not that of their arrival."""
+        return [self.reasons[words] for words in sorted(self.reasons)]
+
 
 class BatchMending:
     """One batch, and what became of the samples that failed.
@@ -151,7 +156,7 @@ class BatchMending:
         return whole
 
     def _error(self, place: int, why: str) -> RasteretError:
-        reason = next(iter(self._cases[place].reasons.values()))
+        reason = self._cases[place].ordered[0]
         if isinstance(reason, ReadFailure):
             return ReadError(f"{reason} (sample {place} of its batch: {why})")
         return type(reason)(f"{reason} (sample {place} of its batch: {why})")
@@ -159,7 +164,7 @@ class BatchMending:
     def _failure(self, batch: int, place: int, case: _Case) -> Failure:
         query = self._queries[place]
         drawn = query if isinstance(query, AOI) else None
-        reasons = list(case.reasons.values())
+        reasons = case.ordered
         if case.lost:
             done = "filled" if self._policy.action == "fill" else "replaced"
         else:
