@@ -32,8 +32,8 @@ def blanked(sample: Sample, ignore_index: int | Mapping[str, int] = NO_LABEL) ->
 
     `image*` is 0, as what `collate` pads; every boolean `mask*` is False; label pixels are `ignore_index`, or NaN where
     they are floats; `label` is -100 or NaN; `time` NaN, `record` -1, `time_valid` False, `length` 0, `scale` 1 and
-    `offset` 0. Whose the sample is and where it lies stays (`aoi`, `draw`, `bounds`, `transform`, `epsg`, `crs`), as
-    does any key that this library does not know. A collated batch may be given as well.
+    `offset` 0. Whose the sample is and where it lies stays: `aoi`, `draw`, `bounds`, `transform`, `epsg`, `crs`, and
+    any key that this library does not know. A collated batch may be given as well.
 
     Args:
         sample: Of the kind that is wanted.

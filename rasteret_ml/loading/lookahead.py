@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.loading.blank import ignored_by_key
+from rasteret_ml.loading.blank import blanked, ignored_by_key
 from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.ledger import hand_over
 from rasteret_ml.loading.mending import BatchMending
@@ -24,6 +24,7 @@ from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.sampling.aoi import AOI
 
 __all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
 
@@ -159,6 +160,7 @@ def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
     else:
         enough = enough_of_it(batch, samples, lambda _, spares: _read(dataset, spares, loop))
         samples = [sample for sample in enough if sample is not None]
+    samples = _blank_where_asked(dataset, batch, samples)
     report_stats(loop.meter.snapshot)
     return samples
 
@@ -179,6 +181,15 @@ def _mended(
     whole = mending.mended(samples, faults)
     hand_over(hints.loader, (hints.epoch, hints.number), mending.failures(hints.number))
     return whole
+
+
+def _blank_where_asked(dataset: BatchReadable, batch: Sequence[Any], samples: list[Sample]) -> list[Sample]:
+    """What is there to even out ranks alone counts for nothing."""
+    blank = [isinstance(query, AOI) and query.blank for query in batch]
+    if not any(blank):
+        return samples
+    ignored = ignored_by_key(dataset)
+    return [blanked(sample, ignored) if b else sample for sample, b in zip(samples, blank, strict=True)]
 
 
 def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop, faults: Faults | None = None) -> list[Sample]:

@@ -120,12 +120,17 @@ class BatchMending:
         return [None if i in forms else sample for i, sample in enumerate(found)], forms
 
     def _note(self, faults: Faults, places: Sequence[int]) -> list[int]:
-        """Keep what failed with the samples it belongs to; which queries did."""
-        for i, reasons in faults.by_place.items():
+        """Keep what failed with the samples it belongs to; which queries did. One that is blank anyway cannot."""
+        failed = {i: reasons for i, reasons in faults.by_place.items() if not self._is_blank(places[i])}
+        for i, reasons in failed.items():
             case = self._cases.setdefault(places[i], _Case())
             case.readings += 1
             case.reasons |= {str(why): why for why in reasons}
-        return list(faults.by_place)
+        return list(failed)
+
+    def _is_blank(self, place: int) -> bool:
+        query = self._queries[place]
+        return isinstance(query, AOI) and bool(query.blank)
 
     def _read_spares(self, places: Sequence[int], spares: Sequence[Any]) -> list[Sample | None]:
         """Spare places of the samples at `places`, None where one cannot be read."""
@@ -140,7 +145,7 @@ class BatchMending:
         return found
 
     def _replaced(self, found: Sequence[Sample | None]) -> list[Sample]:
-        """With copies of the next good sample, in a circle."""
+        """With copies of the next good sample, in a circle; none is taken that only evens out ranks."""
         whole, count = [], len(found)
         for place, sample in enumerate(found):
             chosen, other = sample, place
@@ -148,7 +153,7 @@ class BatchMending:
                 other = (other + 1) % count
                 if other == place:
                     raise self._error(place, "no other sample of its batch could be read to take its place")
-                chosen = found[other]
+                chosen = None if self._is_blank(other) else found[other]
             if other != place:
                 self._cases[place].instead = f"sample {other}"
                 chosen = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in chosen.items()}
