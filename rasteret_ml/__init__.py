@@ -44,6 +44,8 @@ _WHERE = {
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
     "ExactResume": "train.resume",
+    "ErrorPolicy": "loading.policy",
+    "FailureReport": "loading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",

@@ -22,6 +22,7 @@ from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.reindex import whole_index
 from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
@@ -260,8 +261,8 @@ class PolygonDataset(GeoDataset):
         """Memory of a batch's labels and validity while it is painted."""
         return sum(grid.height * grid.width for grid in grids) * 16
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """Nothing has to be read: all is done in `finish`."""
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
+        """Nothing has to be read, so that nothing can fail: all is done in `finish`."""
         return _nothing
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
