@@ -26,6 +26,7 @@ from rasteret_ml.train.areas import Polygons, SplitAreas
 from rasteret_ml.train.measuring import Measuring, Normal, in_values
 from rasteret_ml.train.opened import OpenedData, class_map
 from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.resume import mend_epoch_count
 from rasteret_ml.train.same_chips import SameChips
 from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
 
@@ -292,6 +293,10 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         if self.trainer is None or not self.trainer.training or not self._augment:
             return ready
         return flip_and_turn(ready) if self._augment is True else self._augment(ready)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning go on from the checkpoint exactly, however often (see `ExactResume`)."""
+        mend_epoch_count(self.trainer, checkpoint)
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers of its loaders and, where nothing else reads, this process's connections.
