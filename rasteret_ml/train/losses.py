@@ -80,17 +80,25 @@ class MaskedMetrics(MetricCollection):
         self.ignore_index = ignore_index
 
     def forward(self, preds: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
-        """Values of this batch, which is added to all."""
-        return dict(super().forward(*self._known(preds, target)))
+        """Values of this batch, which is added to all; NaN where nothing of it is known."""
+        preds, target = self._known(preds, target)
+        if len(target):
+            return dict(super().forward(preds, target))
+        unknown = torch.tensor(float("nan"), device=target.device)
+        for metric in self.values():
+            metric._forward_cache = unknown  # type: ignore[assignment]  # where Lightning looks for a batch's value
+        return dict.fromkeys(self.keys(), unknown)
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:  # type: ignore[override]
         """Add a batch."""
-        super().update(*self._known(preds, target))
+        preds, target = self._known(preds, target)
+        if len(target):
+            super().update(preds, target)
 
     def _known(self, preds: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         known = known_labels(target, self.ignore_index)
         if target.ndim <= 2:
-            rows = known.reshape(len(known), -1).all(1)
+            rows = known if known.ndim == 1 else known.all(1)
             return preds[rows], target[rows]
         if preds.ndim > target.ndim:
             preds = preds.movedim(1, -1)

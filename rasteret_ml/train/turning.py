@@ -32,7 +32,8 @@ def draw_hashes(batch: Sample, stream: int) -> torch.Tensor:
     state = torch.full_like(draw[:, 0], _signed(stream + 1))
     for column in draw.unbind(1):
         state = _mixed(state + column)
-    return state & (2**63 - 1)
+    hashes: torch.Tensor = state & (2**63 - 1)
+    return hashes
 
 
 def _mixed(state: torch.Tensor) -> torch.Tensor:
@@ -83,7 +84,7 @@ def flip_and_turn(batch: Sample, seed: int = 0) -> Sample:
         value = torch.where(down.to(device).view(rows), value.flip(-2), value)
         if height == width:
             value = torch.where(over.to(device).view(rows), value.transpose(-1, -2), value)
-        turned[key] = value
+        turned[key] = value.contiguous()  # where() may keep the strides of what was transposed
     if "transform" in batch:
         over = over if height == width else torch.zeros_like(over)
         turned["transform"] = _laid(batch["transform"], across, down, over, height, width)
