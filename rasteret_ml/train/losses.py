@@ -87,7 +87,7 @@ class MaskedMetrics(MetricCollection):
         unknown = torch.tensor(float("nan"), device=target.device)
         for metric in self.values():
             metric._forward_cache = unknown  # type: ignore[assignment]  # where Lightning looks for a batch's value
-        return dict.fromkeys(self.keys(), unknown)
+        return {str(name): unknown for name in self}
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:  # type: ignore[override]
         """Add a batch."""

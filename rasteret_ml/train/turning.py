@@ -46,7 +46,8 @@ def _mixed(state: torch.Tensor) -> torch.Tensor:
 
 def _shifted(state: torch.Tensor, bits: int) -> torch.Tensor:
     """To the right, filled with zeros: torch's own shift copies the sign."""
-    return (state >> bits) & (2 ** (64 - bits) - 1)
+    shifted: torch.Tensor = (state >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def _signed(number: int) -> int:

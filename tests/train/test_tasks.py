@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -16,6 +18,15 @@ SMALL = {"in_channels": 2, "lr": 1e-2}
 PIXELS = {"model": "fcn", "num_filters": 4, **SMALL}
 """TorchGeo's own five convolutions."""
 CHIPS = {"model": "resnet10t", **SMALL}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small for two."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
 
 
 class Batches(pl.LightningDataModule):
