@@ -68,11 +68,12 @@ def test_nothing_is_taken_before_it_is_asked_for():
 
 def test_errors_arrive_in_their_place():
     """After the batches before them, as they are."""
-    seen = []
+    loader = Loader(5, fails_at=2)
+    batches = rm.device_batches(loader, "cpu")
+    assert [next(batches)["name"], next(batches)["name"]] == ["batch 0", "batch 1"]
     with pytest.raises(DataError, match="tile 3"):
-        for batch in rm.device_batches(Loader(5, fails_at=2), "cpu"):
-            seen.append(batch["name"])
-    assert seen == ["batch 0", "batch 1"]
+        next(batches)
+    assert loader.taken == 2
     with pytest.raises(ZeroDivisionError):
         next(rm.device_batches(Loader(1), "cpu", lambda batch: 1 / 0))
 
