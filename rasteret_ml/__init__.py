@@ -35,9 +35,11 @@ from typing import Any
 _WHERE = {
     "AOI": "sampling.aoi",
     "AOITable": "sampling.table",
+    "Augmentation": "train.augment",
     "BandRegistry": "record",
     "Chip": "raster.chip",
     "ClassMap": "train.maps",
+    "ClassificationTask": "train.task",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
     "DataLoader": "loading.loader",
@@ -51,6 +53,9 @@ _WHERE = {
     "GridAOISampler": "sampling.samplers",
     "LoaderStats": "loading.stats",
     "Locality": "sampling.locality",
+    "MaskedLoss": "train.losses",
+    "MaskedMetrics": "train.losses",
+    "PixelwiseRegressionTask": "train.task",
     "PolygonDataset": "painting.dataset",
     "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
@@ -58,7 +63,9 @@ _WHERE = {
     "RasterInfo": "record",
     "RasteretDataModule": "train.datamodule",
     "RasteretDataset": "loading.dataset",
+    "RegressionTask": "train.task",
     "RetryPolicy": "fetch.limits",
+    "SegmentationTask": "train.task",
     "TimeSeries": "scenes.dates",
     "Timeouts": "fetch.limits",
     "Window": "geo.window",
@@ -67,6 +74,8 @@ _WHERE = {
     "check_splits": "splitting.leaks",
     "collate": "loading.collate",
     "dataset_statistics": "train.statistics",
+    "device_batches": "train.transfer",
+    "flip_and_turn": "train.turning",
     "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
@@ -75,6 +84,7 @@ _WHERE = {
     "split_aois": "splitting.ground",
     "split_blocks": "splitting.ground",
     "split_records": "splitting.records",
+    "to_device": "train.transfer",
 }
 
 __all__ = sorted(_WHERE)

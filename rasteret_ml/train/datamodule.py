@@ -16,6 +16,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.loader import DataLoader
 from rasteret_ml.loading.plot import plot_of
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.runtime.worker_loop import close_idle_loop
@@ -23,12 +24,14 @@ from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.scenes.dates import TimeSeries
 from rasteret_ml.train.areas import Polygons, SplitAreas
-from rasteret_ml.train.measuring import Measuring, Normal, in_values
+from rasteret_ml.train.measuring import Measuring, Normal
 from rasteret_ml.train.opened import OpenedData, class_map
-from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.prepare import prepare
 from rasteret_ml.train.resume import mend_epoch_count
 from rasteret_ml.train.same_chips import SameChips
 from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
+from rasteret_ml.train.transfer import to_device
+from rasteret_ml.train.turning import flip_and_turn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,8 +93,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         statistics_chips: Chips that are read to measure; None = all.
         statistics: A YAML that mean, std and classes are read from; where it is not there yet, it is measured and
             written. Measure anew (delete it) when the splits change.
-        augment: In training, True: random flips and quarter turns; or what else is done to a prepared batch, on its
-            device.
+        augment: In training, True: random flips and quarter turns, by each chip's draw; or what else is done to a
+            prepared batch on its device, such as an `Augmentation` (from YAML by `_target_`, or `class_path`).
         locality: Active tile blocks that training chips are drawn from in turn, or a mapping of `Locality`'s fields;
             default uniform order.
         cache_bytes: Decoded tiles kept in each process, in bytes; give some with `locality`.
@@ -103,7 +106,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         pin_memory: Default where there is an accelerator.
         lookahead: Batches whose reading is begun before they are asked for, see `DataLoader`.
         lookahead_bytes: Memory that they may take.
-        errors: What to do with a chip that cannot be read, see `DataLoader`; default raise.
+        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise.
         cache_dir: Where Collections are built.
 
     Raises:
@@ -157,7 +160,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         pin_memory: bool | None = None,
         lookahead: int = 4,
         lookahead_bytes: int = 1024**3,
-        errors: str | dict[str, Any] | None = None,
+        errors: str | dict[str, Any] | ErrorPolicy | None = None,
         cache_dir: str = "~/.cache/rasteret_ml",
     ) -> None:
         super().__init__()
@@ -211,13 +214,12 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
             "pin_memory": torch.cuda.is_available() if pin_memory is None else bool(pin_memory),
             "lookahead": int(lookahead),
             "lookahead_bytes": int(lookahead_bytes),
-            **({} if errors is None else {"errors": errors}),
+            "errors": errors,
         }
         self._scaled, self._augment = bool(scaled), augment
         self._given = Normal.of(mean, std)
-        self._measuring = Measuring(
-            path=statistics, chips=statistics_chips, size=self.size, seed=int(seed), scaled=bool(scaled)
-        )
+        known = {"size": self.size, "seed": int(seed), "scaled": self._scaled}
+        self._measuring = Measuring(path=statistics, chips=statistics_chips, **known)
         self._restored: dict[str, Any] = {}
         self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
@@ -286,13 +288,16 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         self._loaders = [ref for ref in self._loaders if ref() is not None] + [weakref.ref(loader)]
         return loader
 
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
+        """Native pixels to the device, without waiting; `draw` stays on the host, which reads it."""
+        return to_device(batch, device)
+
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Float, normalised and (in training) augmented, on the device."""
-        stored = in_values(batch) if self._scaled else batch
-        ready = prepare(stored, self.mean, self.std, self.ignore_index)
+        ready = prepare(batch, self.mean, self.std, self.ignore_index, scaled=self._scaled)
         if self.trainer is None or not self.trainer.training or not self._augment:
             return ready
-        return flip_and_turn(ready) if self._augment is True else self._augment(ready)
+        return flip_and_turn(ready, self._draws["seed"]) if self._augment is True else self._augment(ready)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let Lightning go on from the checkpoint exactly, however often (see `ExactResume`)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from typing import Any
 from filelock import FileLock
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.sample import Sample
 from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
 
-__all__ = ["Measuring", "Normal", "in_values"]
+__all__ = ["Measuring", "Normal"]
 
 _CLASS_CHIPS = 256
 """Chips looked at for classes: more than for means, so that rare ones are found."""
@@ -85,8 +83,7 @@ class Measuring:
         with self._alone():
             found = self.known(dataset.bands)
             if found is None:
-                found = self._measured(self._in_units(dataset), area, self.chips)
-                found = dataclasses.replace(found, made=found.made | {"scaled": self.scaled})
+                found = self._measured(dataset, area, self.chips, scaled=self.scaled)
                 self._keep(found)
         return found
 
@@ -101,15 +98,9 @@ class Measuring:
                 self._keep(dataclasses.replace(known, classes=counts))
         return counts
 
-    def _measured(self, dataset: Any, area: Any, chips: int | None) -> DatasetStatistics:
-        return dataset_statistics(dataset, aois=area, size=self.size, seed=self.seed, max_chips=chips)
-
-    def _in_units(self, dataset: Any) -> Any:
-        if not self.scaled:
-            return dataset
-        scaled = copy.copy(dataset)
-        scaled.transforms = in_values
-        return scaled
+    def _measured(self, dataset: Any, area: Any, chips: int | None, *, scaled: bool = False) -> DatasetStatistics:
+        options: dict[str, Any] = {"size": self.size, "seed": self.seed, "max_chips": chips, "scaled": scaled}
+        return dataset_statistics(dataset, aois=area, **options)
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Of several processes (ranks) at once, one measures and the others read what it wrote."""
@@ -122,15 +113,3 @@ class Measuring:
     def _keep(self, found: DatasetStatistics) -> None:
         if self.path is not None:
             found.save(self.path)
-
-
-def in_values(sample: Sample) -> Sample:
-    """A sample, or a batch, whose `image` is float32 `stored * scale + offset`.
-
-    Raises:
-        UsageError: it has no `scale` and `offset`.
-    """
-    if "scale" not in sample:
-        raise UsageError("scaled=True, but the images state neither scale nor offset; leave it out.")
-    scale, offset = (sample[key][..., None, None] for key in ("scale", "offset"))
-    return sample | {"image": sample["image"].float() * scale + offset}

@@ -184,7 +184,7 @@ def run_train(folder: Path, scenes, *overrides: str):
 @pytest.mark.usefixtures("examples")
 def test_a_stopped_run_goes_on(scenes, tmp_path) -> None:
     """`ckpt_path=`: the weights after two epochs are those of a run that was not stopped."""
-    every = ["data.augment=false", "callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=2"]
+    every = ["callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=2"]
     whole = run_train(tmp_path / "whole", scenes, *every)
     checkpoints = tmp_path / "whole" / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt"}

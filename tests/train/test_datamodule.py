@@ -416,7 +416,7 @@ def test_scaled_pixels(tmp_path, rng):
 
 
 def test_scales_that_are_not_stated_are_missed(scenes):
-    with pytest.raises(UsageError, match="neither scale nor offset"):
+    with pytest.raises(UsageError, match="scaled=True needs"):
         module(scenes, scaled=True, **UNKNOWN).setup("fit")
 
 
