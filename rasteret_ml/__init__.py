@@ -20,8 +20,9 @@ The map of the house, bottom step first; a file imports only from a lower step o
     12 scenes       records as places and times, and finding them
     13 loading      the torchgeo dataset, reading ahead, collate, the loader
     14 painting     polygons as labels
-    15 train        Lightning datamodule, statistics, normalising, maps
-    16 cli          `rasteret-ml`                          testing      shipped fakes
+    15 maps         predictions of chips put together to COGs
+    16 train        Lightning datamodule, statistics, normalising
+    17 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -36,7 +37,6 @@ _WHERE = {
     "AOITable": "sampling.table",
     "BandRegistry": "record",
     "Chip": "raster.chip",
-    "ClassMap": "train.maps",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
     "DataLoader": "loading.loader",
@@ -47,7 +47,9 @@ _WHERE = {
     "GridAOISampler": "sampling.samplers",
     "LoaderStats": "loading.stats",
     "Locality": "sampling.locality",
+    "MapWriter": "train.map_writer",
     "PolygonDataset": "painting.dataset",
+    "PredictionMap": "maps.prediction",
     "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
@@ -66,6 +68,7 @@ _WHERE = {
     "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
+    "predict_map": "maps.predict",
     "prepare": "train.prepare",
     "spatial_split": "sampling.places",
     "split_aois": "splitting.ground",

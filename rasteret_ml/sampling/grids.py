@@ -83,6 +83,16 @@ class GridAOISampler(ChipSampler):
         self._position(position)
         return self._aoi(self._corners[position], int(self._owners[position]), position, self.size)
 
+    @property
+    def corners(self) -> Floats:
+        """Upper left corners (x, y) of all chips, in the CRS of each one's frame `[N, 2]`."""
+        return self._corners
+
+    @property
+    def frame_of(self) -> Integers:
+        """Number of the frame, in `places.frames`, that each chip lies on `[N]`."""
+        return self.places.frame[self._owners]
+
     def _laid(self) -> tuple[Floats, Integers]:
         """Upper left corners `[N, 2]` and places `[N]`, frame by frame."""
         corners, owners = [], []
