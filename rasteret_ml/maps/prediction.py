@@ -63,7 +63,8 @@ class PredictionMap:
         version: Tells models and data apart: a run goes on only where it is the same.
         memory_bytes: Memory for blocks in use.
         save_seconds: How often what was predicted is made to last; 0 = after each batch.
-        block: Side of the file's tiles, and of the blocks in memory, in pixels; a multiple of 16.
+        block: Side of the file's tiles, and of the blocks in memory, in pixels; a multiple of 16, at
+            least 128.
         resume: Go on with what an earlier run left; False = begin anew.
 
     Raises:
@@ -172,9 +173,7 @@ class PredictionMap:
                 f"{list(predictions.shape)}."
             )
         if not planes.is_floating_point() and planes.shape[1] != 1:
-            raise UsageError(
-                f"Classes are [B, H, W]; {planes.dtype} {list(predictions.shape)} are neither they nor scores."
-            )
+            raise UsageError(f"{planes.dtype} {list(predictions.shape)} are neither classes [B, H, W] nor scores.")
         return planes.detach()
 
     def _values(self, planes: torch.Tensor, valid: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
@@ -276,7 +275,8 @@ class PredictionMap:
             self.save()
         self.close()
         if isinstance(error, Exception) and not self._settled:
-            _log.error("rank %d: %s: %s", self._crew.rank, type(error).__name__, error)
+            if self._crew.count > 1:  # the error itself comes when the others have come as far
+                _log.error("rank %d: %s: %s", self._crew.rank, type(error).__name__, error)
             self._settle(error)
 
 
@@ -308,8 +308,8 @@ def _check(output: str, merge: str, nodata: int | None, block: int) -> None:
     if output not in ("classes", "scores"):
         raise UsageError(f"output is 'classes' or 'scores', not {output!r}.")
     merging(merge, "uint8")
-    if block < 16 or block % 16:
-        raise UsageError(f"block is a multiple of 16 pixels, not {block}.")
+    if block < 128 or block % 16:
+        raise UsageError(f"block is a multiple of 16 pixels, at least 128, not {block}.")
     if nodata is not None and output == "scores":
         raise UsageError("nodata= is of a map of classes; scores are NaN where nothing was predicted.")
     if nodata is not None and not 0 <= nodata <= 65535:

@@ -59,8 +59,10 @@ class Sheet:
 
         A chip beside the map has a first one after its last.
         """
-        low = np.maximum(self.corners[at] - SLACK, 0) // self.block
-        high = np.minimum(self.corners[at] + self.size + (SLACK - 1), np.array(self.grid.shape) - 1) // self.block
+        top_left = np.maximum(self.corners[at] - SLACK, 0)
+        last = np.minimum(self.corners[at] + self.size + (SLACK - 1), np.array(self.grid.shape) - 1)
+        low = top_left // self.block
+        high = np.where(top_left > last, low - 1, last // self.block)
         return np.stack([low[..., 0], high[..., 0], low[..., 1], high[..., 1]], axis=-1)
 
     def chips_on_blocks(self, at: Any) -> Integers:
