@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ def load_progress(folder: Path) -> Progress | None:
                 finished=np.unpackbits(state["finished"], count=blocks).astype(bool),
                 slots=state["slots"],
             )
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}); delete {folder} and predict its chips again.") from error
 
 

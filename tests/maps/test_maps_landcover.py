@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import rasterio
@@ -23,7 +25,7 @@ class Whole(torch.nn.Module):
         generator = torch.Generator().manual_seed(4)
         planes = (10, 4, 4, 4)
         self.layers = torch.nn.ModuleList(
-            torch.nn.Conv2d(a, b, 3, padding=1, dtype=torch.float64) for a, b in zip(planes, planes[1:], strict=False)
+            torch.nn.Conv2d(a, b, 3, padding=1, dtype=torch.float64) for a, b in itertools.pairwise(planes)
         )
         for layer in self.layers:
             for parameter in (layer.weight, layer.bias):

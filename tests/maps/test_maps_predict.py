@@ -93,7 +93,7 @@ def test_a_map_can_be_read_back_by_the_library(scene, tmp_path):
     pixels, dataset = scene
     (path,) = rm.predict_map(identity, loader_of(dataset), tmp_path / "map_20230815.tif", block=128)
     labels = rm.RasteretDataset(rm.build(path, tmp_path / "map.parquet"), ["class"], is_image=False)
-    x, y, t = dataset.bounds
+    t = dataset.bounds[2]
     found = labels[slice(500000, 503300), slice(4997900, 5000000), slice(t.start, t.stop)]["mask"].numpy()
     np.testing.assert_array_equal(found, np.where(pixels[0] > 0, pixels.argmax(0), -100))
 
@@ -266,6 +266,6 @@ def test_predictions_that_do_not_fit_are_refused(scene, tmp_path, model, message
 def test_batches_that_do_not_say_where_they_lie_are_refused(scene, tmp_path):
     """Made by hand."""
     _, dataset = scene
-    with rm.PredictionMap(tmp_path / "map.tif", rm.GridAOISampler(dataset, 64)) as found:
-        with pytest.raises(UsageError, match="draw"):
-            found.add({"image": torch.zeros(1, 4, 64, 64)}, torch.zeros(1, 4, 64, 64))
+    sampler, images = rm.GridAOISampler(dataset, 64), torch.zeros(1, 4, 64, 64)
+    with rm.PredictionMap(tmp_path / "map.tif", sampler) as found, pytest.raises(UsageError, match="draw"):
+        found.add({"image": images}, images)

@@ -37,9 +37,8 @@ def test_the_store_is_a_dictionary_and_a_kill_goes_back_to_what_was_saved(taken,
     with tempfile.TemporaryDirectory() as folder:
         path, index = Path(folder) / "blocks", np.empty((0, 2), np.int64)
         store = BlockStore(path, LAYOUT, empty, room * BYTES)
-        held, saved, count = {}, {}, 0
-        for name, number in taken:
-            count += 1
+        held, saved = {}, {}
+        for count, (name, number) in enumerate(taken, start=1):
             if name == "change":
                 values, keys = store.change(number)
                 np.testing.assert_array_equal(keys, held.get(number, 0))
