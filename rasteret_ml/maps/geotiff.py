@@ -24,7 +24,7 @@ Colour = tuple[int, int, int]
 Legend = tuple[Sequence[str], Mapping[int, Colour]]
 """Names of the classes, or of the bands of scores, and colours of classes."""
 
-_CACHE = 64 * 1024 * 1024
+_CACHE = 32 * 1024 * 1024
 """Memory for GDAL's blocks; by default it takes a twentieth of the machine's."""
 
 
