@@ -45,7 +45,7 @@ for output in ("classes", "scores"):
 
 
 def test_a_map_of_fifty_windows_takes_no_more_memory_than_one_of_two(tmp_path):
-    """Peak resident memory of a process, for classes and scores; held as a whole it would be a quarter of a gigabyte."""
+    """Peak resident memory of a process, for classes and scores; as a whole it would be 230 MiB."""
     assert LARGE[0] * LARGE[1] > 50 * WINDOW**2 > 25 * SMALL[0] * SMALL[1]
     for name, shape in (("small", SMALL), ("large", LARGE)):
         stripes = np.broadcast_to((np.arange(shape[1]) // 10 % 2 + 1).astype(np.uint8), shape)
