@@ -91,7 +91,7 @@ class Form:
         if not self.labels:
             return predicted.astype(np.float32, copy=False)
         if predicted.dtype.kind == "f":
-            predicted = chosen(predicted, axis=1)
+            predicted = _chosen(predicted, axis=1)
         predicted = np.where(valid[:, None], predicted, predicted.dtype.type(0))
         low, high = int(predicted.min(initial=0)), int(predicted.max(initial=0))
         if low < 0 or high > np.iinfo(self.dtype).max or bool((predicted[valid[:, None]] == self.nodata).any()):
@@ -105,11 +105,11 @@ class Form:
         """The file's pixels of a block."""
         values, valid = self.merging.result(block)
         if self.output == "classes" and not self.labels:
-            values = chosen(values, axis=0)
+            values = _chosen(values, axis=0)
         return np.where(valid, values, np.array(self.nodata).astype(self.dtype)).astype(self.dtype)
 
 
-def chosen(scores: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
+def _chosen(scores: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
     """The class with the highest score, the axis kept; of one plane, whether it is above `CHOSEN_ABOVE`."""
     if scores.shape[axis] == 1:
         return (scores > CHOSEN_ABOVE).astype(np.int64)

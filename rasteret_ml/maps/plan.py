@@ -16,7 +16,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.maps.progress import write_safely
 from rasteret_ml.maps.sheets import Sheet
 
-__all__ = ["Facts", "begin_or_go_on", "plan_facts", "weights_digest"]
+__all__ = ["Facts", "begin_or_go_on", "data_digest", "plan_facts", "weights_digest"]
 
 Facts = dict[str, str]
 """By name, in words or as a digest."""
@@ -63,6 +63,16 @@ def begin_or_go_on(folder: Path, facts: Mapping[str, str]) -> None:
             f"{folder} holds an unfinished map of another plan: {'; '.join(told)}. Make the same one, choose another "
             "path, or begin anew with resume=False."
         )
+
+
+def data_digest(dataset: Any) -> str:
+    """Tells datasets apart: by their bands and the identities of their records; of a foreign one by its name."""
+    told = []
+    for part in getattr(dataset, "parts", [dataset]):
+        bands, collection = getattr(part, "bands", ()), getattr(part, "collection", None)
+        ids = [] if collection is None else collection.to_table(["id"])["id"].to_pylist()
+        told.append([type(part).__name__, list(bands or ()), ids])
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def weights_digest(model: Any) -> str:

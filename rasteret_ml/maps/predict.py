@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
-from rasteret_ml.maps.plan import weights_digest
+from rasteret_ml.maps.plan import data_digest, weights_digest
 from rasteret_ml.maps.prediction import PredictionMap
 
 __all__ = ["loader_over", "predict_map"]
@@ -63,9 +63,8 @@ def predict_map(
     loader, own = _loader_of(data)
     ready = prepare or own or _as_float
     chosen = _device_of(model) if device is None else torch.device(device)
-    with PredictionMap(
-        path, loader.sampler, version=weights_digest(model) if version is None else version, **options
-    ) as found:
+    facts = {"version": weights_digest(model) if version is None else version, "data": data_digest(loader.dataset)}
+    with PredictionMap(path, loader.sampler, **(facts | options)) as found:
         if found.to_do:
             over = loader_over(loader, found.sampler)
             bar = tqdm(total=found.to_do, unit="chip", desc=os.path.basename(path), disable=_silent(progress))

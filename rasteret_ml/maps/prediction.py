@@ -42,9 +42,11 @@ class PredictionMap:
             found.finish()
 
     Memory does not grow with the map: `memory_bytes` for blocks in use, the rest lies in files in `<path>.parts`
-    beside it. Each of these is a rank's own; rank 0 joins them when all have finished. A run that was ended in any way
-    goes on from what was saved last: `sampler` then gives only the chips that are still to be predicted, with the same
-    or another number of ranks. Pixels that no chip has a valid value for are nodata.
+    beside it: some two or three times the map before compression, and with several ranks, for each of them, four bytes
+    a pixel for each score and one more. Each file is a rank's own; rank 0 joins them when all have finished.
+
+    A run that was ended in any way goes on from what was saved last: `sampler` then gives only the chips that are still
+    to be predicted, with the same or another number of ranks. Pixels that no chip has a valid value for are nodata.
 
     A dataset of several frames (`grid="native"`) gives a map for each. There, a chip whose pixels lie a part of a pixel
     beside the map's is put on the nearest ones.
@@ -60,7 +62,8 @@ class PredictionMap:
         names: Of the classes in order (tag `classes` of the file), or of the bands of scores.
         colours: Class to (red, green, blue), as the file's colour table.
         nodata: Value of a map of classes where nothing was predicted; default the type's greatest, 255 or 65535.
-        version: Tells models and data apart: a run goes on only where it is the same.
+        version: Tells models apart: a run goes on only where it is the same.
+        data: Tells data apart, likewise.
         memory_bytes: Memory for blocks in use.
         save_seconds: How often what was predicted is made to last; 0 = after each batch.
         block: Side of the file's tiles, and of the blocks in memory, in pixels; a multiple of 16, at
@@ -83,6 +86,7 @@ class PredictionMap:
         colours: Mapping[int, Colour] | None = None,
         nodata: int | None = None,
         version: str = "",
+        data: str = "",
         memory_bytes: int = 256 * 1024 * 1024,
         save_seconds: float = 60.0,
         block: int = 256,
@@ -98,7 +102,14 @@ class PredictionMap:
         self._folder = Path(f"{os.fspath(path)}.parts")
         self._crew = Crew.now()
         facts = plan_facts(
-            sampler, self._sheets, output=output, merge=merge, nodata=nodata, block=self._block, version=version
+            sampler,
+            self._sheets,
+            output=output,
+            merge=merge,
+            nodata=nodata,
+            block=self._block,
+            version=version,
+            data=data,
         )
         left = self._agree(facts, resume)
         own = left[self._crew.rank :: self._crew.count]
@@ -189,6 +200,9 @@ class PredictionMap:
         form = Form.of(
             planes.shape[1], labels, output=self._output, merge=self._merge, nodata=self._nodata, block=self._block
         )
+        names = self._legend[0]
+        if self._output == "scores" and names and len(names) != form.planes:
+            raise UsageError(f"The model gives {form.planes} scores a pixel, and there are {len(names)} names.")
         if self._part is None:
             folder = part_folder(self._folder, self._crew.rank)
             self._part = Part(folder, self._sheets, form, self._memory_bytes)

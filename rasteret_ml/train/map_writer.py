@@ -12,7 +12,7 @@ import torch
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
-from rasteret_ml.maps.plan import weights_digest
+from rasteret_ml.maps.plan import data_digest, weights_digest
 from rasteret_ml.maps.prediction import PredictionMap
 
 __all__ = ["MapWriter"]
@@ -70,7 +70,8 @@ class MapWriter(pl.Callback):
         # Kept predictions would fill the memory.
         trainer.predict_loop.return_predictions = False
         self.paths = []
-        options = {"version": weights_digest(pl_module)} | self._options
+        facts = {"version": weights_digest(pl_module), "data": data_digest(getattr(data, "images", None))}
+        options = facts | self._options
         self._map = PredictionMap(self.path, sampler, **options)
         if own is not None:
             self._whole, data.predict_sampler = own, self._map.sampler

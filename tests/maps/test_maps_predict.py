@@ -263,6 +263,12 @@ def test_predictions_that_do_not_fit_are_refused(scene, tmp_path, model, message
         rm.predict_map(model, loader_of(scene[1]), tmp_path / "map.tif")
 
 
+def test_scores_and_names_are_as_many(scene, tmp_path):
+    """A name too many has no band."""
+    with pytest.raises(UsageError, match="4 scores a pixel, and there are 2 names"):
+        rm.predict_map(identity, loader_of(scene[1]), tmp_path / "map.tif", output="scores", names=["a", "b"])
+
+
 def test_batches_that_do_not_say_where_they_lie_are_refused(scene, tmp_path):
     """Made by hand."""
     _, dataset = scene

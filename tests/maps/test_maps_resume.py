@@ -191,6 +191,15 @@ def test_other_weights_are_another_plan(dataset, tmp_path):
     rm.predict_map(model, loader_of(dataset), path)
 
 
+def test_other_images_are_another_plan(dataset, tmp_path):
+    """The same place is not enough."""
+    path = tmp_path / "map.tif"
+    begun(dataset, path)
+    other = rm.RasteretDataset(dataset.collection, ["b", "a"])
+    with pytest.raises(UsageError, match="another plan: data: "):
+        rm.predict_map(Counting(), loader_of(other), path)
+
+
 def test_beginning_anew(dataset, tmp_path):
     """Is said, and forgets all."""
     path = tmp_path / "map.tif"
