@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -72,6 +73,18 @@ def rises(length: int) -> npt.NDArray[np.int64]:
     return np.minimum(steps, steps[::-1])
 
 
+@lru_cache(4)
+def _hann(shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    rows, cols = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in shape)
+    return np.outer(rows, cols).astype(np.float32)
+
+
+@lru_cache(4)
+def _nearness(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+    found: npt.NDArray[np.int64] = ((np.outer(rises(shape[0]), rises(shape[1])) + 1) << _RANK_BITS) - 1
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Blend:
     """The weighted mean; weights are a Hann window, sin^2, over the chip, nowhere 0."""
@@ -86,16 +99,18 @@ class Blend:
 
     def weigh(self, shape: tuple[int, int], position: int) -> npt.NDArray[Any]:
         """The window, float32."""
-        rows, cols = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in shape)
-        return np.outer(rows, cols).astype(np.float32)
+        return _hann(shape)
 
     def add(
         self, part: Arrays, values: npt.NDArray[Any], weights: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
     ) -> None:
         """Add weighted scores, and the weights."""
-        counted = weights * valid
-        part[0][...] += np.where(valid, values, 0) * counted
-        part[1][...] += counted
+        if not valid.all():
+            weights = weights * valid
+            values = np.where(valid, values, 0)  # NaN times 0 is NaN
+        for plane, scores in zip(part[0], values, strict=True):
+            plane += scores * weights
+        part[1][...] += weights
 
     def join(self, block: Arrays, other: Arrays) -> None:
         """Add both sums."""
@@ -129,8 +144,7 @@ class Centre:
 
     def weigh(self, shape: tuple[int, int], position: int) -> npt.NDArray[Any]:
         """Keys: the product, then the position, earlier ones greater."""
-        products = np.outer(rises(shape[0]), rises(shape[1]))
-        return (products << _RANK_BITS) + ((1 << _RANK_BITS) - 1 - position)
+        return _nearness(shape) - position
 
     def add(
         self, part: Arrays, values: npt.NDArray[Any], weights: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
