@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import rasterio
 import shapely
 from figures import colour, save_picture
 
-from rasteret_ml import ClassMap, RasteretDataModule
-from rasteret_ml.train.maps import map_grid
+from rasteret_ml import MapWriter, RasteretDataModule
 
 LARGEST = 4096  # pixels along a side of what is still drawn
-
-
-class MapWriter(pl.Callback):
-    """Writes what `trainer.predict` predicts as a Cloud Optimized GeoTIFF of classes."""
-
-    def __init__(self, path: Path | str, *, names: list[str], colours: dict[int, tuple[int, int, int]]) -> None:
-        self.path, self._names, self._colours = str(path), names, colours
-        self.paths: list[str] = []
-        """The maps that were written."""
-
-    def on_predict_start(self, trainer: Any, module: Any) -> None:
-        """Begin the map."""
-        trainer.predict_loop.return_predictions = False
-        self._map = ClassMap(map_grid(trainer.datamodule.images))
-
-    def on_predict_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Put the batch on it."""
-        self._map.add(outputs.argmax(1), batch["transform"], batch["mask_valid"])
-
-    def on_predict_end(self, trainer: Any, module: Any) -> None:
-        """Write it."""
-        self.paths = [self._map.write(self.path, colours=self._colours, names=self._names)]
 
 
 def map_writer(path: Path | str, names: list[str]) -> MapWriter:

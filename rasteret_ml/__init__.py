@@ -21,8 +21,9 @@ The map of the house, bottom step first; a file imports only from a lower step o
     12 scenes       records as places and times, and finding them
     13 loading      the torchgeo dataset, reading ahead, collate, the loader
     14 painting     polygons as labels
-    15 train        Lightning datamodule, statistics, normalising, maps
-    16 cli          `rasteret-ml`                          testing      shipped fakes
+    15 maps         predictions of chips put together to COGs
+    16 train        Lightning datamodule, statistics, normalising
+    17 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -38,7 +39,6 @@ _WHERE = {
     "Augmentation": "train.augment",
     "BandRegistry": "record",
     "Chip": "raster.chip",
-    "ClassMap": "train.maps",
     "ClassificationTask": "train.task",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
@@ -53,10 +53,12 @@ _WHERE = {
     "GridAOISampler": "sampling.samplers",
     "LoaderStats": "loading.stats",
     "Locality": "sampling.locality",
+    "MapWriter": "train.map_writer",
     "MaskedLoss": "train.losses",
     "MaskedMetrics": "train.losses",
     "PixelwiseRegressionTask": "train.task",
     "PolygonDataset": "painting.dataset",
+    "PredictionMap": "maps.prediction",
     "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
@@ -79,6 +81,7 @@ _WHERE = {
     "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
+    "predict_map": "maps.predict",
     "prepare": "train.prepare",
     "spatial_split": "sampling.places",
     "split_aois": "splitting.ground",

@@ -218,8 +218,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         }
         self._scaled, self._augment = bool(scaled), augment
         self._given = Normal.of(mean, std)
-        known = {"size": self.size, "seed": int(seed), "scaled": self._scaled}
-        self._measuring = Measuring(path=statistics, chips=statistics_chips, **known)
+        chips, seed = statistics_chips, int(seed)
+        self._measuring = Measuring(path=statistics, chips=chips, size=self.size, seed=seed, scaled=bool(scaled))
         self._restored: dict[str, Any] = {}
         self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
