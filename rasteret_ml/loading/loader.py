@@ -14,10 +14,11 @@ from typing import Any
 import torch.utils.data
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.loading.bottleneck import knobs_of
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
-from rasteret_ml.loading.stats import LoaderStats, StatsBoard
+from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 
 __all__ = ["DataLoader"]
 
@@ -87,16 +88,17 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return _Hinting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
-        asked = self.worker_init_fn
+        asked, collating = self.worker_init_fn, self.collate_fn
         self.worker_init_fn = self._board.reporting(asked)
+        self.collate_fn = TimedCollate(collating)
         try:
             return super()._get_iterator()
         finally:
-            self.worker_init_fn = asked
+            self.worker_init_fn, self.collate_fn = asked, collating
 
     def stats(self) -> LoaderStats:
-        """Where the time of the present pass went, or of the last one."""
-        return self._board.snapshot()
+        """Where the time of the present pass went, or of the last one; `stats().bottleneck` says it in a sentence."""
+        return self._board.snapshot(knobs_of(self))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -143,6 +145,8 @@ class _Pass:
         self._batches = batches
         self._board = loader._board
         self._board.begin()
+        self._batched = loader._auto_collation
+        weakref.finalize(self, self._board.left, self._board.passes).atexit = False
         # A pass may be left before its end: what this process reads ahead for it is then cancelled.
         weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
 
@@ -155,5 +159,5 @@ class _Pass:
     def __next__(self) -> Any:
         self._board.asked()
         batch = next(self._batches)
-        self._board.handed()
+        self._board.handed(samples_in(batch) if self._batched else 1)
         return batch

@@ -8,6 +8,7 @@ sample: what was read ahead is used only for the very queries, grids and index t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.loading.reading import BatchReadable, process_loop
 from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
-from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 
 __all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
@@ -78,19 +78,20 @@ class _Lookahead:
 
     def take(self, batch: HintedBatch) -> list[Sample]:
         """The samples of a batch; those that follow are started."""
+        began = time.perf_counter()
         hints, queries = batch.hints, list(batch)
         self._hear(hints)
         grids = [self.dataset.chip_grid(query) for query in queries]
         started = self._started.pop(hints.number, None)
         if started is not None and started.serves(self.dataset, queries, grids):
             reading = started.reading
-            self.loop.meter.add(batches_ahead=1)
+            self.loop.meter.add(batches_ahead=1, batches_late=not reading.done())
         else:
             if started is not None:
                 started.reading.cancel()
             reading = self.loop.start(self.dataset.begin(queries, grids))
         self._start_told(hints.limit)
-        return self.dataset.finish(queries, grids, self.loop.wait(reading))
+        return _finish(self.dataset, queries, grids, reading, self.loop, began)
 
     def _hear(self, hints: Hints) -> None:
         if hints.epoch != self.epoch:
@@ -111,6 +112,7 @@ class _Lookahead:
                 grids = [self.dataset.chip_grid(query) for query in queries]
                 size = self.dataset.batch_bytes(grids)
                 if self._started and held + size > limit:
+                    self.loop.meter.add(batches_held=1)
                     return
                 reading = self.loop.start(self.dataset.begin(queries, grids))
             except Exception:  # a hint is no request: what is wrong with it is raised when it is asked for
@@ -138,14 +140,31 @@ def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
     """The samples of a batch on this process's loop, read ahead where the batches before told of it."""
     loop = process_loop()
     samples = _take(dataset, batch, loop) if isinstance(batch, HintedBatch) else _read(dataset, batch, loop)
-    samples = enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
-    report_stats(loop.meter.snapshot)
-    return samples
+    return enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
 
 
 def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop) -> list[Sample]:
+    began = time.perf_counter()
     grids = [dataset.chip_grid(query) for query in batch]
-    return dataset.finish(batch, grids, loop.run(dataset.begin(batch, grids)))
+    return _finish(dataset, batch, grids, loop.start(dataset.begin(batch, grids)), loop, began)
+
+
+def _finish(
+    dataset: BatchReadable,
+    queries: Sequence[Any],
+    grids: list[Grid],
+    reading: Future[Any],
+    loop: WorkerLoop,
+    began: float,
+) -> list[Sample]:
+    """The samples of what is being read; what has passed since `began` was planning."""
+    planned = time.perf_counter()
+    with loop.meter.doing("wait"):
+        raw = loop.wait(reading)
+    read = time.perf_counter()
+    samples = dataset.finish(queries, grids, raw)
+    loop.meter.add(batches_read=1, plan_seconds=planned - began, finish_seconds=time.perf_counter() - read)
+    return samples
 
 
 def _take(dataset: BatchReadable, batch: HintedBatch, loop: WorkerLoop) -> list[Sample]:
