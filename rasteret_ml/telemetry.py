@@ -65,15 +65,12 @@ class ReadStats:
     """Of `blocked_seconds`, where requests were in flight and threads that decode had nothing to do."""
     blocked_decode_seconds: float = 0.0
     """Of `blocked_seconds`, where threads decoded."""
+    blocked_assemble_seconds: float = 0.0
+    """Of `blocked_seconds`, where chips were put together. In the rest nothing of all this went on."""
     finish_seconds: float = 0.0
     """Wall time in which it made samples of what was read, `transforms` included."""
     collate_seconds: float = 0.0
     """Wall time of `collate_fn`."""
-
-    @property
-    def blocked_assemble_seconds(self) -> float:
-        """The rest of `blocked_seconds`: chips were assembled, records found."""
-        return max(0.0, self.blocked_seconds - self.blocked_network_seconds - self.blocked_decode_seconds)
 
     @property
     def merge_waste(self) -> int:
@@ -155,8 +152,9 @@ class Meter:
         if doing["fetch"]:
             threads = min(1.0, busy / self.threads)
             counts["blocked_network_seconds"] += passed * (1.0 - threads)
-        if doing["decode"]:
+        if busy:
             counts["blocked_decode_seconds"] += passed * threads * doing["decode"] / busy
+            counts["blocked_assemble_seconds"] += passed * threads * doing["assemble"] / busy
 
 
 class _Span:

@@ -54,7 +54,7 @@ class LoaderKnobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeShares:
-    """Where the time went; the four sum to 1, or the last three are NaN where it is not known what was waited for."""
+    """Where the time went; they sum to 1, or all but the first are NaN where it is not known what was waited for."""
 
     model: float
     """The consumer's own; NaN before the second batch."""
@@ -64,6 +64,8 @@ class TimeShares:
     """Waiting for tiles to be decoded."""
     collate: float
     """Waiting for planning, assembling, the making of samples and `collate_fn`."""
+    other: float
+    """Waiting while nothing of this went on: threads that could go on had no core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +93,18 @@ def time_shares(wait_share: float, read: ReadStats) -> TimeShares:
     work = read.plan_seconds + read.finish_seconds + read.collate_seconds
     blocked = read.blocked_seconds
     if math.isnan(wait_share) or work + blocked <= 0 or not read.batches_read:
-        return TimeShares(model=1 - wait_share, network=math.nan, decode=math.nan, collate=math.nan)
+        return TimeShares(model=1 - wait_share, network=math.nan, decode=math.nan, collate=math.nan, other=math.nan)
     network = min(read.blocked_network_seconds, blocked)
     decode = min(read.blocked_decode_seconds, blocked - network)
+    assemble = min(read.blocked_assemble_seconds, blocked - network - decode)
     hidden = min(work * min(1.0, read.batches_late / read.batches_read), _HIDDEN * blocked)
     scale = wait_share / (work + blocked) * ((blocked + hidden) / blocked if blocked else 1.0)
     return TimeShares(
         model=1 - wait_share,
         network=network * scale,
         decode=decode * scale,
-        collate=max(0.0, wait_share - (network + decode) * scale),
+        collate=wait_share * max(0.0, work - hidden) / (work + blocked) + assemble * scale,
+        other=max(0.0, blocked - network - decode - assemble) * scale,
     )
 
 
@@ -124,6 +128,9 @@ def find_bottleneck(wait_share: float, read: ReadStats, knobs: LoaderKnobs) -> B
         return Bottleneck(kind="unknown", share=math.nan, sentence=what)
     parts: dict[Kind, float] = {"network": shares.network, "decode": shares.decode, "collate": shares.collate}
     kind = max(parts, key=lambda name: parts[name])
+    if shares.other > parts[kind]:
+        what = f"{waits}, mostly while nothing is read or made: the readers do not get the {_cores(knobs)} they need."
+        return Bottleneck(kind="unknown", share=math.nan, sentence=what)
     said = {"network": _network, "decode": _decode, "collate": _collate}[kind](read, knobs)
     return Bottleneck(kind=kind, share=parts[kind], sentence=f"{waits}, mostly for {said}")
 

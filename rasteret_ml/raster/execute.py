@@ -119,9 +119,12 @@ async def execute(
             are cancelled. The message names record, band, address, tile, byte range and cause.
     """
     targets = into if into is not None else [None] * len(plans)
-    buffers = [allocate(plan, target, track_unread=allow_failures) for plan, target in zip(plans, targets, strict=True)]
+    with engine.meter.doing("assemble"):
+        pairs = zip(plans, targets, strict=True)
+        buffers = [allocate(plan, target, track_unread=allow_failures) for plan, target in pairs]
+        jobs = tile_jobs(plans, buffers)
     reading = _Reading(engine, [] if allow_failures else None)
-    await reading.run(tile_jobs(plans, buffers))
+    await reading.run(jobs)
     chips = await reading.finish(plans, buffers)
     engine.meter.add(chips=len(chips))
     return ReadResult(chips=tuple(chips), failures=tuple(reading.failures or ()))

@@ -125,10 +125,11 @@ class MosaicBatch:
                 for plan in layer.plans
             ]
             chips = iter((await execute(plans, engine, into=into)).chips)
-            for builder, layer in layers:
-                builder.take(layer, next(chips), None if layer.quality is None else next(chips))
-            pending = [builder for builder in self._builders if builder.wants_more]
-            layers = [(builder, layer) for builder in pending for layer in builder.next_layers()]
+            with engine.meter.doing("assemble"):
+                for builder, layer in layers:
+                    builder.take(layer, next(chips), None if layer.quality is None else next(chips))
+                pending = [builder for builder in self._builders if builder.wants_more]
+                layers = [(builder, layer) for builder in pending for layer in builder.next_layers()]
         return [builder.build() for builder in self._builders]
 
 

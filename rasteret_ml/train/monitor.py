@@ -24,7 +24,7 @@ class LoaderMonitor(pl.Callback):
     | --- | --- |
     | `data/samples_per_second` | training samples a second, waiting included |
     | `data/wait_share` | share of the time that the model waits for data |
-    | `data/model_share`, `data/network_share`, `data/decode_share`, `data/collate_share` | where the time went; sum 1 |
+    | `data/model_share`, and `network`, `decode`, `collate` and `other` likewise | the `TimeShares`, which sum to 1 |
     | `data/megabytes_per_second` | million bytes received a second |
     | `data/requests`, `data/retries` | range requests answered, and attempts beyond the first |
     | `data/cache_hits` | tiles taken from the cache of decoded tiles |
@@ -162,6 +162,7 @@ def _metrics(window: LoaderStats, ours: bool, failures: int) -> dict[str, float]
             "network_share": shares.network,
             "decode_share": shares.decode,
             "collate_share": shares.collate,
+            "other_share": shares.other,
             "megabytes_per_second": window.megabytes_per_second,
             "requests": read.requests,
             "retries": read.retries,
