@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)            you: an argument that cannot work
     │   ├── GeometryError                    a geometry of the wrong kind, or outside every scene
     │   ├── MixedCRSError                    several CRSs and none chosen
+    │   ├── ResumeError                      a saved state of another plan
     │   ├── SplitLeakError                   two splits that can read the same ground at the same time
     │   └── UnknownBandError                 a band that the record or Collection does not have
     ├── DataError                          the file or the table
@@ -47,6 +48,7 @@ __all__ = [
     "RangeNotSupportedError",
     "RasteretError",
     "ReadError",
+    "ResumeError",
     "ServerError",
     "SplitLeakError",
     "UnknownBandError",
@@ -70,6 +72,10 @@ class GeometryError(UsageError):
 
 class MixedCRSError(UsageError):
     """Records in several CRSs where one grid is needed and none was chosen."""
+
+
+class ResumeError(UsageError):
+    """A saved state of another plan, or of another version; the message names what differs."""
 
 
 class SplitLeakError(UsageError):

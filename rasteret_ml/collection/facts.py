@@ -13,8 +13,18 @@ import pyarrow.compute as pc
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError
+from rasteret_ml.plans import digest
 
-__all__ = ["BandArrays", "band_arrays", "id_ranks", "outlines", "record_clouds", "record_id", "record_times"]
+__all__ = [
+    "BandArrays",
+    "band_arrays",
+    "id_ranks",
+    "outlines",
+    "record_clouds",
+    "record_id",
+    "record_times",
+    "records_digest",
+]
 
 _NAMES = (
     "image_width",
@@ -139,3 +149,9 @@ def outlines(collection: Collection, rows: int) -> Iterator[npt.NDArray[np.objec
     for batch in collection.column_batches("geometry", rows):
         found: Any = batch.column(0)
         yield found.to_numpy(zero_copy_only=False)
+
+
+def records_digest(collection: Collection) -> str:
+    """Tells views of Collections apart: their records, by id and time, in their order."""
+    ids = "\n".join(map(str, collection.to_table(["id"])["id"].to_pylist()))
+    return digest(ids.encode(), record_times(collection).view(np.int64))

@@ -1,13 +1,14 @@
-"""torch's DataLoader with the right defaults: it looks ahead, and says where time went."""
+"""torch's DataLoader with the right defaults: it looks ahead, can be taken up anywhere, and says where time went."""
 
 from __future__ import annotations
 
 import functools
 import uuid
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,9 +19,15 @@ from rasteret_ml.loading.bottleneck import knobs_of
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.loading.plan import dataset_plan
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
+from rasteret_ml.plans import check_same_plan
+from rasteret_ml.sampling.ranks import Ranks
 
 __all__ = ["DataLoader"]
+
+_VERSION = 1
+"""Of a state."""
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
@@ -62,6 +69,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
         self._board = StatsBoard(self.num_workers)
+        self._began = 0, 0
+        self._stood: tuple[int, int] | None = None
         workers = max(1, self.num_workers)
         self._telling = _Telling(
             loader=uuid.uuid4().hex,
@@ -71,21 +80,86 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
-            start_pass = getattr(sampler, "start_pass", None)
-            if start_pass is not None:
-                start_pass()
-                break
+        return _Pass(self)
+
+    def _begin(self) -> Iterator[Any]:
+        """A pass of torch's, over the epoch that was chosen by now."""
+        sampler = self._own_sampler
+        if hasattr(sampler, "start_pass"):
+            sampler.start_pass()
         self._telling.epoch += 1
-        return _Pass(self, super().__iter__())
+        self._telling.ends.clear()
+        self._stood = None
+        self._began = (getattr(sampler, "epoch", 0), getattr(sampler, "start", 0))
+        return super().__iter__()
+
+    # Resuming -----------------------------------------------------------------------------------------------
+
+    @property
+    def _own_sampler(self) -> Any:
+        """The sampler that says where an epoch stands."""
+        found = [self.sampler, getattr(self.batch_sampler, "sampler", None), self.batch_sampler]
+        return next((sampler for sampler in found if hasattr(sampler, "start_pass")), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: version, plan, epoch, and the position behind the last batch handed over.
+
+        Plain values, less than a kilobyte. The position counts the chips of all ranks: it is the same on every rank and
+        with any number of workers, however far they have read ahead. With a sampler that is not ours the state says
+        only that a pass cannot be taken up.
+        """
+        sampler = self._own_sampler
+        if sampler is None:
+            return {"version": _VERSION, "sampler": type(self.sampler).__name__}
+        if self._stood is not None:
+            epoch, position = self._stood
+        else:
+            epoch, position = sampler.epoch, sampler.start
+        state = sampler.state_dict() | {"epoch": epoch, "position": position}
+        state["plan"] |= {"data": dataset_plan(self.dataset)}
+        return dict(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on where `state_dict` was taken.
+
+        Workers, the size of batches and, as a state is always at the end of a global batch, ranks may be others. An
+        epoch that is set to another one afterwards (`sampler.set_epoch`) begins at its beginning.
+
+        Raises:
+            ResumeError: the state is of another plan (Collection, filters, AOIs, sizes, seed …); each difference is
+                named.
+        """
+        sampler = self._own_sampler
+        if sampler is None or "plan" not in state:
+            warnings.warn(
+                f"A pass over a {type(self.sampler).__name__} cannot be taken up in its middle; the epoch begins anew. "
+                "Use a sampler of rasteret_ml.",
+                stacklevel=2,
+            )
+            return
+        plan = dict(state["plan"])
+        check_same_plan({"data": plan.pop("data", None)}, {"data": dataset_plan(self.dataset)}, "a loader")
+        sampler.load_state_dict({**state, "plan": plan})
+        self._stood = None
+
+    def _handed(self, batches: int) -> None:
+        """So many batches of the pass were handed over."""
+        sampler = self._own_sampler
+        if sampler is not None:
+            epoch, start = self._began
+            ranks = (sampler.ranks or Ranks.now()).count
+            self._stood = epoch, min(start + self._telling.ends[batches - 1] * ranks, sampler.total)
+
+    def _ended(self) -> None:
+        """The pass has no more batches: what comes next is the next epoch."""
+        if self._own_sampler is not None:
+            self._stood = self._began[0] + 1, 0
 
     @property
     def _index_sampler(self) -> Any:
         """What torch takes batches of indices from; each tells of later ones."""
         batches = super()._index_sampler
-        if not self.lookahead or not self._auto_collation:
-            return batches
-        return _Hinting(self._telling, batches)
+        return _Hinting(self._telling, batches) if self._auto_collation else _Counting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
         asked, collating = self.worker_init_fn, self.collate_fn
@@ -110,6 +184,24 @@ class _Telling:
     lookahead: int
     limit: int
     epoch: int = -1
+    ends: list[int] = field(default_factory=list)
+    """Samples of the pass up to the end of each batch of indices."""
+
+
+class _Counting:
+    """Indices that are read one by one, counted."""
+
+    def __init__(self, telling: _Telling, indices: Iterable[Any]) -> None:
+        self._telling = telling
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, index in enumerate(self._indices, 1):
+            self._telling.ends.append(number)
+            yield index
 
 
 class _Hinting:
@@ -122,13 +214,21 @@ class _Hinting:
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[HintedBatch]:
+    def __iter__(self) -> Iterator[list[Any]]:
         telling, epoch = self._telling, self._telling.epoch
         workers, reach = telling.workers, telling.lookahead * telling.workers
         numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
         window = deque(islice(numbered, reach + 1))
+        samples = 0
         while window:
             number, batch = window[0]
+            samples += len(batch)
+            telling.ends.append(samples)
+            if not reach:
+                yield batch
+                window.clear()
+                window.extend(islice(numbered, 1))
+                continue
             # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
             # A worker's first batch tells of all of these, each later one of the one that came into reach.
             ahead = islice(window, workers if number < workers else reach, None, workers)
@@ -139,25 +239,40 @@ class _Hinting:
 
 
 class _Pass:
-    """One pass: torch's iterator, timed."""
+    """One pass: torch's iterator, timed, and counted for `state_dict`.
 
-    def __init__(self, loader: DataLoader, batches: Iterator[Any]) -> None:
-        self._batches = batches
-        self._board = loader._board
-        self._board.begin()
-        self._batched = loader._auto_collation
-        weakref.finalize(self, self._board.left, self._board.passes).atexit = False
-        # A pass may be left before its end: what this process reads ahead for it is then cancelled.
-        weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+    It begins with its first batch: an epoch or a state may be chosen until then (Lightning asks for the iterator before
+    it chooses the epoch).
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
+        self._count = 0
 
     def __iter__(self) -> _Pass:
         return self
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __next__(self) -> Any:
-        self._board.asked()
-        batch = next(self._batches)
-        self._board.handed(samples_in(batch) if self._batched else 1)
+        loader = self._loader
+        if self._batches is None:
+            loader._board.begin()
+            loader._board.asked()
+            self._batches = loader._begin()
+            # A pass may be left before its end: what this process reads ahead for it is then cancelled.
+            weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+            weakref.finalize(self, loader._board.left, loader._board.passes).atexit = False
+        else:
+            loader._board.asked()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            loader._ended()
+            raise
+        self._count += 1
+        loader._handed(self._count)
+        loader._board.handed(samples_in(batch) if loader._auto_collation else 1)
         return batch

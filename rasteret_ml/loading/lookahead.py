@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.blank import blanked, ignored_by_key
 from rasteret_ml.loading.reading import BatchReadable, process_loop
 from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.sampling.aoi import AOI
 
 __all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
 
@@ -140,7 +142,17 @@ def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
     """The samples of a batch on this process's loop, read ahead where the batches before told of it."""
     loop = process_loop()
     samples = _take(dataset, batch, loop) if isinstance(batch, HintedBatch) else _read(dataset, batch, loop)
-    return enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
+    samples = enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
+    return _blank_where_asked(dataset, batch, samples)
+
+
+def _blank_where_asked(dataset: BatchReadable, batch: Sequence[Any], samples: list[Sample]) -> list[Sample]:
+    """What is there to even out ranks alone counts for nothing."""
+    blank = [isinstance(query, AOI) and query.blank for query in batch]
+    if not any(blank):
+        return samples
+    ignored = ignored_by_key(dataset)
+    return [blanked(sample, ignored) if b else sample for sample, b in zip(samples, blank, strict=True)]
 
 
 def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop) -> list[Sample]:

@@ -169,6 +169,7 @@ class StatsBoard:
         if self._rows is None:
             return also
         self._rows.zero_()  # new workers count from nothing
+        self._before = self._read()
         return partial(_start_reporting, self._rows, also)
 
     def snapshot(self, knobs: LoaderKnobs | None = None) -> LoaderStats:

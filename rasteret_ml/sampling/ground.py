@@ -18,11 +18,12 @@ from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bound
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import clipped, polygonal_each, union_of
+from rasteret_ml.plans import digest
 from rasteret_ml.sampling.columns import named_rows
 from rasteret_ml.sampling.places import Frame, frames_of
 from rasteret_ml.sampling.table import AOITable
 
-__all__ = ["Outside", "Places", "ground_area", "ground_scale", "places_of", "without"]
+__all__ = ["Outside", "Places", "ground_area", "ground_scale", "places_digest", "places_of", "without"]
 
 Outside = Literal["raise", "drop"]
 """What becomes of an AOI that no chip can come from."""
@@ -187,6 +188,13 @@ def without(
             raise error(f"{text}." if places.table is None else f"{text}, or drop them (outside='drop').")
         _log.warning("%s. %d AOIs are dropped.", text, len(lost))
     return places.kept(~bad)
+
+
+def places_digest(places: Places) -> str:
+    """Tells places apart: by frames, AOIs and outlines, to a thousandth of a pixel."""
+    coordinates, owner = shapely.get_coordinates(places.shapes, return_index=True)
+    frames = [(frame.crs, frame.res, frame.origin) for frame in places.frames]
+    return digest(frames, places.frame, places.rows, owner, np.round(coordinates / places.res[owner], 3))
 
 
 def ground_area(places: Places, shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:

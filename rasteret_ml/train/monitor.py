@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from rasteret_ml.loading.bottleneck import Bottleneck
+from rasteret_ml.loading.bottleneck import Bottleneck, TimeShares, time_shares
 from rasteret_ml.loading.loader import DataLoader
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard, samples_in
 
@@ -41,7 +42,7 @@ class LoaderMonitor(pl.Callback):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         self.every_n_steps = every_n_steps
-        self._steps = 0
+        self._steps, self._axis = 0, 0
         self._board = StatsBoard(0)
         self._loader: DataLoader | None = None
         self._since: LoaderStats | None = None
@@ -80,7 +81,7 @@ class LoaderMonitor(pl.Callback):
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, DataLoader) else None
         self._since, self._window, self._epoch = None, None, None
-        self._failures = self._failed()
+        self._failures = 0
         self._board.begin()
         self._board.asked()
 
@@ -94,6 +95,7 @@ class LoaderMonitor(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         """The step is done."""
         self._steps += 1
+        self._axis = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts this step's own metrics
         if self._steps % (self.every_n_steps or trainer.log_every_n_steps or 50) == 0:
             self._log(trainer)
         if self._loader is None:
@@ -132,41 +134,34 @@ class LoaderMonitor(pl.Callback):
 
     def _log(self, trainer: Any) -> None:
         self._close()
-        window, self._window, self._since = self._window, None, self._now()
-        if window is None:
+        now, window = self._now(), self._window
+        self._since = now
+        if window is None or not window.batches:
             return
+        self._window = None
         self._epoch = window if self._epoch is None else self._epoch + window
         self._whole = window if self._whole is None else self._whole + window
-        failures, self._failures = self._failures, self._failed()
-        if not window.batches:
-            return
-        metrics = _metrics(window, self._loader is not None, max(0, self._failures - failures))
-        for logger in trainer.loggers:  # on the axis that Lightning's own metrics are on
-            logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        metrics = {"samples_per_second": window.samples_per_second, "wait_share": window.wait_share}
+        if self._loader is not None:
+            before, self._failures = self._failures, self._failed()
+            metrics |= {"failures": self._failures - before} | _readers(window, now)
+        named = {f"data/{name}": float(value) for name, value in metrics.items() if not math.isnan(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=self._axis)
 
     def _failed(self) -> int:
-        failures = getattr(self._loader, "failures", 0)
-        return failures if isinstance(failures, int) else len(failures)
+        """Samples of this pass that could not be read; a loader without an error policy has none."""
+        return int(getattr(getattr(self._loader, "failures", None), "failed", 0))
 
 
-def _metrics(window: LoaderStats, ours: bool, failures: int) -> dict[str, float]:
-    """What is known of a window, by name."""
-    found: dict[str, float] = {
-        "samples_per_second": window.samples_per_second,
-        "wait_share": window.wait_share,
+def _readers(window: LoaderStats, whole: LoaderStats) -> dict[str, float]:
+    """What the readers did in a window of a pass."""
+    read = window.total
+    # What is handed over may have been read before, all of it: then the wait is dealt out as in the pass so far.
+    shares = time_shares(window.wait_share, read if read.batches_read else whole.total)
+    return {f"{part.name}_share": getattr(shares, part.name) for part in fields(TimeShares)} | {
+        "megabytes_per_second": window.megabytes_per_second,
+        "requests": read.requests,
+        "retries": read.retries,
+        "cache_hits": read.cache_hits,
     }
-    if ours:
-        shares, read = window.shares, window.total
-        found |= {
-            "model_share": shares.model,
-            "network_share": shares.network,
-            "decode_share": shares.decode,
-            "collate_share": shares.collate,
-            "other_share": shares.other,
-            "megabytes_per_second": window.megabytes_per_second,
-            "requests": read.requests,
-            "retries": read.retries,
-            "cache_hits": read.cache_hits,
-            "failures": failures,
-        }
-    return {f"data/{name}": float(value) for name, value in found.items() if not math.isnan(value)}

@@ -53,10 +53,12 @@ def box_of(aoi) -> shapely.Polygon:
 
 def test_order_is_a_function_of_seed_epoch_and_position():
     """However many are drawn, and whether or not others were drawn before."""
-    whole = uniforms(3, 5, 0, 100)
-    np.testing.assert_array_equal(uniforms(3, 5, 40, 7), whole[40:47])
-    assert not np.array_equal(uniforms(3, 6, 0, 100), whole)
-    assert not np.array_equal(uniforms(4, 5, 0, 100), whole)
+    whole = uniforms(3, 5, range(100))
+    np.testing.assert_array_equal(uniforms(3, 5, range(40, 47)), whole[40:47])
+    np.testing.assert_array_equal(uniforms(3, 5, range(11, 100, 4)), whole[11:100:4])
+    assert uniforms(3, 5, range(11, 11, 4)).shape == (0, 4)
+    assert not np.array_equal(uniforms(3, 6, range(100)), whole)
+    assert not np.array_equal(uniforms(4, 5, range(100)), whole)
     sampler = rm.RandomAOISampler(Plane(SQUARE), 64, 3000, seed=3)
     aois = list(sampler)
     assert [tuple(a) for a in aois[1020:1030]] == [tuple(sampler.at(i)) for i in range(1020, 1030)]

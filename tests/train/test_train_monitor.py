@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -94,7 +95,7 @@ def test_it_logs_what_training_read_and_nothing_of_validation(
     files = CSVLogger(tmp_path / "logs")
     trainer = _trainer(tmp_path, monitor, [recorder, files], val_check_interval=3)
     trainer.fit(Model(), *loaders)
-    assert [step for step, _ in recorder.seen] == [1, 3, 5, 6, 7, 9, 11, 13]
+    assert [step for step, _ in recorder.seen] == [1, 3, 5, 6, 9, 11, 13]
     assert all(set(metrics) == NAMES for _, metrics in recorder.seen)
     for _, metrics in recorder.seen:
         assert sum(metrics[f"data/{name}_share"] for name in SHARES) == pytest.approx(1)
@@ -143,8 +144,7 @@ def test_before_training_and_with_one_step_an_epoch_nothing_is_known(tmp_path: P
     numbers = torch.utils.data.TensorDataset(torch.arange(4.0))
     _trainer(tmp_path, monitor, recorder, log_every_n_steps=1).fit(Model(), torch.utils.data.DataLoader(numbers, 4))
     assert recorder.seen == []
-    assert monitor.bottleneck is not None
-    assert monitor.bottleneck.kind == "unknown"
+    assert monitor.bottleneck is None
 
 
 def test_the_sentence_is_said_once_and_failures_are_counted(
@@ -153,11 +153,11 @@ def test_the_sentence_is_said_once_and_failures_are_counted(
     """At the end of an epoch; a second epoch with the same limit says nothing. Failures as the loader reports them."""
 
     class Failing(rm.DataLoader):
-        failures: int = 5
+        failures = SimpleNamespace(failed=0)
 
     class Count(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-            loader.failures += index == 1
+            loader.failures.failed = int(index >= 1)
 
     def slow(samples: Any) -> Any:
         assert sum(range(3_000_000)) > 0
