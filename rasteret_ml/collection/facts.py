@@ -18,6 +18,7 @@ from rasteret_ml.plans import digest
 __all__ = [
     "BandArrays",
     "band_arrays",
+    "band_kinds",
     "id_ranks",
     "outlines",
     "record_clouds",
@@ -112,6 +113,15 @@ class BandArrays:
 def band_arrays(collection: Collection, band: str) -> BandArrays:
     """A band of every record, in row order."""
     return BandArrays(table=collection.band_facts(band, _NAMES))
+
+
+def band_kinds(collection: Collection, band: str) -> list[tuple[str | None, int | float | None]]:
+    """The different (sample type, declared nodata) that a band has, None where not stated."""
+    table = collection.band_facts(band, ("dtype", "nodata"))
+    table = table.filter(table["_present"])
+    lists = [table[name] if name in table.column_names else pa.nulls(len(table)) for name in ("dtype", "nodata")]
+    pairs = pa.table(lists, names=["dtype", "nodata"]).group_by(["dtype", "nodata"], use_threads=False).aggregate([])
+    return [(row["dtype"], row["nodata"]) for row in pairs.to_pylist()]
 
 
 def record_times(collection: Collection) -> npt.NDArray[np.datetime64]:

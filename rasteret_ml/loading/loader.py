@@ -18,8 +18,11 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.bottleneck import knobs_of
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
+from rasteret_ml.loading.failures import FailureReport
+from rasteret_ml.loading.ledger import BatchCarrier, FailureLedger
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
 from rasteret_ml.loading.plan import dataset_plan
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.plans import check_same_plan
 from rasteret_ml.sampling.ranks import Ranks
@@ -46,7 +49,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             told of and reads meanwhile; 0 = none.
         lookahead_bytes: Memory that all workers together may fill with batches read ahead; each reads one ahead
             in any case.
+        errors: What is done about samples whose data cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
+            "replace" or "fill"), or a mapping of its fields.
         **options: As torch's.
+
+    Raises:
+        UsageError: options that cannot be; errors= other than "raise" without batches, "replace" with batches of one.
+        ErrorBudgetError: (in a pass) more samples failed than `errors` allows.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         *,
         lookahead: int = 4,
         lookahead_bytes: int = 1024 * 1024 * 1024,
+        errors: ErrorPolicy | str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if lookahead < 0 or lookahead_bytes < 0:
@@ -66,9 +76,19 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             options["collate_fn"] = collate if ignored is None else functools.partial(collate, ignore_index=ignored)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
+        self.errors = ErrorPolicy.of(errors)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
         self._board = StatsBoard(self.num_workers)
+        self._ledger = FailureLedger(self.errors)
+        tolerant = self.errors.action != "raise"
+        if tolerant and not self._auto_collation:
+            raise UsageError("errors= is for batches: give batch_size=, or leave errors= at 'raise'.")
+        if self.errors.action == "replace" and self.batch_size == 1:
+            raise UsageError(
+                "errors='replace' puts another sample of the same batch in the place of one that failed, and "
+                "batch_size=1 has no other; choose 'fill', or larger batches."
+            )
         self._began = 0, 0
         self._stood: tuple[int, int] | None = None
         workers = max(1, self.num_workers)
@@ -77,6 +97,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             workers=workers,
             lookahead=self.lookahead,
             limit=self.lookahead_bytes // workers,
+            errors=self.errors if tolerant else None,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -162,17 +183,24 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return _Hinting(self._telling, batches) if self._auto_collation else _Counting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
-        asked, collating = self.worker_init_fn, self.collate_fn
+        asked, collate_fn = self.worker_init_fn, self.collate_fn
         self.worker_init_fn = self._board.reporting(asked)
-        self.collate_fn = TimedCollate(collating)
+        self.collate_fn = TimedCollate(collate_fn)
+        if self._telling.errors is not None:
+            self.collate_fn = BatchCarrier(self.collate_fn, self._telling.loader)
         try:
             return super()._get_iterator()
         finally:
-            self.worker_init_fn, self.collate_fn = asked, collating
+            self.worker_init_fn, self.collate_fn = asked, collate_fn
 
     def stats(self) -> LoaderStats:
         """Where the time of the present pass went, or of the last one; `stats().bottleneck` says it in a sentence."""
-        return self._board.snapshot(knobs_of(self))
+        return self._board.snapshot(knobs_of(self), self._ledger.report.failed)
+
+    @property
+    def failures(self) -> FailureReport:
+        """What could not be read in the present pass so far, or in the last one, and what was done about it."""
+        return self._ledger.report
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -183,6 +211,7 @@ class _Telling:
     workers: int
     lookahead: int
     limit: int
+    errors: ErrorPolicy | None
     epoch: int = -1
     ends: list[int] = field(default_factory=list)
     """Samples of the pass up to the end of each batch of indices."""
@@ -216,7 +245,7 @@ class _Hinting:
 
     def __iter__(self) -> Iterator[list[Any]]:
         telling, epoch = self._telling, self._telling.epoch
-        workers, reach = telling.workers, telling.lookahead * telling.workers
+        reach = telling.lookahead * telling.workers
         numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
         window = deque(islice(numbered, reach + 1))
         samples = 0
@@ -224,18 +253,28 @@ class _Hinting:
             number, batch = window[0]
             samples += len(batch)
             telling.ends.append(samples)
-            if not reach:
+            if reach or telling.errors is not None:
+                yield HintedBatch(batch, self._hints(epoch, number, window))
+            else:
                 yield batch
-                window.clear()
-                window.extend(islice(numbered, 1))
-                continue
-            # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
-            # A worker's first batch tells of all of these, each later one of the one that came into reach.
-            ahead = islice(window, workers if number < workers else reach, None, workers)
-            hints = Hints(loader=telling.loader, epoch=epoch, number=number, ahead=tuple(ahead), limit=telling.limit)
-            yield HintedBatch(batch, hints)
             window.popleft()
             window.extend(islice(numbered, 1))
+
+    def _hints(self, epoch: int, number: int, window: Iterable[tuple[int, list[Any]]]) -> Hints:
+        """What a batch tells, given it and the batches within reach of it."""
+        telling, workers = self._telling, self._telling.workers
+        # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
+        # A worker's first batch tells of all of these, each later one of the one that came into reach.
+        first = workers if number < workers else max(1, telling.lookahead * workers)
+        ahead = tuple(islice(window, first, None, workers))
+        return Hints(
+            loader=telling.loader,
+            epoch=epoch,
+            number=number,
+            ahead=ahead,
+            limit=telling.limit,
+            errors=telling.errors,
+        )
 
 
 class _Pass:
@@ -249,6 +288,7 @@ class _Pass:
         self._loader = loader
         self._batches: Iterator[Any] | None = None
         self._count = 0
+        self._ledger = loader._ledger
 
     def __iter__(self) -> _Pass:
         return self
@@ -261,6 +301,8 @@ class _Pass:
         if self._batches is None:
             loader._board.begin()
             loader._board.asked()
+            self._ledger = loader._ledger = FailureLedger(loader.errors)
+            weakref.finalize(self, self._ledger.sum_up)
             self._batches = loader._begin()
             # A pass may be left before its end: what this process reads ahead for it is then cancelled.
             weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
@@ -268,9 +310,10 @@ class _Pass:
         else:
             loader._board.asked()
         try:
-            batch = next(self._batches)
+            batch = self._ledger.received(next(self._batches))
         except StopIteration:
             loader._ended()
+            self._ledger.ended()
             raise
         self._count += 1
         loader._handed(self._count)

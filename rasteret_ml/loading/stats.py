@@ -44,6 +44,8 @@ class LoaderStats:
     """What each worker read; of the main process alone where there are none."""
     knobs: LoaderKnobs = LoaderKnobs()
     """How the loader was set."""
+    failures: int = 0
+    """Samples that could not be read as they were asked for, where the loader's `errors` lets the pass go on."""
     passes: int = 1
     """Passes begun over the loader, this one included."""
 
@@ -103,7 +105,7 @@ class LoaderStats:
 
 _SUMS = (
     "batches", "samples", "waiting_seconds", "consumer_seconds", "first_seconds", "first_samples", "first_read",
-    "first_batches",
+    "first_batches", "failures",
 )  # fmt: skip
 
 
@@ -172,8 +174,8 @@ class StatsBoard:
         self._before = self._read()
         return partial(_start_reporting, self._rows, also)
 
-    def snapshot(self, knobs: LoaderKnobs | None = None) -> LoaderStats:
-        """The pass as it stands, of a loader that is set like this."""
+    def snapshot(self, knobs: LoaderKnobs | None = None, failures: int = 0) -> LoaderStats:
+        """The pass as it stands, of a loader that is set like this, and with so many failures."""
         consuming = 0.0 if self._handed is None else time.perf_counter() - self._handed
         return LoaderStats(
             batches=self._batches,
@@ -186,6 +188,7 @@ class StatsBoard:
             first_batches=min(1, self._batches),
             workers=self._of_this_pass(),
             knobs=knobs or LoaderKnobs(),
+            failures=failures,
             passes=self._passes,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.geo.region import dilate_by_box, union_of
+from rasteret_ml.instants import instant, nearest_ns
 from rasteret_ml.plans import Plan, check_same_plan, digest
 from rasteret_ml.sampling.aoi import AOI, AOIDetails
 from rasteret_ml.sampling.ground import Outside, Places, places_digest, without
@@ -31,8 +31,6 @@ _BLOCK = 1024
 """AOIs made at once."""
 _VERSION = 1
 """Of a state."""
-_DATE = len("2023-05-01")
-"""Letters of a time at which it still names a whole day."""
 
 
 class ChipSampler(DistributedSampler[AOI]):
@@ -272,7 +270,7 @@ class Windows:
         table = places.table
         if table is None or table.start is None or table.stop is None:
             return places
-        first, last = _nanoseconds(self.toi.start), _nanoseconds(self.toi.stop)
+        first, last = (nearest_ns(end).to_datetime64() for end in (self.toi.start, self.toi.stop))
         missed = (table.start[places.aoi] > last) | (table.stop[places.aoi] < first)
         if not missed.any():
             return places
@@ -317,45 +315,18 @@ def dilated(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt
     return np.array([dilate_by_box(shape, width, height) for shape in [*merged, *shapes[~areal]]], dtype=object)
 
 
-def _nanoseconds(stamp: pd.Timestamp) -> np.datetime64:
-    """As datetime64[ns], the nearest there is."""
-    limited = min(max(stamp, pd.Timestamp.min), pd.Timestamp.max)
-    return np.datetime64(limited.as_unit("ns").to_numpy(), "ns")
-
-
 def _time_slice(dataset: Any, toi: Any) -> slice:
+    _, _, t = dataset.bounds
     if toi is None:
-        _, _, t = dataset.bounds
         return slice(t.start, t.stop, 1)
-    if isinstance(toi, pd.Interval):
-        start, stop = toi.left, toi.right
-    else:
-        parts = toi.split("/") if isinstance(toi, str) else toi
-        if not isinstance(parts, (tuple, list)) or len(parts) != 2:
-            raise UsageError(f"toi= is (start, end), 'start/end' or a pandas Interval, not {toi!r}.")
-        _, _, t = dataset.bounds
-        start, stop = _instant(parts[0], t.start), _instant(parts[1], t.stop, last=True)
-    first, last = _naive(pd.Timestamp(start)), _naive(pd.Timestamp(stop))
+    parts = (toi.left, toi.right) if isinstance(toi, pd.Interval) else toi.split("/") if isinstance(toi, str) else toi
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+        raise UsageError(f"toi= is (start, end), 'start/end' or a pandas Interval, not {toi!r}.")
+    try:
+        start, stop = instant(parts[0]), instant(parts[1], last=True)
+    except UsageError as error:
+        raise UsageError(f"toi= {toi!r}: {error}") from None
+    first, last = t.start if start is None else start, t.stop if stop is None else stop
     if first > last:
         raise UsageError(f"toi= {toi!r} ends before it starts.")
     return slice(first, last, 1)
-
-
-def _instant(value: Any, open_end: pd.Timestamp, *, last: bool = False) -> pd.Timestamp:
-    """An instant; of a date, month or year without a time of day its first or last one; ".." and None are open."""
-    if value is None or value == "..":
-        return open_end
-    try:
-        whole = isinstance(value, str) and len(value.strip()) <= _DATE
-        whole |= isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
-        if not whole:
-            return pd.Timestamp(value)
-        period = pd.Period(value, freq=None if isinstance(value, str) else "D")
-        return period.end_time if last else period.start_time
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"toi= holds {value!r}, which is no ISO time ({error}).") from None
-
-
-def _naive(stamp: pd.Timestamp) -> pd.Timestamp:
-    """UTC without saying so, as indexes of datasets are."""
-    return stamp if stamp.tzinfo is None else stamp.tz_convert("UTC").tz_localize(None)

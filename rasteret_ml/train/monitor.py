@@ -143,15 +143,11 @@ class LoaderMonitor(pl.Callback):
         self._whole = window if self._whole is None else self._whole + window
         metrics = {"samples_per_second": window.samples_per_second, "wait_share": window.wait_share}
         if self._loader is not None:
-            before, self._failures = self._failures, self._failed()
-            metrics |= {"failures": self._failures - before} | _readers(window, now)
+            metrics |= {"failures": now.failures - self._failures} | _readers(window, now)
+            self._failures = now.failures  # counted from the first batch on, which is before the first window
         named = {f"data/{name}": float(value) for name, value in metrics.items() if not math.isnan(value)}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=self._axis)
-
-    def _failed(self) -> int:
-        """Samples of this pass that could not be read; a loader without an error policy has none."""
-        return int(getattr(getattr(self._loader, "failures", None), "failed", 0))
 
 
 def _readers(window: LoaderStats, whole: LoaderStats) -> dict[str, float]:

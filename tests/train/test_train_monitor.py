@@ -6,7 +6,6 @@ import csv
 import logging
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import rasteret_ml as rm
-from rasteret_ml.testing import RangeServer, make_cog
+from rasteret_ml.testing import Fault, RangeServer, make_cog
 
 SHARES = ("model", "network", "decode", "collate", "other")
 NAMES = {
@@ -148,24 +147,25 @@ def test_before_training_and_with_one_step_an_epoch_nothing_is_known(tmp_path: P
 
 
 def test_the_sentence_is_said_once_and_failures_are_counted(
-    datasets: list[rm.RasteretDataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: RangeServer, datasets: list[rm.RasteretDataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At the end of an epoch; a second epoch with the same limit says nothing. Failures as the loader reports them."""
-
-    class Failing(rm.DataLoader):
-        failures = SimpleNamespace(failed=0)
+    reports: list[int] = []
 
     class Count(pl.Callback):
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-            loader.failures.failed = int(index >= 1)
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            assert loader.stats().failures == loader.failures.failed
+            reports.append(loader.failures.failed)
 
     def slow(samples: Any) -> Any:
         assert sum(range(3_000_000)) > 0
         return rm.collate(samples)
 
     train = datasets[0]
+    server.faults["train.tif"] = Fault(kind="status", status=404, times=3)
+    errors = {"action": "fill", "retries": 0, "budget": None}
     sampler = rm.RandomAOISampler(train, 64, 24, seed=1)
-    loader = Failing(train, 4, sampler=sampler, collate_fn=slow)
+    loader = rm.DataLoader(train, 4, sampler=sampler, collate_fn=slow, errors=errors)  # type: ignore[arg-type]
     recorder, monitor = Recorder(), rm.LoaderMonitor()
     trainer = _trainer(tmp_path, monitor, recorder)
     trainer.callbacks.append(Count())
@@ -174,4 +174,6 @@ def test_the_sentence_is_said_once_and_failures_are_counted(
     said = [record.message for record in caplog.records if "The model waits" in record.message]
     assert len(said) == 1
     assert "mostly for batches to be collated" in said[0]
-    assert [metrics["data/failures"] for _, metrics in recorder.seen] == [1, 0, 0] * 2
+    logged = [metrics["data/failures"] for _, metrics in recorder.seen]
+    assert reports[0] > 0
+    assert [sum(logged[:3]), sum(logged[3:])] == reports

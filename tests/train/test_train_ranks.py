@@ -35,8 +35,8 @@ def run(task: str, folder: Path, *arguments: Any, fails: bool = False) -> str:
 def folder(tmp_path: Path) -> Path:
     """170 x 170 pixels: 4 x 4 chips of 50, so that two ranks divide them, and three do not."""
     rng = np.random.default_rng(0)
-    make_cog(tmp_path / "i.tif", rng.integers(1, 999, (1, SIDE, SIDE), np.uint16), blocksize=64, nodata=0)
-    make_cog(tmp_path / "l.tif", rng.integers(0, 3, (1, SIDE, SIDE), np.uint8), blocksize=64, nodata=255)
+    make_cog(tmp_path / "i.tif", rng.integers(1, 999, (1, SIDE, SIDE), np.uint16), blocksize=128, nodata=0)
+    make_cog(tmp_path / "l.tif", rng.integers(0, 3, (1, SIDE, SIDE), np.uint8), blocksize=128, nodata=255)
     rm.build([str(tmp_path / "i.tif")], tmp_path / "images.parquet", datetime=None, progress=False)
     rm.build([str(tmp_path / "l.tif")], tmp_path / "labels.parquet", datetime=None, progress=False)
     return tmp_path
