@@ -21,8 +21,8 @@ from mapping import draw, map_writer
 from omegaconf import DictConfig, OmegaConf
 from scoring import ClassScores, print_scores
 
+from rasteret_ml import LoaderMonitor
 from rasteret_ml.train.metrics import majority_baseline, mean_iou
-from rasteret_ml.train.throughput import Throughput
 
 log = logging.getLogger("train")
 
@@ -57,7 +57,7 @@ def finish(trainer: pl.Trainer, data: Any, scores: ClassScores, maps: list[str],
     """Say what a person wants to know."""
     found: dict[str, Any] = {}
     print()
-    for speed in (callback for callback in trainer.callbacks if isinstance(callback, Throughput)):
+    for speed in (callback for callback in trainer.callbacks if isinstance(callback, LoaderMonitor)):
         print(f"patches per second   {speed.patches_per_second:.1f}")
         print(f"wait share           {100 * speed.wait_share:.1f} % of training time spent waiting for data")
     title = "prediction"
