@@ -21,8 +21,8 @@ import rasteret_ml as rm
 from rasteret_ml.train.metrics import confusion_matrix
 
 
-def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, Any]:
-    """Loaders to train and to validate with, and what brings their batches to the model."""
+def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, rm.DataLoader, Any]:
+    """Loaders to train, to validate and to predict with, and what brings their batches to the model."""
     images = rm.build(options.images, options.collections + "/images.parquet", bands=options.bands)
     labels = rm.build(options.labels, options.collections + "/labels.parquet", datetime=None)
     bands = options.bands or images.bands
@@ -36,9 +36,11 @@ def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, 
     sampler = rm.RandomAOISampler(training, options.size, options.length, train, placement="inside", seed=options.seed)
     validation = rm.RasteretDataset(images, bands, mask_aoi=True) & classes
     grid = rm.GridAOISampler(validation, options.size, aois=held_out)
+    everywhere = rm.GridAOISampler(dataset, options.size, options.size - options.size // 4)
     return (
         rm.DataLoader(training, options.batch_size, sampler=sampler, num_workers=options.workers),
         rm.DataLoader(validation, options.batch_size, sampler=grid, num_workers=options.workers),
+        rm.DataLoader(dataset, options.batch_size, sampler=everywhere, num_workers=options.workers),
         functools.partial(rm.prepare, mean=statistics.mean, std=statistics.std),
     )
 
@@ -52,7 +54,7 @@ def new_model(name: str, bands: int, classes: int) -> torch.nn.Module:
 
 def train(options: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
     """Train and validate; returns the model and the counts `[classes, classes]` of labels and predictions."""
-    training, validation, ready = loaders(options)
+    training, validation, everywhere, ready = loaders(options)
     torch.manual_seed(options.seed)
     first = training.dataset[next(iter(training.sampler))]
     model = new_model(options.model, first["image"].shape[0], len(options.classes))
@@ -61,7 +63,8 @@ def train(options: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
     steps = max(2, options.epochs * len(training))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=options.lr, total_steps=steps)
     for epoch in range(options.epochs):
-        for batch in map(ready, training):  # another epoch of the sampler each time
+        for stored in training:  # another epoch of the sampler each time
+            batch = rm.flip_and_turn(ready(stored), options.seed)
             optimizer.zero_grad()
             loss = criterion(model(batch["image"]), batch["mask"])
             loss.backward()
@@ -69,8 +72,10 @@ def train(options: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
             schedule.step()
         print(f"epoch {epoch}  loss {loss.item():.3f}  waited {100 * training.stats().wait_share:.0f} %")
     confusion = validate(model, map(ready, validation), len(options.classes))
-    training.close()
-    validation.close()
+    if options.map:
+        rm.predict_map(model, everywhere, options.map, prepare=ready)
+    for loader in (training, validation, everywhere):
+        loader.close()
     return model, confusion
 
 
@@ -88,6 +93,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bands", nargs="+", help="default all; for files of one band each, words in their names")
     parser.add_argument("--classes", nargs="+", type=int, default=[1, 2, 3, 4], help="stored label values")
     parser.add_argument("--collections", default="outputs/plain_loop", help="where the index is written")
+    parser.add_argument("--map", help="where to write a map of everything; default nowhere")
     parser.add_argument("--model", choices=("unet", "fcn"), default="unet")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--length", type=int, default=640, help="chips in an epoch")

@@ -42,7 +42,7 @@ def test_three_doors_one_result(shared_data, tmp_path, monkeypatch, capsys):
     values |= {"--batch-size": 4, "--epochs": 2, "--workers": 0, "--seed": 3, "--collections": tmp_path / "index"}
     model, confusion = plain_loop.train(plain_loop.parsed([str(v) for pair in values.items() for v in pair]))
 
-    same = {"size": 128, "length": 12, "batch_size": 4, "num_workers": 0, "augment": False}
+    same = {"size": 128, "length": 12, "batch_size": 4, "num_workers": 0}
     overrides = ["experiment=landcover", "model=fcn", "logger=none", "callbacks=none", "draw=false", "seed=3"]
     overrides += [f"data.{name}={value}" for name, value in same.items()] + ["trainer.max_epochs=2"]
     overrides += [f"paths.data_dir={shared_data}", f"paths.output_dir={tmp_path / 'hydra'}"]
@@ -65,7 +65,7 @@ def test_three_doors_one_result(shared_data, tmp_path, monkeypatch, capsys):
 
     own = model.state_dict()
     for door in (by_hydra["task"], by_cli.model):
-        theirs = door.model.state_dict()
+        theirs = door.model.state_dict()  # of a step more or less, or another chip, none would be near
         assert theirs.keys() == own.keys()
         for name, weights in own.items():
             torch.testing.assert_close(theirs[name], weights, atol=1e-5, rtol=1e-4)

@@ -97,6 +97,9 @@ def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
     assert len(re.findall(r"^(?:validation|test) mIoU +0\.\d+", printed, re.MULTILINE)) >= 3
     assert (clone / "batch.png").stat().st_size > 10_000
     assert len(list((clone / "logs" / "debug" / "multiruns").glob("*/[01]/.hydra/config.yaml"))) == 2
+    assert set(clone.glob("**/*.tif")) - set(clone.glob("scenes/*")) == {
+        clone / name for name in ("map.tif", "plain.tif", "logs/first/prediction.tif", "logs/cli/scenes/map.tif")
+    }
     with rasterio.open(clone / "map.tif") as found:
         assert found.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
         assert found.crs.to_epsg() == 32633

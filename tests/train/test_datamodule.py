@@ -17,6 +17,7 @@ import shapely
 import torch
 import yaml
 from affine import Affine
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import rasteret_ml as rm
@@ -99,17 +100,22 @@ def kept(data) -> dict:
     return {name: data.hparams[name] for name in GIVEN}
 
 
+def from_yaml(path):
+    """As LightningCLI reads it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(rm.RasteretDataModule, "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names of jsonargparse that come and go
+        return parser.instantiate_classes(parser.parse_args([f"--config={path}"])).data
+
+
 def test_values_come_from_python_hydra_and_lightning_alike(tmp_path):
     """Hydra's own containers and jsonargparse's namespace become the same plain values, which a checkpoint can hold."""
     python = rm.RasteretDataModule(**GIVEN)
     hydra = rm.RasteretDataModule(**{name: OmegaConf.create({"v": value}).v for name, value in GIVEN.items()})
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(rm.RasteretDataModule, "data")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": GIVEN}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names of jsonargparse that come and go
-        parsed = parser.instantiate_classes(parser.parse_args([f"--config={tmp_path / 'data.yaml'}"])).data
+    parsed = from_yaml(tmp_path / "data.yaml")
     assert kept(python) == kept(hydra) == kept(parsed) == GIVEN
     assert {type(value) for value in hydra.hparams.values()} <= {bool, int, float, str, list, dict, type(None)}
     torch.save(dict(hydra.hparams), tmp_path / "hparams.pt")
@@ -336,6 +342,25 @@ def test_augmentation_is_for_training_alone(scenes, tmp_path):
     plain = Tiny()
     trainer(tmp_path, max_epochs=1).fit(plain, datamodule=module(scenes, augment=False))
     assert all(image.any() for image in plain.images)
+
+
+def test_augmentation_from_yaml(scenes, tmp_path):
+    """Hydra's `_target_` and Lightning's `class_path` make the same object, modules and all."""
+    erasing = {"p": 1.0, "scale": [0.2, 0.2]}
+    target = {"_target_": "kornia.augmentation.RandomErasing", **erasing}
+    hydra = instantiate(
+        {"_target_": "rasteret_ml.RasteretDataModule", "_convert_": "all", "images": "a.tif"}
+        | {"augment": {"_target_": "rasteret_ml.Augmentation", "transforms": [target], "turns": False}}
+    )
+    named = {"class_path": "kornia.augmentation.RandomErasing", "init_args": erasing}
+    given = {"class_path": "rasteret_ml.Augmentation", "init_args": {"transforms": [named], "turns": False}}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"images": "a.tif", "augment": given}}))
+    parsed = from_yaml(tmp_path / "data.yaml")
+    batch = next(iter(module(scenes).train_dataloader()))
+    ready = module(scenes).on_after_batch_transfer(batch, 0)
+    one, other = hydra._augment(ready), parsed._augment(ready)
+    assert torch.equal(one["image"], other["image"])
+    assert 0.15 < 1 - one["mask_valid"].float().mean() / ready["mask_valid"].float().mean() < 0.25
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------
