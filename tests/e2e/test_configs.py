@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import rasterio
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -200,3 +203,22 @@ def test_overfitting_and_no_validation(scenes, tmp_path) -> None:
     assert "train_loss" in found["metrics"]
     found = run_train(tmp_path / "b", scenes, "data.val_side=null", "callbacks=none", "trainer.max_epochs=1")
     assert "miou" not in found
+
+
+def test_two_processes_train_and_map_together(scenes, tmp_path) -> None:
+    """`trainer=ddp_sim`: one result, said once; each process has its part of the chips."""
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), "trainer=ddp_sim", "trainer.max_epochs=1"]
+    command += ["model=fcn", "data=files", "data.num_workers=0", "data.size=64", "data.length=8", "data.overlap=0"]
+    command += ["data.batch_size=4", "data.mean=[2500,2500]", "data.std=[1400,1400]", "data.val_fraction=0.2"]
+    command += ["data.classes={1: 0, 2: 1, 3: 2, 4: 3}", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
+    command += [f"data.images={scenes.folder / 'images.parquet'}", f"data.labels={scenes.folder / 'labels.parquet'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("validation mIoU") == done.stdout.count("whole run") == 1
+    assert "MEMBER: 2/2" in done.stdout + done.stderr
+    with rasterio.open(tmp_path / "run" / "prediction.tif") as found:
+        assert found.shape == (300, 600)
+        assert (found.read(1) != 255).mean() > 0.95
