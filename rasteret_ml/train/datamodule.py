@@ -169,7 +169,10 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         crs, res, mean, std, statistics = plain(crs), plain(res), plain(mean), plain(std), plain(statistics)
         quality, series, composite, locality = plain(quality), plain(series), plain(composite), plain(locality)
         errors, cache_dir = plain(errors), plain(cache_dir)
-        self.save_hyperparameters(ignore=[name for name, value in locals().items() if not is_plain(value)])
+        odd = [name for name, value in locals().items() if not is_plain(value)]
+        self.save_hyperparameters(
+            ignore=odd, logger=False
+        )  # a task's `labels=` is another one, which Lightning refuses
         self.size, self.length, self.batch_size = int(size), int(length), int(batch_size)
         self.overlap = self.size // 4 if overlap is None else int(overlap)
         self.ignore_index = int(ignore_index)

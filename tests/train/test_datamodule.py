@@ -18,6 +18,7 @@ import torch
 import yaml
 from affine import Affine
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
 import rasteret_ml as rm
@@ -43,15 +44,21 @@ def module(scenes, **options):
 
 def trainer(tmp_path, **options):
     settings = {"accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": False}
-    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+    settings |= {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "log_every_n_steps": 1,
+    }
     return pl.Trainer(**(settings | options))
 
 
 class Tiny(pl.LightningModule):
-    """One convolution that notes which chips it saw, by (epoch, position)."""
+    """One convolution that notes which chips it saw, by (epoch, position). TorchGeo's tasks have a `labels`, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: tuple[str, ...] = ("water",)) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.layer = torch.nn.Conv2d(2, 4, 1)
         self.seen: list[tuple[int, int]] = []
         self.corners: list[float] = []
@@ -369,7 +376,7 @@ def test_augmentation_from_yaml(scenes, tmp_path):
 def test_a_checkpoint_keeps_what_was_measured(scenes, tmp_path, monkeypatch):
     """A later test measures nothing, predicts with the same mean, and other bands are refused; training goes on."""
     model, data = Tiny(), module(scenes, **UNKNOWN)
-    first = trainer(tmp_path, max_epochs=1)
+    first = trainer(tmp_path, max_epochs=1, logger=CSVLogger(tmp_path))
     first.fit(model, datamodule=data)
     path = tmp_path / "model.ckpt"
     first.save_checkpoint(path)
