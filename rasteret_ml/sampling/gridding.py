@@ -49,6 +49,13 @@ def lay_grid(shapes: npt.NDArray[np.object_], grid: ChipGrid) -> tuple[Floats, I
     shape_of = np.array([_steps(top - bounds[:, 1], *_axis(grid, 1)), _steps(bounds[:, 2] - left, *_axis(grid, 0))])
     found = list(_chips(shapes, left, top, shape_of, grid))
     owner, row, column = (np.concatenate(part) for part in zip(*found, strict=True))
+    bare = np.setdiff1d(np.arange(len(shapes)), owner)
+    if len(bare):  # thinner than what counts as nothing, along an edge of pixels: a chip all the same
+        owner, row, column = (
+            np.append(part, more) for part, more in ((owner, bare), (row, 0 * bare), (column, 0 * bare))
+        )
+        order = np.argsort(owner, kind="stable")
+        owner, row, column = owner[order], row[order], column[order]
     if not (shapely.get_num_geometries(shapes) == 1).all():
         # A chip may meet several parts of a polygon.
         number = (owner * (row.max() + 1) + row) * (column.max() + 1) + column

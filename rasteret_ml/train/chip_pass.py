@@ -12,7 +12,7 @@ import torch
 from affine import Affine
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import crs_text, transform_geometries
+from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.loading.sample import Sample
@@ -117,4 +117,6 @@ def _inside(query: Any, sample: Sample, own: str) -> npt.NDArray[np.bool_]:
         crs = crs_text(int(stated) if isinstance(stated, torch.Tensor) else stated)
     grid = Grid(crs=crs, transform=Affine(*sample["transform"].flatten().tolist()[:6]), shape=(height, width))
     shape = np.array([query.geometry], dtype=object)
-    return inside_mask(transform_geometries(shape, query.crs or own, crs)[0], grid)
+    if not same_crs(query.crs or own, crs):  # else it is where the sampler put it, also past the antimeridian
+        shape = transform_geometries(shape, query.crs or own, crs, near=grid.bounds)
+    return inside_mask(shape[0], grid)

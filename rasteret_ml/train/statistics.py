@@ -133,8 +133,8 @@ def dataset_statistics(
 
     Args:
         dataset: Images, labels or a combination, whose samples have `mask_valid`.
-        aois: Polygons to stay in: pixels whose centre is outside do not count; statistics for training should not look
-            at validation data.
+        aois: Polygons to stay in: pixels whose centre is outside do not count, and those in several count for each.
+            Statistics for training should not look at validation data.
         size: Chip size in pixels.
         max_chips: Chips read at most, random ones of the grid; None = all.
         batch_size: Chips read together.
@@ -158,14 +158,8 @@ def dataset_statistics(
         image, labels = chip.sample.get("image"), chip.labels
         if labels is None and (image is None or key != "mask"):
             heads = [name for name in chip.sample if name.startswith("mask") and name not in RESERVED]
-            raise UsageError(
-                f"The samples have no {key!r}; "
-                + (
-                    f"say key=, which of their labels to count: {heads}."
-                    if heads
-                    else f"they have {list(chip.sample)}."
-                )
-            )
+            have = f"say key=, which of their labels to count: {heads}" if heads else f"they have {list(chip.sample)}"
+            raise UsageError(f"The samples have no {key!r}; {have}.")
         if image is not None:
             _tally(bands, image.numpy(), chip.counts, chip, seed)
         if labels is not None and labels.dtype.kind == "f":

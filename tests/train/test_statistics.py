@@ -267,6 +267,25 @@ def test_native_chips_are_cut_in_their_own_zone(tmp_path):
     assert found.mean == pytest.approx(values[:, :32].mean())
 
 
+@pytest.mark.parametrize(
+    "aoi",
+    [
+        shapely.box(179.5, -0.5, 180.5, 0),
+        shapely.MultiPolygon([shapely.box(179.5, -0.5, 180, 0), shapely.box(-180, -0.5, -179.5, 0)]),
+    ],
+    ids=["past the end", "in two parts"],
+)
+def test_an_aoi_across_the_antimeridian_counts_whole(tmp_path, aoi):
+    """Of its chips past 180 degrees no pixel did."""
+    values = np.arange(200 * 400, dtype=np.uint16).reshape(200, 400)
+    place = Affine(0.01, 0, 178, 0, -0.01, 1)
+    make_cog(tmp_path / "a.tif", values, crs="EPSG:4326", transform=place)
+    dataset = rm.RasteretDataset(rm.build(str(tmp_path / "a.tif"), tmp_path / "c.parquet", bands=["A"]), ["A"])
+    found = rm.dataset_statistics(dataset, aois=[aoi], size=32, max_chips=None).bands["A"]
+    assert found.count == 50 * 100
+    assert found.mean == pytest.approx(values[100:150, 150:250].mean())
+
+
 def test_what_doubles_make_of_constants(tmp_path):
     """A constant is one, also where its sums round; a range too narrow for bins is one bin; numpy numbers save."""
     valid = np.ones((1, 100, 100), bool)
