@@ -26,6 +26,7 @@ from rasteret_ml.errors import DataError, ErrorBudgetError, NoOverlapError, Read
 from rasteret_ml.loading.blank import blanked, ignored_by_key
 from rasteret_ml.loading.failures import Failure, FailureCounts, Fault
 from rasteret_ml.ranges import ByteRange
+from rasteret_ml.sampling.ranks import Ranks
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
@@ -742,6 +743,48 @@ def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) ->
                 assert (tuple(batch["draw"].tolist()) == draw) == (i not in failed)
                 good = rm.collate([expected[tuple(batch["draw"].tolist())]])
                 assert _equal(batch, {key: value[0] for key, value in good.items()})
+
+
+@pytest.mark.parametrize("action", ["replace", "fill"])
+def test_ranks_stay_even_and_what_evens_them_out_neither_fails_nor_stands_in(served: Served, action: str) -> None:
+    """25 chips on 2 ranks are 13 each, the last one blank: its ground is broken, and nobody minds."""
+    dataset = _day(served, 1)
+    _broken_tile(served, "B02", 0)
+    _broken_tile(served, "B03", 23)
+    for rank in range(2):
+        sampler = rm.GridAOISampler(dataset, 32)
+        sampler.ranks = Ranks(count=2, rank=rank)
+        asked = [tuple(query) for query in sampler]
+        blank = [query.blank for query in sampler]
+        loader = rm.DataLoader(dataset, 13, sampler=sampler, errors={"action": action, "budget": None})
+        (batch,) = loader
+        assert len(batch["image"]) == len(asked) == 13
+        assert blank == [False] * 12 + [rank == 1]
+        lost = {0: 0, 1: 11}[rank]
+        assert [failure.place for failure in loader.failures.failures] == [lost]
+        assert loader.failures.failures[0].instead == (None if action == "fill" else f"sample {(lost + 1) % 12}")
+        empty = {i for i, valid in enumerate(batch["mask_valid"]) if not valid.any()}
+        assert empty == ({lost} if action == "fill" else set()) | ({12} if rank == 1 else set())
+
+
+def test_a_pass_that_its_budget_ended_is_taken_up_at_the_batch_that_was_not_handed_over(served: Served) -> None:
+    """So that nothing is lost once what was at fault is mended."""
+    dataset = _day(served, 1)
+    sampler = rm.RandomAOISampler(dataset, 32, 20, seed=1)
+    expected = list(rm.DataLoader(dataset, 4, sampler=sampler))
+    _break(served, 0.04, seed=1)
+    loader = rm.DataLoader(dataset, 4, sampler=sampler, errors={"action": "fill", "budget": 2})
+    sampler.set_epoch(0)
+    got = []
+    with pytest.raises(ErrorBudgetError):
+        got.extend(loader)
+    assert 0 < len(got) < 5, "the test has something to tell"
+    state = loader.state_dict()
+    served.server.broken.clear()
+    fresh = rm.RandomAOISampler(dataset, 32, 20, seed=1)
+    again = rm.DataLoader(dataset, 4, sampler=fresh)
+    again.load_state_dict(state)
+    _assert_equal(list(again), expected[len(got) :])
 
 
 def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -> None:
