@@ -713,6 +713,27 @@ def test_what_cannot_be_decoded_and_what_does_not_go_together_are_faults_as_well
     assert loader.failures.files == {str(path): 1}
 
 
+def test_a_side_of_a_union_that_failed_states_nothing_that_contradicts_the_other(served: Served) -> None:
+    """Both state the same scale; a blank that states none must not be refused as another one."""
+    table = served.images.to_table()
+    for band in BANDS:
+        name = f"{band}_metadata"
+        rows = [row | {"scale": 0.5, "offset": 1.0} for row in table[name].to_pylist()]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(rows, table[name].type))
+    scaled = Collection(table)
+    sides = [
+        rm.RasteretDataset(scaled.subset(date_range=(day, day)), BANDS, limits=ONCE)
+        for day in ("2023-08-01", "2023-08-11")
+    ]
+    dataset = sides[0] | sides[1]
+    queries = list(rm.GridAOISampler(dataset, 32))[:5]
+    good = dataset.__getitems__(queries)
+    _broken_tile(served, "B02", 3)
+    (batch,) = rm.DataLoader(dataset, 5, sampler=queries, errors="fill")
+    assert _equal(batch, _mended("fill", good, [3], dataset, 5)[0])
+    assert batch["scale"].tolist() == [[0.5, 0.5]] * 3 + [[1.0, 1.0]] + [[0.5, 0.5]]
+
+
 @pytest.mark.parametrize("action", ["replace", "fill"])
 def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) -> None:
     """Acceptance 8: the budget is kept, the report is complete, each of two ranks has its count of samples."""
