@@ -25,10 +25,9 @@ from figures import colour, save_picture
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rasteret_ml import ClassMap, GridAOISampler, RasteretDataModule
+from rasteret_ml import ClassMap, GridAOISampler, LoaderMonitor, RasteretDataModule
 from rasteret_ml.train.maps import map_grid
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
-from rasteret_ml.train.throughput import Throughput
 
 log = logging.getLogger("train")
 
@@ -53,7 +52,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         if data.collection.report is not None:
             log.info("%s", data.collection.report)
         task = instantiate(config.model, in_channels=len(data.bands), num_classes=data.num_classes)
-        speed = Throughput()
+        speed = LoaderMonitor()
         trainer: pl.Trainer = instantiate(config.trainer, callbacks=[speed], default_root_dir=str(out))
         trainer.fit(task, datamodule=data)
         trainer.save_checkpoint(out / "model.ckpt")

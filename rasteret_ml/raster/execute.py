@@ -136,9 +136,12 @@ async def execute(
     """
     targets = into if into is not None else [None] * len(plans)
     track = allow_failures and not whole
-    buffers = [allocate(plan, target, track_unread=track) for plan, target in zip(plans, targets, strict=True)]
+    with engine.meter.doing("assemble"):
+        pairs = zip(plans, targets, strict=True)
+        buffers = [allocate(plan, target, track_unread=track) for plan, target in pairs]
+        jobs = tile_jobs(plans, buffers)
     reading = _Reading(engine, buffers, [] if allow_failures else None)
-    await reading.run(tile_jobs(plans, buffers))
+    await reading.run(jobs)
     chips = await reading.finish(plans, whole)
     engine.meter.add(chips=len(chips))
     return ReadResult(chips=tuple(chips), failures=tuple(reading.failures or ()))
@@ -186,7 +189,8 @@ class _Reading:
         engine = self._engine
         async with engine.slots.hold(merged.span.length):  # while decoding too: it bounds the bytes that wait
             try:
-                response = await engine.reader.read(href, merged.span)
+                with engine.meter.doing("fetch"):
+                    response = await engine.reader.read(href, merged.span)
                 _check(response, flights, href, merged.span)
             except (FetchError, DataError) as error:
                 if len(flights) > 1 and self.failures is not None and not isinstance(error, _OF_A_FILE):
@@ -196,7 +200,7 @@ class _Reading:
             body, start = memoryview(response.data), merged.span.start
             decoding = []
             for chunk in _chunks(flights):
-                decoding.append(self._in_pool(partial(_decode, chunk, body, start, engine)))
+                decoding.append(self._in_pool(partial(_decode_chunk, chunk, body, start, engine)))
                 decoding[-1].add_done_callback(partial(self._decoded, chunk))
             # Shielded: a thread cannot be stopped, and what it decodes may be others' as well.
             for outcome in await asyncio.gather(*map(asyncio.shield, decoding)):
@@ -217,8 +221,9 @@ class _Reading:
         kept = boarding.kept[start : start + _HOP]
 
         def paste() -> None:
-            for job, tile in kept:
-                paste_all(job.pastes, tile.pixels, tile.valid)
+            with self._engine.meter.doing("assemble"):
+                for job, tile in kept:
+                    paste_all(job.pastes, tile.pixels, tile.valid)
 
         await self._in_pool(paste)
         self._engine.meter.add(cache_hits=len(kept))
@@ -247,9 +252,9 @@ class _Reading:
 
         def some(start: int) -> list[Chip]:
             began = time.perf_counter()
-            chips = [
-                (nothing_of if i in lost else finish)(*pairs[i]) for i in range(start, min(start + _HOP, len(pairs)))
-            ]
+            places = range(start, min(start + _HOP, len(pairs)))
+            with meter.doing("assemble"):
+                chips = [(nothing_of if i in lost else finish)(*pairs[i]) for i in places]
             meter.add(assemble_seconds=time.perf_counter() - began)
             return chips
 
@@ -319,10 +324,23 @@ def _chunks(flights: Sequence[Flight]) -> list[list[Flight]]:
     return chunks
 
 
-def _decode(
+def _decode_chunk(
     flights: Sequence[Flight], body: memoryview, start: int, engine: Engine
 ) -> list[tuple[Flight, RasteretError | None]]:
-    began, tiles = time.perf_counter(), engine.tiles
+    began = time.perf_counter()
+    with engine.meter.doing("decode"):
+        outcomes = _decode(flights, body, start, engine.tiles, engine.stop_early)
+    engine.meter.add(
+        tiles_decoded=sum(error is None for _, error in outcomes),
+        bytes_used=sum(flight.job.range.length for flight, _ in outcomes),
+        decode_seconds=time.perf_counter() - began,
+    )
+    return outcomes
+
+
+def _decode(
+    flights: Sequence[Flight], body: memoryview, start: int, tiles: TileStore, stop_early: bool
+) -> list[tuple[Flight, RasteretError | None]]:
     outcomes: list[tuple[Flight, RasteretError | None]] = []
     for flight in flights:
         job = flight.job
@@ -334,7 +352,7 @@ def _decode(
         try:
             data = tile_payload(job, body[offset : offset + job.range.length])
             size = read.stored_rows, read.image_rows, read.image_cols
-            pixels, valid = decode_tile(data, job.table, *size, rows, stop_early=engine.stop_early)
+            pixels, valid = decode_tile(data, job.table, *size, rows, stop_early=stop_early)
         except DataError as error:
             outcomes.append((flight, error))
             continue
@@ -342,9 +360,4 @@ def _decode(
         if tiles.cache_bytes:
             tiles.keep(flight, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
         outcomes.append((flight, None))
-    engine.meter.add(
-        tiles_decoded=sum(error is None for _, error in outcomes),
-        bytes_used=sum(flight.job.range.length for flight, _ in outcomes),
-        decode_seconds=time.perf_counter() - began,
-    )
     return outcomes

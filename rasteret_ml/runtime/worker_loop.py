@@ -44,6 +44,7 @@ class WorkerLoop:
     def __init__(self, threads: int, meter: Meter | None = None) -> None:
         """Start the thread; `threads` decode."""
         self.meter = meter or Meter()
+        self.meter.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rasteret-decode")
         self._pid = os.getpid()
         self._readers: dict[FetchLimits, SchemeReader] = {}
