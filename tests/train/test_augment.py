@@ -294,6 +294,17 @@ def test_what_cannot_be_is_refused():
         rm.Augmentation(CHAIN)(placed() | {"mask": torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)})
 
 
+def test_a_warped_chip_no_longer_says_where_its_pixels_lie():
+    """It says which ground was read, and neither the batch nor its tensors change."""
+    batch = placed() | {"transform": torch.zeros(4, 9), "bounds": torch.arange(36.0).reshape(4, 9)}
+    before = copy.deepcopy(batch)
+    out = rm.Augmentation(CHAIN)(batch)
+    assert "transform" not in out
+    assert torch.equal(out["bounds"], before["bounds"])
+    assert same(before, batch)
+    assert "transform" in rm.Augmentation()(batch)
+
+
 YAML = """
 turns: false
 ignore_index: 255
