@@ -111,10 +111,8 @@ class Augmentation:
     def _moved(self, image: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One sample's planes, and where they come from, `[1, N, H, W]` each."""
         assert self.modules is not None
-        changed = self.modules(image, data_keys=["input"])
-        # The same parameters again: what is said of the pixels goes where the pixels went.
         try:
-            moved = self.modules(moving, params=self.modules._params, data_keys=["mask"])
+            changed, moved = self.modules(image, moving, data_keys=["input", "mask"])
         except NotImplementedError as error:
             raise UsageError(f"Kornia moves images without labels in one of {self.modules}; leave it out.") from error
         if changed.shape[1] != image.shape[1] or changed.shape[-2:] != moved.shape[-2:]:
