@@ -28,8 +28,9 @@ from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.splitting.leaks import check_splits
 from rasteret_ml.train.areas import SplitAreas
-from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.prepare import prepare
 from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
+from rasteret_ml.train.turning import flip_and_turn
 
 __all__ = ["RasteretDataModule"]
 
