@@ -6,7 +6,8 @@
 The map of the house, bottom step first; a file imports only from a lower step or its own room:
 
     0  errors       what can go wrong, whose fault it is, what to do
-    1  ranges       byte ranges and merging them          telemetry    counters
+    1  ranges       byte ranges and merging them     telemetry    counters
+       instants     times as people write them       plans        what makes two orders the same
     2  geo          windows, grids, CRSs, masks, warps, geometries in
     3  cog          TIFF without I/O: headers, tile tables, codecs   plotting     pictures
     4  record       one row, and the names of bands
@@ -42,6 +43,9 @@ _WHERE = {
     "DataLoader": "loading.loader",
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
+    "ExactResume": "train.resume",
+    "ErrorPolicy": "loading.policy",
+    "FailureReport": "loading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",

@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)            you: an argument that cannot work
     │   ├── GeometryError                    a geometry of the wrong kind, or outside every scene
     │   ├── MixedCRSError                    several CRSs and none chosen
+    │   ├── ResumeError                      a saved state of another plan
     │   ├── SplitLeakError                   two splits that can read the same ground at the same time
     │   └── UnknownBandError                 a band that the record or Collection does not have
     ├── DataError                          the file or the table
@@ -20,6 +21,7 @@
     │   └── ServerError                      5xx, 429, a broken connection, after all retries
     ├── NoOverlapError (IndexError)        nothing in the dataset matches the query
     ├── ReadError                          one or more bands of a read failed (says which, and why)
+    ├── ErrorBudgetError                   more samples failed than a loader's `errors=` allows
     └── ClosedError                        used after close, or from the wrong thread
 
 Every class can be rebuilt from its one message, because torch re-raises a worker's error as
@@ -36,6 +38,7 @@ __all__ = [
     "CollectionError",
     "CorruptTiffError",
     "DataError",
+    "ErrorBudgetError",
     "FetchError",
     "FetchNotFoundError",
     "FetchTimeoutError",
@@ -47,6 +50,7 @@ __all__ = [
     "RangeNotSupportedError",
     "RasteretError",
     "ReadError",
+    "ResumeError",
     "ServerError",
     "SplitLeakError",
     "UnknownBandError",
@@ -70,6 +74,10 @@ class GeometryError(UsageError):
 
 class MixedCRSError(UsageError):
     """Records in several CRSs where one grid is needed and none was chosen."""
+
+
+class ResumeError(UsageError):
+    """A saved state of another plan, or of another version; the message names what differs."""
 
 
 class SplitLeakError(UsageError):
@@ -136,11 +144,15 @@ class ReadError(RasteretError):
     """A read failed; names record, band, address, tile, byte range, attempts and cause."""
 
 
+class ErrorBudgetError(RasteretError):
+    """More samples of a pass failed than a loader's `errors=` allows; sums up what failed, and why."""
+
+
 class ClosedError(RasteretError):
     """An object used after it was closed, or from a place that would deadlock."""
 
 
-_QUERY = re.compile(r"\?[^\s'\"<>)\]]*")
+_QUERY = re.compile(r"\?(?!…(?:[\s,;:]|$))[^\s'\"<>)\]]*")
 _FRAGMENT = re.compile(r"(?<=\w)#[^\s'\"<>)\]]*")
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 

@@ -13,8 +13,19 @@ import pyarrow.compute as pc
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError
+from rasteret_ml.plans import digest
 
-__all__ = ["BandArrays", "band_arrays", "id_ranks", "outlines", "record_clouds", "record_id", "record_times"]
+__all__ = [
+    "BandArrays",
+    "band_arrays",
+    "band_kinds",
+    "id_ranks",
+    "outlines",
+    "record_clouds",
+    "record_id",
+    "record_times",
+    "records_digest",
+]
 
 _NAMES = (
     "image_width",
@@ -104,6 +115,15 @@ def band_arrays(collection: Collection, band: str) -> BandArrays:
     return BandArrays(table=collection.band_facts(band, _NAMES))
 
 
+def band_kinds(collection: Collection, band: str) -> list[tuple[str | None, int | float | None]]:
+    """The different (sample type, declared nodata) that a band has, None where not stated."""
+    table = collection.band_facts(band, ("dtype", "nodata"))
+    table = table.filter(table["_present"])
+    lists = [table[name] if name in table.column_names else pa.nulls(len(table)) for name in ("dtype", "nodata")]
+    pairs = pa.table(lists, names=["dtype", "nodata"]).group_by(["dtype", "nodata"], use_threads=False).aggregate([])
+    return [(row["dtype"], row["nodata"]) for row in pairs.to_pylist()]
+
+
 def record_times(collection: Collection) -> npt.NDArray[np.datetime64]:
     """Acquisition of every record `[N]`, nanoseconds, NaT = undated."""
     times: npt.NDArray[np.datetime64] = collection.to_table(["datetime"])["datetime"].to_numpy()
@@ -139,3 +159,9 @@ def outlines(collection: Collection, rows: int) -> Iterator[npt.NDArray[np.objec
     for batch in collection.column_batches("geometry", rows):
         found: Any = batch.column(0)
         yield found.to_numpy(zero_copy_only=False)
+
+
+def records_digest(collection: Collection) -> str:
+    """Tells views of Collections apart: their records, by id and time, in their order."""
+    ids = "\n".join(map(str, collection.to_table(["id"])["id"].to_pylist()))
+    return digest(ids.encode(), record_times(collection).view(np.int64))

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.instants import instant
 
 __all__ = ["bbox_overlaps", "date_overlaps", "interval", "lonlat_bounds"]
 
@@ -63,25 +64,13 @@ def date_overlaps(start: dt.datetime, stop: dt.datetime) -> ds.Expression:
 
 
 def interval(value: Sequence[Any] | str) -> tuple[dt.datetime, dt.datetime]:
-    """(start, end) as naive UTC; an end without a time of day is the last microsecond of its day."""
+    """(start, end) as naive UTC; a day, month or year is all of it; None and ".." are open."""
     parts = value.split("/") if isinstance(value, str) else list(value)
     if len(parts) != 2:
         raise UsageError(f"A date range is (start, end) or 'start/end', not {value!r}.")
-    start, stop = _moment(parts[0], dt.time.min), _moment(parts[1], dt.time.max)
-    if start > stop:
+    start, stop = instant(parts[0]), instant(parts[1], last=True)
+    first = dt.datetime.min if start is None else start.to_pydatetime(warn=False)
+    last = dt.datetime.max if stop is None else stop.to_pydatetime(warn=False)
+    if first > last:
         raise UsageError(f"The date range {value!r} ends before it starts.")
-    return start, stop
-
-
-def _moment(value: Any, time: dt.time) -> dt.datetime:
-    if isinstance(value, str):
-        try:
-            text = value.strip()
-            value = dt.date.fromisoformat(text) if len(text) <= 10 else dt.datetime.fromisoformat(text)
-        except ValueError as error:
-            raise UsageError(f"Not an ISO date: {value!r} ({error}).") from None
-    if isinstance(value, dt.datetime):
-        return value if value.tzinfo is None else value.astimezone(dt.UTC).replace(tzinfo=None)
-    if isinstance(value, dt.date):
-        return dt.datetime.combine(value, time)
-    raise UsageError(f"Not a date: {value!r}.")
+    return first, last

@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import LONLAT, crs_text
 
-__all__ = ["GeometryArray", "geometries_from", "object_array", "polygons_from", "unpack_geometries"]
+__all__ = ["GeometryArray", "are_finite", "geometries_from", "object_array", "polygons_from", "unpack_geometries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,8 @@ def geometries_from(source: Any, crs: Any = None) -> GeometryArray:
             contradicts the one in `source` is an error.
 
     Raises:
-        GeometryError: nothing readable, a missing or empty geometry (its position is named), or two CRSs.
+        GeometryError: nothing readable, a missing or empty geometry or one with coordinates that are no numbers (its
+            position is named), or two CRSs.
     """
     values, own_crs, table = unpack_geometries(source)
     if own_crs is not None and crs is not None and crs_text(own_crs) != crs_text(crs):
@@ -60,8 +61,21 @@ def geometries_from(source: Any, crs: Any = None) -> GeometryArray:
     for bad, what in ((shapely.is_missing(values), "missing"), (shapely.is_empty(values), "empty")):
         if bad.any():
             raise GeometryError(f"Geometry {int(np.flatnonzero(bad)[0])} is {what}; drop it first.")
+    finite = are_finite(values)
+    if not finite.all():
+        raise GeometryError(
+            f"Geometry {int(np.argmin(finite))} has coordinates that are NaN or infinite; drop it first."
+        )
     chosen = own_crs if own_crs is not None else crs
     return GeometryArray(geometries=values, crs=LONLAT if chosen is None else crs_text(chosen), table=table)
+
+
+def are_finite(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    """Which geometries `[N]` have nothing but finite coordinates (x, y)."""
+    xy, owner = shapely.get_coordinates(geometries, return_index=True)
+    good = np.ones(len(geometries), bool)
+    good[owner[~np.isfinite(xy).all(axis=1)]] = False
+    return good
 
 
 def polygons_from(source: Any, crs: Any = None) -> GeometryArray:

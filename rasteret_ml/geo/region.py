@@ -15,6 +15,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.geo.geometries import object_array
+from rasteret_ml.geo.swept import without_swept
 
 __all__ = [
     "TriangleRegion",
@@ -310,7 +311,7 @@ def _eroded_parts(parts: Geometries, width: float, height: float) -> Geometries:
     is_convex = shapely.area(hulls) <= shapely.area(parts[rest]) * (1 + 1e-12)
     out[rest[is_convex]] = _eroded_convex(parts[rest[is_convex]], width, height)
     rest = rest[~is_convex]
-    out[rest] = object_array([erode_by_box(part, width, height) for part in parts[rest]])
+    out[rest] = polygonal_each(without_swept(parts[rest], _corners(width, height)))
     return out
 
 

@@ -13,7 +13,9 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.instants import INSTANT
 from rasteret_ml.loading.completing import completed, named_by_query, pixel_types, stated_keys, stock_sample
+from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.frames import narrowed_frames
 from rasteret_ml.loading.joining import join_samples, merge_by_validity, with_validity
 from rasteret_ml.loading.lookahead import read_batch
@@ -25,7 +27,6 @@ from rasteret_ml.raster.together import together
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.places import Frame, frames_of
-from rasteret_ml.scenes.instants import INSTANT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ class _Combination:
     if TYPE_CHECKING:  # of the two that combine
 
         def chip_grid(self, query: Any) -> Grid: ...
-        def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading: ...
+        def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading: ...
         def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]: ...
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,9 +91,9 @@ class _Combination:
     def __or__(self, other: GeoDataset) -> RasteretUnion:
         return RasteretUnion(self, other)
 
-    def _begin(self, side: int, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
+    def _begin(self, side: int, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None) -> Reading:
         dataset = self.datasets[side]
-        return dataset.begin(queries, grids) if queries and hasattr(dataset, "begin") else _nothing
+        return dataset.begin(queries, grids, faults) if queries and hasattr(dataset, "begin") else _nothing
 
     def _finish(self, side: int, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         dataset = self.datasets[side]
@@ -131,9 +132,9 @@ class RasteretIntersection(_Combination, IntersectionDataset):
         grid: Grid = self.datasets[0].chip_grid(query)
         return grid
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """Both sides' work, started together."""
-        return _together([self._begin(side, queries, grids) for side in (0, 1)])
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
+        """Both sides' work, started together; a query fails where either side does."""
+        return _together([self._begin(side, queries, grids, faults) for side in (0, 1)])
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Both sides' samples, joined."""
@@ -192,13 +193,16 @@ class RasteretUnion(_Combination, UnionDataset):
         others = frames_of(right) if hasattr(right, "chip_grid") and len(right.index) else []
         return cut_frames(own + frames_beyond(others, own), self.index)
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """The work of each side for the queries that it has, started together."""
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
+        """The work of each side for the queries that it has, started together; a query fails where either side does."""
         sides = self._sides(queries, grids)
-        both = _together([self._begin(side, *_pick(having, queries, grids)) for side, having in enumerate(sides)])
+        parts = [None if faults is None else faults.within(having) for having in sides]
+        both = _together(
+            [self._begin(side, *_pick(having, queries, grids), parts[side]) for side, having in enumerate(sides)]
+        )
 
         async def read(loop: WorkerLoop) -> Any:
-            return sides, await both(loop)
+            return sides, await both(loop), faults
 
         return read
 
@@ -207,7 +211,8 @@ class RasteretUnion(_Combination, UnionDataset):
         found: list[list[Sample]] = [[] for _ in queries]
         keys = stated_keys(self.datasets[0]) | stated_keys(self.datasets[1])
         types, ignored = pixel_types(self.datasets[0]), ignored_class(self)
-        for side, (having, part) in enumerate(zip(*raw, strict=True)):
+        sides, parts, faults = raw
+        for side, (having, part) in enumerate(zip(sides, parts, strict=True)):
             stock = not hasattr(self.datasets[side], "begin")
             samples = self._finish(side, *_pick(having, queries, grids), part)
             for i, sample in zip(having, samples, strict=True):
@@ -218,6 +223,9 @@ class RasteretUnion(_Combination, UnionDataset):
         for query, samples in zip(queries, found, strict=True):
             if not samples:
                 raise NoOverlapError(f"Neither dataset has anything at {query}.")
+        for i, samples in enumerate(found):
+            if faults is not None and faults.has(i):
+                del samples[1:]  # what failed fills nothing, and states nothing that could contradict
         merged = [self.collate_fn(samples) for samples in found]
         named_by_query(merged, queries)
         return merged if self.transforms is None else [self.transforms(sample) for sample in merged]

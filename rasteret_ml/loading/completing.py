@@ -122,7 +122,7 @@ def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.T
 
 
 def named_by_query(samples: Sequence[Sample], queries: Sequence[Any]) -> None:
-    """`aoi`, `label` and `draw` in all samples of a batch, or in none: a side gives them where its queries have them."""
+    """`aoi`, `label` and `draw` in all samples of a batch, or in none: a side gives them where its queries do."""
     rows = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
     labels = [query.label if isinstance(query, AOI) else None for query in queries]
     whole = all(isinstance(label, int) for label in labels)

@@ -20,6 +20,7 @@ from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.loading.batches import BatchReader
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.loading.composite import Composite
+from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.finding import Finder, FindingRule
 from rasteret_ml.loading.frames import native_frames
 from rasteret_ml.loading.labels import LabelRule
@@ -141,7 +142,7 @@ class RasteretDataset(GeoDataset):
         clear = None if quality is None else QualityMask.of(quality)
         stored = self.bands if clear is None else tuple(dict.fromkeys((*self.bands, clear.band)))
         self._facts = scene_facts(self.collection, self.bands, stored)
-        check_together(is_image, series is not None or composite is not None, clear, clear_first, remap)
+        check_together(self.collection, is_image, bool(series or composite), clear, clear_first, remap)
         dates = checked_dates(series, composite, self._facts)
         rule = None if is_image else LabelRule.make(self.bands, self._facts.dtype, remap, ignore_index)
         self._finding = FindingRule(order=checked_order(order), series=dates, native=is_native(grid, crs, res))
@@ -338,9 +339,9 @@ class RasteretDataset(GeoDataset):
         """Memory of a batch's pixels and validity while it is read."""
         return self._batches.bytes(grids)
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
         """Plan; the work that is left has to happen on the loop, and its result is for `finish`."""
-        return self._batches.begin(self._finder, queries, grids, self._times(queries))
+        return self._batches.begin(self._finder, queries, grids, self._times(queries), faults)
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Samples from what `begin`'s work gave."""

@@ -1,13 +1,14 @@
-"""torch's DataLoader with the right defaults: it looks ahead, and says where time went."""
+"""torch's DataLoader with the right defaults: it looks ahead, can be taken up anywhere, and says where time went."""
 
 from __future__ import annotations
 
 import functools
 import uuid
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,10 +17,19 @@ import torch.utils.data
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
+from rasteret_ml.loading.failures import FailureReport
+from rasteret_ml.loading.ledger import BatchCarrier, FailureLedger
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.loading.plan import dataset_plan
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard
+from rasteret_ml.plans import check_same_plan
+from rasteret_ml.sampling.ranks import Ranks
 
 __all__ = ["DataLoader"]
+
+_VERSION = 1
+"""Of a state."""
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
@@ -38,7 +48,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             told of and reads meanwhile; 0 = none.
         lookahead_bytes: Memory that all workers together may fill with batches read ahead; each reads one ahead
             in any case.
+        errors: What is done about samples whose data cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
+            "replace" or "fill"), or a mapping of its fields.
         **options: As torch's.
+
+    Raises:
+        UsageError: options that cannot be; errors= other than "raise" without batches, "replace" with batches of one.
+        ErrorBudgetError: (in a pass) more samples failed than `errors` allows.
     """
 
     def __init__(
@@ -49,6 +65,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         *,
         lookahead: int = 4,
         lookahead_bytes: int = 1024 * 1024 * 1024,
+        errors: ErrorPolicy | str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if lookahead < 0 or lookahead_bytes < 0:
@@ -58,45 +75,130 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             options["collate_fn"] = collate if ignored is None else functools.partial(collate, ignore_index=ignored)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         self.lookahead, self.lookahead_bytes = int(lookahead), int(lookahead_bytes)
+        self.errors = ErrorPolicy.of(errors)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
         self._board = StatsBoard(self.num_workers)
+        self._ledger = FailureLedger(self.errors)
+        tolerant = self.errors.action != "raise"
+        if tolerant and not self._auto_collation:
+            raise UsageError("errors= is for batches: give batch_size=, or leave errors= at 'raise'.")
+        if self.errors.action == "replace" and self.batch_size == 1:
+            raise UsageError(
+                "errors='replace' puts another sample of the same batch in the place of one that failed, and "
+                "batch_size=1 has no other; choose 'fill', or larger batches."
+            )
+        self._began = 0, 0
+        self._stood: tuple[int, int] | None = None
         workers = max(1, self.num_workers)
         self._telling = _Telling(
             loader=uuid.uuid4().hex,
             workers=workers,
             lookahead=self.lookahead,
             limit=self.lookahead_bytes // workers,
+            errors=self.errors if tolerant else None,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
-            start_pass = getattr(sampler, "start_pass", None)
-            if start_pass is not None:
-                start_pass()
-                break
+        return _Pass(self)
+
+    def _begin(self) -> Iterator[Any]:
+        """A pass of torch's, over the epoch that was chosen by now."""
+        sampler = self._own_sampler
+        if hasattr(sampler, "start_pass"):
+            sampler.start_pass()
         self._telling.epoch += 1
-        return _Pass(self, super().__iter__())
+        self._telling.ends.clear()
+        self._stood = None
+        self._began = (getattr(sampler, "epoch", 0), getattr(sampler, "start", 0))
+        return super().__iter__()
+
+    # Resuming -----------------------------------------------------------------------------------------------
+
+    @property
+    def _own_sampler(self) -> Any:
+        """The sampler that says where an epoch stands."""
+        found = [self.sampler, getattr(self.batch_sampler, "sampler", None), self.batch_sampler]
+        return next((sampler for sampler in found if hasattr(sampler, "start_pass")), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: version, plan, epoch, and the position behind the last batch handed over.
+
+        Plain values, less than a kilobyte. The position counts the chips of all ranks: it is the same on every rank and
+        with any number of workers, however far they have read ahead. With a sampler that is not ours the state says
+        only that a pass cannot be taken up.
+        """
+        sampler = self._own_sampler
+        if sampler is None:
+            return {"version": _VERSION, "sampler": type(self.sampler).__name__}
+        if self._stood is not None:
+            epoch, position = self._stood
+        else:
+            epoch, position = sampler.epoch, sampler.start
+        state = sampler.state_dict() | {"epoch": epoch, "position": position}
+        state["plan"] |= {"data": dataset_plan(self.dataset)}
+        return dict(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on where `state_dict` was taken.
+
+        Workers, the size of batches and, as a state is always at the end of a global batch, ranks may be others. An
+        epoch that is set to another one afterwards (`sampler.set_epoch`) begins at its beginning.
+
+        Raises:
+            ResumeError: the state is of another plan (Collection, filters, AOIs, sizes, seed …); each difference is
+                named.
+        """
+        sampler = self._own_sampler
+        if sampler is None or "plan" not in state:
+            warnings.warn(
+                f"A pass over a {type(self.sampler).__name__} cannot be taken up in its middle; the epoch begins anew. "
+                "Use a sampler of rasteret_ml.",
+                stacklevel=2,
+            )
+            return
+        plan = dict(state["plan"])
+        check_same_plan({"data": plan.pop("data", None)}, {"data": dataset_plan(self.dataset)}, "a loader")
+        sampler.load_state_dict({**state, "plan": plan})
+        self._stood = None
+
+    def _handed(self, batches: int) -> None:
+        """So many batches of the pass were handed over."""
+        sampler = self._own_sampler
+        if sampler is not None:
+            epoch, start = self._began
+            ranks = (sampler.ranks or Ranks.now()).count
+            self._stood = epoch, min(start + self._telling.ends[batches - 1] * ranks, sampler.total)
+
+    def _ended(self) -> None:
+        """The pass has no more batches: what comes next is the next epoch."""
+        if self._own_sampler is not None:
+            self._stood = self._began[0] + 1, 0
 
     @property
     def _index_sampler(self) -> Any:
         """What torch takes batches of indices from; each tells of later ones."""
         batches = super()._index_sampler
-        if not self.lookahead or not self._auto_collation:
-            return batches
-        return _Hinting(self._telling, batches)
+        return _Hinting(self._telling, batches) if self._auto_collation else _Counting(self._telling, batches)
 
     def _get_iterator(self) -> Any:
-        asked = self.worker_init_fn
+        asked, collate_fn = self.worker_init_fn, self.collate_fn
         self.worker_init_fn = self._board.reporting(asked)
+        if self._telling.errors is not None:
+            self.collate_fn = BatchCarrier(collate_fn, self._telling.loader)
         try:
             return super()._get_iterator()
         finally:
-            self.worker_init_fn = asked
+            self.worker_init_fn, self.collate_fn = asked, collate_fn
 
     def stats(self) -> LoaderStats:
         """Where the time of the present pass went, or of the last one."""
         return self._board.snapshot()
+
+    @property
+    def failures(self) -> FailureReport:
+        """What could not be read in the present pass so far, or in the last one, and what was done about it."""
+        return self._ledger.report
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -107,7 +209,26 @@ class _Telling:
     workers: int
     lookahead: int
     limit: int
+    errors: ErrorPolicy | None
     epoch: int = -1
+    ends: list[int] = field(default_factory=list)
+    """Samples of the pass up to the end of each batch of indices."""
+
+
+class _Counting:
+    """Indices that are read one by one, counted."""
+
+    def __init__(self, telling: _Telling, indices: Iterable[Any]) -> None:
+        self._telling = telling
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, index in enumerate(self._indices, 1):
+            self._telling.ends.append(number)
+            yield index
 
 
 class _Hinting:
@@ -120,40 +241,78 @@ class _Hinting:
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[HintedBatch]:
+    def __iter__(self) -> Iterator[list[Any]]:
         telling, epoch = self._telling, self._telling.epoch
-        workers, reach = telling.workers, telling.lookahead * telling.workers
+        reach = telling.lookahead * telling.workers
         numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
         window = deque(islice(numbered, reach + 1))
+        samples = 0
         while window:
             number, batch = window[0]
-            # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
-            # A worker's first batch tells of all of these, each later one of the one that came into reach.
-            ahead = islice(window, workers if number < workers else reach, None, workers)
-            hints = Hints(loader=telling.loader, epoch=epoch, number=number, ahead=tuple(ahead), limit=telling.limit)
-            yield HintedBatch(batch, hints)
+            samples += len(batch)
+            telling.ends.append(samples)
+            if reach or telling.errors is not None:
+                yield HintedBatch(batch, self._hints(epoch, number, window))
+            else:
+                yield batch
             window.popleft()
             window.extend(islice(numbered, 1))
 
+    def _hints(self, epoch: int, number: int, window: Iterable[tuple[int, list[Any]]]) -> Hints:
+        """What a batch tells, given it and the batches within reach of it."""
+        telling, workers = self._telling, self._telling.workers
+        # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
+        # A worker's first batch tells of all of these, each later one of the one that came into reach.
+        first = workers if number < workers else max(1, telling.lookahead * workers)
+        ahead = tuple(islice(window, first, None, workers))
+        return Hints(
+            loader=telling.loader,
+            epoch=epoch,
+            number=number,
+            ahead=ahead,
+            limit=telling.limit,
+            errors=telling.errors,
+        )
+
 
 class _Pass:
-    """One pass: torch's iterator, timed."""
+    """One pass: torch's iterator, timed, and counted for `state_dict`.
 
-    def __init__(self, loader: DataLoader, batches: Iterator[Any]) -> None:
-        self._batches = batches
-        self._board = loader._board
-        self._board.begin()
-        # A pass may be left before its end: what this process reads ahead for it is then cancelled.
-        weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+    It begins with its first batch: an epoch or a state may be chosen until then (Lightning asks for the iterator before
+    it chooses the epoch).
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
+        self._count = 0
+        self._ledger = loader._ledger
 
     def __iter__(self) -> _Pass:
         return self
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __next__(self) -> Any:
-        self._board.asked()
-        batch = next(self._batches)
-        self._board.handed()
+        loader = self._loader
+        if self._batches is None:
+            loader._board.begin()
+            loader._board.asked()
+            self._ledger = loader._ledger = FailureLedger(loader.errors)
+            weakref.finalize(self, self._ledger.sum_up)
+            self._batches = loader._begin()
+            # A pass may be left before its end: what this process reads ahead for it is then cancelled.
+            weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+        else:
+            loader._board.asked()
+        try:
+            batch = self._ledger.received(next(self._batches))
+        except StopIteration:
+            loader._ended()
+            self._ledger.ended()
+            raise
+        self._count += 1
+        loader._handed(self._count)
+        loader._board.handed()
         return batch

@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.blank import blanked, ignored_by_key
+from rasteret_ml.loading.faults import Faults
+from rasteret_ml.loading.ledger import hand_over
+from rasteret_ml.loading.mending import BatchMending
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.reading import BatchReadable, process_loop
 from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.sampling.aoi import AOI
 
 __all__ = ["HintedBatch", "Hints", "end_lookahead", "read_batch"]
 
@@ -37,6 +43,8 @@ class Hints:
     """Later batches for the same worker that it was not told of yet: number and indices of each, ascending."""
     limit: int
     """Bytes of batches that a process may read ahead."""
+    errors: ErrorPolicy | None = None
+    """What is done about samples that cannot be read; None = they raise."""
 
 
 class HintedBatch(list[Any]):
@@ -61,6 +69,7 @@ class _Started:
     index: Any
     size: int
     reading: Future[Any]
+    faults: Faults | None
 
     def serves(self, dataset: BatchReadable, queries: list[Any], grids: list[Grid]) -> bool:
         return self.index is dataset.index and self.grids == grids and self.queries == queries
@@ -76,21 +85,22 @@ class _Lookahead:
         self._told: dict[int, list[Any]] = {}
         self._started: dict[int, _Started] = {}
 
-    def take(self, batch: HintedBatch) -> list[Sample]:
-        """The samples of a batch; those that follow are started."""
+    def take(self, batch: HintedBatch) -> tuple[list[Sample], Faults | None]:
+        """The samples of a batch, and what failed where that is noted; the batches that follow are started."""
         hints, queries = batch.hints, list(batch)
         self._hear(hints)
         grids = [self.dataset.chip_grid(query) for query in queries]
         started = self._started.pop(hints.number, None)
         if started is not None and started.serves(self.dataset, queries, grids):
-            reading = started.reading
+            reading, faults = started.reading, started.faults
             self.loop.meter.add(batches_ahead=1)
         else:
             if started is not None:
                 started.reading.cancel()
-            reading = self.loop.start(self.dataset.begin(queries, grids))
-        self._start_told(hints.limit)
-        return self.dataset.finish(queries, grids, self.loop.wait(reading))
+            faults = _notes(hints)
+            reading = self.loop.start(self.dataset.begin(queries, grids, faults))
+        self._start_told(hints)
+        return self.dataset.finish(queries, grids, self.loop.wait(reading)), faults
 
     def _hear(self, hints: Hints) -> None:
         if hints.epoch != self.epoch:
@@ -102,7 +112,7 @@ class _Lookahead:
         for number in [n for n in self._told if n <= hints.number]:
             del self._told[number]
 
-    def _start_told(self, limit: int) -> None:
+    def _start_told(self, hints: Hints) -> None:
         """Start what fits in memory; one in any case, or large batches would never be read ahead."""
         held = sum(started.size for started in self._started.values())
         for number in sorted(self._told):
@@ -110,16 +120,17 @@ class _Lookahead:
             try:
                 grids = [self.dataset.chip_grid(query) for query in queries]
                 size = self.dataset.batch_bytes(grids)
-                if self._started and held + size > limit:
+                if self._started and held + size > hints.limit:
                     return
-                reading = self.loop.start(self.dataset.begin(queries, grids))
+                faults = _notes(hints)
+                reading = self.loop.start(self.dataset.begin(queries, grids, faults))
             except Exception:  # a hint is no request: what is wrong with it is raised when it is asked for
                 del self._told[number]
                 continue
             del self._told[number]
             held += size
             self._started[number] = _Started(
-                queries=queries, grids=grids, index=self.dataset.index, size=size, reading=reading
+                queries=queries, grids=grids, index=self.dataset.index, size=size, reading=reading, faults=faults
             )
 
     def close(self) -> None:
@@ -135,24 +146,67 @@ _open: dict[str, _Lookahead] = {}
 
 
 def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
-    """The samples of a batch on this process's loop, read ahead where the batches before told of it."""
+    """The samples of a batch on this process's loop, read ahead where the batches before told of it.
+
+    What cannot be read raises, unless the batch's hints bring another policy.
+    """
     loop = process_loop()
-    samples = _take(dataset, batch, loop) if isinstance(batch, HintedBatch) else _read(dataset, batch, loop)
-    samples = enough_of_it(batch, samples, lambda again: _read(dataset, again, loop))
+    if isinstance(batch, HintedBatch):
+        samples, faults = _take(dataset, batch, loop)
+    else:
+        samples, faults = _read(dataset, batch, loop), None
+    if isinstance(batch, HintedBatch) and batch.hints.errors is not None and faults is not None:
+        samples = _mended(dataset, batch, batch.hints, batch.hints.errors, samples, faults, loop)
+    else:
+        enough = enough_of_it(batch, samples, lambda _, spares: _read(dataset, spares, loop))
+        samples = [sample for sample in enough if sample is not None]
+    samples = _blank_where_asked(dataset, batch, samples)
     report_stats(loop.meter.snapshot)
     return samples
 
 
-def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop) -> list[Sample]:
+def _mended(
+    dataset: BatchReadable,
+    batch: Sequence[Any],
+    hints: Hints,
+    policy: ErrorPolicy,
+    samples: list[Sample],
+    faults: Faults,
+    loop: WorkerLoop,
+) -> list[Sample]:
+    """The samples, also where some could not be read; which ones goes with the batch to the loader."""
+    mending = BatchMending(
+        policy, batch, lambda queries, again: _read(dataset, queries, loop, again), ignored_by_key(dataset)
+    )
+    whole = mending.mended(samples, faults)
+    hand_over(hints.loader, (hints.epoch, hints.number), mending.failures(hints.number))
+    return whole
+
+
+def _blank_where_asked(dataset: BatchReadable, batch: Sequence[Any], samples: list[Sample]) -> list[Sample]:
+    """What is there to even out ranks alone counts for nothing."""
+    blank = [isinstance(query, AOI) and query.blank for query in batch]
+    if not any(blank):
+        return samples
+    ignored = ignored_by_key(dataset)
+    return [blanked(sample, ignored) if b else sample for sample, b in zip(samples, blank, strict=True)]
+
+
+def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop, faults: Faults | None = None) -> list[Sample]:
     grids = [dataset.chip_grid(query) for query in batch]
-    return dataset.finish(batch, grids, loop.run(dataset.begin(batch, grids)))
+    return dataset.finish(batch, grids, loop.run(dataset.begin(batch, grids, faults)))
 
 
-def _take(dataset: BatchReadable, batch: HintedBatch, loop: WorkerLoop) -> list[Sample]:
+def _take(dataset: BatchReadable, batch: HintedBatch, loop: WorkerLoop) -> tuple[list[Sample], Faults | None]:
     held = _open.get(batch.hints.loader)
     if held is None or held.dataset is not dataset or held.loop is not loop:
         held = _open[batch.hints.loader] = _Lookahead(dataset, loop)
     return held.take(batch)
+
+
+def _notes(hints: Hints) -> Faults | None:
+    """Where faults of a batch are noted; None = they raise."""
+    return None if hints.errors is None else Faults()
 
 
 def end_lookahead(loader: str, epoch: int) -> None:

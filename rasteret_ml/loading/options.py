@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.facts import band_kinds
 from rasteret_ml.errors import UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.scenes.dates import TimeSeries
-from rasteret_ml.scenes.facts import SceneFacts
+from rasteret_ml.scenes.facts import SceneFacts, band_column
 
 __all__ = ["check_together", "checked_dates", "checked_key", "is_native"]
 
@@ -45,13 +47,14 @@ def is_native(grid: str, crs: Any, res: Any) -> bool:
 
 
 def check_together(
+    collection: Collection,
     is_image: bool,
     dates: bool,
     quality: QualityMask | None,
     clear_first: bool,
     remap: Mapping[int, int] | None,
 ) -> None:
-    """Refuse options that contradict each other.
+    """Refuse options that contradict each other, or what the files say of their quality band.
 
     Raises:
         UsageError: the message says which.
@@ -62,6 +65,9 @@ def check_together(
         raise UsageError("remap= is for labels: say is_image=False.")
     if clear_first and quality is None:
         raise UsageError("clear_first= needs quality=, the band that tells what is clear.")
+    if quality is not None:
+        for kind, nodata in band_kinds(collection, band_column(collection, quality.band)):
+            quality.check(None if kind is None else np.dtype(kind), nodata)
 
 
 def checked_dates(series: Any, composite: Any, facts: SceneFacts) -> TimeSeries | None:

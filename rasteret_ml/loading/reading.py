@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch.utils.data import get_worker_info
 
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.runtime.worker_loop import WorkerLoop, current_loop
 
@@ -29,8 +30,11 @@ class BatchReadable(Protocol):
     def batch_bytes(self, grids: Sequence[Grid]) -> int:
         """Memory that a batch takes while it is read, about."""
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """Plan (in the caller's thread) and give the work for the loop."""
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
+        """Plan (in the caller's thread) and give the work for the loop.
+
+        With `faults`, data that cannot be read are noted there, up to the end of `finish`, instead of raised.
+        """
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
         """Turn that work's result into samples (in the caller's thread)."""

@@ -71,8 +71,8 @@ class PredictionMap:
         resume: Go on with what an earlier run left; False = begin anew.
 
     Raises:
-        UsageError: another sampler, options that contradict each other, another process at work on the same map, or an
-            unfinished map of another plan (the message names each difference).
+        UsageError: another sampler, options that contradict each other, or another process at work on the same map.
+        ResumeError: an unfinished map of another plan; the message names each difference.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.loading.faults import Faults
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.reindex import whole_index
 from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
@@ -64,8 +65,9 @@ class PolygonDataset(GeoDataset):
         ignore_index: Class of what is not known.
         extent: Where labels are known: a polygon or bounding box in the polygons' CRS, or a table. With `background`
             the default is the box around all polygons.
-        time: Column of times, or two: (start, end), both ends included, as UTC. Missing = open to that side; a
-            single time is an instant. None = the polygons are for all time.
+        time: Column of times or of ISO intervals ("2021-05-01/2021-08-31"), or two: (start, end), both ends included,
+            as UTC. Text or dates that name a day, month or year mean all of it; missing = open to that side. None =
+            the polygons are for all time.
         crs: CRS of chips where nothing else says it; default the polygons' own.
         res: Pixel size in its units, one number or (x, y).
         polygons_crs: CRS of polygons that do not carry one; default longitude/latitude.
@@ -235,9 +237,9 @@ class PolygonDataset(GeoDataset):
         if grid is not None and _near(xres, self._res[0]) and _near(yres, self._res[1]):
             return grid.snap(extent)
         xmin, ymin, xmax, ymax = extent
-        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         if not (xmax > xmin and ymax > ymin and np.isfinite(extent).all()):
             raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, not {extent}.")
+        width, height = round_half_up((xmax - xmin) / xres), round_half_up((ymax - ymin) / yres)
         transform = Affine(xres, 0.0, xmin, 0.0, -yres, ymax)
         return Grid(crs=crs, transform=transform, shape=(max(1, height), max(1, width)))
 
@@ -259,8 +261,8 @@ class PolygonDataset(GeoDataset):
         """Memory of a batch's labels and validity while it is painted."""
         return sum(grid.height * grid.width for grid in grids) * 16
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid]) -> Reading:
-        """Nothing has to be read: all is done in `finish`."""
+    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
+        """Nothing has to be read, so that nothing can fail: all is done in `finish`."""
         return _nothing
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:

@@ -14,6 +14,7 @@ from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometr
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import polygonal_each
+from rasteret_ml.instants import nearest_ns
 
 __all__ = ["PlacedShapes", "PolygonLookup", "moved_polygons", "paint"]
 
@@ -71,7 +72,7 @@ class PlacedShapes:
         Raises:
             GeometryError: a polygon that has no image in the chip's CRS.
         """
-        start, stop = pd.Timestamp(t.start).as_unit("ns").value, pd.Timestamp(t.stop).as_unit("ns").value
+        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
         found = self._candidates(grid)
         found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
         if not len(found):

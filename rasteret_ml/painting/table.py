@@ -15,12 +15,12 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.region import polygonal_each
-from rasteret_ml.scenes.instants import INSTANT
+from rasteret_ml.instants import INSTANT, windows_of
+from rasteret_ml.sampling.columns import named_rows, one_column
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
 
-_DATE = len("2021-05-27")
-"""Letters of a time at which it names a whole day."""
+_NUMBER = (int, float, np.integer, np.floating)
 
 Classes = Sequence[Any] | Mapping[Any, int] | None
 
@@ -51,7 +51,9 @@ def label_values(
     if continuous:
         if classes is not None or label is None:
             raise UsageError("continuous=True takes its values from label=, a column of numbers, and no classes=.")
-        values = _numbers(found, label).astype(np.float32)
+        values = _numbers(found, label)
+        if background is not None and (isinstance(background, bool) or not isinstance(background, _NUMBER)):
+            raise UsageError(f"background={background!r}: of continuous labels it is a number.")
         outside = None if background is None else float(background)
         return LabelValues(values=values, classes={}, background=outside, nothing=float("nan"))
     if label is None:
@@ -69,7 +71,7 @@ def label_values(
     if drawn.isna().all():
         raise UsageError(
             f"No polygon has any of the classes {list(numbers)[:10]}; the column {label!r} holds "
-            f"{_some(column)} ({column.dtype})."
+            f"{_some(column) or 'nothing'} ({column.dtype})."
         )
     values = drawn.fillna(ignore_index).to_numpy(np.int64)
     return LabelValues(values=values, classes=numbers, background=outside_class, nothing=ignore_index)
@@ -103,18 +105,22 @@ def _column(found: GeometryArray, name: str, what: str) -> pd.Series:
     if name not in table.columns or name == table.geometry.name:
         have = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
         raise UsageError(f"{what}={name!r} is no column of the polygons; they have: {have or 'none'}.")
-    return table[name].reset_index(drop=True)
+    return one_column(table, name, what).reset_index(drop=True)
 
 
 def _some(column: pd.Series) -> str:
-    return ", ".join(repr(value) for value in column.dropna().unique()[:10])
+    return ", ".join(dict.fromkeys(repr(value) for value in column.dropna().head(1000).tolist()[:10]))
 
 
-def _numbers(found: GeometryArray, label: str) -> npt.NDArray[np.float64]:
+def _numbers(found: GeometryArray, label: str) -> npt.NDArray[np.float32]:
     column = _column(found, label, "label")
     if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
         raise UsageError(f"The column {label!r} holds {_some(column)} ({column.dtype}); continuous labels are numbers.")
-    return np.asarray(column.to_numpy(np.float64, na_value=np.nan))
+    values = np.asarray(column.to_numpy(np.float64, na_value=np.nan))
+    beyond = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(beyond):
+        raise UsageError(f"Polygons {named_rows(beyond)} have a {label!r} that float32 does not hold; correct them.")
+    return values.astype(np.float32)
 
 
 def _class_column(found: GeometryArray, label: str) -> pd.Series:
@@ -124,7 +130,7 @@ def _class_column(found: GeometryArray, label: str) -> pd.Series:
         column = column.astype(object).infer_objects()  # not the categories' type: it may not know missing values
     if pd.api.types.is_float_dtype(column.dtype):
         known = column.dropna()
-        if not (known == known.round()).all():
+        if not (np.isfinite(known) & (known == known.round())).all():
             raise UsageError(f"The column {label!r} holds {_some(column)}; say continuous=True, or give whole numbers.")
         column = column.astype("Int64")  # whole numbers with gaps are read as floats
     return column
@@ -132,6 +138,9 @@ def _class_column(found: GeometryArray, label: str) -> pd.Series:
 
 def _class_numbers(column: pd.Series, classes: Classes, background: Any, label: str) -> dict[Any, int]:
     if isinstance(classes, Mapping):
+        for key, value in classes.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise UsageError(f"classes maps values to class numbers; {key!r} is mapped to {value!r}.")
         return {key: int(value) for key, value in classes.items()}
     if classes is not None:
         if isinstance(classes, str) or len(set(classes)) != len(classes):
@@ -143,7 +152,8 @@ def _class_numbers(column: pd.Series, classes: Classes, background: Any, label: 
         values = sorted(column.dropna().unique().tolist())
     except TypeError:
         raise UsageError(
-            f"The column {label!r} holds {_some(column)}, of several types; make them one first."
+            f"The column {label!r} holds {_some(column)}, of several types or of one without an order; make them "
+            "one first, or give classes=."
         ) from None
     free = (i for i in range(len(values) + 1) if background is None or i != background)
     return dict(zip(values, free, strict=False))
@@ -183,36 +193,17 @@ def _height(found: GeometryArray, shapes: npt.NDArray[np.object_], order: str | 
 
 def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
     """Closed intervals, tz-naive UTC; what is missing is open to that side."""
+    start: npt.NDArray[np.datetime64]
+    stop: npt.NDArray[np.datetime64]
     if time is None:
-        left = right = pd.Series(pd.NaT, index=range(len(found)), dtype="datetime64[ns]")
-    elif isinstance(time, str):
-        left = right = _moments(found, time)
+        start, stop = (np.full(len(found), np.datetime64("NaT", "ns")) for _ in range(2))
     else:
-        if len(time) != 2 or not all(isinstance(name, str) for name in time):
+        names = [time] if isinstance(time, str) else list(time)
+        if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
             raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
-        left, right = _moments(found, time[0]), _moments(found, time[1])
-        # A day without a time of day ends with it.
-        written = _column(found, time[1], "time").map(lambda v: isinstance(v, str) and len(v.strip()) == _DATE)
-        right = right.where(~written.astype(bool), right + pd.Timedelta(days=1) - INSTANT)
-    start, stop = left.fillna(pd.Timestamp.min), right.fillna(pd.Timestamp.max)
-    wrong = (start > stop).to_numpy()
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        raise UsageError(f"The time of polygon {i} ends before it begins: {start[i]} to {stop[i]}.")
-    stop[start == stop] += INSTANT
-    return pd.IntervalIndex.from_arrays(
-        pd.DatetimeIndex(start.to_numpy()), pd.DatetimeIndex(stop.to_numpy()), closed="both", name="datetime"
-    )
-
-
-def _moments(found: GeometryArray, name: str) -> pd.Series:
-    column = _column(found, name, "time")
-    if pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
-        raise UsageError(
-            f"The column {name!r} holds numbers ({_some(column)}), which could be years or seconds; make times of "
-            "them, for example with pandas.to_datetime(table[name], format='%Y')."
-        )
-    try:
-        return pd.to_datetime(column, utc=True, format="ISO8601").dt.tz_localize(None).astype("datetime64[ns]")
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"The column {name!r} holds what is no time (as 2021-05-27T11:30Z): {error}.") from None
+        first, *last = (_column(found, name, "time") for name in names)
+        start, stop = windows_of(first, last[0] if last else None, lambda at: f"polygons {named_rows(at)}")
+    start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
+    stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
+    stop[start == stop] += INSTANT.to_timedelta64()
+    return pd.IntervalIndex.from_arrays(pd.DatetimeIndex(start), pd.DatetimeIndex(stop), closed="both", name="datetime")

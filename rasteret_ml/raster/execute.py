@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.errors import DataError, FetchError, RasteretError, ReadError, redact
+from rasteret_ml.errors import (
+    AccessDeniedError,
+    DataError,
+    FetchError,
+    FetchNotFoundError,
+    RangeNotSupportedError,
+    RasteretError,
+    ReadError,
+    redact,
+)
 from rasteret_ml.fetch.reader import RangeReader, RangeResponse
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish
@@ -38,6 +47,8 @@ _SMALL = 256 * 1024
 """Compressed bytes that are worth a hop to the decode pool."""
 _HOP = 4
 """Chips, or kept tiles, that share a hop."""
+_OF_A_FILE = (DataError, FetchNotFoundError, AccessDeniedError, RangeNotSupportedError)
+"""What is wrong with any request for a part of a file, if it is with one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,8 @@ class ReadFailure:
     """Its bytes."""
     error: RasteretError
     """Why."""
+    plans: tuple[int, ...] = ()
+    """Which of the plans that were read wanted it, by place."""
 
     def __str__(self) -> str:
         return (
@@ -120,18 +133,19 @@ async def execute(
     """
     targets = into if into is not None else [None] * len(plans)
     buffers = [allocate(plan, target, track_unread=allow_failures) for plan, target in zip(plans, targets, strict=True)]
-    reading = _Reading(engine, [] if allow_failures else None)
+    reading = _Reading(engine, buffers, [] if allow_failures else None)
     await reading.run(tile_jobs(plans, buffers))
-    chips = await reading.finish(plans, buffers)
+    chips = await reading.finish(plans)
     engine.meter.add(chips=len(chips))
     return ReadResult(chips=tuple(chips), failures=tuple(reading.failures or ()))
 
 
 class _Reading:
-    """One execution: its engine, and what failed (None: the first failure raises)."""
+    """One execution: its engine, where pixels go, and what failed (None: the first failure raises)."""
 
-    def __init__(self, engine: Engine, failures: list[ReadFailure] | None) -> None:
+    def __init__(self, engine: Engine, buffers: Sequence[ChipBuffers], failures: list[ReadFailure] | None) -> None:
         self._engine = engine
+        self._buffers = buffers
         self.failures = failures
 
     async def run(self, jobs: Sequence[TileJob]) -> None:
@@ -157,14 +171,24 @@ class _Reading:
 
     async def _serve(self, href: str, merged: MergedRange, flights: list[Flight]) -> None:
         """Fetch one merged range and decode the tiles in it."""
+        if await self._fetch_and_decode(href, merged, flights):
+            return
+        # Each tile by itself, so that a tile's failing is its own, and not that of what it was fetched with.
+        alone = [MergedRange(flight.job.range, (0,)) for flight in flights]
+        await together([self._serve(href, one, [flight]) for one, flight in zip(alone, flights, strict=True)])
+
+    async def _fetch_and_decode(self, href: str, merged: MergedRange, flights: list[Flight]) -> bool:
+        """Whether it was done; not where many tiles cannot be had together, but may be apart."""
         engine = self._engine
         async with engine.slots.hold(merged.span.length):  # while decoding too: it bounds the bytes that wait
             try:
                 response = await engine.reader.read(href, merged.span)
                 _check(response, flights, href, merged.span)
             except (FetchError, DataError) as error:
+                if len(flights) > 1 and self.failures is not None and not isinstance(error, _OF_A_FILE):
+                    return False
                 self._end((flight, error) for flight in flights)
-                return
+                return True
             body, start = memoryview(response.data), merged.span.start
             decoding = []
             for chunk in _chunks(flights):
@@ -175,6 +199,7 @@ class _Reading:
                 self._report([(flight.job, error) for flight, error in outcome if error is not None])
         if engine.progress is not None:
             engine.progress(len(flights))
+        return True
 
     def _decoded(self, flights: list[Flight], work: asyncio.Future[list[tuple[Flight, RasteretError | None]]]) -> None:
         """Ends flights when their thread has, also where nobody of this batch waits any more."""
@@ -210,9 +235,9 @@ class _Reading:
         if self._engine.progress is not None:
             self._engine.progress(landed)
 
-    async def finish(self, plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers]) -> list[Chip]:
+    async def finish(self, plans: Sequence[ChipPlan]) -> list[Chip]:
         """The chips of buffers that are full."""
-        pairs = list(zip(plans, buffers, strict=True))
+        pairs = list(zip(plans, self._buffers, strict=True))
         meter = self._engine.meter
 
         def some(start: int) -> list[Chip]:
@@ -240,6 +265,7 @@ class _Reading:
                 tile=job.read.index,
                 range=job.stored,
                 error=error,
+                plans=_wanted_by(job, self._buffers),
             )
             if self.failures is None:
                 raise ReadError(str(failure)) from error
@@ -247,6 +273,13 @@ class _Reading:
 
     def _in_pool(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self._engine.pool, work)
+
+
+def _wanted_by(job: TileJob, buffers: Sequence[ChipBuffers]) -> tuple[int, ...]:
+    """The chips, by place, that pixels of a tile go to."""
+    targets = {id(paste.target) for paste in job.pastes}
+    held = [[id(where) for band in chip.bands for where in (band.data, band.mask)] for chip in buffers]
+    return tuple(i for i, own in enumerate(held) if not targets.isdisjoint(own))
 
 
 def _requests(flights: Sequence[Flight], limits: CoalesceLimits) -> list[tuple[str, MergedRange, list[Flight]]]:

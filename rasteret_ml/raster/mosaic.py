@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.errors import DataError, NoOverlapError
+from rasteret_ml.errors import DataError, FetchError, NoOverlapError, RasteretError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.warp import Resampling
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.raster.execute import Engine, ReadFailure, execute
 from rasteret_ml.raster.plan import ChipPlan, fill_value
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.raster.scaling import Scaling, scaling_of
@@ -98,19 +99,26 @@ class MosaicBatch:
 
     In rounds: each request brings the records up to the first that covers it wholly; those that still have
     pixels wanting then bring the next ones.
+
+    Args:
+        requests: What is wanted.
+        allow_failures: Whether requests may fail, without loss to the others; `failures` then tells.
     """
 
-    def __init__(self, requests: Sequence[MosaicRequest]) -> None:
+    def __init__(self, requests: Sequence[MosaicRequest], *, allow_failures: bool = False) -> None:
+        self.failures: dict[int, list[ReadFailure | RasteretError]] = {}
+        """Why a request could not be read, by place."""
+        self._allow_failures = allow_failures
         self._builders = [_Builder(request) for request in requests]
-        self._first = [(builder, layer) for builder in self._builders for layer in builder.next_layers()]
+        self._first = self._next_layers(range(len(self._builders)))
 
     @property
     def plans(self) -> list[ChipPlan]:
         """What the first round reads."""
         return [plan for _, layer in self._first for plan in layer.plans]
 
-    async def read(self, engine: Engine) -> list[Mosaic]:
-        """Read all; only once.
+    async def read(self, engine: Engine) -> list[Mosaic | None]:
+        """Read all; only once. None where a request failed and that is allowed.
 
         Raises:
             DataError: records with different scale or offset would meet in one chip.
@@ -118,18 +126,46 @@ class MosaicBatch:
         """
         layers = self._first
         while layers:
-            plans = [plan for _, layer in layers for plan in layer.plans]
-            into = [
-                builder.target(layer) if plan is layer.image else None
-                for builder, layer in layers
-                for plan in layer.plans
-            ]
-            chips = iter((await execute(plans, engine, into=into)).chips)
-            for builder, layer in layers:
-                builder.take(layer, next(chips), None if layer.quality is None else next(chips))
-            pending = [builder for builder in self._builders if builder.wants_more]
-            layers = [(builder, layer) for builder in pending for layer in builder.next_layers()]
-        return [builder.build() for builder in self._builders]
+            await self._read_round(engine, layers)
+            pending = [i for i, builder in enumerate(self._builders) if i not in self.failures and builder.wants_more]
+            layers = self._next_layers(pending)
+        return [None if i in self.failures else builder.build() for i, builder in enumerate(self._builders)]
+
+    async def _read_round(self, engine: Engine, layers: Sequence[tuple[int, _Layer]]) -> None:
+        asked = [(i, layer, plan) for i, layer in layers for plan in layer.plans]
+        result = await execute(
+            [plan for _, _, plan in asked],
+            engine,
+            into=[self._builders[i].target(layer) if plan is layer.image else None for i, layer, plan in asked],
+            allow_failures=self._allow_failures,
+        )
+        for failure in result.failures:
+            for i in dict.fromkeys(asked[place][0] for place in failure.plans):
+                self.failures.setdefault(i, []).append(failure)
+        chips = iter(result.chips)
+        for i, layer in layers:
+            image, quality = next(chips), None if layer.quality is None else next(chips)
+            if i not in self.failures:
+                with self._noting(i):
+                    self._builders[i].take(layer, image, quality)
+
+    def _next_layers(self, places: Iterable[int]) -> list[tuple[int, _Layer]]:
+        """The next records of these requests."""
+        layers: list[tuple[int, _Layer]] = []
+        for i in places:
+            with self._noting(i):
+                layers += [(i, layer) for layer in self._builders[i].next_layers()]
+        return layers
+
+    @contextmanager
+    def _noting(self, place: int) -> Iterator[None]:
+        """What is wrong with a request's data ends that request alone, where it may."""
+        try:
+            yield
+        except (DataError, FetchError) as error:
+            if not self._allow_failures:
+                raise
+            self.failures.setdefault(place, []).append(error)
 
 
 class _Builder:
@@ -168,7 +204,13 @@ class _Builder:
             quality = None
             if rule.quality is not None:
                 categories = rule.quality.below is None
-                quality = record.plan(request.grid, [rule.quality.band], resampling="nearest", categories=categories)
+                quality = record.plan(
+                    request.grid,
+                    [rule.quality.band],
+                    resampling="nearest",
+                    nodata=rule.quality.stored_nodata,
+                    categories=categories,
+                )
             layers.append(_Layer(record=record, image=image, quality=quality))
             self._first = self._first or layers[-1]
             if layers[-1].covers:

@@ -30,6 +30,8 @@ class AOIDetails(NamedTuple):
     """Share of valid pixels, 0 to 1, below which a reader is to try the spares; 0 = none is asked for."""
     spares: tuple[tuple[float, float], ...] = ()
     """Upper left corners (x, y) of further draws for this position, from the same polygon, in the order to try."""
+    blank: bool = False
+    """Whether it is there to even out ranks alone: its sample is to have no valid pixel and no label."""
 
 
 class AOI(tuple[slice, slice, slice]):

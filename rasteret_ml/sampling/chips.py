@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.geo.region import dilate_by_box, union_of
+from rasteret_ml.instants import instant, nearest_ns
+from rasteret_ml.plans import Plan, check_same_plan, digest
 from rasteret_ml.sampling.aoi import AOI, AOIDetails
-from rasteret_ml.sampling.ground import Outside, Places, without
+from rasteret_ml.sampling.ground import Outside, Places, places_digest, without
+from rasteret_ml.sampling.ranks import Ranks, Uneven, checked_uneven, rank_positions
 from rasteret_ml.sampling.table import AOITable
 
 __all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
@@ -24,34 +27,97 @@ __all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
 Floats = npt.NDArray[np.float64]
 Corners = tuple[tuple[float, float], ...]
 
-_DATE = len("2023-05-01")
-"""Letters of a time at which it still names a whole day."""
+_BLOCK = 1024
+"""AOIs made at once."""
+_VERSION = 1
+"""Of a state."""
 
 
-class ChipSampler(Sampler[AOI]):
-    """What the samplers share; `at` and `__len__` are theirs."""
+class ChipSampler(DistributedSampler[AOI]):
+    """What the samplers share; `total` and `_made` are theirs.
 
-    def __init__(self, dataset: Any, places: Places, toi: Any, outside: Outside, seed: int) -> None:
+    It is torch's DistributedSampler to whoever asks (Lightning then leaves it as it is): it deals its epoch to the
+    ranks of the process group, see `rank_positions`, and `set_epoch` chooses the epoch. `state_dict` says in a few
+    hundred bytes where it stands, whatever the number of ranks and workers.
+    """
+
+    def __init__(self, dataset: Any, places: Places, toi: Any, outside: Outside, seed: int, uneven: Uneven) -> None:
+        # Not by way of DistributedSampler, which wants ranks at once and counts a dataset's items.
         self.seed = int(seed)
         self.epoch = 0
+        self.uneven = checked_uneven(uneven)
+        self.ranks: Ranks | None = None
+        """The ranks to deal to; None = those of torch's process group when a pass begins."""
         self._passes = 0
         self._epoch_was_set = False
+        self._start = 0
+        self._stands = (0, 0)
+        self._plan: Plan | None = None
         self._windows = Windows(dataset, toi)
         self.places: Places = self._windows.met(places, outside)
         """The geometries that chips are made from."""
 
-    def __len__(self) -> int:
+    # The order ----------------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """Chips in an epoch, of all ranks together."""
+        raise NotImplementedError
+
+    def _made(self, positions: range) -> list[AOI]:
+        """The AOIs at some positions of the current epoch, all below `total`."""
         raise NotImplementedError
 
     def at(self, position: int) -> AOI:
-        """The AOI at a position of the current epoch."""
-        raise NotImplementedError
+        """The AOI at a position of the current epoch, counted over all ranks."""
+        if not 0 <= position < self.total:
+            raise IndexError(f"position {position} of an epoch of {self.total}")
+        return self._made(range(position, position + 1))[0]
+
+    def __len__(self) -> int:
+        """Chips in an epoch of this rank."""
+        return len(self._positions(0))
 
     def __iter__(self) -> Iterator[AOI]:
-        return (self.at(position) for position in range(len(self)))
+        start, self._start = self._start, 0
+        return self._pass(start, self._positions(start))
+
+    def _positions(self, start: int) -> range:
+        ranks = self.ranks or Ranks.now()
+        if self.total < ranks.count and self.uneven == "drop":
+            raise UsageError(
+                f"{self.total} chips cannot be dealt to {ranks.count} ranks; take more, or uneven='blank' or 'repeat'."
+            )
+        return rank_positions(self.total, start, ranks, self.uneven)
+
+    def _pass(self, start: int, positions: range) -> Iterator[AOI]:
+        self._stands = self.epoch, start
+        for first in range(0, len(positions), _BLOCK):
+            block = positions[first : first + _BLOCK]
+            for position, aoi in zip(block, self._evened(block), strict=True):
+                # All ranks have had their chips of this turn, or are about to.
+                turn = (position - start) // positions.step
+                self._stands = self.epoch, min(start + (turn + 1) * positions.step, self.total)
+                yield aoi
+
+    def _evened(self, positions: range) -> list[AOI]:
+        """The AOIs at positions of which some may lie past the epoch's end."""
+        inside = sum(1 for _ in itertools.takewhile(lambda p: p < self.total, positions))
+        made = self._made(positions[:inside]) if inside else []
+        for position in positions[inside:]:
+            again = self.at(position % self.total)
+            if self.uneven == "blank":
+                again = AOI(again, again.details._replace(position=position, blank=True, min_valid=0.0, spares=()))
+            made.append(again)
+        return made
+
+    # Epochs and resuming --------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass (Lightning and `DataLoader` do)."""
+        if int(epoch) != self.epoch:
+            self._start = 0
+            self._stands = int(epoch), 0
         self.epoch = int(epoch)
         self._epoch_was_set = True
 
@@ -61,6 +127,68 @@ class ChipSampler(Sampler[AOI]):
             self.epoch += 1
         self._passes += 1
         self._epoch_was_set = False
+
+    @property
+    def start(self) -> int:
+        """Position, over all ranks, that the next pass begins at: 0 but after `start_at` and `load_state_dict`."""
+        return self._start
+
+    def start_at(self, position: int) -> None:
+        """Let the next pass begin at a position of the current epoch, counted over all ranks.
+
+        Raises:
+            UsageError: a position beyond the epoch.
+        """
+        if not 0 <= position <= self.total:
+            raise UsageError(f"An epoch of {self.total} chips cannot be taken up at position {position}.")
+        self._start = int(position)
+        self._stands = self.epoch, self._start
+
+    def plan(self) -> Plan:
+        """What the order is a function of, beside the epoch: two samplers of one plan give the same chips."""
+        if self._plan is None:
+            self._plan = self._planned()
+        return dict(self._plan)
+
+    def _planned(self) -> Plan:
+        windows, table = self._windows.toi, self.places.table
+        times = [windows.start, windows.stop] + ([] if table is None else [table.start, table.stop, table.labels])
+        return {
+            "sampler": type(self).__name__,
+            "chips": self.total,
+            "seed": self.seed,
+            **self._options(),
+            "places": f"{len(self.places)}:{places_digest(self.places)}",
+            "times": digest(*times),
+        }
+
+    def _options(self) -> Plan:
+        """What the arguments of a sampler add to its plan."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: version, plan, epoch, and position over all ranks. Plain values, less than a kilobyte.
+
+        The position is that of what was taken from the sampler; a loader with workers takes ahead, so there ask
+        `DataLoader.state_dict`.
+        """
+        epoch, position = self._stands
+        return {"version": _VERSION, "plan": self.plan(), "epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on where `state_dict` was taken, on any number of ranks and workers.
+
+        Raises:
+            ResumeError: the state is of another plan or version; the message names each difference.
+        """
+        if state.get("version") != _VERSION:
+            raise ResumeError(f"A sampler's state has version {_VERSION}, not {state.get('version')!r}.")
+        check_same_plan(state["plan"], self.plan(), f"a {type(self).__name__}")
+        self.epoch = int(state["epoch"])
+        self._epoch_was_set = True
+        self.start_at(int(state["position"]))
+
+    # What it draws from -----------------------------------------------------------------------------------------
 
     @property
     def aois(self) -> AOITable | None:
@@ -88,11 +216,6 @@ class ChipSampler(Sampler[AOI]):
     def _reached(self, frame: int) -> npt.NDArray[np.object_]:
         """Polygons `[M]` that together are what chips in a frame may cover."""
         raise NotImplementedError
-
-    def _position(self, position: int) -> int:
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of an epoch of {len(self)}")
-        return position
 
     def _aoi(
         self,
@@ -147,7 +270,7 @@ class Windows:
         table = places.table
         if table is None or table.start is None or table.stop is None:
             return places
-        first, last = _nanoseconds(self.toi.start), _nanoseconds(self.toi.stop)
+        first, last = (nearest_ns(end).to_datetime64() for end in (self.toi.start, self.toi.stop))
         missed = (table.start[places.aoi] > last) | (table.stop[places.aoi] < first)
         if not missed.any():
             return places
@@ -192,45 +315,18 @@ def dilated(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt
     return np.array([dilate_by_box(shape, width, height) for shape in [*merged, *shapes[~areal]]], dtype=object)
 
 
-def _nanoseconds(stamp: pd.Timestamp) -> np.datetime64:
-    """As datetime64[ns], the nearest there is."""
-    limited = min(max(stamp, pd.Timestamp.min), pd.Timestamp.max)
-    return np.datetime64(limited.as_unit("ns").to_numpy(), "ns")
-
-
 def _time_slice(dataset: Any, toi: Any) -> slice:
+    _, _, t = dataset.bounds
     if toi is None:
-        _, _, t = dataset.bounds
         return slice(t.start, t.stop, 1)
-    if isinstance(toi, pd.Interval):
-        start, stop = toi.left, toi.right
-    else:
-        parts = toi.split("/") if isinstance(toi, str) else toi
-        if not isinstance(parts, (tuple, list)) or len(parts) != 2:
-            raise UsageError(f"toi= is (start, end), 'start/end' or a pandas Interval, not {toi!r}.")
-        _, _, t = dataset.bounds
-        start, stop = _instant(parts[0], t.start), _instant(parts[1], t.stop, last=True)
-    first, last = _naive(pd.Timestamp(start)), _naive(pd.Timestamp(stop))
+    parts = (toi.left, toi.right) if isinstance(toi, pd.Interval) else toi.split("/") if isinstance(toi, str) else toi
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+        raise UsageError(f"toi= is (start, end), 'start/end' or a pandas Interval, not {toi!r}.")
+    try:
+        start, stop = instant(parts[0]), instant(parts[1], last=True)
+    except UsageError as error:
+        raise UsageError(f"toi= {toi!r}: {error}") from None
+    first, last = t.start if start is None else start, t.stop if stop is None else stop
     if first > last:
         raise UsageError(f"toi= {toi!r} ends before it starts.")
     return slice(first, last, 1)
-
-
-def _instant(value: Any, open_end: pd.Timestamp, *, last: bool = False) -> pd.Timestamp:
-    """An instant; of a date, month or year without a time of day its first or last one; ".." and None are open."""
-    if value is None or value == "..":
-        return open_end
-    try:
-        whole = isinstance(value, str) and len(value.strip()) <= _DATE
-        whole |= isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
-        if not whole:
-            return pd.Timestamp(value)
-        period = pd.Period(value, freq=None if isinstance(value, str) else "D")
-        return period.end_time if last else period.start_time
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"toi= holds {value!r}, which is no ISO time ({error}).") from None
-
-
-def _naive(stamp: pd.Timestamp) -> pd.Timestamp:
-    """UTC without saying so, as indexes of datasets are."""
-    return stamp if stamp.tzinfo is None else stamp.tz_convert("UTC").tz_localize(None)

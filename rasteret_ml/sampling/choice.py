@@ -48,11 +48,7 @@ def place_weights(
     if given is None and not balanced and len(places.frames) == 1:
         return None
     areas = _areas(places, regions)
-    count = len(table)
-    if given is None:
-        chosen = areas
-    else:
-        chosen = given[places.aoi] * areas / np.bincount(places.aoi, areas, minlength=count)[places.aoi]
+    chosen = areas if given is None else _times_areas(given, areas, places.aoi)
     if balanced:
         classes = _classes(table, balance)[places.aoi]
         totals: Floats = np.bincount(classes, chosen).astype(np.float64)
@@ -73,6 +69,12 @@ def _weights(table: AOITable, weight: Weight | None) -> Floats | None:
     if weight is None:
         return table.weights
     return checked_weights(table.column(weight, "weight"), table.rows)
+
+
+def _times_areas(given: Floats, areas: Floats, owner: npt.NDArray[np.int64]) -> Floats:
+    """Weights of AOIs, of each place its part by area; none of them so large that they could not be multiplied."""
+    share = areas / np.bincount(owner, areas, minlength=len(given))[owner]
+    return np.asarray((given / np.max(given))[owner] * share)
 
 
 def _classes(table: AOITable, balance: Any) -> npt.NDArray[np.int64]:

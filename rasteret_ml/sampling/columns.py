@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.instants import windows_of
 
-__all__ = ["checked_weights", "class_labels", "column_of", "named_rows", "time_windows", "weight_column"]
+__all__ = ["checked_weights", "class_labels", "column_of", "named_rows", "one_column", "time_windows", "weight_column"]
 
 Rows = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
-
-_SPAN_OF = {4: pd.DateOffset(years=1), 7: pd.DateOffset(months=1), 10: pd.DateOffset(days=1)}
-"""What text of so many characters (2023, 2023-05, 2023-05-01) lasts."""
 
 
 def named_rows(rows: npt.NDArray[Any]) -> str:
@@ -35,7 +32,8 @@ def class_labels(
     column = column_of(table, rows, label, "label")
     if column.isna().any():
         raise UsageError(
-            f"AOIs {named_rows(rows[column.isna().to_numpy()])} have no label; drop them with where(), or fill them in."
+            f"AOIs {named_rows(rows[column.isna().to_numpy()])} have no label; fill them in, or leave these rows out "
+            f"before: table[{_condition(label, 'notna()')}]."
         )
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
@@ -53,9 +51,14 @@ def class_labels(
         values = list(dict.fromkeys(column[unknown].tolist()))[:5]
         raise UsageError(
             f"AOIs {named_rows(rows[unknown])} have labels that are in no class: {values}; add them to classes=, or "
-            "drop them with where()."
+            f"leave these rows out before: table[{_condition(label, 'isin(classes)')}]."
         )
     return found.to_numpy(np.int64), names
+
+
+def _condition(label: Any, test: str) -> str:
+    """Python that says which rows of a table have a label."""
+    return f"table[{label!r}].{test}" if isinstance(label, str) else f"pandas.Series(label).{test}"
 
 
 def _numbering(column: pd.Series, classes: Any) -> tuple[dict[Any, int], tuple[Any, ...]]:
@@ -102,74 +105,24 @@ def checked_weights(column: pd.Series, rows: Rows) -> npt.NDArray[np.float64]:
 
 
 def time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str]) -> tuple[Times, Times]:
-    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open."""
-    if isinstance(time, str):
-        column = column_of(table, rows, time, "time")
-        if isinstance(column.dtype, pd.IntervalDtype):
-            first, last = pd.Series(pd.IntervalIndex(column).left), pd.Series(pd.IntervalIndex(column).right)
-        elif _is_text(column):
-            parts = _text(column).str.partition("/")
-            first, last = parts[0], parts[2].where(parts[1] == "/", parts[0])
-        else:
-            first = last = column
-    else:
-        first, last = (column_of(table, rows, name, "time") for name in time)
-    start, stop = _instants(first, rows, last=False), _instants(last, rows, last=True)
-    backwards = start > stop
-    if backwards.any():
-        raise UsageError(f"The time windows of AOIs {named_rows(rows[backwards])} end before they start.")
-    return start, stop
+    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open; see `windows_of`."""
+    names = [time] if isinstance(time, str) else list(time)
+    if not isinstance(time, str) and len(names) != 2:
+        raise UsageError(f"time= is a column, or two: (first, last); not {time!r}.")
+    first, *last = (column_of(table, rows, name, "time") for name in names)
+    return windows_of(first, last[0] if last else None, lambda at: f"AOIs {named_rows(rows[at])}")
 
 
-def _instants(column: pd.Series, rows: Rows, *, last: bool) -> Times:
-    """Instants; of text that names a day, month or year, its first or its last one."""
-    if pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
-        raise UsageError(
-            f"A time column holds times or ISO text, not {column.dtype}, which could be years or seconds; make "
-            "times of it, for example with pandas.to_datetime(table[name], format='%Y')."
-        )
-    if not _is_text(column):
-        try:
-            stamps = pd.to_datetime(column, utc=True)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"A time column holds times or ISO text, not {column.dtype} ({error}).") from None
-        return _nanoseconds(stamps)
-    text = _text(column)
-    stamps = pd.to_datetime(text.where(text != "", None), format="ISO8601", utc=True, errors="coerce")
-    wrong = (stamps.isna() & (text != "")).to_numpy()
-    if wrong.any():
-        raise UsageError(
-            f"The times of AOIs {named_rows(rows[wrong])} are no ISO 8601 times: {text[wrong].tolist()[:3]}; write "
-            "them like 2023-05-01, 2023-05-01T10:30:00Z or 2023-05-01/2023-08-31."
-        )
-    if last:
-        length = text.str.len().to_numpy()
-        for characters, span in _SPAN_OF.items():
-            whole = length == characters
-            stamps = stamps.where(~whole, stamps + span - pd.Timedelta(1, "us"))
-    return _nanoseconds(stamps)
+def one_column(table: pd.DataFrame, name: str, what: str) -> pd.Series:
+    """The column of a name.
 
-
-def _nanoseconds(stamps: pd.Series) -> Times:
-    naive = pd.DatetimeIndex(stamps).tz_convert("UTC").tz_localize(None)
-    return np.array(naive.as_unit("ns"), dtype="datetime64[ns]")
-
-
-def _is_text(column: pd.Series) -> bool:
-    if isinstance(column.dtype, pd.StringDtype):
-        return True
-    return bool(column.dtype == object and column.map(_is_written).any())
-
-
-def _is_written(value: Any) -> bool:
-    """Text, or a date without a time of day, which is taken as its text."""
-    return isinstance(value, str) or (isinstance(value, datetime.date) and not isinstance(value, datetime.datetime))
-
-
-def _text(column: pd.Series) -> pd.Series:
-    """ISO text, "" where nothing is said."""
-    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
-    return text.where(text != "..", "")
+    Raises:
+        UsageError: several have it.
+    """
+    found = table[name]
+    if isinstance(found, pd.DataFrame):
+        raise UsageError(f"{what}={name!r}: the table has {found.shape[1]} columns of this name; rename them first.")
+    return found
 
 
 def column_of(table: gpd.GeoDataFrame, rows: Rows, values: Any, what: str) -> pd.Series:
@@ -181,7 +134,7 @@ def column_of(table: gpd.GeoDataFrame, rows: Rows, values: Any, what: str) -> pd
     if isinstance(values, str):
         if values not in table.columns:
             raise UsageError(f"{what}={values!r}: the table has no such column; it has {list(table.columns)}.")
-        return table[values].iloc[rows].reset_index(drop=True)
+        return one_column(table, values, what).iloc[rows].reset_index(drop=True)
     series = pd.Series(values)
     if len(series) != len(table):
         raise UsageError(f"{what} has {len(series)} values for a table of {len(table)} rows.")

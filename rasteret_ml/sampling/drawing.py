@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.region import TriangleRegion, clipped, erode_each
+from rasteret_ml.plans import Plan, digest
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.cells import FrameLattice
 from rasteret_ml.sampling.chips import ChipSampler, Floats, dilated, pixel_pair
@@ -22,6 +22,7 @@ from rasteret_ml.sampling.ground import Outside, Places, places_of, without
 from rasteret_ml.sampling.locality import Locality, local_order
 from rasteret_ml.sampling.order import epoch_random, uniforms
 from rasteret_ml.sampling.overlap import largest_shares, shares
+from rasteret_ml.sampling.ranks import Uneven
 
 __all__ = ["Placement", "RandomAOISampler", "Tries", "checked_share"]
 
@@ -31,7 +32,6 @@ Placement = Literal["centre", "inside"]
 Integers = npt.NDArray[np.int64]
 
 _log = logging.getLogger(__name__)
-_BLOCK = 1024
 _OVERLAP_TRIES = 32
 """Places looked at for a chip that is to overlap its polygon."""
 
@@ -72,6 +72,7 @@ class RandomAOISampler(ChipSampler):
         min_valid: Share, 0 to 1, of valid pixels that a chip should have. The AOIs carry further draws from the same
             polygon, `aoi.spares`, which `RasteretDataset` reads where a chip has too few.
         tries: Chips looked at for a position at most, for `min_valid`.
+        uneven: See `Uneven`; by default several ranks leave out the last chips, fewer than there are ranks.
 
     Raises:
         UsageError: a size, length or locality below 1, or (inside, min_overlap) a polygon that no chip fits in.
@@ -97,6 +98,7 @@ class RandomAOISampler(ChipSampler):
         outside: Outside = "raise",
         min_valid: float = 0.0,
         tries: int = 4,
+        uneven: Uneven = "drop",
     ) -> None:
         self.locality = Locality.of(locality)
         self.size = pixel_pair(size)
@@ -108,57 +110,63 @@ class RandomAOISampler(ChipSampler):
         self.placement: Placement = placement or ("inside" if aois is None else "centre")
         self._tries = Tries.of(min_valid, tries)
         self.min_overlap = checked_share(min_overlap, "min_overlap")
-        super().__init__(dataset, places_of(dataset, aois, aois_crs, edge=edge, outside=outside), toi, outside, seed)
+        super().__init__(
+            dataset, places_of(dataset, aois, aois_crs, edge=edge, outside=outside), toi, outside, seed, uneven
+        )
         if self.min_overlap:
             self.places = _large_enough(self.places, self.size, self.min_overlap, outside)
             shapely.prepare(self.places.whole)
         self.places, self._regions = _centres(self.places, self.size, self.placement, outside)
-        self._region = TriangleRegion(self._regions, place_weights(self.places, self._regions, weight, balance))
+        self._weights = place_weights(self.places, self._regions, weight, balance)
+        self._region = TriangleRegion(self._regions, self._weights)
         self._ground: Floats = self.places.res * (self.size[1], self.size[0])
         self._lattice = (
             None if self.locality is None else FrameLattice(dataset, self.places.frames, self.size, self._windows.toi)
         )
         self._ordered: _Ordered | None = None
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Chips in an epoch, of all ranks together."""
         return self.length
-
-    def __iter__(self) -> Iterator[AOI]:
-        for start in range(0, self.length, _BLOCK):
-            count = min(_BLOCK, self.length - start)
-            yield from self._block(start, count)
-
-    def at(self, position: int) -> AOI:
-        """The AOI at a position of the current epoch."""
-        return self._block(self._position(position), 1)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ordered": None}
 
-    def _block(self, start: int, count: int) -> list[AOI]:
-        corners, owners = self._drawn(start, count) if self._lattice is None else self._served(start, count)
+    def _options(self) -> Plan:
+        tried = f"min_valid={self._tries.min_valid:g} tries={self._tries.count}"
+        local = self.locality
+        served = None if local is None else f"{local.blocks}x{local.tiles}x{local.lanes}/{local.batch_size}"
+        return {
+            "size": list(self.size),
+            "locality": served,
+            "options": f"{self.placement} min_overlap={self.min_overlap:g} {tried}",
+            "weights": digest(self._weights),
+        }
+
+    def _made(self, positions: range) -> list[AOI]:
+        corners, owners = self._drawn(positions) if self._lattice is None else self._served(positions)
         share = self._tries.min_valid
         return [
-            self._aoi(own[0], int(place), start + i, self.size, share, tuple((float(x), float(y)) for x, y in own[1:]))
-            for i, (own, place) in enumerate(zip(corners, owners, strict=True))
+            self._aoi(own[0], int(place), position, self.size, share, tuple((float(x), float(y)) for x, y in own[1:]))
+            for position, own, place in zip(positions, corners, owners, strict=True)
         ]
 
-    def _drawn(self, start: int, count: int) -> tuple[Floats, Integers]:
+    def _drawn(self, positions: range) -> tuple[Floats, Integers]:
         """Upper left corners `[count, 1 + spares, 2]` and places `[count]` as drawn."""
-        points, owners = self._region.points(uniforms(self.seed, self.epoch, start, count)[:, :3])
-        drawn = [self._overlapping(points, owners, start, 0)]
+        points, owners = self._region.points(uniforms(self.seed, self.epoch, positions)[:, :3])
+        drawn = [self._overlapping(points, owners, positions, 0)]
         for spare in range(1, self._tries.count):
-            points = self._redrawn(owners, start, spare * _OVERLAP_TRIES)
-            drawn.append(self._overlapping(points, owners, start, spare))
+            points = self._redrawn(owners, positions, spare * _OVERLAP_TRIES)
+            drawn.append(self._overlapping(points, owners, positions, spare))
         half = self._ground[owners] / 2 * (-1, 1)
         return np.stack(drawn, axis=1) + half[:, None], owners
 
-    def _redrawn(self, owners: Integers, start: int, attempt: int) -> Floats:
+    def _redrawn(self, owners: Integers, positions: range, attempt: int) -> Floats:
         """Further points `[count, 2]` in the same places."""
-        numbers = uniforms(self.seed, self.epoch, start, len(owners), attempt)
-        return self._region.points_in(owners, numbers[:, :3])
+        return self._region.points_in(owners, uniforms(self.seed, self.epoch, positions, attempt)[:, :3])
 
-    def _overlapping(self, points: Floats, owners: Integers, start: int, spare: int) -> Floats:
+    def _overlapping(self, points: Floats, owners: Integers, positions: range, spare: int) -> Floats:
         """The centres, those of chips that overlap too little replaced by better ones in the same place."""
         if not self.min_overlap:
             return points
@@ -167,7 +175,7 @@ class RandomAOISampler(ChipSampler):
             short = np.flatnonzero(found < self.min_overlap)
             if not len(short):
                 break
-            points = self._redrawn(owners, start, spare * _OVERLAP_TRIES + attempt)[short]
+            points = self._redrawn(owners, positions, spare * _OVERLAP_TRIES + attempt)[short]
             share = self._shares(points, owners[short])
             better = share > found[short]
             best[short[better]], found[short[better]] = points[better], share[better]
@@ -177,19 +185,19 @@ class RandomAOISampler(ChipSampler):
         ground = self._ground[owners]
         return shares(self.places.whole[owners], points + ground / 2 * (-1, 1), ground)
 
-    def _served(self, start: int, count: int) -> tuple[Floats, Integers]:
+    def _served(self, positions: range) -> tuple[Floats, Integers]:
         """The same in the local order, which is made once an epoch."""
         ordered = self._ordered
         if ordered is None or ordered.key != (self.seed, self.epoch):
             assert self._lattice is not None
             assert self.locality is not None
             key = self.seed, self.epoch
-            corners, owners = self._drawn(0, self.length)
+            corners, owners = self._drawn(range(self.length))
             cells = self._lattice.cells(corners[:, 0], self.places.frame[owners])
             order = local_order(cells, self.locality, epoch_random(*key))
             ordered = self._ordered = _Ordered(key=key, corners=corners[order], owners=owners[order])
-        stop = start + count
-        return ordered.corners[start:stop], ordered.owners[start:stop]
+        part = slice(positions.start, positions.stop, positions.step)
+        return ordered.corners[part], ordered.owners[part]
 
     def _reached(self, frame: int) -> npt.NDArray[np.object_]:
         here = np.flatnonzero(self.places.frame == frame)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -11,17 +10,18 @@ import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.region import TriangleRegion
+from rasteret_ml.plans import Plan
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.chips import ChipSampler, Floats, dilated, pixel_pair
 from rasteret_ml.sampling.drawing import Tries
 from rasteret_ml.sampling.ground import Outside, Places, ground_scale, places_of
 from rasteret_ml.sampling.order import epoch_random, uniforms
+from rasteret_ml.sampling.ranks import Uneven
 
 __all__ = ["EachAOISampler"]
 
 Integers = npt.NDArray[np.int64]
 
-_BLOCK = 1024
 _NEAR = 1e-6
 """Share of a pixel that counts as nothing."""
 
@@ -48,6 +48,8 @@ class EachAOISampler(ChipSampler):
         outside: What to do with an AOI outside every scene or time: "raise", or "drop" (logged).
         min_valid: As for `RandomAOISampler`: further draws are random places in the AOI; a point has none.
         tries: As for `RandomAOISampler`.
+        uneven: See `Uneven`; default "drop" with `shuffle`, else "blank", so that several ranks together see each chip
+            exactly once.
 
     Raises:
         UsageError: arguments that contradict one another: several chips that would be the same, `pad` beside `size`,
@@ -71,6 +73,7 @@ class EachAOISampler(ChipSampler):
         outside: Outside = "raise",
         min_valid: float = 0.0,
         tries: int = 4,
+        uneven: Uneven | None = None,
     ) -> None:
         if aois is None:
             raise UsageError("EachAOISampler needs aois=, a table of geometries.")
@@ -78,9 +81,8 @@ class EachAOISampler(ChipSampler):
         self.chips, self.placement, self.pad, self.shuffle = int(chips), placement, int(pad), bool(shuffle)
         self._tries = Tries.of(min_valid, tries)
         self._check()
-        super().__init__(
-            dataset, _best_frames(places_of(dataset, aois, aois_crs, outside=outside, area=False)), toi, outside, seed
-        )
+        places = _best_frames(places_of(dataset, aois, aois_crs, outside=outside, area=False))
+        super().__init__(dataset, places, toi, outside, seed, uneven or ("drop" if self.shuffle else "blank"))
         flat = shapely.get_dimensions(self.places.shapes) == 0
         if self._tries.count > 1 and flat.all():
             raise UsageError("min_valid= tries other places in an AOI, and a point has none; leave it out.")
@@ -107,47 +109,48 @@ class EachAOISampler(ChipSampler):
         if self.chips > 1 and self.placement == "centre":
             raise UsageError(f"{self.chips} chips in one place would be the same; say placement='random' and a size.")
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Chips in an epoch, of all ranks together."""
         return len(self.places) * self.chips
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_order": None}
 
-    def __iter__(self) -> Iterator[AOI]:
-        for start in range(0, len(self), _BLOCK):
-            yield from self._block(start, min(_BLOCK, len(self) - start))
+    def _options(self) -> Plan:
+        tried = f"min_valid={self._tries.min_valid:g} tries={self._tries.count}"
+        return {
+            "size": None if self.size is None else list(self.size),
+            "options": f"chips={self.chips} {self.placement} pad={self.pad} shuffle={self.shuffle} {tried}",
+        }
 
-    def at(self, position: int) -> AOI:
-        """The AOI at a position of the current epoch."""
-        return self._block(self._position(position), 1)[0]
-
-    def _block(self, start: int, count: int) -> list[AOI]:
-        drawn = self._drawn_at()[start : start + count] if self.shuffle else np.arange(start, start + count)
-        owners = drawn // self.chips
+    def _made(self, positions: range) -> list[AOI]:
+        numbers = np.arange(positions.start, positions.stop, positions.step)
+        owners = (self._drawn_at()[numbers] if self.shuffle else numbers) // self.chips
         if self.size is None:
             return [
-                self._aoi(self._corners[place], int(place), start + i, (int(height), int(width)))
-                for i, (place, (height, width)) in enumerate(zip(owners, self._sizes[owners], strict=True))
+                self._aoi(self._corners[place], int(place), position, (int(height), int(width)))
+                for position, place, (height, width) in zip(positions, owners, self._sizes[owners], strict=True)
             ]
-        corners, made = self._placed(owners, start), []
-        for i, (place, own) in enumerate(zip(owners, corners, strict=True)):
+        made = []
+        for position, place, own in zip(positions, owners, self._placed(owners, positions), strict=True):
             spares = tuple((float(x), float(y)) for x, y in own[1:]) if self._movable[place] else ()
-            made.append(self._aoi(own[0], int(place), start + i, self.size, self._tries.min_valid, spares))
+            made.append(self._aoi(own[0], int(place), position, self.size, self._tries.min_valid, spares))
         return made
 
     def _drawn_at(self) -> Integers:
         """The number of the chip at each position: a permutation."""
         key = self.seed, self.epoch
         if self._order is None or self._order[0] != key:
-            self._order = key, np.argsort(epoch_random(*key).random(len(self)), kind="stable")
+            self._order = key, np.argsort(epoch_random(*key).random(self.total), kind="stable")
         return self._order[1]
 
-    def _placed(self, owners: Integers, start: int) -> Floats:
+    def _placed(self, owners: Integers, positions: range) -> Floats:
         """Upper left corners of chips and their spares `[N, 1 + spares, 2]`."""
         drawn = [] if self.placement == "random" else [self._centres[owners]]
         for attempt in range(len(drawn), self._tries.count):
             assert self._insides is not None
-            numbers = uniforms(self.seed, self.epoch, start, len(owners), attempt)[:, :3]
+            numbers = uniforms(self.seed, self.epoch, positions, attempt)[:, :3]
             drawn.append(self._insides.points(owners, numbers))
         corners: Floats = np.stack(drawn, axis=1) + (self._ground[owners] / 2 * (-1, 1))[:, None]
         return corners

@@ -12,12 +12,14 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.region import polygonal_each, union_of
+from rasteret_ml.plans import Plan
 from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.chips import ChipSampler, Floats, pixel_pair
 from rasteret_ml.sampling.drawing import checked_share
 from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
 from rasteret_ml.sampling.ground import Outside, Places, places_of, without
 from rasteret_ml.sampling.overlap import shares
+from rasteret_ml.sampling.ranks import Uneven
 
 __all__ = ["GridAOISampler"]
 
@@ -44,6 +46,7 @@ class GridAOISampler(ChipSampler):
         edge: By how much polygons are shrunk before they are covered, in CRS units.
         outside: What to do with an AOI that has no chip (outside every scene or time, gone after `edge`, no chip of
             `min_overlap`): "raise", or "drop" (logged).
+        uneven: See `Uneven`; by default several ranks together see each chip exactly once, and blank ones beside.
 
     Raises:
         UsageError: a size or stride below 1, a stride above the size (it would leave gaps), or an AOI without a chip of
@@ -63,25 +66,31 @@ class GridAOISampler(ChipSampler):
         min_overlap: float = 0.0,
         edge: float = 0.0,
         outside: Outside = "raise",
+        uneven: Uneven = "blank",
     ) -> None:
         self.size = pixel_pair(size)
         self.stride = self.size if stride is None else pixel_pair(stride, "stride")
         if self.stride[0] > self.size[0] or self.stride[1] > self.size[1]:
             raise UsageError(f"A stride of {self.stride} leaves gaps between chips of {self.size}.")
         self.min_overlap = checked_share(min_overlap, "min_overlap")
-        super().__init__(dataset, places_of(dataset, aois, aois_crs, edge=edge, outside=outside), toi, outside, 0)
+        super().__init__(
+            dataset, places_of(dataset, aois, aois_crs, edge=edge, outside=outside), toi, outside, 0, uneven
+        )
         self.places = _without_earlier_frames(self.places)
         self._corners, self._owners = self._laid()
         if self.min_overlap:
             self._leave_out(outside)
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Chips in an epoch, of all ranks together."""
         return len(self._corners)
 
-    def at(self, position: int) -> AOI:
-        """The AOI at a position."""
-        self._position(position)
-        return self._aoi(self._corners[position], int(self._owners[position]), position, self.size)
+    def _made(self, positions: range) -> list[AOI]:
+        return [self._aoi(self._corners[p], int(self._owners[p]), p, self.size) for p in positions]
+
+    def _options(self) -> Plan:
+        return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
 
     @property
     def corners(self) -> Floats:

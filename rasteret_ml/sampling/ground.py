@@ -18,11 +18,13 @@ from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bound
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import clipped, polygonal_each, union_of
+from rasteret_ml.geo.swept import in_threads
+from rasteret_ml.plans import digest
 from rasteret_ml.sampling.columns import named_rows
 from rasteret_ml.sampling.places import Frame, frames_of
 from rasteret_ml.sampling.table import AOITable
 
-__all__ = ["Outside", "Places", "ground_area", "ground_scale", "places_of", "without"]
+__all__ = ["Outside", "Places", "ground_area", "ground_scale", "places_digest", "places_of", "without"]
 
 Outside = Literal["raise", "drop"]
 """What becomes of an AOI that no chip can come from."""
@@ -92,7 +94,7 @@ def places_of(
     """
     if outside not in ("raise", "drop"):
         raise UsageError(f"outside is 'raise' or 'drop', not {outside!r}.")
-    if not edge >= 0:
+    if not (edge >= 0 and np.isfinite(edge)):
         raise UsageError(f"edge is a distance of at least 0 in CRS units, not {edge!r}.")
     frames = tuple(frames_of(dataset))
     coverages = [union_of(frame.shapes) for frame in frames]
@@ -187,6 +189,13 @@ def without(
             raise error(f"{text}." if places.table is None else f"{text}, or drop them (outside='drop').")
         _log.warning("%s. %d AOIs are dropped.", text, len(lost))
     return places.kept(~bad)
+
+
+def places_digest(places: Places) -> str:
+    """Tells places apart: by frames, AOIs and outlines, to a thousandth of a pixel."""
+    coordinates, owner = shapely.get_coordinates(places.shapes, return_index=True)
+    frames = [(frame.crs, frame.res, frame.origin) for frame in places.frames]
+    return digest(frames, places.frame, places.rows, owner, np.round(coordinates / places.res[owner], 3))
 
 
 def ground_area(places: Places, shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
@@ -294,7 +303,9 @@ def _may_meet(
 
 def _shrunk(shapes: npt.NDArray[np.object_], edge: float) -> npt.NDArray[np.object_]:
     # Mitred, so that no chord cuts an arc: nothing is left nearer than `edge`.
-    return polygonal_each(shapely.buffer(shapes, -edge, join_style="mitre")) if edge else shapes
+    if not edge:
+        return shapes
+    return polygonal_each(in_threads(lambda part: shapely.buffer(part, -edge, join_style="mitre"), shapes))
 
 
 def _cut(places: Places) -> npt.NDArray[np.object_]:

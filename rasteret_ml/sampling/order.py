@@ -10,15 +10,16 @@ __all__ = ["epoch_random", "uniforms"]
 _WORDS = 4  # 64-bit words in one step of Philox's counter (Salmon et al. 2011): one step a position
 
 
-def uniforms(seed: int, epoch: int, start: int, count: int, attempt: int = 0) -> npt.NDArray[np.float64]:
-    """Four uniform numbers in [0, 1) for each of `count` positions from `start`, `[count, 4]`.
+def uniforms(seed: int, epoch: int, positions: range, attempt: int = 0) -> npt.NDArray[np.float64]:
+    """Four uniform numbers in [0, 1) for each position, `[len(positions), 4]`.
 
     A position's numbers are the same however many others are drawn with it, and on every machine; each attempt at a
     position has its own.
     """
     bits = np.random.Philox(key=_key(seed, epoch), counter=[0, 0, attempt, 0])
-    bits.advance(start)
-    return np.random.Generator(bits).random((count, _WORDS))
+    bits.advance(positions.start)
+    span = positions[-1] + 1 - positions.start if positions else 0
+    return np.random.Generator(bits).random((span, _WORDS))[:: positions.step]
 
 
 def epoch_random(seed: int, epoch: int) -> np.random.Generator:

@@ -134,6 +134,9 @@ def _right_of(line: shapely.LineString, coverage: BaseGeometry) -> BaseGeometry:
     xmin, ymin, xmax, ymax = coverage.buffer(1).bounds
     reach = 4 * (xmax - xmin + ymax - ymin)
     points = shapely.get_coordinates(line)
+    points = points[np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))]
+    if len(points) < 2 or not np.isfinite(points).all():
+        raise UsageError(f"by= is a line of two or more different points, not {line.wkt[:100]}.")
 
     def beyond(end: npt.NDArray[np.float64], inner: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         direction = end - inner

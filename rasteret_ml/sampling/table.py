@@ -15,7 +15,7 @@ import shapely
 
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import crs_text
-from rasteret_ml.geo.geometries import geometries_from, unpack_geometries
+from rasteret_ml.geo.geometries import are_finite, geometries_from, unpack_geometries
 from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.sampling.columns import class_labels, column_of, named_rows, time_windows, weight_column
 
@@ -76,7 +76,8 @@ class AOITable:
             weight: Column (or values `[N]`) of how often each AOI is drawn, in proportion.
             time: Column of instants or of ISO intervals ("2023-05-01/2023-08-31", ".." for an open end), or a pair
                 of columns (first, last). Text that names a day, month or year means all of it; missing = open.
-            invalid: Polygons that are not valid: "repair" (their area is kept), "drop" (logged) or "raise".
+            invalid: Polygons that are not valid: "repair" (their area is kept), "drop" (logged) or "raise". What has
+                coordinates that are no numbers cannot be repaired.
             empty: Missing geometries, and polygons of no area: "raise" or "drop" (logged).
 
         Raises:
@@ -94,7 +95,7 @@ class AOITable:
         if classes is not None and label is None:
             raise UsageError("classes= says how a label is numbered; give label= as well.")
         values, own_crs, table = unpack_geometries(source)
-        rows = _with_geometry(values, empty)
+        rows = _with_numbers(values, _with_geometry(values, empty), invalid)
         found = geometries_from(gpd.GeoSeries(list(values[rows]), crs=own_crs), crs)
         shapes, kept = _valid(found.geometries, rows, invalid, empty)
         if table is None:
@@ -211,6 +212,19 @@ def _with_geometry(values: Geometries, empty: str) -> Rows:
             raise GeometryError(f"AOIs {rows} have no geometry, or an empty one; drop them, or say empty='drop'.")
         _log.warning("%d AOIs have no geometry and are dropped: %s", bare.sum(), rows)
     return np.flatnonzero(~bare)
+
+
+def _with_numbers(values: Geometries, rows: Rows, invalid: str) -> Rows:
+    """Those of the rows whose coordinates are finite."""
+    finite = are_finite(values[rows])
+    if not finite.all():
+        named = named_rows(rows[~finite])
+        if invalid != "drop":
+            raise GeometryError(
+                f"AOIs {named} have coordinates that are NaN or infinite; mend them, or say invalid='drop'."
+            )
+        _log.warning("%d AOIs have coordinates that are no numbers and are dropped: %s", (~finite).sum(), named)
+    return rows[finite]
 
 
 def _valid(shapes: Geometries, rows: Rows, invalid: str, empty: str) -> tuple[Geometries, npt.NDArray[np.bool_]]:

@@ -32,7 +32,7 @@ from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.record import BandRegistry
 from rasteret_ml.scenes.packing import pack_array, unpack_array
 
-__all__ = ["RecordStore", "SceneFacts", "choose_grid", "pixel_sizes", "scene_facts"]
+__all__ = ["RecordStore", "SceneFacts", "band_column", "choose_grid", "pixel_sizes", "scene_facts"]
 
 _log = logging.getLogger(__name__)
 _NAMED = 5
@@ -109,8 +109,8 @@ def scene_facts(collection: Collection, bands: Sequence[str], also: Sequence[str
     """
     if not len(collection):
         raise UsageError("The Collection is empty: no record fits its filters.")
-    facts = [band_arrays(collection, _column(collection, band)) for band in bands]
-    others = [band_arrays(collection, _column(collection, band)) for band in also if band not in bands]
+    facts = [band_arrays(collection, band_column(collection, band)) for band in bands]
+    others = [band_arrays(collection, band_column(collection, band)) for band in also if band not in bands]
     wanted = [*bands, *(band for band in also if band not in bands)]
     present = np.all(np.stack([f.present for f in (*facts, *others)]), axis=0)
     if not present.any():
@@ -162,7 +162,12 @@ def pixel_sizes(transforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.column_stack([np.hypot(a, d), np.hypot(b, e)])
 
 
-def _column(collection: Collection, band: str) -> str:
+def band_column(collection: Collection, band: str) -> str:
+    """What a Collection calls a band.
+
+    Raises:
+        UnknownBandError: it has none such.
+    """
     have = collection.bands
     found = next((name for name in BandRegistry.names(band, collection.data_source) if name in have), None)
     if found is None:
@@ -225,7 +230,7 @@ class RecordStore:
 
     def __init__(self, collection: Collection, bands: Sequence[str], keep: int = 4096) -> None:
         columns = ["id", "datetime", "bbox", "assets", "proj:epsg", "crs", "collection"]
-        columns += dict.fromkeys(f"{_column(collection, band)}{METADATA_SUFFIX}" for band in bands)
+        columns += dict.fromkeys(f"{band_column(collection, band)}{METADATA_SUFFIX}" for band in bands)
         self._rows = RowStore(collection, columns)
         self._data_source = collection.data_source
         self._keep = keep

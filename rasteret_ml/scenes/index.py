@@ -15,10 +15,10 @@ import shapely
 from rasteret_ml.collection.facts import outlines
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
+from rasteret_ml.instants import INSTANT
 from rasteret_ml.raster.target import warped_grid
 from rasteret_ml.scenes.extents import cut_to_footprints, follows_the_edge, grid_outlines
 from rasteret_ml.scenes.facts import SceneFacts
-from rasteret_ml.scenes.instants import INSTANT
 
 __all__ = ["TileLayout", "moved_index", "scene_index", "tile_layout"]
 

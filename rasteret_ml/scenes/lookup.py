@@ -12,6 +12,7 @@ import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.longitudes import around_the_globe
+from rasteret_ml.instants import nearest_ns
 from rasteret_ml.scenes.facts import SceneFacts
 from rasteret_ml.scenes.preference import preference
 
@@ -67,7 +68,7 @@ class Lookup:
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
         """Rows that share an area with the chip and overlap the times (both ends included), best first."""
-        start, stop = pd.Timestamp(t.start).as_unit("ns").value, pd.Timestamp(t.stop).as_unit("ns").value
+        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
         places = around_the_globe([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.instants import middle
 
 __all__ = ["RecordOrder", "checked_order", "preference"]
 
 RecordOrder = str | dt.date
 """newest, oldest, clearest (least cloud, then the newest), nearest (to the middle of the time asked for), or a date:
-nearest to it. Undated records come last, and what is unknown of clouds counts as clouded."""
+nearest to it, of a day (month, year) to its middle. Undated records come last; unknown clouds count as clouded."""
 
 _NAMED = ("newest", "oldest", "clearest", "nearest")
 _LAST = np.iinfo(np.int64).max
@@ -33,13 +34,12 @@ def checked_order(order: RecordOrder) -> str | pd.Timestamp:
     if isinstance(order, str) and order in _NAMED:
         return order
     try:
-        when = pd.Timestamp(order) if isinstance(order, (str, dt.date)) else pd.NaT
-        when.as_unit("ns")
-    except (TypeError, ValueError):  # also a date that nanoseconds do not reach
-        when = pd.NaT
-    if when is pd.NaT:
+        when = middle(order) if isinstance(order, (str, dt.date)) else None
+    except UsageError:
+        when = None
+    if when is None:
         raise UsageError(f"order= is one of {', '.join(_NAMED)} or a date, not {order!r}.")
-    return when.tz_convert("UTC").tz_localize(None) if when.tz is not None else when
+    return when
 
 
 def preference(

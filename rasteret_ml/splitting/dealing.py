@@ -25,7 +25,10 @@ def checked_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
     """
     if not isinstance(fractions, Mapping) or len(fractions) < 2:
         raise UsageError(f"fractions names two or more splits, as {{'train': 0.8, 'val': 0.2}}, not {fractions!r}.")
-    shares = {str(name): float(share) for name, share in fractions.items()}
+    try:
+        shares = {str(name): float(share) for name, share in fractions.items()}
+    except (TypeError, ValueError):
+        raise UsageError(f"fractions maps names of splits to numbers, not {dict(fractions)!r}.") from None
     if not all(share > 0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
         raise UsageError(f"fractions are positive and sum to 1, not {shares} (sum {sum(shares.values()):g}).")
     return shares

@@ -18,6 +18,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
 from rasteret_ml.geo.region import clipped, polygonal, union_of
+from rasteret_ml.sampling.columns import one_column
 from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
 from rasteret_ml.sampling.places import coverage_of
 from rasteret_ml.splitting.dealing import checked_fractions, deal, joined_groups
@@ -161,7 +162,7 @@ def split_aois(
             f"A buffer of {buffer:g} needs AOIs in a projected CRS, not {found.crs}: convert the table first, for "
             "example with aois.to_crs(aois.estimate_utm_crs())."
         )
-    a, b = _overlapping(shapes)
+    a, b = _overlapping(shapes, full_turn(found.crs))
     groups = np.arange(len(shapes)) if by is None else _groups(table, shapes, by, side)
     if by != "block" and side is not None:
         raise UsageError("side= goes with by='block'.")
@@ -191,16 +192,32 @@ def _whole_blocks(
     return boxes
 
 
-def _overlapping(shapes: Geometries) -> tuple[Integers, Integers]:
-    """Pairs of geometries that share ground: an area, or, of points and lines, any point."""
-    a, b = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    a, b = a[a < b], b[a < b]
-    areas = shapely.area(shapes)
-    areal = (areas[a] > 0) & (areas[b] > 0)
-    shared = np.zeros(len(a))
+def _overlapping(shapes: Geometries, turn: float | None) -> tuple[Integers, Integers]:
+    """Pairs of geometries that share ground: an area, or, of points and lines, any point.
+
+    Longitudes a turn apart are one place, so that AOIs on both sides of the antimeridian are found as well.
+    """
     valid = shapely.make_valid(shapes)
-    shared[areal] = shapely.area(shapely.intersection(valid[a[areal]], valid[b[areal]]))
-    kept = ~areal | (shared > _NOTHING * np.minimum(areas[a], areas[b]))
+    tree = shapely.STRtree(valid)
+    a, b = tree.query(valid, predicate="intersects")
+    pairs = [_sharing(valid, valid, a[a < b], b[a < b])]
+    if turn is not None:
+        west = np.flatnonzero(shapely.bounds(valid)[:, 0] + turn <= shapely.total_bounds(valid)[2])
+        moved = valid.copy()
+        moved[west] = shapely.transform(valid[west], lambda xy: xy + np.array([turn, 0.0]))
+        a, b = tree.query(moved[west], predicate="intersects")
+        pairs.append(_sharing(moved, valid, west[a], b))
+    one, two = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+    return one, two
+
+
+def _sharing(first: Geometries, second: Geometries, a: Integers, b: Integers) -> tuple[Integers, Integers]:
+    """Those of the pairs `a` of `first` and `b` of `second`, which meet, that do not merely touch."""
+    one, two = shapely.area(first[a]), shapely.area(second[b])
+    areal = (one > 0) & (two > 0)
+    shared = np.zeros(len(a))
+    shared[areal] = shapely.area(shapely.intersection(first[a[areal]], second[b[areal]]))
+    kept = ~areal | (shared > _NOTHING * np.minimum(one, two))
     return a[kept], b[kept]
 
 
@@ -222,7 +239,7 @@ def value_codes(table: Any, column: str, argument: str, what: str) -> npt.NDArra
     """
     if column not in table.columns:
         raise UsageError(f"{argument}={column!r} is no column; there are {list(table.columns)}.")
-    codes: Integers = pd.factorize(table[column])[0].astype(np.int64)
+    codes: Integers = pd.factorize(one_column(table, column, argument))[0].astype(np.int64)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
         raise UsageError(f"{what} {row} has nothing in column {column!r}; fill it in, or drop it first.")

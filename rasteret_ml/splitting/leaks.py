@@ -83,7 +83,7 @@ def check_splits(splits: Mapping[str, Any] | gpd.GeoDataFrame, *, buffer: float 
     if isinstance(splits, gpd.GeoDataFrame):
         if "split" not in splits.columns:
             raise UsageError(f"The table has no column 'split'; it has {list(splits.columns)}.")
-        splits = dict(iter(splits.groupby("split")))
+        splits = dict(iter(splits.groupby("split", observed=True)))
     found = {str(name): _reach_of(str(name), thing, crs) for name, thing in splits.items()}
     for (one, a), (two, b) in itertools.combinations(found.items(), 2):
         if _same_time(a, b):

@@ -19,6 +19,7 @@ from rasteret_ml.collection.select import interval
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.longitudes import around_the_globe
 from rasteret_ml.geo.region import union_of
+from rasteret_ml.instants import nearest_ns
 from rasteret_ml.splitting.dealing import checked_fractions, deal, joined_groups
 from rasteret_ml.splitting.ground import value_codes
 
@@ -208,7 +209,7 @@ def _given(boundaries: Mapping[str, Any]) -> tuple[list[str], Times, Times]:
             raise UsageError(
                 f"The dates of splits {one!r} and {two!r} overlap: {boundaries[one]!r}, {boundaries[two]!r}."
             )
-    start, stop = (np.array([ranges[name][k] for name in names], "datetime64[ns]") for k in (0, 1))
+    start, stop = (np.array([nearest_ns(ranges[name][k]).to_datetime64() for name in names]) for k in (0, 1))
     return names, start, stop
 
 

@@ -5,7 +5,18 @@ Nothing in the library imports this room; tests and examples do, yours included.
 
 from rasteret_ml.testing.cogs import make_cog
 from rasteret_ml.testing.readers import MemoryReader, RecordingReader
-from rasteret_ml.testing.server import Fault, RangeServer
+from rasteret_ml.testing.resume import batch_digest, check_resume
+from rasteret_ml.testing.server import BrokenBytes, Fault, RangeServer
 from rasteret_ml.testing.suite import RangeReaderSuite
 
-__all__ = ["Fault", "MemoryReader", "RangeReaderSuite", "RangeServer", "RecordingReader", "make_cog"]
+__all__ = [
+    "BrokenBytes",
+    "Fault",
+    "MemoryReader",
+    "RangeReaderSuite",
+    "RangeServer",
+    "RecordingReader",
+    "batch_digest",
+    "check_resume",
+    "make_cog",
+]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from aiohttp import web
 
-__all__ = ["Fault", "RangeServer", "ServedRequest", "main"]
+__all__ = ["BrokenBytes", "Fault", "RangeServer", "ServedRequest", "main"]
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
@@ -36,6 +38,22 @@ class Fault:
     """Extra headers of a `status` answer."""
 
 
+@dataclass(slots=True, kw_only=True)
+class BrokenBytes:
+    """Bytes that a server cannot give: any request for one of them is answered with an error status."""
+
+    path: str
+    """Of the file, without the leading slash."""
+    start: int
+    """First byte."""
+    stop: int
+    """One past the last."""
+    status: int = 503
+    """Of the answer."""
+    times: int = 1 << 30
+    """Requests that meet it; later ones are served well."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedRequest:
     """One request as the server saw it."""
@@ -48,17 +66,40 @@ class ServedRequest:
     """First byte and one past the last asked for; None = no range."""
     sent: int
     """Body bytes."""
+    failed: bool = False
+    """Whether it was refused because its bytes are broken, or by `failing`."""
 
 
 class RangeServer:
-    """Serves a folder over HTTP with range requests; a context manager with a thread of its own."""
+    """Serves a folder over HTTP with range requests; a context manager with a thread of its own.
 
-    def __init__(self, root: str | os.PathLike[str], *, latency: float = 0.0, port: int = 0) -> None:
-        """Prepare to serve `root`; each answer waits `latency` seconds first."""
+    Args:
+        root: The folder.
+        latency: Seconds that each answer waits first.
+        port: To listen at; 0 = a free one.
+        failing: Share of range requests, 0 to 1, that are answered with status 503. Which ones is a function of `seed`,
+            the path, the range, and how often that range was asked for before: the same requests fail in every run.
+        seed: Of that choice.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        latency: float = 0.0,
+        port: int = 0,
+        failing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self.latency = latency
         self.faults: dict[str, Fault] = {}
         """By path (without the leading slash)."""
+        self.broken: list[BrokenBytes] = []
+        """Bytes that cannot be had."""
+        self.failing = failing
+        self.seed = seed
+        self._asked: Counter[tuple[str, int, int]] = Counter()
         self.requests: list[ServedRequest] = []
         """Everything asked so far."""
         self.port = port
@@ -135,6 +176,10 @@ class RangeServer:
         if start >= size:
             self._note(request, (start, stop), 0)
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+        status = self._refusal(path, start, stop)
+        if status is not None:
+            self._note(request, (start, stop), 0, failed=True)
+            return web.Response(status=status)
         body = _part(full, start, stop - start)
         if fault is not None and fault.kind == "cut":
             body = body[: len(body) // 2]
@@ -142,10 +187,23 @@ class RangeServer:
         headers = tag | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
         return web.Response(status=206, body=body, headers=headers, content_type="image/tiff")
 
-    def _note(self, request: web.Request, span: tuple[int, int] | None, sent: int) -> None:
-        self.requests.append(
-            ServedRequest(path=request.match_info["path"], query=request.query_string, range=span, sent=sent)
-        )
+    def _refusal(self, path: str, start: int, stop: int) -> int | None:
+        """The status that a range is refused with; None = it is served."""
+        for bad in self.broken:
+            if bad.times > 0 and bad.path == path and bad.start < stop and start < bad.stop:
+                bad.times -= 1
+                return bad.status
+        if not self.failing:
+            return None
+        asked = self._asked[path, start, stop]
+        self._asked[path, start, stop] += 1
+        words = f"{self.seed} {path} {start} {stop} {asked}".encode()
+        drawn = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") / 2**64
+        return 503 if drawn < self.failing else None
+
+    def _note(self, request: web.Request, span: tuple[int, int] | None, sent: int, *, failed: bool = False) -> None:
+        path, query = request.match_info["path"], request.query_string
+        self.requests.append(ServedRequest(path=path, query=query, range=span, sent=sent, failed=failed))
 
 
 def _part(path: str, start: int, length: int) -> bytes:
@@ -160,8 +218,9 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--failing", type=float, default=0.0, help="share of range requests answered with 503")
     options = parser.parse_args()
-    with RangeServer(options.folder, latency=options.latency, port=options.port) as server:
+    with RangeServer(options.folder, latency=options.latency, port=options.port, failing=options.failing) as server:
         print(server.url, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

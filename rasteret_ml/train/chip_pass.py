@@ -65,10 +65,10 @@ class ChipPass:
         self._cut = aois is not None
         self.grid = GridAOISampler(dataset, size, aois=aois)
         """All chips."""
-        self.positions: Sequence[int] = range(len(self.grid))
+        self.positions: Sequence[int] = range(self.grid.total)
         """Those that are read."""
-        if max_chips is not None and len(self.grid) > max_chips:
-            drawn = np.argsort(epoch_random(seed, 0).random(len(self.grid)), kind="stable")[:max_chips]
+        if max_chips is not None and self.grid.total > max_chips:
+            drawn = np.argsort(epoch_random(seed, 0).random(self.grid.total), kind="stable")[:max_chips]
             self.positions = np.sort(drawn).tolist()
 
     def __len__(self) -> int:

@@ -202,7 +202,7 @@ def _tally(
         tallies.extend(tally_for(image.dtype) for _ in pixels)
     # Keys of a pixel depend on the chip alone, not on what was read with it.
     rows = -(-pixels[0].size // 4)
-    keys = uniforms(seed, chip.position + 1, 0, rows).reshape(-1)[: pixels[0].size].reshape(pixels[0].shape)
+    keys = uniforms(seed, chip.position + 1, range(rows)).reshape(-1)[: pixels[0].size].reshape(pixels[0].shape)
     for tally, values, kept in zip(tallies, pixels, keep, strict=True):
         tally.add(values[kept], keys[kept])
 

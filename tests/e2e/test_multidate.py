@@ -98,6 +98,26 @@ def test_a_series_of_day_mosaics_with_scl_and_padding(shared_data: Path, items: 
     assert sample["record"][5:].tolist() == [-1, -1]
 
 
+def test_shares_of_each_date_are_those_that_scl_says(shared_data: Path, items: rm.Collection) -> None:
+    """Read from SCL alone: how much of the place each day shows at all, and how much of that is clear."""
+    dataset = rm.RasteretDataset(items, BANDS, series=5, quality="sentinel-2-scl", resampling="nearest")
+    place = on_the_seam(dataset, 400)
+    sample, grid = dataset[place], dataset.chip_grid(place)
+    newest_first = items.to_table(["id", "datetime"]).to_pandas().sort_values("datetime", ascending=False)["id"]
+    shares = []
+    for t, day in enumerate(DAYS):
+        classes = np.zeros(grid.shape, np.uint8)
+        for name in (n for n in newest_first if n.split("_")[2] == day.replace("-", "")):
+            scl, known = read(shared_data, name, "SCL", grid)
+            classes = np.where(classes == 0, np.where(known, scl, 0), classes)
+        shown, clear = (classes != 0).mean(), np.isin(classes, CLEAR).mean()
+        # The bands say by themselves where there is data: to a pixel of SCL, 20 m, along the edge of a swath.
+        assert sample["mask_valid"][t].float().mean().item() == pytest.approx(shown, abs=2e-3)
+        assert sample["mask_clear"][t].float().mean().item() == pytest.approx(clear, abs=2e-3)
+        shares.append(clear)
+    assert max(shares) - min(shares) > 0.3
+
+
 def test_which_dates(items: rm.Collection) -> None:
     """Latest, clearest, few clouds: always T of them, ascending."""
     for series, days in (

@@ -50,6 +50,7 @@ def days(tmp_path_factory) -> rm.Collection:
         ("oldest", 20, 10),
         ("clearest", 80, 50),
         ("2023-05-04", 20, 50),
+        ("2023-05", 80, 80),
         (pd.Timestamp("2023-05-02T06:00"), 20, 20),
         ("nearest", 20, 50),
     ],
@@ -168,6 +169,29 @@ def test_outside_the_polygon_is_filled_where_asked(days, scenes):
     assert sample["aoi"].tolist() == [3]
     labels = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, mask_outside=True, ignore_index=250)
     assert (labels[triangle(labels)]["mask"][~inside] == 250).all()
+
+
+def test_a_bit_mask_whose_file_declares_its_clear_value_as_nodata(tmp_path):
+    """Custom cloud masks often do: refused at the door, and right either way once it is said what 0 means."""
+    flags = np.zeros((32, 32), np.uint8)
+    flags[:, :8] = 2
+    make_cog(tmp_path / "s_20230501_A.tif", np.full((32, 32), 500, np.uint16), nodata=0, blocksize=128)
+    make_cog(tmp_path / "s_20230501_Q.tif", flags, nodata=0, blocksize=128)
+    records = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A", "Q"])
+
+    def clear(**mask) -> np.ndarray:
+        sample = rm.RasteretDataset(records, ["A"], quality={"band": "Q", **mask})[WHOLE]
+        assert sample["mask_valid"].all()
+        return sample["mask_clear"][0].numpy()
+
+    with pytest.raises(UsageError, match=r"'Q'.*nodata='ignore'"):
+        clear(bits=[1])
+    assert np.array_equal(clear(bits=[1], nodata="ignore"), flags == 0)
+    assert not clear(bits=[1], nodata=0).any()
+    assert np.array_equal(clear(cloudy=[0], nodata="ignore"), flags != 0)
+    assert np.array_equal(clear(cloudy=[2], nodata=255), flags == 0)
+    with pytest.raises(UsageError, match=r"'Q' is uint8: its bits are 0 to 7, not \[8, 9\]"):
+        clear(bits=[1, 8], fields={"8-9": [3]}, nodata="ignore")
 
 
 def test_series_need_dates_and_images(days, scenes):

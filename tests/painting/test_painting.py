@@ -401,12 +401,19 @@ BOXES = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 5)]
         ({"a": ["x", "y"]}, {"label": "a", "classes": ["x", "y"], "background": 0}, UsageError, "the class of 'x'"),
         ({"a": ["x", "y"]}, {"label": "a", "background": "z"}, UsageError, "background='z'"),
         ({"a": ["x", "y"]}, {"label": "a", "ignore_index": 1}, UsageError, "ignore_index=1"),
+        ({"a": ["x", "y"]}, {"label": "a", "classes": {"x": 0.5}}, UsageError, "'x' is mapped to 0.5"),
+        ({"a": ["x", "y"]}, {"label": "a", "classes": {"x": "0"}}, UsageError, "'x' is mapped to '0'"),
+        ({"a": [1, np.inf]}, {"label": "a"}, UsageError, "whole numbers"),
+        ({"a": [None, None]}, {"label": "a"}, UsageError, "holds nothing"),
+        ({"a": [[1], [2]]}, {"label": "a"}, UsageError, "without an order"),
+        ({"a": [1.0, 1e300]}, {"label": "a", "continuous": True}, UsageError, r"Polygons \[1\] have a 'a'"),
+        ({"a": [1.0, 2.0]}, {"label": "a", "continuous": True, "background": "x"}, UsageError, "is a number"),
         ({}, {"classes": ["x"]}, UsageError, "label="),
         ({}, {"continuous": True}, UsageError, "label="),
         ({"a": [1, None]}, {"order": "a"}, UsageError, "polygon 1 has no value"),
-        ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, "'t' holds what is no time"),
+        ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, r"polygons \[0, 1\] are no ISO.*yesterday"),
         ({"t": [2020, 2021]}, {"time": "t"}, UsageError, "years or seconds"),
-        ({"s": ["2021"] * 2, "e": ["2022", "2020"]}, {"time": ("s", "e")}, UsageError, "polygon 1 ends before"),
+        ({"s": ["2021"] * 2, "e": ["2022", "2020"]}, {"time": ("s", "e")}, UsageError, r"polygons \[1\] end before"),
         ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "two: "),
         ({}, {"key": "labels"}, UsageError, "begins with 'mask'"),
         ({}, {"key": "mask_valid"}, UsageError, "none of"),
@@ -426,11 +433,19 @@ def test_points_and_columnless_geometries_are_refused():
         rm.PolygonDataset([shapely.Point(0, 0)])
     with pytest.raises(UsageError, match="GeoDataFrame"):
         rm.PolygonDataset(BOXES, "kind")
+    twice = table(BOXES, a=[1, 2]).assign(b=[3, 4]).rename(columns={"b": "a"})
+    with pytest.raises(UsageError, match="2 columns of this name"):
+        rm.PolygonDataset(twice, "a")
 
 
 @pytest.mark.parametrize(
     ("query", "text"),
-    [(0, "sampler"), ((slice(0, 1), 3), "sampler"), ((slice(X, X), slice(Y - 10, Y)), "xmin < xmax")],
+    [
+        (0, "sampler"),
+        ((slice(0, 1), 3), "sampler"),
+        ((slice(X, X), slice(Y - 10, Y)), "xmin < xmax"),
+        ((slice(np.nan, X), slice(Y - 10, Y)), "finite"),
+    ],
 )
 def test_queries_that_are_no_place_are_refused(query, text):
     """As of rasters."""

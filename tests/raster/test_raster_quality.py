@@ -38,7 +38,12 @@ def test_qa_pixel_values_from_the_guide():
 )
 def test_bits_and_fields_are_those_of_each_number(data, bits, first, more, values):
     """Python's own shifts."""
+    values = {value for value in values if value < 2 ** (more + 1)}
     mask = QualityMask(band="q", bits=tuple(bits), fields={(first, first + more): tuple(values)})
+    if max(*bits, first + more) >= 8 * data.itemsize:
+        with pytest.raises(UsageError, match=rf"'q' is {data.dtype}: its bits are 0 to {8 * data.itemsize - 1}"):
+            mask.apply(data, np.ones(data.shape, bool))
+        return
     found = mask.apply(data, np.ones(data.shape, bool))
     for value, clear in zip(data.ravel().tolist(), found.ravel().tolist(), strict=True):
         bad = any(value >> bit & 1 for bit in bits) or (value >> first) & (2 ** (more + 1) - 1) in values
@@ -60,7 +65,14 @@ def test_probabilities_and_unknown_pixels():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"clear": (1,), "cloudy": (2,)}, {"bits": (64,)}, {"fields": {(3, 1): (0,)}}],
+    [
+        {},
+        {"clear": (1,), "cloudy": (2,)},
+        {"bits": (64,)},
+        {"fields": {(3, 1): (0,)}},
+        {"fields": {(0, 1): (4,)}},
+        {"bits": (1,), "nodata": "none"},
+    ],
 )
 def test_masks_that_cannot_be(wrong):
     """None or several ways of reading, bits that are none."""
@@ -68,9 +80,48 @@ def test_masks_that_cannot_be(wrong):
         QualityMask(band="q", **wrong)
 
 
+def test_classes_that_a_band_cannot_hold_are_refused():
+    """They would match nothing: of `cloudy` all would be clear."""
+    data = np.zeros((1, 2), np.uint8)
+    for wrong in ({"cloudy": (300,)}, {"clear": (-1, 4)}):
+        with pytest.raises(UsageError, match=r"'q' is uint8, which holds no class"):
+            QualityMask(band="q", **wrong).apply(data, np.ones(data.shape, bool))
+
+
+@pytest.mark.parametrize(
+    ("mask", "refused"),
+    [
+        ({"bits": (1,)}, True),
+        ({"fields": {(1, 2): (3,)}}, True),
+        ({"fields": {(1, 2): (0,)}}, False),
+        ({"bits": (1,), "nodata": 0}, False),
+        ({"bits": (1,), "nodata": "ignore"}, False),
+        ({"cloudy": (3, 8)}, False),
+        ({"clear": (4,)}, False),
+        ({"below": 40}, False),
+    ],
+)
+def test_bits_whose_nodata_means_clear_are_refused(mask, refused):
+    """A file that declares 0 as nodata, by a mask in which 0 says that nothing was found; classes may mean it."""
+    quality = QualityMask(band="q", **mask)
+    if refused:
+        with pytest.raises(UsageError, match=r"'q'.*nodata='ignore'.*nodata=0"):
+            quality.check(np.dtype("uint8"), 0)
+    else:
+        quality.check(np.dtype("uint8"), 0)
+    quality.check(np.dtype("uint8"), 255)
+    quality.check(np.dtype("uint8"))
+
+
 def test_masks_from_yaml():
     """Names, mappings with lists; what is unknown is named."""
     assert QualityMask.of({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
+    fields = {"8-9": [3], "4": [1]}
+    assert QualityMask.of({"band": "QA", "fields": fields}) == QualityMask(
+        band="QA", fields={(8, 9): (3,), (4, 4): (1,)}
+    )
+    with pytest.raises(UsageError, match="runs of bits"):
+        QualityMask.of({"band": "QA", "fields": {"high": [3]}})
     with pytest.raises(UsageError, match="sentinel-2-scl"):
         QualityMask.of("sentinel-9")
     with pytest.raises(UsageError, match="classes"):

@@ -53,10 +53,12 @@ def box_of(aoi) -> shapely.Polygon:
 
 def test_order_is_a_function_of_seed_epoch_and_position():
     """However many are drawn, and whether or not others were drawn before."""
-    whole = uniforms(3, 5, 0, 100)
-    np.testing.assert_array_equal(uniforms(3, 5, 40, 7), whole[40:47])
-    assert not np.array_equal(uniforms(3, 6, 0, 100), whole)
-    assert not np.array_equal(uniforms(4, 5, 0, 100), whole)
+    whole = uniforms(3, 5, range(100))
+    np.testing.assert_array_equal(uniforms(3, 5, range(40, 47)), whole[40:47])
+    np.testing.assert_array_equal(uniforms(3, 5, range(11, 100, 4)), whole[11:100:4])
+    assert uniforms(3, 5, range(11, 11, 4)).shape == (0, 4)
+    assert not np.array_equal(uniforms(3, 6, range(100)), whole)
+    assert not np.array_equal(uniforms(4, 5, range(100)), whole)
     sampler = rm.RandomAOISampler(Plane(SQUARE), 64, 3000, seed=3)
     aois = list(sampler)
     assert [tuple(a) for a in aois[1020:1030]] == [tuple(sampler.at(i)) for i in range(1020, 1030)]
@@ -211,6 +213,7 @@ def test_grid_refuses_gaps():
         ({"side": "left", "fraction": 0.25}, shapely.box(0, 0, 2500, 10000)),
         ({"by": (2000, 2000, 4000, 4000)}, shapely.box(2000, 2000, 4000, 4000)),
         ({"by": shapely.LineString([(3000, 100), (3000, 200)])}, shapely.box(3000, 0, 10000, 10000)),
+        ({"by": shapely.LineString([(3000, 100)] * 2 + [(3000, 200)])}, shapely.box(3000, 0, 10000, 10000)),
         ({"by": L_SHAPE}, L_SHAPE),
     ],
 )
@@ -224,7 +227,15 @@ def test_spatial_split(options, second):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"side": "top", "by": L_SHAPE}, {"side": "up"}, {"side": "top", "fraction": 1}, {"by": SQUARE}]
+    "options",
+    [
+        {},
+        {"side": "top", "by": L_SHAPE},
+        {"side": "up"},
+        {"side": "top", "fraction": 1},
+        {"by": SQUARE},
+        {"by": shapely.LineString([(5, 5), (5, 5)])},
+    ],
 )
 def test_impossible_splits_are_refused(options):
     """Neither, both, an unknown side, an empty part."""
@@ -267,6 +278,8 @@ def test_a_time_of_interest_of_dates_takes_whole_days():
         ("2022-12/2023-01", "2023-01-31T23:59:59"),
         (("2022-12-01", "2023-01-01T10:00"), "2023-01-01T10:00"),
         (("2022", ".."), "2023-01-01"),
+        (("2022", "9999-12-31"), "2262-04-11T23:47:16"),
+        (pd.Interval(pd.Timestamp("2022-01-01"), pd.Timestamp("9999-12-31")), "2262-04-11T23:47:16"),
     ):
         _, _, t = next(iter(rm.RandomAOISampler(plane, 64, 1, toi=toi)))
         assert t.stop.floor("s") == pd.Timestamp(stop), toi

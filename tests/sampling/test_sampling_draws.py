@@ -272,10 +272,10 @@ def test_spares_are_uniform_in_their_polygon():
 
 def test_attempts_are_independent_of_one_another():
     """And the first is what it always was."""
-    np.testing.assert_array_equal(uniforms(3, 5, 10, 20, 0), uniforms(3, 5, 10, 20))
-    drawn = [uniforms(3, 5, 0, 4000, k).ravel() for k in range(4)]
+    np.testing.assert_array_equal(uniforms(3, 5, range(10, 30), 0), uniforms(3, 5, range(10, 30)))
+    drawn = [uniforms(3, 5, range(4000), k).ravel() for k in range(4)]
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.04
-    np.testing.assert_array_equal(uniforms(3, 5, 100, 9, 2), uniforms(3, 5, 0, 200, 2)[100:109])
+    np.testing.assert_array_equal(uniforms(3, 5, range(100, 109), 2), uniforms(3, 5, range(200), 2)[100:109])
 
 
 def test_the_first_draws_are_what_they_were():
@@ -289,7 +289,7 @@ def test_the_first_draws_are_what_they_were():
 def test_many_regions_are_cut_as_they_are_drawn(monkeypatch):
     """The same points as if all were cut first."""
     regions = np.array([HOLED, L_SHAPE, PARTS, *fields().geometry], dtype=object)
-    numbers = uniforms(1, 0, 0, 500)[:, :3]
+    numbers = uniforms(1, 0, range(500))[:, :3]
     points, owners = TriangleRegion(regions).points(numbers)
     monkeypatch.setattr("rasteret_ml.geo.region._FEW", 3)
     lazy = TriangleRegion(regions)

@@ -147,7 +147,7 @@ def test_another_process_has_the_same_order():
 
 def test_an_epochs_numbers_are_no_positions_numbers():
     """Both come from one key."""
-    assert not np.isin(epoch_random(3, 5).random(1000), uniforms(3, 5, 0, 1000)).any()
+    assert not np.isin(epoch_random(3, 5).random(1000), uniforms(3, 5, range(1000))).any()
     assert not np.array_equal(epoch_random(3, 5).random(9), epoch_random(3, 6).random(9))
 
 

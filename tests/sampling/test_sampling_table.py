@@ -156,9 +156,9 @@ def test_time_windows():
     [
         ({"label": "plant"}, "plant.*no such column"),
         ({"label": [1, 2]}, "2 values for a table of 4"),
-        ({"label": "from"}, r"\[2\] have no label"),
+        ({"label": "from"}, r"\[2\] have no label.*table\[table\['from'\].notna\(\)\]"),
         ({"label": "to"}, "have no label|not a time"),
-        ({"label": "crop", "classes": ["wheat", "rye"]}, r"\[1\].*no class.*maize"),
+        ({"label": "crop", "classes": ["wheat", "rye"]}, r"\[1\].*no class.*maize.*table\['crop'\].isin\(classes\)"),
         ({"label": "crop", "classes": ["wheat", "wheat"]}, "twice"),
         ({"label": "crop", "classes": {"wheat": -1}}, "from 0"),
         ({"classes": ["a"]}, "label="),
@@ -194,3 +194,39 @@ def test_a_number_is_no_time():
     table = gpd.GeoDataFrame({"year": [2020, 2021]}, geometry=[shapely.box(0, 0, 1, 1)] * 2, crs=4326)
     with pytest.raises(UsageError, match="to_datetime"):
         rm.AOITable.of(table, time="year")
+
+
+def test_coordinates_that_are_no_numbers_are_refused_by_row(caplog):
+    """GEOS would fail on them; they can be dropped, not repaired."""
+    with np.errstate(invalid="ignore"):
+        nan = shapely.Polygon([(0, 0), (np.nan, 5), (5, 5), (0, 0)])
+        infinite = shapely.Polygon([(0, 0), (np.inf, 5), (5, 5), (0, 0)])
+    shapes = [L_SHAPE, nan, HOLED, infinite]
+    for invalid in ("repair", "raise"):
+        with pytest.raises(GeometryError, match=r"AOIs \[1, 3\] have coordinates that are NaN"):
+            rm.AOITable.of(shapes, crs=CRS, invalid=invalid)
+    with caplog.at_level(logging.WARNING):
+        assert rm.AOITable.of(shapes, crs=CRS, invalid="drop").rows.tolist() == [0, 2]
+    assert "[1, 3]" in caplog.text
+    with pytest.raises(GeometryError, match="Geometry 1 has coordinates that are NaN"):
+        rm.PolygonDataset(gpd.GeoDataFrame(geometry=shapes, crs=CRS))
+
+
+@pytest.mark.parametrize("name", ["label", "weight", "time"])
+def test_two_columns_of_a_name_are_refused(name):
+    """Which one is meant cannot be known; a weight made of both was a table of weights."""
+    table = crops()[["w", "code", "geometry"]].rename(columns={"w": "a", "code": "a"})
+    with pytest.raises(UsageError, match=f"{name}='a': the table has 2 columns of this name"):
+        rm.AOITable.of(table, **{name: "a"})
+    with pytest.raises(UsageError, match="2 columns of this name"):
+        rm.split_aois(table, {"a": 0.5, "b": 0.5}, by="a")
+
+
+def test_weights_near_the_end_of_doubles_are_drawn_by():
+    """They overflowed, and everything was drawn from one AOI."""
+    shapes = [shapely.box(0, 0, 1000, 1000), shapely.box(5000, 0, 6000, 1000)]
+    sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 2000, shapes, aois_crs=CRS, weight=[1e308, 3e307])
+    rows = np.array([aoi.row for aoi in sampler])
+    assert abs((rows == 0).mean() - 10 / 13) < 0.05
+    with pytest.raises(UsageError, match="at least 0"):
+        rm.RandomAOISampler(Plane(SQUARE), 8, 1, shapes, aois_crs=CRS, edge=float("inf"))

@@ -252,12 +252,29 @@ def test_aois_that_cannot_be_split_are_refused():
         rm.split_aois(table.assign(crop=table["crop"].where(table.index != 7)), THREE, stratify="crop")
     with pytest.raises(UsageError, match="needs side="):
         rm.split_aois(table, THREE, by="block")
+    with pytest.raises(UsageError, match="to numbers"):
+        rm.split_aois(table, {"a": "most", "b": 0.2})
     chain = gpd.GeoDataFrame(geometry=[shapely.box(i * 90, 0, i * 90 + 100, 100) for i in range(9)], crs=CRS)
     with pytest.raises(UsageError, match="1 groups of AOIs that belong together for 3"):
         rm.split_aois(chain, THREE)
     touching = gpd.GeoDataFrame(geometry=[shapely.box(i * 100, 0, i * 100 + 100, 100) for i in range(8)], crs=CRS)
     with pytest.raises(UsageError, match="All 4 AOIs of split"):
         rm.split_aois(touching, {"a": 0.5, "b": 0.5}, buffer=500)
+
+
+def test_aois_on_both_sides_of_the_antimeridian_stay_together():
+    """The same ground a turn apart is joined, neighbours that touch there are not; `check_splits` agrees."""
+    east = [shapely.box(179.0 + 0.1 * i, i, 180.2 + 0.1 * i, i + 0.5) for i in range(20)]
+    west = [shapely.box(-180.0, i + 0.1, -179.9 + 0.1 * i, i + 0.4) for i in range(20)]
+    apart = [shapely.box(179.0, 30 + i, 180.0, 30.9 + i) for i in range(20)]
+    touching = [shapely.box(-180.0, 30 + i, -179.0, 30.9 + i) for i in range(20)]
+    for shapes in ([*east, *west], [*west, *east]):
+        table = rm.split_aois(shapes, {"a": 0.5, "b": 0.5}, seed=3)
+        assert (table["split"][:20].to_numpy() == table["split"][20:].to_numpy()).all()
+        rm.check_splits(table)
+    table = rm.split_aois([*apart, *touching], {"a": 0.5, "b": 0.5}, seed=3)
+    assert (table["split"][:20].to_numpy() != table["split"][20:].to_numpy()).any()
+    rm.check_splits(table)
 
 
 def test_a_hundred_thousand_aois_are_split():
@@ -371,6 +388,10 @@ def test_time_by_boundaries(records):
     assert sorted(table["split"].dropna().unique()) == ["train", "val"]
     with pytest.raises(UsageError, match="is left without a record"):
         rm.split_records(records, by="time", boundaries=ranges, buffer="60 days")
+    for start, stop in (("..", ".."), ("0001-01-01", "9999-12-31"), (None, None)):
+        ends = {"train": (start, "2023-01-31"), "val": ("2023-02-01", stop)}
+        table = splits_of(rm.split_records(records, by="time", boundaries=ends))
+        assert table["split"].notna().all()
 
 
 def test_records_that_cannot_be_split_are_refused(records):

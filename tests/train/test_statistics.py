@@ -11,6 +11,7 @@ import pytest
 import shapely
 import torch
 import yaml
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -214,6 +215,25 @@ def test_memory_does_not_grow_with_the_chips(dtype):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.15 * peaks[0]
+
+
+def test_memory_of_a_pass_over_files_does_not_grow_either(tmp_path):
+    """Tiles, plans and samples of a batch are let go, and the records that were read stay few."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(1, 4000, (1024, 1024), np.uint16)
+        place = Affine(10, 0, 500000 + 10240 * number, 0, -10, 5000000)
+        make_cog(tmp_path / f"s{number}_A.tif", pixels, transform=place)
+    dataset = rm.RasteretDataset(rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A"]), ["A"])
+    rm.dataset_statistics(dataset, size=64, max_chips=40, batch_size=4)
+    peaks = []
+    for chips in (100, 800):
+        tracemalloc.start()
+        found = rm.dataset_statistics(dataset, size=64, max_chips=chips, batch_size=4)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found.bands["A"].count == chips * 64 * 64
+    assert peaks[1] < 1.25 * peaks[0]
 
 
 def test_native_chips_are_cut_in_their_own_zone(tmp_path):
