@@ -28,7 +28,11 @@ from rasteret_ml.maps.part import Part
 from rasteret_ml.maps.plan import begin_or_go_on, plan_facts
 from rasteret_ml.maps.sheets import sheet_paths, sheets_of
 
-__all__ = ["PredictionMap"]
+__all__ = ["BLOCK", "MEMORY_BYTES", "SAVE_SECONDS", "PredictionMap"]
+
+MEMORY_BYTES = 256 * 1024 * 1024
+SAVE_SECONDS = 60.0
+BLOCK = 256
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +91,9 @@ class PredictionMap:
         nodata: int | None = None,
         version: str = "",
         data: str = "",
-        memory_bytes: int = 256 * 1024 * 1024,
-        save_seconds: float = 60.0,
-        block: int = 256,
+        memory_bytes: int = MEMORY_BYTES,
+        save_seconds: float = SAVE_SECONDS,
+        block: int = BLOCK,
         resume: bool = True,
     ) -> None:
         _check(output, merge, nodata, block)
