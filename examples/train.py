@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 import lightning.pytorch as pl
 import numpy as np
+import rasterio
 import shapely
 import torch
 from demo_scenes import CLASSES, served
@@ -25,9 +26,9 @@ from figures import colour, save_picture
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rasteret_ml import ClassMap, GridAOISampler, LoaderMonitor, RasteretDataModule
-from rasteret_ml.train.maps import map_grid
+from rasteret_ml import Grid, GridAOISampler, RasteretDataModule, predict_map
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
+from rasteret_ml.train.throughput import Throughput
 
 log = logging.getLogger("train")
 
@@ -52,7 +53,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         if data.collection.report is not None:
             log.info("%s", data.collection.report)
         task = instantiate(config.model, in_channels=len(data.bands), num_classes=data.num_classes)
-        speed = LoaderMonitor()
+        speed = Throughput()
         trainer: pl.Trainer = instantiate(config.trainer, callbacks=[speed], default_root_dir=str(out))
         trainer.fit(task, datamodule=data)
         trainer.save_checkpoint(out / "model.ckpt")
@@ -74,16 +75,13 @@ def finish(task: Any, data: RasteretDataModule, out: Path, names: list[str]) -> 
         confusion_matrix(ready["mask"].cpu(), predict(task, ready["image"]).cpu(), data.num_classes)
         for ready in (data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader())
     )
-    grid = map_grid(data.images)
-    classes = ClassMap(grid)
+    written = out / "prediction.tif"
+    grid, classes = draw_map(task, data, written, names)
     image = np.zeros((len(data.bands), *grid.shape), data.images.dtype)
     valid = np.zeros(grid.shape, bool)
     for batch in data.predict_dataloader():
-        ready = data.on_after_batch_transfer(batch, 0)
-        classes.add(predict(task, ready["image"]), batch["transform"], batch["mask_valid"])
         paste(image, grid, batch["image"], batch["transform"])
         paste(valid[None], grid, batch["mask_valid"], batch["transform"])
-    written = classes.write(out / "prediction.tif", colours={i: colour(i) for i in range(len(names))}, names=names)
     labels = np.full(grid.shape, -1, np.int64)
     for aoi in GridAOISampler(data.train_set, 512):
         sample = data.train_set[aoi]
@@ -93,14 +91,22 @@ def finish(task: Any, data: RasteretDataModule, out: Path, names: list[str]) -> 
     rings = shapely.get_rings(shapely.get_parts(np.asarray(data.val_area.geometry, dtype=object)))
     picture = out / "prediction.png"
     rgb = rgb_channels(data.bands)
-    save_picture(picture, image[rgb], valid, labels, classes.classes, names, (xmin, xmax, ymin, ymax), rings, title)
+    save_picture(picture, image[rgb], valid, labels, classes, names, (xmin, xmax, ymin, ymax), rings, title)
     return {
         "miou": mean_iou(confusion),
         "baseline": majority_baseline(confusion),
         "class_iou": class_iou(confusion).tolist(),
-        "map": written,
+        "map": str(written),
         "picture": str(picture),
     }
+
+
+def draw_map(task: Any, data: RasteretDataModule, path: Path, names: list[str]) -> tuple[Grid, np.ndarray]:
+    """Predict everything to a file; gives its grid and classes."""
+    colours = {i: colour(i) for i in range(len(names))}
+    (written,) = predict_map(task, data, path, names=names, colours=colours)
+    with rasterio.open(written) as file:
+        return Grid(crs=file.crs.to_string(), transform=file.transform, shape=file.shape), file.read(1)
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ The map of the house, bottom step first; a file imports only from a lower step o
     12 scenes       records as places and times, and finding them
     13 loading      the torchgeo dataset, reading ahead, collate, the loader
     14 painting     polygons as labels
-    15 train        Lightning datamodule, statistics, normalising, maps
-    16 cli          `rasteret-ml`                          testing      shipped fakes
+    15 maps         predictions of chips put together to COGs
+    16 train        Lightning datamodule, statistics, normalising
+    17 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -39,7 +40,6 @@ _WHERE = {
     "BandRegistry": "record",
     "Bottleneck": "loading.bottleneck",
     "Chip": "raster.chip",
-    "ClassMap": "train.maps",
     "ClassificationTask": "train.task",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
@@ -58,7 +58,9 @@ _WHERE = {
     "MaskedLoss": "train.losses",
     "MaskedMetrics": "train.losses",
     "PixelwiseRegressionTask": "train.task",
+    "MapWriter": "train.map_writer",
     "PolygonDataset": "painting.dataset",
+    "PredictionMap": "maps.prediction",
     "QualityMask": "raster.quality",
     "RandomAOISampler": "sampling.samplers",
     "RasterAccessor": "raster.accessor",
@@ -81,6 +83,7 @@ _WHERE = {
     "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
+    "predict_map": "maps.predict",
     "prepare": "train.prepare",
     "spatial_split": "sampling.places",
     "split_aois": "splitting.ground",

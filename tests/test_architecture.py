@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rasteret_ml"
 STEPS = {
     "errors": 0, "instants": 1, "plans": 1, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "plotting": 3,
     "record": 4, "fetch": 5, "raster": 6, "runtime": 7, "collection": 8, "ingest": 9, "sampling": 10, "splitting": 11,
-    "scenes": 12, "loading": 13, "painting": 14, "train": 15, "cli": 16, "testing": 16,
+    "scenes": 12, "loading": 13, "painting": 14, "maps": 15, "train": 16, "cli": 17, "testing": 17,
 }  # fmt: skip
 KEYS = {
     "aiohttp": {"fetch"},
@@ -21,7 +21,7 @@ KEYS = {
     "imagecodecs": {"cog"},
     "tifffile": {"cog"},
     "pyarrow": {"geo", "collection", "ingest", "raster"},
-    "torch": {"sampling", "loading", "painting", "train"},
+    "torch": {"sampling", "loading", "painting", "maps", "train"},
     "torchgeo": {"loading", "painting", "train"},
     "lightning": {"train"},
     "matplotlib": {"plotting"},

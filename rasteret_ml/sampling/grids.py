@@ -92,6 +92,16 @@ class GridAOISampler(ChipSampler):
     def _options(self) -> Plan:
         return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
 
+    @property
+    def corners(self) -> Floats:
+        """Upper left corners (x, y) of all chips, in the CRS of each one's frame `[N, 2]`."""
+        return self._corners
+
+    @property
+    def frame_of(self) -> Integers:
+        """Number of the frame, in `places.frames`, that each chip lies on `[N]`."""
+        return self.places.frame[self._owners]
+
     def _laid(self) -> tuple[Floats, Integers]:
         """Upper left corners `[N, 2]` and places `[N]`, frame by frame."""
         corners, owners = [], []

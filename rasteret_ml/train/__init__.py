@@ -1,4 +1,4 @@
-"""Step 15. Training: Lightning lives here, and nowhere below.
+"""Step 16. Training: Lightning lives here, and nowhere below.
 
-Datamodule, task, statistics, normalising and augmenting on the device, metrics, maps of predictions.
+Datamodule, task, statistics, normalising and augmenting on the device, metrics, predictions to maps.
 """

@@ -163,6 +163,7 @@ class RasteretDataModule(pl.LightningDataModule):
         }
         self._cache = Path(cache_dir).expanduser()
         self._ready = False
+        self._predict_sampler: Any = None
 
     # Building ---------------------------------------------------------------------------------------------
 
@@ -312,8 +313,18 @@ class RasteretDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """An overlapping grid over everything, images only."""
-        sampler = GridAOISampler(self.images, self.size, self.size - self.overlap)
-        return self._make(self.images, sampler)
+        return self._make(self.images, self.predict_sampler)
+
+    @property
+    def predict_sampler(self) -> Any:
+        """What is predicted (after `setup`): an overlapping grid over everything, until another sampler is assigned."""
+        if self._predict_sampler is None:
+            self._predict_sampler = GridAOISampler(self.images, self.size, self.size - self.overlap)
+        return self._predict_sampler
+
+    @predict_sampler.setter
+    def predict_sampler(self, sampler: Any) -> None:
+        self._predict_sampler = sampler
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Float, normalised and (in training) augmented, on the device."""

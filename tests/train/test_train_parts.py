@@ -1,11 +1,10 @@
-"""Preparation, metrics, maps and the datamodule."""
+"""Preparation, metrics and the datamodule."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import rasterio
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,6 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.maps import map_grid
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
 from rasteret_ml.train.prepare import prepare
 
@@ -55,25 +53,6 @@ def test_ignored_targets_do_not_count_and_the_baseline_is_the_majoritys():
     confusion = confusion_matrix([0, 0, 0, 1, -100], [0, 1, 0, 1, 0], 2)
     assert confusion.tolist() == [[2, 1], [0, 1]]
     assert majority_baseline(confusion) == pytest.approx((3 / 4 + 0) / 2)
-
-
-def test_a_map_of_overlapping_chips_is_whole(scenes, tmp_path):
-    """Chips that tell where they are, put together, give every pixel its own place; the file is a COG."""
-    dataset = rm.RasteretDataset(scenes.images, BANDS)
-    grid = map_grid(dataset)
-    found = rm.ClassMap(grid)
-    for aoi in rm.GridAOISampler(dataset, 64, 48):
-        chip = dataset.chip_grid(aoi)
-        col, row = round((chip.transform.c - 500000) / 10), round((5000000 - chip.transform.f) / 10)
-        classes = (np.arange(row, row + 64)[:, None] + np.arange(col, col + 64)[None]) % 200
-        found.add(torch.from_numpy(classes[None]), torch.tensor([tuple(chip.transform)[:9]], dtype=torch.float64))
-    expected = (np.arange(300)[:, None] + np.arange(600)[None]) % 200
-    np.testing.assert_array_equal(found.classes, expected)
-    path = found.write(tmp_path / "map.tif", colours={0: (1, 2, 3)}, names=["a"])
-    with rasterio.open(path) as written:
-        np.testing.assert_array_equal(written.read(1), expected)
-        assert written.nodata == 255
-        assert written.bounds == rasterio.coords.BoundingBox(500000, 4997000, 506000, 5000000)
 
 
 def module(scenes, **options):
