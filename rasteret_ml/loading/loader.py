@@ -193,6 +193,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         finally:
             self.worker_init_fn, self.collate_fn = asked, collate_fn
 
+    def close(self) -> None:
+        """End the workers that are kept between passes; another pass starts new ones."""
+        iterator, self._iterator = self._iterator, None
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+
     def stats(self) -> LoaderStats:
         """Where the time of the present pass went, or of the last one; `stats().bottleneck` says it in a sentence."""
         return self._board.snapshot(knobs_of(self), self._ledger.report.failed)
