@@ -56,7 +56,7 @@ class PredictionMap:
     beside the map's is put on the nearest ones.
 
     Args:
-        path: The file; missing folders are made, an older file is replaced at the end. Of several maps, each has its
+        path: The file, where all ranks can write; missing folders are made, an older file is replaced at the end. Of several maps, each has its
             EPSG code before the suffix.
         sampler: A `GridAOISampler`: the map covers its polygons, or all of its dataset.
         output: "classes": uint8 (uint16 for more than 255 classes): the plane with the highest score, or of a single
