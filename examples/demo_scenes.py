@@ -3,6 +3,8 @@
 Land cover comes from smooth random fields, pixels from the land cover's spectra with texture, relief and noise,
 so that a model has something to learn and something to get wrong. Files are COGs: one per band and scene, and
 one label raster over all of them.
+
+    python examples/demo_scenes.py scenes        writes them to a folder
 """
 
 from __future__ import annotations
@@ -93,3 +95,8 @@ def served(folder: Path) -> Iterator[tuple[list[str], str]]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+if __name__ == "__main__":
+    written, truth = make_scenes(Path(sys.argv[1]))
+    print(f"{len(written)} images and {truth} in {sys.argv[1]}")

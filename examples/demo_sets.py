@@ -75,6 +75,15 @@ def make_season(folder: Path) -> list[Path]:
     return items
 
 
+def make_season_cover(folder: Path) -> Path:
+    """The land cover of the season as a label raster."""
+    path = folder / "season_cover.tif"
+    if not path.exists():
+        cover = land_cover(np.random.default_rng(21), 2 * TILE)[:TILE]  # as in make_season
+        make_cog(path, cover, transform=Affine(PIXEL, 0, WEST, 0, -PIXEL, NORTH), crs=CRS, nodata=0)
+    return path
+
+
 def _on_date(
     rng: np.random.Generator, cover: npt.NDArray[np.uint8], green: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:

@@ -36,22 +36,29 @@ from typing import Any
 _WHERE = {
     "AOI": "sampling.aoi",
     "AOITable": "sampling.table",
+    "Augmentation": "train.augment",
     "BandRegistry": "record",
+    "Bottleneck": "loading.bottleneck",
     "Chip": "raster.chip",
+    "ClassificationTask": "train.task",
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
     "DataLoader": "loading.loader",
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
-    "ExactResume": "train.resume",
     "ErrorPolicy": "loading.policy",
+    "ExactResume": "train.resume",
     "FailureReport": "loading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",
+    "LoaderMonitor": "train.monitor",
     "LoaderStats": "loading.stats",
     "Locality": "sampling.locality",
     "MapWriter": "train.map_writer",
+    "MaskedLoss": "train.losses",
+    "MaskedMetrics": "train.losses",
+    "PixelwiseRegressionTask": "train.task",
     "PolygonDataset": "painting.dataset",
     "PredictionMap": "maps.prediction",
     "QualityMask": "raster.quality",
@@ -60,7 +67,9 @@ _WHERE = {
     "RasterInfo": "record",
     "RasteretDataModule": "train.datamodule",
     "RasteretDataset": "loading.dataset",
+    "RegressionTask": "train.task",
     "RetryPolicy": "fetch.limits",
+    "SegmentationTask": "train.task",
     "TimeSeries": "scenes.dates",
     "Timeouts": "fetch.limits",
     "Window": "geo.window",
@@ -69,6 +78,8 @@ _WHERE = {
     "check_splits": "splitting.leaks",
     "collate": "loading.collate",
     "dataset_statistics": "train.statistics",
+    "device_batches": "train.transfer",
+    "flip_and_turn": "train.turning",
     "label_cells": "train.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
@@ -78,10 +89,11 @@ _WHERE = {
     "split_aois": "splitting.ground",
     "split_blocks": "splitting.ground",
     "split_records": "splitting.records",
+    "to_device": "train.transfer",
 }
 
 __all__ = sorted(_WHERE)
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 
 def __getattr__(name: str) -> Any:

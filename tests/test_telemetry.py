@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from rasteret_ml import telemetry
 from rasteret_ml.telemetry import Meter, ReadStats
 
 
@@ -74,3 +75,62 @@ def test_an_unknown_counter_is_refused() -> None:
     """A misspelt counter does not vanish: adding or reading it is an error."""
     with pytest.raises((TypeError, ValueError)):
         _snapshot_after(request=1)
+
+
+class _Clock:
+    """Stands for the module `time`: moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_wall_time_is_dealt_to_what_went_on_while_a_batch_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second by second: nobody waits, the network alone, half the threads decode, all do, nothing is in flight."""
+    clock = _Clock()
+    monkeypatch.setattr(telemetry, "time", clock)
+    meter = Meter(threads=2)
+    steps: list[tuple[str, int, float, float, float, float]] = [
+        # what begins or ends; then by how much grow: fetching, blocked, its network, its decode
+        ("fetch", 1, 1, 0, 0, 0),
+        ("fetch", 1, 1, 0, 0, 0),
+        ("wait", 1, 1, 1, 1, 0),
+        ("decode", 1, 1, 1, 0.5, 0.5),
+        ("decode", 1, 1, 1, 0, 1),
+        ("assemble", 1, 1, 1, 0, 2 / 3),
+        ("fetch", -1, 1, 1, 0, 2 / 3),
+        ("fetch", -1, 0, 1, 0, 2 / 3),
+        ("assemble", -1, 0, 1, 0, 1),
+        ("decode", -1, 0, 1, 0, 1),
+        ("decode", -1, 0, 1, 0, 0),
+        ("wait", -1, 0, 0, 0, 0),
+    ]
+    for what, by, *growth in steps:
+        meter.change(what, by)  # type: ignore[arg-type]
+        before = meter.snapshot()
+        clock.now += 1
+        grown = meter.snapshot() - before
+        names = ("fetching_seconds", "blocked_seconds", "blocked_network_seconds", "blocked_decode_seconds")
+        assert [getattr(grown, name) for name in names] == pytest.approx(growth), (what, by)
+        rest = growth[1] - growth[2] - growth[3]
+        assert grown.blocked_assemble_seconds == pytest.approx(rest if meter._doing["assemble"] else 0)
+
+
+def test_what_goes_on_ends_with_its_block_also_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards no time is booked."""
+    clock = _Clock()
+    monkeypatch.setattr(telemetry, "time", clock)
+    meter = Meter()
+
+    def fail() -> None:
+        with meter.doing("wait"), meter.doing("fetch"):
+            clock.now += 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    clock.now += 5
+    stats = meter.snapshot()
+    assert stats == ReadStats(blocked_seconds=2, blocked_network_seconds=2, fetching_seconds=2)

@@ -111,6 +111,7 @@ COMMANDS = {
     "requests": "costs",
     "memory": "costs",
     "series": "costs",
+    "watching": "watching",
 }
 """Sub-commands and the modules that they are in (imported when needed: trials and spawned workers start faster)."""
 

@@ -115,7 +115,9 @@ class HttpReader:
                 f"{_place(url, span)}: the server answered with Content-Range {headers.get('Content-Range', '')!r}."
             )
         size = None if found[3] == "*" else int(found[3])
+        answered = time.perf_counter()
         data = await response.read()
+        self._meter.add(body_seconds=time.perf_counter() - answered)
         expected = min(span.length, size - span.start) if size is not None else len(data)
         if len(data) != expected or len(data) > span.length:
             raise _Transient(ServerError(f"{_place(url, span)}: got {len(data)} bytes, {expected} expected."))

@@ -15,6 +15,7 @@ from typing import Any
 import torch.utils.data
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.loading.bottleneck import knobs_of
 from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.combine import ignored_class
 from rasteret_ml.loading.failures import FailureReport
@@ -22,7 +23,7 @@ from rasteret_ml.loading.ledger import BatchCarrier, FailureLedger
 from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
 from rasteret_ml.loading.plan import dataset_plan
 from rasteret_ml.loading.policy import ErrorPolicy
-from rasteret_ml.loading.stats import LoaderStats, StatsBoard
+from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.plans import check_same_plan
 from rasteret_ml.sampling.ranks import Ranks
 
@@ -184,16 +185,24 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _get_iterator(self) -> Any:
         asked, collate_fn = self.worker_init_fn, self.collate_fn
         self.worker_init_fn = self._board.reporting(asked)
+        self.collate_fn = TimedCollate(collate_fn)
         if self._telling.errors is not None:
-            self.collate_fn = BatchCarrier(collate_fn, self._telling.loader)
+            self.collate_fn = BatchCarrier(self.collate_fn, self._telling.loader)
         try:
             return super()._get_iterator()
         finally:
             self.worker_init_fn, self.collate_fn = asked, collate_fn
 
+    def close(self) -> None:
+        """End the workers that are kept between passes; another pass starts new ones."""
+        iterator, self._iterator = self._iterator, None
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+
     def stats(self) -> LoaderStats:
-        """Where the time of the present pass went, or of the last one."""
-        return self._board.snapshot()
+        """Where the time of the present pass went, or of the last one; `stats().bottleneck` says it in a sentence."""
+        return self._board.snapshot(knobs_of(self), self._ledger.report.failed)
 
     @property
     def failures(self) -> FailureReport:
@@ -304,6 +313,7 @@ class _Pass:
             self._batches = loader._begin()
             # A pass may be left before its end: what this process reads ahead for it is then cancelled.
             weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+            weakref.finalize(self, loader._board.left, loader._board.passes).atexit = False
         else:
             loader._board.asked()
         try:
@@ -314,5 +324,5 @@ class _Pass:
             raise
         self._count += 1
         loader._handed(self._count)
-        loader._board.handed()
+        loader._board.handed(samples_in(batch) if loader._auto_collation else 1)
         return batch

@@ -8,6 +8,7 @@ sample: what was read ahead is used only for the very queries, grids and index t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.reading import BatchReadable, process_loop
 from rasteret_ml.loading.retry import enough_of_it
 from rasteret_ml.loading.sample import Sample
-from rasteret_ml.loading.stats import report_stats
 from rasteret_ml.runtime.worker_loop import WorkerLoop
 from rasteret_ml.sampling.aoi import AOI
 
@@ -87,20 +87,21 @@ class _Lookahead:
 
     def take(self, batch: HintedBatch) -> tuple[list[Sample], Faults | None]:
         """The samples of a batch, and what failed where that is noted; the batches that follow are started."""
+        began = time.perf_counter()
         hints, queries = batch.hints, list(batch)
         self._hear(hints)
         grids = [self.dataset.chip_grid(query) for query in queries]
         started = self._started.pop(hints.number, None)
         if started is not None and started.serves(self.dataset, queries, grids):
             reading, faults = started.reading, started.faults
-            self.loop.meter.add(batches_ahead=1)
+            self.loop.meter.add(batches_ahead=1, batches_late=not reading.done())
         else:
             if started is not None:
                 started.reading.cancel()
             faults = _notes(hints)
             reading = self.loop.start(self.dataset.begin(queries, grids, faults))
         self._start_told(hints)
-        return self.dataset.finish(queries, grids, self.loop.wait(reading)), faults
+        return _finish(self.dataset, queries, grids, reading, self.loop, began), faults
 
     def _hear(self, hints: Hints) -> None:
         if hints.epoch != self.epoch:
@@ -121,6 +122,7 @@ class _Lookahead:
                 grids = [self.dataset.chip_grid(query) for query in queries]
                 size = self.dataset.batch_bytes(grids)
                 if self._started and held + size > hints.limit:
+                    self.loop.meter.add(batches_held=1)
                     return
                 faults = _notes(hints)
                 reading = self.loop.start(self.dataset.begin(queries, grids, faults))
@@ -160,9 +162,7 @@ def read_batch(dataset: BatchReadable, batch: Sequence[Any]) -> list[Sample]:
     else:
         enough = enough_of_it(batch, samples, lambda _, spares: _read(dataset, spares, loop))
         samples = [sample for sample in enough if sample is not None]
-    samples = _blank_where_asked(dataset, batch, samples)
-    report_stats(loop.meter.snapshot)
-    return samples
+    return _blank_where_asked(dataset, batch, samples)
 
 
 def _mended(
@@ -193,8 +193,27 @@ def _blank_where_asked(dataset: BatchReadable, batch: Sequence[Any], samples: li
 
 
 def _read(dataset: BatchReadable, batch: Sequence[Any], loop: WorkerLoop, faults: Faults | None = None) -> list[Sample]:
+    began = time.perf_counter()
     grids = [dataset.chip_grid(query) for query in batch]
-    return dataset.finish(batch, grids, loop.run(dataset.begin(batch, grids, faults)))
+    return _finish(dataset, batch, grids, loop.start(dataset.begin(batch, grids, faults)), loop, began)
+
+
+def _finish(
+    dataset: BatchReadable,
+    queries: Sequence[Any],
+    grids: list[Grid],
+    reading: Future[Any],
+    loop: WorkerLoop,
+    began: float,
+) -> list[Sample]:
+    """The samples of what is being read; what has passed since `began` was planning."""
+    planned = time.perf_counter()
+    with loop.meter.doing("wait"):
+        raw = loop.wait(reading)
+    read = time.perf_counter()
+    samples = dataset.finish(queries, grids, raw)
+    loop.meter.add(batches_read=1, plan_seconds=planned - began, finish_seconds=time.perf_counter() - read)
+    return samples
 
 
 def _take(dataset: BatchReadable, batch: HintedBatch, loop: WorkerLoop) -> tuple[list[Sample], Faults | None]:

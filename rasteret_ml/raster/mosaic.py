@@ -127,8 +127,11 @@ class MosaicBatch:
         layers = self._first
         while layers:
             await self._read_round(engine, layers)
-            pending = [i for i, builder in enumerate(self._builders) if i not in self.failures and builder.wants_more]
-            layers = self._next_layers(pending)
+            with engine.meter.doing("assemble"):
+                pending = [
+                    i for i, builder in enumerate(self._builders) if i not in self.failures and builder.wants_more
+                ]
+                layers = self._next_layers(pending)
         return [None if i in self.failures else builder.build() for i, builder in enumerate(self._builders)]
 
     async def _read_round(self, engine: Engine, layers: Sequence[tuple[int, _Layer]]) -> None:
@@ -138,16 +141,18 @@ class MosaicBatch:
             engine,
             into=[self._builders[i].target(layer) if plan is layer.image else None for i, layer, plan in asked],
             allow_failures=self._allow_failures,
+            whole=True,
         )
         for failure in result.failures:
             for i in dict.fromkeys(asked[place][0] for place in failure.plans):
                 self.failures.setdefault(i, []).append(failure)
         chips = iter(result.chips)
-        for i, layer in layers:
-            image, quality = next(chips), None if layer.quality is None else next(chips)
-            if i not in self.failures:
-                with self._noting(i):
-                    self._builders[i].take(layer, image, quality)
+        with engine.meter.doing("assemble"):
+            for i, layer in layers:
+                image, quality = next(chips), None if layer.quality is None else next(chips)
+                if i not in self.failures:
+                    with self._noting(i):
+                        self._builders[i].take(layer, image, quality)
 
     def _next_layers(self, places: Iterable[int]) -> list[tuple[int, _Layer]]:
         """The next records of these requests."""

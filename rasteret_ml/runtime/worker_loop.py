@@ -24,7 +24,7 @@ from rasteret_ml.raster.slots import Slots
 from rasteret_ml.raster.tile_store import TileStore
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["WorkerLoop", "current_loop", "current_meter", "decode_threads"]
+__all__ = ["WorkerLoop", "close_idle_loop", "current_loop", "current_meter", "decode_threads"]
 
 _T = TypeVar("_T")
 
@@ -44,6 +44,7 @@ class WorkerLoop:
     def __init__(self, threads: int, meter: Meter | None = None) -> None:
         """Start the thread; `threads` decode."""
         self.meter = meter or Meter()
+        self.meter.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rasteret-decode")
         self._pid = os.getpid()
         self._readers: dict[FetchLimits, SchemeReader] = {}
@@ -115,6 +116,13 @@ class WorkerLoop:
             self._loop.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
+    def is_idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return bool(asyncio.run_coroutine_threadsafe(self._runs_alone(), self._loop).result(10))
+
+    async def _runs_alone(self) -> bool:
+        return len(asyncio.all_tasks()) == 1
+
     async def _shutdown(self) -> None:
         running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in running:
@@ -154,6 +162,14 @@ def current_loop(workers: int = 1) -> WorkerLoop:
         if _process.loop is None or _process.loop._closed:
             _process.loop = WorkerLoop(decode_threads(workers), _process.meter)
         return _process.loop
+
+
+def close_idle_loop() -> None:
+    """Close this process's loop, its connections and tiles, unless something runs on it; the next use makes another."""
+    with _process.lock:
+        loop = _process.loop
+        if loop is not None and not loop._closed and loop.is_idle():
+            loop.close()
 
 
 def current_meter() -> Meter:

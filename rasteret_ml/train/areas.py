@@ -9,6 +9,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import shapely
+from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
@@ -16,7 +17,10 @@ from rasteret_ml.geo.geometries import geometries_from, polygons_from
 from rasteret_ml.geo.region import erode_by_box, polygonal
 from rasteret_ml.sampling.places import spatial_split
 
-__all__ = ["SplitAreas"]
+__all__ = ["Polygons", "SplitAreas"]
+
+Polygons = str | list[float] | dict[str, Any] | gpd.GeoDataFrame | gpd.GeoSeries | BaseGeometry
+"""Polygons: a path, a lon/lat box, GeoJSON, a table, a geometry."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +41,13 @@ class SplitAreas:
     """Polygons to train in; None = everywhere else."""
     splits: Any
     """One table with a column `split` that says all of this; None = the above."""
+    buffer: float
+    """Least distance between them, CRS units."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.splits is not None and not (self.val_aois is self.test_aois is self.train_aois is None):
+            raise UsageError("splits= says all of train, val and test; leave val_aois, test_aois and train_aois out.")
 
     def cut(self, dataset: Any, size: int) -> tuple[Any, Any, Any]:
         """The areas to train, validate and test in, each None where there is none (train: everywhere).

@@ -2,60 +2,68 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import json
 import logging
-import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
 
-from rasteret_ml.collection.collection import Collection
-from rasteret_ml.errors import CollectionError, UsageError
-from rasteret_ml.fetch.urls import is_remote
-from rasteret_ml.ingest.build import build
-from rasteret_ml.ingest.files import expand_paths
+from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.collate import collate
-from rasteret_ml.loading.dataset import RasteretDataset
 from rasteret_ml.loading.loader import DataLoader
+from rasteret_ml.loading.plot import plot_of
+from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.sample import Sample
+from rasteret_ml.raster.quality import QualityMask
+from rasteret_ml.runtime.worker_loop import close_idle_loop
 from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
-from rasteret_ml.splitting.leaks import check_splits
-from rasteret_ml.train.areas import SplitAreas
-from rasteret_ml.train.prepare import flip_and_turn, prepare
-from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
+from rasteret_ml.scenes.dates import TimeSeries
+from rasteret_ml.train.areas import Polygons, SplitAreas
+from rasteret_ml.train.measuring import Measuring, Normal
+from rasteret_ml.train.opened import OpenedData, class_map
+from rasteret_ml.train.prepare import prepare
+from rasteret_ml.train.resume import mend_epoch_count
+from rasteret_ml.train.same_chips import SameChips
+from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
+from rasteret_ml.train.transfer import to_device
+from rasteret_ml.train.turning import flip_and_turn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["RasteretDataModule"]
 
 _log = logging.getLogger(__name__)
-_CLASS_CHIPS = 256
-"""Chips looked at for classes: more than for means, so that rare ones are found."""
 
 
-class RasteretDataModule(pl.LightningDataModule):
+class RasteretDataModule(OpenedData, pl.LightningDataModule):
     """Train, validate, test and predict on images with an optional label raster.
 
     Training draws random chips inside the training area; validation and test cover theirs with a grid, and count
-    only pixels inside it; prediction covers everything. All arguments can come from YAML.
+    only pixels inside it; prediction covers everything. Each argument can come from YAML (Hydra, LightningCLI); from
+    Python, Collections, tables of polygons and the library's own option objects do as well.
+
+    A checkpoint keeps the bands, mean, std and classes that a model was trained with, and gives them back: what was
+    measured then is not measured again to validate, test or predict. What an argument or the statistics file says
+    comes first.
 
     Args:
         images: A Collection (`.parquet` or a folder made by `build`), or GeoTIFFs: a path, glob, URL, `.txt` list,
             or a list of these, from which one is built once.
         labels: The same for a single-band label raster; None = images only.
-        bands: Bands along C; default all of the Collection's.
+        bands: Bands along C; default all of the Collection's (but not the one of `quality`).
         label_band: Default the label Collection's only band.
         classes: Stored label value to class; "auto" = the values that occur in the training area, in order, become
             0, 1, 2 …; None = stored values are classes.
         ignore_index: Class of invalid pixels; give the task the same.
-        val_side: With `val_fraction`: the side of the area held out for validation.
+        val_side: With `val_fraction`: the side of the area held out for validation; None = none.
         val_fraction: Share of the area's height or width held out.
-        val_aois: Polygons held out instead (path, geometries); training stays outside them.
+        val_aois: Polygons held out instead (a path, a lon/lat box, GeoJSON, a table); training stays outside them.
         test_aois: Polygons held out for testing; default those for validation.
         train_aois: Polygons that training chips are centred in, as far as a chip there stays out of the held-out
             area; default everything that is not held out.
@@ -63,77 +71,114 @@ class RasteretDataModule(pl.LightningDataModule):
             "val" or "test", such as `split_blocks` and `split_aois` give; other rows are left alone.
         placement: Where training chips lie in their polygons, see `RandomAOISampler`. Default "centre" with
             `train_aois`, else "inside".
+        min_valid: Share of valid pixels that a training chip should have.
         buffer: Least distance between splits in CRS units. Whatever made them, splits that leak are refused.
         size: Chip size in pixels.
         length: Training chips in an epoch.
         batch_size: Chips in a batch.
-        overlap: Pixels by which neighbouring chips overlap in prediction.
+        overlap: Pixels by which neighbouring chips overlap in prediction; default a quarter of `size`.
         crs: Grid CRS, needed where images are in several.
-        res: Pixel size.
+        res: Pixel size, one number or (x, y).
         nodata: Overrides the images' declared nodata.
+        order: Which of overlapping images comes first, see `RasteretDataset`.
+        harmonize: Bring images of another scale or offset to the first one's.
+        quality: A band that tells clear pixels (adds `mask_clear`), see `RasteretDataset`.
+        clear_first: With `quality`: clear pixels of later images replace pixels that are valid, but not clear.
+        series: Dates of a time series, or a mapping of `TimeSeries`' fields: images `[T, C, H, W]`.
+        composite: The dates of `series` as one image, see `RasteretDataset`.
+        scaled: Whether mean and std are of what stored pixels stand for, stored * scale + offset as the files say,
+            instead of the stored ones.
         mean: Per band; default measured in the training area.
         std: Per band; default measured in the training area.
         statistics_chips: Chips that are read to measure; None = all.
         statistics: A YAML that mean, std and classes are read from; where it is not there yet, it is measured and
             written. Measure anew (delete it) when the splits change.
-        augment: Random flips and quarter turns in training.
-        locality: Active tile blocks that training chips are drawn from in turn (see `Locality`); default uniform order.
+        augment: In training, True: random flips and quarter turns, by each chip's draw; or what else is done to a
+            prepared batch on its device, such as an `Augmentation` (from YAML by `_target_`, or `class_path`).
+        locality: Active tile blocks that training chips are drawn from in turn, or a mapping of `Locality`'s fields;
+            default uniform order.
         cache_bytes: Decoded tiles kept in each process, in bytes; give some with `locality`.
         seed: Of the training chips' order.
         num_workers: Loader processes.
         multiprocessing_context: "fork", "forkserver" or "spawn"; default torch's.
         prefetch_factor: Batches ahead per worker; default torch's.
+        persistent_workers: Keep workers between epochs.
         pin_memory: Default where there is an accelerator.
+        lookahead: Batches whose reading is begun before they are asked for, see `DataLoader`.
+        lookahead_bytes: Memory that they may take.
+        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise.
         cache_dir: Where Collections are built.
+
+    Raises:
+        UsageError: arguments that cannot work, or that contradict each other.
     """
 
     def __init__(
         self,
-        images: Any,
-        labels: Any = None,
+        images: Rasters,
+        labels: Rasters | None = None,
         *,
-        bands: Sequence[str] | None = None,
+        bands: list[str] | tuple[str, ...] | None = None,
         label_band: str | None = None,
-        classes: Mapping[int, int] | Literal["auto"] | None = "auto",
+        classes: Literal["auto"] | dict[int, int] | None = "auto",
         ignore_index: int = -100,
-        val_side: str | None = "top",
+        val_side: Literal["top", "bottom", "left", "right"] | None = "top",
         val_fraction: float = 0.3,
-        val_aois: Any = None,
-        test_aois: Any = None,
-        train_aois: Any = None,
-        splits: Any = None,
+        val_aois: Polygons | None = None,
+        test_aois: Polygons | None = None,
+        train_aois: Polygons | None = None,
+        splits: Polygons | None = None,
         placement: Placement | None = None,
+        min_valid: float = 0.0,
         buffer: float = 0.0,
         size: int = 128,
         length: int = 1000,
         batch_size: int = 16,
-        overlap: int = 32,
-        crs: Any = None,
-        res: float | None = None,
+        overlap: int | None = None,
+        crs: int | str | None = None,
+        res: float | list[float] | tuple[float, float] | None = None,
         nodata: float | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        order: str = "newest",
+        harmonize: bool = False,
+        quality: str | dict[str, Any] | QualityMask | None = None,
+        clear_first: bool = False,
+        series: int | dict[str, Any] | TimeSeries | None = None,
+        composite: str | dict[str, list[str]] | None = None,
+        scaled: bool = False,
+        mean: list[float] | tuple[float, ...] | None = None,
+        std: list[float] | tuple[float, ...] | None = None,
         statistics_chips: int | None = 64,
-        statistics: str | os.PathLike[str] | None = None,
-        augment: bool = True,
-        locality: int | None = None,
+        statistics: str | None = None,
+        augment: bool | Callable[[Sample], Sample] = True,
+        locality: int | dict[str, int] | Locality | None = None,
         cache_bytes: int = 0,
         seed: int = 0,
         num_workers: int = 0,
-        multiprocessing_context: str | None = None,
+        multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
         prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
         pin_memory: bool | None = None,
-        cache_dir: str | os.PathLike[str] = "~/.cache/rasteret_ml",
+        lookahead: int = 4,
+        lookahead_bytes: int = 1024**3,
+        errors: str | dict[str, Any] | ErrorPolicy | None = None,
+        cache_dir: str = "~/.cache/rasteret_ml",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["images", "labels", "val_aois", "test_aois", "train_aois", "splits"])
-        self._sources = {"images": _plain(images), "labels": _plain(labels)}
-        self._bands = None if bands is None else [str(b) for b in bands]
-        self._label_band = label_band
-        self._classes = {int(k): int(v) for k, v in classes.items()} if isinstance(classes, Mapping) else classes
+        images, labels, bands, classes = plain(images), plain(labels), plain(bands), plain(classes)
+        val_aois, test_aois, train_aois, splits = plain(val_aois), plain(test_aois), plain(train_aois), plain(splits)
+        crs, res, mean, std, statistics = plain(crs), plain(res), plain(mean), plain(std), plain(statistics)
+        quality, series, composite, locality = plain(quality), plain(series), plain(composite), plain(locality)
+        errors, cache_dir = plain(errors), plain(cache_dir)
+        self.save_hyperparameters(ignore=[name for name, value in locals().items() if not is_plain(value)])
+        self.size, self.length, self.batch_size = int(size), int(length), int(batch_size)
+        self.overlap = self.size // 4 if overlap is None else int(overlap)
         self.ignore_index = int(ignore_index)
-        if splits is not None and not (val_aois is test_aois is train_aois is None):
-            raise UsageError("splits= says all of train, val and test; leave val_aois, test_aois and train_aois out.")
+        if not 0 <= self.overlap < self.size:
+            raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
+        self._bands = None if bands is None else tuple(str(band) for band in bands)
+        self._quality = None if quality is None else QualityMask.of(quality)
+        self._sources = sources_of(images, labels, self._bands, self._quality, Path(cache_dir))
+        self._label_band, self._classes = label_band, class_map(classes)
         self._areas = SplitAreas(
             val_side=val_side,
             val_fraction=float(val_fraction),
@@ -141,161 +186,70 @@ class RasteretDataModule(pl.LightningDataModule):
             test_aois=test_aois,
             train_aois=train_aois,
             splits=splits,
+            buffer=float(buffer),
         )
-        self._placement: Placement = placement or ("inside" if train_aois is None else "centre")
-        self._buffer = float(buffer)
-        self.size, self.length, self.batch_size, self.overlap = int(size), int(length), int(batch_size), int(overlap)
-        if not 0 <= self.overlap < self.size:
-            raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
-        self._grid = {"crs": crs, "res": res}
-        self._nodata, self._cache_bytes = nodata, int(cache_bytes)
-        self._locality = None if locality is None else Locality(blocks=int(locality), batch_size=self.batch_size)
-        self.mean = None if mean is None else tuple(float(v) for v in mean)
-        self.std = None if std is None else tuple(float(v) for v in std)
-        self._statistics_chips, self._statistics = statistics_chips, statistics
-        self._augment, self._seed = bool(augment), int(seed)
-        self._loader: dict[str, Any] = {
+        self._image_options: dict[str, Any] = {
+            "crs": crs,
+            "res": tuple(res) if isinstance(res, list) else res,
+            "nodata": nodata,
+            "order": order,
+            "harmonize": harmonize,
+            "quality": self._quality,
+            "clear_first": clear_first,
+            "series": TimeSeries.of(series),
+            "composite": composite,
+            "cache_bytes": int(cache_bytes),
+        }
+        self._draws: dict[str, Any] = {
+            "seed": int(seed),
+            "placement": placement or ("inside" if train_aois is None else "centre"),
+            "min_valid": float(min_valid),
+            "locality": _locality(locality, self.batch_size),
+        }
+        self._loading: dict[str, Any] = {
             "num_workers": int(num_workers),
             "multiprocessing_context": multiprocessing_context if num_workers else None,
             "prefetch_factor": prefetch_factor if num_workers else None,
+            "persistent_workers": bool(persistent_workers and num_workers),
             "pin_memory": torch.cuda.is_available() if pin_memory is None else bool(pin_memory),
+            "lookahead": int(lookahead),
+            "lookahead_bytes": int(lookahead_bytes),
+            "errors": errors,
         }
-        self._cache = Path(cache_dir).expanduser()
-        self._ready = False
+        self._scaled, self._augment = bool(scaled), augment
+        self._given = Normal.of(mean, std)
+        chips, seed = statistics_chips, int(seed)
+        self._measuring = Measuring(path=statistics, chips=chips, size=self.size, seed=seed, scaled=bool(scaled))
+        self._restored: dict[str, Any] = {}
         self._predict_sampler: Any = None
+        self._loaders: list[weakref.ref[DataLoader]] = []
 
-    # Building ---------------------------------------------------------------------------------------------
+    # Lightning's hooks -----------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Build the Collections that do not exist yet (Lightning calls this on one process a node)."""
-        for role, source in self._sources.items():
-            if source is not None:
-                self._open(role, source)
-
-    def _open(self, role: str, source: Any) -> Collection:
-        if isinstance(source, Collection):
-            return source
-        texts = [source] if isinstance(source, str) else list(source)
-        if len(texts) == 1 and (texts[0].endswith(".parquet") or _is_collection_folder(texts[0])):
-            return Collection.open(texts[0])
-        files = expand_paths(texts)
-        named = self._bands if role == "images" else None
-        key = hashlib.sha256(json.dumps([role, [_version(f) for f in files], named]).encode()).hexdigest()[:16]
-        path = self._cache / f"{role}-{key}.parquet"
-        if path.exists():
-            try:
-                return Collection.open(path)
-            except CollectionError:
-                _log.warning("%s is not readable and is built again", path)
-        # A label raster has no date of its own: it is true for every image of its place.
-        return build(files, path, bands=named, datetime="filename" if role == "images" else None)
+        for source in self._sources.values():
+            source.open()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open datasets, split them, measure what was not given; only once."""
-        if self._ready:
-            return
-        self.collection = self._open("images", self._sources["images"])
-        self.bands = tuple(self._bands or self.collection.bands)
-        options: dict[str, Any] = self._grid | {"nodata": self._nodata, "cache_bytes": self._cache_bytes}
-        self.images = RasteretDataset(self.collection, self.bands, **options)
-        self.train_area, self.val_area, self.test_area = self._areas.cut(self.images, self.size)
-        # Held-out chips reach out of their areas, but only pixels inside count: the areas are what must not be seen.
-        held_out = {"val": self.val_area, "test": self.test_area}
-        found = {name: area for name, area in held_out.items() if area is not None}
-        if found:
-            check_splits({"train": self._train_sampler(self.images)} | found, buffer=self._buffer)
-        known = self._known_statistics()
-        labels = None if self._sources["labels"] is None else self._open_labels()
-        self._measure(known, labels)
-        self._join_labels(options, labels)
-        self._ready = True
+        """Open what a stage ("fit", "validate", "test", "predict"; None = all) needs, once; refuse splits that leak.
 
-    def _known_statistics(self) -> DatasetStatistics | None:
-        """Those of the YAML, where there is one."""
-        if self._statistics is None or not Path(self._statistics).expanduser().exists():
-            return None
-        known = DatasetStatistics.load(self._statistics)
-        if tuple(known.bands) != self.bands:
-            raise UsageError(
-                f"{os.fspath(self._statistics)} is of bands {list(known.bands)}, the data are of {list(self.bands)}; "
-                "delete it, and it is measured again, or choose another path with statistics=."
-            )
-        return known
+        Raises:
+            SplitLeakError: two splits can read the same ground at the same time.
+            UsageError: an area that is empty, statistics of other bands or units.
+        """
+        _ = self.images
+        if stage != "predict":
+            _ = self.areas
+        if stage in (None, "fit"):  # other stages may have a checkpoint to come, which knows what was measured
+            _ = self.mean, self.std, self.train_set, self.eval_set
 
-    def _open_labels(self) -> RasteretDataset:
-        """The labels as they are stored."""
-        collection = self._open("labels", self._sources["labels"])
-        bands = [self._label_band] if self._label_band else collection.bands
-        if len(bands) != 1:
-            raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
-        cached: dict[str, Any] = {"cache_bytes": self._cache_bytes}
-        return RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, **cached)
-
-    def _measure(self, known: DatasetStatistics | None, labels: RasteretDataset | None) -> None:
-        """Mean, std and classes, as far as they were not given, of the training area; kept where a path was given."""
-        options: dict[str, Any] = {"aois": self.train_area, "size": self.size, "seed": self._seed}
-        writing = self._statistics is not None
-        found = known
-        if found is None and (writing or self.mean is None or self.std is None):
-            found = dataset_statistics(self.images, max_chips=self._statistics_chips, **options)
-        if found is not None:
-            self.mean, self.std = self.mean or found.mean, self.std or found.std
-        classes = {} if known is None else known.classes
-        if self._classes == "auto" and labels is not None and labels.dtype.kind != "f" and not classes:
-            classes = dataset_statistics(self.images & labels, max_chips=_CLASS_CHIPS, **options).classes
-        self.class_counts: dict[int, int] = classes
-        """Pixels of each stored label value in the training chips looked at; empty where they were not counted."""
-        if found is not None and self._statistics is not None and (known is None or classes != known.classes):
-            dataclasses.replace(found, classes=classes).save(self._statistics)
-
-    def _join_labels(self, options: dict[str, Any], raw: RasteretDataset | None) -> None:
-        self.class_values: dict[int, int] = {}
-        self.train_set: Any = self.images
-        self.eval_set: Any = RasteretDataset(self.collection, self.bands, mask_aoi=True, **options)
-        if raw is None:
-            return
-        remap = self._classes
-        if remap == "auto":
-            remap = {value: i for i, value in enumerate(self.class_counts)}
-            _log.info("classes found in the training area: %s", remap)
-        self.class_values = dict(remap or {})
-        labels = RasteretDataset(
-            raw.collection,
-            raw.bands,
-            is_image=False,
-            crs=self.images.crs,
-            remap=dict(remap or {}) or None,
-            ignore_index=self.ignore_index,
-            cache_bytes=self._cache_bytes,
-        )
-        self.train_set = self.images & labels
-        self.eval_set = self.eval_set & labels
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that labels are mapped to (after `setup`)."""
-        return max(self.class_values.values(), default=-1) + 1
-
-    # Loaders ----------------------------------------------------------------------------------------------
-
-    def _make(self, dataset: Any, sampler: Any) -> DataLoader:
-        stack = functools.partial(collate, ignore_index=self.ignore_index)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=stack, **self._loader)
+    # Loaders ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         """Random chips inside the training area."""
-        return self._make(self.train_set, self._train_sampler(self.train_set))
-
-    def _train_sampler(self, dataset: Any) -> RandomAOISampler:
-        return RandomAOISampler(
-            dataset,
-            self.size,
-            self.length,
-            self.train_area,
-            seed=self._seed,
-            placement=self._placement,
-            locality=self._locality,
-        )
+        sampler = RandomAOISampler(self.train_set, self.size, self.length, self.train_area, **self._draws)
+        return self._loader(self.train_set, sampler)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """A grid over the held-out area; nothing where none is held out."""
@@ -308,15 +262,15 @@ class RasteretDataModule(pl.LightningDataModule):
     def _held_out(self, area: Any) -> DataLoader | list[Any]:
         if area is None:
             return []
-        return self._make(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area))
+        return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area))
 
     def predict_dataloader(self) -> DataLoader:
-        """An overlapping grid over everything, images only."""
-        return self._make(self.images, self.predict_sampler)
+        """The chips of `predict_sampler`, images only."""
+        return self._loader(self.images, self.predict_sampler)
 
     @property
     def predict_sampler(self) -> Any:
-        """What is predicted (after `setup`): an overlapping grid over everything, until another sampler is assigned."""
+        """The chips that are predicted: an overlapping grid over everything, unless others were assigned."""
         if self._predict_sampler is None:
             self._predict_sampler = GridAOISampler(self.images, self.size, self.size - self.overlap)
         return self._predict_sampler
@@ -325,32 +279,67 @@ class RasteretDataModule(pl.LightningDataModule):
     def predict_sampler(self, sampler: Any) -> None:
         self._predict_sampler = sampler
 
+    def _loader(self, dataset: Any, sampler: Any) -> DataLoader:
+        _ = self.mean  # measured now, if it must be, rather than at the first batch
+        if self.trainer is not None and self.trainer.overfit_batches:
+            sampler = SameChips(sampler)
+        stack = functools.partial(collate, ignore_index=self.ignore_index)
+        loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=stack, **self._loading)
+        self._loaders = [ref for ref in self._loaders if ref() is not None] + [weakref.ref(loader)]
+        return loader
+
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
+        """Native pixels to the device, without waiting; `draw` stays on the host, which reads it."""
+        return to_device(batch, device)
+
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Float, normalised and (in training) augmented, on the device."""
-        assert self.mean is not None
-        assert self.std is not None
-        ready = prepare(batch, self.mean, self.std, self.ignore_index)
-        training = self.trainer is not None and self.trainer.training
-        return flip_and_turn(ready) if training and self._augment else ready
+        ready = prepare(batch, self.mean, self.std, self.ignore_index, scaled=self._scaled)
+        if self.trainer is None or not self.trainer.training or not self._augment:
+            return ready
+        return flip_and_turn(ready, self._draws["seed"]) if self._augment is True else self._augment(ready)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning go on from the checkpoint exactly, however often (see `ExactResume`)."""
+        mend_epoch_count(self.trainer, checkpoint)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the workers of its loaders and, where nothing else reads, this process's connections.
+
+        What was opened stays open: it can be used, or set up, again.
+        """
+        for ref in self._loaders:
+            loader = ref()
+            if loader is not None:
+                loader.close()
+        self._loaders = []
+        close_idle_loop()
+
+    def __str__(self) -> str:
+        # Lightning's own makes every loader, and so opens everything.
+        return f"RasteretDataModule({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loaders": []}
+
+    # Looking ------------------------------------------------------------------------------------------------------
+
+    def plot(self, sample: Sample, item: int = 0, **options: Any) -> Figure:
+        """A picture of a sample, or of one `item` of a batch, as it was loaded or as a model gets it.
+
+        A `prediction` among its keys is drawn too; options as for `RasteretDataset.plot`.
+        """
+        if sample["transform"].ndim > 1:
+            sample = {
+                key: value[item].cpu() if isinstance(value, torch.Tensor) else value for key, value in sample.items()
+            }
+        return plot_of([self.images], sample, {"ignore_index": self.ignore_index} | options)
 
 
-def _plain(source: Any) -> Any:
-    """Hydra's lists and paths as plain values."""
-    if source is None or isinstance(source, (str, Collection)):
-        return source
-    if isinstance(source, os.PathLike):
-        return os.fspath(source)
-    return [str(item) for item in source]
-
-
-def _version(path: str) -> list[Any]:
-    """What tells one state of a file from another; of a URL, the URL."""
-    if is_remote(path) or not os.path.exists(path):
-        return [path]
-    stat = os.stat(path)
-    return [path, stat.st_size, stat.st_mtime_ns]
-
-
-def _is_collection_folder(path: str) -> bool:
-    folder = Path(path)
-    return folder.is_dir() and any(folder.rglob("*.parquet")) and not any(folder.rglob("*.tif*"))
+def _locality(value: Any, batch_size: int) -> Locality | None:
+    if isinstance(value, dict):
+        try:
+            return Locality(**{"batch_size": batch_size} | value)
+        except TypeError as error:
+            raise UsageError(f"locality= {value}: {error}.") from None
+    return Locality(blocks=value, batch_size=batch_size) if isinstance(value, int) else value

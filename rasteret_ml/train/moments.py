@@ -20,7 +20,7 @@ _COUNTED_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BandStatistics:
-    """Statistics of one band over valid, finite pixels, in stored units."""
+    """Statistics of one band over valid, finite pixels, in the units that were asked for (by default as stored)."""
 
     mean: float
     """Mean."""

@@ -17,8 +17,8 @@ from matplotlib.image import imread
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-TESTED_ELSEWHERE = {"train"}  # test_readme_and_configs.py
-PARTS = {"demo_scenes", "demo_sets", "figures"}  # what the scripts share
+TESTED_ELSEWHERE = {"cli", "eval", "plain_loop", "predict", "train"}  # test_readme.py, test_configs.py
+PARTS = {"assembly", "demo_scenes", "demo_sets", "figures", "mapping", "scoring"}  # what the scripts share
 
 
 def run(name: str, out: Path, *options: object) -> str:
@@ -41,7 +41,7 @@ def run(name: str, out: Path, *options: object) -> str:
 
 def number(pattern: str, text: str) -> float:
     """The one number that a pattern finds."""
-    (found,) = re.findall(pattern, text)
+    (found,) = re.findall(pattern, text, re.MULTILINE)
     return float(found)
 
 
@@ -81,6 +81,14 @@ def test_time_series_of_real_items(tmp_path: Path, shared_data: Path) -> None:
     text = run("time_series", tmp_path / "out", "--data", shared_data / "multidate" / "*" / "*.json")
     assert "2023-08-13" in text
     assert number(r"median of clear pixels +(\d+)% clear", text) > number(r"newest pixel +(\d+)% clear", text)
+
+
+def test_time_series_model_example(tmp_path: Path) -> None:
+    """A season tells more than its newest date, which is partly cloudy and autumnal."""
+    text = run("time_series_model", tmp_path / "out")
+    season, newest = (number(rf"^{name} +([\d.]+) of", text) for name in ("season", "newest date"))
+    assert season > 0.85
+    assert season > newest + 0.08
 
 
 def test_zones_example(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
-from rasteret_ml.train.prepare import flip_and_turn, prepare
+from rasteret_ml.train.prepare import prepare
 
 BANDS = ("B02", "B03")
 
@@ -34,16 +34,6 @@ def test_prepare_normalises_and_neutralises():
         "mask_valid": torch.ones(1, 1, 1, 1, dtype=torch.bool),
     }
     assert prepare(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
-
-
-def test_turns_keep_image_labels_and_validity_together():
-    """And all eight occur."""
-    values = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(64, 1, 1, 1)
-    batch = {"image": values, "mask": values[:, 0].long(), "mask_valid": values > 5, "transform": torch.zeros(64, 9)}
-    turned = flip_and_turn(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(turned["image"][:, 0].long(), turned["mask"])
-    assert torch.equal(turned["image"] > 5, turned["mask_valid"])
-    assert len({tuple(v.flatten().tolist()) for v in turned["image"]}) == 8
 
 
 @settings(max_examples=40, deadline=None)

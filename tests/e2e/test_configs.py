@@ -1,0 +1,202 @@
+"""Every YAML composes and makes what it names; a stopped run goes on; a sweep has its values in a file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+import rasteret_ml as rm
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+FILES = ["data.images=[a.tif]", "data.labels=l.tif"]
+
+
+def composed(*overrides: str, name: str = "train"):
+    """The configuration that a command line gives."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = compose(name, [*overrides, "paths.output_dir=out", "paths.log_dir=logs"], return_hydra_config=False)
+    OmegaConf.resolve(config)
+    return config
+
+
+def members(group: str) -> list:
+    """The files of a group, as parameters."""
+    return [pytest.param(path.stem, id=path.stem) for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    """Scripts import one another by plain names. One thread: the models are tiny."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for name in [n for n, m in sys.modules.items() if str(ROOT / "examples") in str(getattr(m, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def made_trainer(config) -> pl.Trainer:
+    """The configured trainer, on the CPU where there is nothing else."""
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        config.trainer.accelerator = "cpu"
+    trainer = instantiate(config.trainer)
+    assert isinstance(trainer, pl.Trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("data", members("data"))
+def test_data(data: str) -> None:
+    """With no argument missing or unknown, and `files` shows each with its default."""
+    config = composed(f"data={data}", *(FILES if data == "files" else []))
+    module = instantiate(config.data)
+    assert isinstance(module, rm.RasteretDataModule)
+    assert isinstance(module.batch_size, int)
+    assert set(config.data) == {"_target_", "_convert_", *module.hparams}
+
+
+@pytest.mark.parametrize("model", members("model"))
+def test_models(model: str) -> None:
+    """Lightning modules that answer in the image's size."""
+    task = instantiate(composed(f"model={model}").model, in_channels=4, num_classes=3)
+    assert task.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("trainer", members("trainer"))
+def test_trainers(trainer: str) -> None:
+    made = made_trainer(composed(f"trainer={trainer}"))
+    assert made.num_devices == {"ddp": 4, "ddp_sim": 2}.get(trainer, 1)
+
+
+@pytest.mark.parametrize("callbacks", members("callbacks"))
+@pytest.mark.usefixtures("examples")
+def test_callbacks(callbacks: str) -> None:
+    from assembly import each
+
+    made = each(composed(f"callbacks={callbacks}").callbacks)
+    assert all(isinstance(callback, pl.Callback) for callback in made)
+    assert len(made) == {"none": 0, "default": 2, "early_stopping": 3}.get(callbacks, 1)
+
+
+@pytest.mark.parametrize("logger", members("logger"))
+@pytest.mark.usefixtures("examples")
+def test_loggers(logger: str) -> None:
+    from assembly import each
+
+    made = each(composed(f"logger={logger}").logger)
+    assert all(isinstance(one, Logger) for one in made)
+    assert len(made) == {"none": 0, "many": 2}.get(logger, 1)
+
+
+@pytest.mark.parametrize("experiment", members("experiment"))
+def test_experiments(experiment: str) -> None:
+    """They choose among the groups; what a command line says comes last."""
+    config = composed(f"experiment={experiment}", *FILES, "trainer.max_epochs=7")
+    assert isinstance(instantiate(config.data), rm.RasteretDataModule)
+    assert made_trainer(config).max_epochs == 7
+
+
+@pytest.mark.parametrize("debug", members("debug"))
+@pytest.mark.usefixtures("examples")
+def test_debug(debug: str) -> None:
+    """On the CPU, in one process, without loggers; with any experiment."""
+    from assembly import each
+
+    config = composed(f"debug={debug}", "experiment=landcover", "trainer=gpu")
+    assert (config.task_name, config.trainer.accelerator, config.data.num_workers) == ("debug", "cpu", 0)
+    assert each(config.callbacks) == each(config.logger) == []
+    trainer = made_trainer(config)
+    assert trainer.fast_dev_run == (1 if debug == "fdr" else False)
+    assert trainer.overfit_batches == (3 if debug == "overfit" else 0)
+
+
+@pytest.mark.parametrize("search", members("hparams_search"))
+def test_searches(search: str) -> None:
+    """Of values that exist, by Hydra's own sweeper."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = compose("train", [f"hparams_search={search}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.hydra.sweeper._target_.endswith("BasicSweeper")
+    for key in config.hydra.sweeper.params:
+        assert OmegaConf.select(config, key) is not None
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "predict"])
+def test_tasks(name: str) -> None:
+    """Each finds its groups; prediction reads no labels, whatever the data."""
+    needed = [] if name == "train" else ["ckpt_path=model.ckpt"]
+    config = composed("data=landcover", *needed, name=name)
+    assert config.task_name == name
+    assert made_trainer(config) is not None
+    assert (config.data.labels is None) == (name == "predict")
+    assert (instantiate(config.data).hparams["labels"] is None) == (name == "predict")
+
+
+@pytest.mark.parametrize("name", members("cli"))
+@pytest.mark.usefixtures("examples")
+def test_lightning_cli(name: str) -> None:
+    """Everything that the YAML names is made, with one `ignore_index`."""
+    from cli import main
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of jsonargparse's coming names
+        cli = main([f"--config={CONFIGS / 'cli' / name}.yaml", "--data.ignore_index=9"], run=False)
+    assert isinstance(cli.datamodule, rm.RasteretDataModule)
+    assert cli.model.hparams["ignore_index"] == 9
+    assert cli.datamodule.class_values == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert [type(callback).__name__ for callback in cli.trainer.callbacks].count("ModelCheckpoint") == 1
+
+
+def test_every_file_is_tested() -> None:
+    """A new folder of configs needs a test here; `paths` and `hydra` are in every composition."""
+    tested = {"data", "model", "trainer", "callbacks", "logger", "experiment", "debug", "hparams_search", "cli"}
+    assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} == tested | {"paths", "hydra"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"train", "eval", "predict"}
+    for group in ("paths", "hydra"):
+        assert [path.stem for path in (CONFIGS / group).iterdir()] == ["default"]
+
+
+def run_train(folder: Path, scenes, *overrides: str):
+    """A short run over the fixture's scenes."""
+    from train import run
+
+    common = ["model=fcn", "logger=none", "draw=false", "data=files", "data.num_workers=0", "data.size=64"]
+    common += ["data.length=8", "data.batch_size=4", "data.mean=[2500,2500]", "data.std=[1400,1400]"]
+    common += ["data.classes={1: 0, 2: 1, 3: 2, 4: 3}", "data.val_fraction=0.2", "trainer.enable_progress_bar=false"]
+    common += [f"data.images={scenes.folder / 'images.parquet'}", f"data.labels={scenes.folder / 'labels.parquet'}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = compose("train", [*common, *overrides, f"paths.output_dir={folder}"])
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    return run(config)
+
+
+@pytest.mark.usefixtures("examples")
+def test_a_stopped_run_goes_on(scenes, tmp_path) -> None:
+    """`ckpt_path=`: the weights after two epochs are those of a run that was not stopped."""
+    every = ["callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=2"]
+    whole = run_train(tmp_path / "whole", scenes, *every)
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt"}
+    resumed = run_train(tmp_path / "resumed", scenes, *every, f"ckpt_path={checkpoints / 'epoch_000.ckpt'}")
+    for name, weights in whole["task"].state_dict().items():
+        torch.testing.assert_close(resumed["task"].state_dict()[name], weights)
+
+
+@pytest.mark.usefixtures("examples")
+def test_overfitting_and_no_validation(scenes, tmp_path) -> None:
+    """Debug presets run; without a held-out area there is nothing to validate or to stop early by."""
+    found = run_train(tmp_path / "a", scenes, "debug=overfit", "trainer.max_epochs=2")
+    assert "train_loss" in found["metrics"]
+    found = run_train(tmp_path / "b", scenes, "data.val_side=null", "callbacks=none", "trainer.max_epochs=1")
+    assert "miou" not in found

@@ -1,0 +1,138 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(heading: str) -> list[tuple[str, str]]:
+    """(language, text) of the code under a heading, in its order."""
+    (section,) = re.findall(rf"^## {heading}$(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```(\w+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+def test_the_fifteen_lines_run(tmp_path: Path) -> None:
+    """In an empty folder, by an interpreter of their own."""
+    ((language, code),) = blocks("In fifteen lines")
+    assert language == "python"
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["torch.uint16 (16, 4, 256, 256) 1.0"] * 4
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A clone of the repository to run commands in; what they change of this process is put back. One thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("examples", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    root = logging.getLogger()
+    before, level, backend = list(root.handlers), root.level, matplotlib.get_backend()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    matplotlib.use(backend)
+    root.setLevel(level)
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a shell block, in this process: it saves the time that imports take."""
+    program, script, *arguments = shlex.split(line)
+    assert program == "python"
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        patch.syspath_prepend(str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+    for name in [n for n, m in sys.modules.items() if "/examples/" in str(getattr(m, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
+    """A plain loop, Lightning, Hydra with a sweep, LightningCLI, and a map: each command, in their order."""
+    commands = 0
+    for language, text in blocks("Training"):
+        if language == "python":
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            run_command(line, monkeypatch)
+            commands += 1
+    assert commands >= 7
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^(?:validation|test) mIoU +0\.\d+", printed, re.MULTILINE)) >= 3
+    assert (clone / "batch.png").stat().st_size > 10_000
+    assert len(list((clone / "logs" / "debug" / "multiruns").glob("*/[01]/.hydra/config.yaml"))) == 2
+    assert set(clone.glob("**/*.tif")) - set(clone.glob("scenes/*")) == {
+        clone / name for name in ("map.tif", "plain.tif", "logs/first/prediction.tif", "logs/cli/scenes/map.tif")
+    }
+    with rasterio.open(clone / "map.tif") as found:
+        assert found.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
+        assert found.crs.to_epsg() == 32633
+        assert found.shape == (1024, 1024)
+        assert set(np.unique(found.read(1))) <= {0, 1, 2, 3, 255}
+        assert found.colormap(1)[0] == (38, 110, 180, 255)
+    with rasterio.open(clone / "logs" / "first" / "prediction.tif") as trained, rasterio.open("map.tif") as found:
+        np.testing.assert_array_equal(trained.read(1), found.read(1))
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_the_demo_trains_and_writes_a_map(tmp_path: Path, workers: int) -> None:
+    """Small and short: it still says what it measured, and the map is georeferenced where the scenes are."""
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), f"hydra.run.dir={tmp_path / 'run'}"]
+    command += [f"paths.cache_dir={tmp_path / 'cache'}", "data.size=64", "data.length=32", "data.batch_size=8"]
+    command += ["trainer.max_epochs=1", "data.statistics_chips=4", "trainer.enable_progress_bar=false"]
+    command += [f"data.num_workers={workers}"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"validation mIoU +0\.\d+ .*majority class: 0\.\d+", done.stdout)
+    assert re.search(r"patches per second +\d", done.stdout)
+    assert re.search(r"wait share +\d", done.stdout)
+    with rasterio.open(tmp_path / "run" / "prediction.tif") as found:
+        assert found.crs.to_epsg() == 32633
+        assert found.transform[:6] == (10.0, 0.0, 499980.0, 0.0, -10.0, 5100000.0)
+        assert found.shape == (1024, 1024)
+        classes = found.read(1)
+        assert set(np.unique(classes)) <= {0, 1, 2, 3, 255}
+        assert (classes[:512, :12] == 255).all()  # no data there
+        assert found.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
+        assert found.colormap(1)[0] == (38, 110, 180, 255)
+    assert (tmp_path / "run" / "prediction.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert list((tmp_path / "run" / "csv").rglob("metrics.csv"))
