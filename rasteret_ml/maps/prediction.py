@@ -28,7 +28,7 @@ from rasteret_ml.maps.part import Part
 from rasteret_ml.maps.plan import begin_or_go_on, plan_facts
 from rasteret_ml.maps.sheets import sheet_paths, sheets_of
 
-__all__ = ["BLOCK", "MEMORY_BYTES", "SAVE_SECONDS", "PredictionMap"]
+__all__ = ["BLOCK", "MEMORY_BYTES", "PredictionMap", "SAVE_SECONDS"]
 
 MEMORY_BYTES = 256 * 1024 * 1024
 SAVE_SECONDS = 60.0
@@ -56,8 +56,8 @@ class PredictionMap:
     beside the map's is put on the nearest ones.
 
     Args:
-        path: The file; missing folders are made, an older file is replaced at the end. Of several maps, each has its
-            EPSG code before the suffix.
+        path: The file, where all ranks can write; missing folders are made, an older file is replaced at the end. Of
+            several maps, each has its EPSG code before the suffix.
         sampler: A `GridAOISampler`: the map covers its polygons, or all of its dataset.
         output: "classes": uint8 (uint16 for more than 255 classes): the plane with the highest score, or of a single
             plane whether it is above 0.5; "scores": float32, a band for each plane, NaN = nodata.

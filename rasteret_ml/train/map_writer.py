@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
+from rasteret_ml.maps.chosen import ChosenChips
 from rasteret_ml.maps.form import Output
 from rasteret_ml.maps.geotiff import Colour
 from rasteret_ml.maps.merging import Merge
@@ -181,12 +182,18 @@ class _WhatIsLeft(DistributedSampler[AOI]):
 
     def __init__(self, opened: Callable[[], PredictionMap]) -> None:
         self._opened = opened
+        self._chips: ChosenChips | None = None
+
+    def _found(self) -> ChosenChips:
+        if self._chips is None:
+            self._chips = self._opened().sampler
+        return self._chips
 
     def __len__(self) -> int:
-        return len(self._opened().sampler)
+        return len(self._found())
 
     def __iter__(self) -> Iterator[AOI]:
-        return iter(self._opened().sampler)
+        return iter(self._found())
 
     def set_epoch(self, epoch: int) -> None:
         """Predictions have none."""
