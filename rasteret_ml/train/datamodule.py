@@ -107,8 +107,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         pin_memory: Default where there is an accelerator.
         lookahead: Batches whose reading is begun before they are asked for, see `DataLoader`.
         lookahead_bytes: Memory that they may take.
-        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise. Where "replace" would
-            count a chip twice, in validation and testing, it is "fill".
+        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise. "replace" is for
+            training alone: where each chip counts once, it becomes "fill".
         cache_dir: Where Collections are built.
 
     Raises:
@@ -264,14 +264,11 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
     def _held_out(self, area: Any) -> DataLoader | list[Any]:
         if area is None:
             return []
-        errors = ErrorPolicy.of(self._loading["errors"])
-        if errors.action == "replace":  # which would count another chip twice
-            errors = dataclasses.replace(errors, action="fill")
-        return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area), errors=errors)
+        return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area), once=True)
 
     def predict_dataloader(self) -> DataLoader:
         """The chips of `predict_sampler`, images only."""
-        return self._loader(self.images, self.predict_sampler)
+        return self._loader(self.images, self.predict_sampler, once=True)
 
     @property
     def predict_sampler(self) -> Any:
@@ -284,12 +281,16 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
     def predict_sampler(self, sampler: Any) -> None:
         self._predict_sampler = sampler
 
-    def _loader(self, dataset: Any, sampler: Any, **options: Any) -> DataLoader:
+    def _loader(self, dataset: Any, sampler: Any, *, once: bool = False) -> DataLoader:
+        """A loader; `once` where no chip may stand for another."""
         _ = self.mean  # measured now, if it must be, rather than at the first batch
         if self.trainer is not None and self.trainer.overfit_batches:
             sampler = SameChips(sampler)
         stack = functools.partial(collate, ignore_index=self.ignore_index)
-        options = self._loading | {"batch_size": self.batch_size, "sampler": sampler, "collate_fn": stack} | options
+        options = self._loading | {"batch_size": self.batch_size, "sampler": sampler, "collate_fn": stack}
+        errors = ErrorPolicy.of(options["errors"])
+        if once and errors.action == "replace":
+            options["errors"] = dataclasses.replace(errors, action="fill")
         loader = DataLoader(dataset, **options)
         self._loaders = [ref for ref in self._loaders if ref() is not None] + [weakref.ref(loader)]
         return loader
