@@ -46,8 +46,8 @@ _WHERE = {
     "DataLoader": "loading.loader",
     "DatasetStatistics": "train.statistics",
     "EachAOISampler": "sampling.samplers",
-    "ExactResume": "train.resume",
     "ErrorPolicy": "loading.policy",
+    "ExactResume": "train.resume",
     "FailureReport": "loading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
@@ -93,7 +93,7 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 
 def __getattr__(name: str) -> Any:

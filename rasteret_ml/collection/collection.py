@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
-from rasteret_ml.collection.columns import with_values
+from rasteret_ml.collection.columns import column_of_values, placed
 from rasteret_ml.collection.pieces import Pieces
 from rasteret_ml.collection.rows import RecordReader
 from rasteret_ml.collection.schema import METADATA_SUFFIX, check_schema, geoarrow_schema, light_band_struct
 from rasteret_ml.collection.select import bbox_overlaps, date_overlaps, interval, lonlat_bounds
-from rasteret_ml.collection.write import write_collection
+from rasteret_ml.collection.write import write_view
 from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from
@@ -291,25 +291,32 @@ class Collection:
         for info in self.iterate_records():
             yield RasterAccessor(info, self.data_source)
 
-    def with_column(self, name: str, values: Any) -> Collection:
-        """These records with a column of one's own, such as `split` (see `subset`); in memory until `write`.
+    def with_column(self, name: str, values: Any, out: str | os.PathLike[str] | None = None) -> Collection:
+        """These records with a column of one's own, such as `split` (see `subset`).
 
         Args:
             name: Its name; a column of this name is replaced.
             values: One for each record, in row order: a sequence, numpy, pandas or Arrow array; None = null.
+            out: None = the records are in memory, tile tables and all, until `write`; else where they are written to at
+                once (see `write`), which for very many of them takes far less.
 
         Raises:
             UsageError: a name that says what the raster is (`id`, `datetime`, `{band}_metadata` …), or another number
                 of values than records.
         """
-        table = with_values(self.to_table(), name, values).replace_schema_metadata(self.arrow_schema.metadata)
+        column = column_of_values(name, values, len(self))
+        if out is not None:
+            return self._written(out, (name, column))
+        table = placed(self.to_table(), name, column).replace_schema_metadata(self.arrow_schema.metadata)
         return Collection(table, data_source=self._data_source)
 
     def write(self, out: str | os.PathLike[str]) -> Collection:
-        """Write this view (see `write_collection`) and open what was written."""
-        table = self.to_table()
-        table = table.drop_columns([n for n in ("year", "month") if n in table.column_names])
-        return Collection.open(write_collection(table, out), data_source=self._data_source)
+        """Write this view (see `write_collection`) and open it: a `.parquet` by few rows at a time, a folder whole."""
+        return self._written(out)
+
+    def _written(self, out: str | os.PathLike[str], added: tuple[str, pa.ChunkedArray] | None = None) -> Collection:
+        path = write_view(self._dataset, self._filter, self.arrow_schema.metadata, out, added)
+        return Collection.open(path, data_source=self._data_source)
 
     def plot(self, *, aois: Any = None, color: str | None = None, ax: Any = None) -> Figure:
         """A map of the footprints in longitude/latitude, and of AOIs over them.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from rasteret_ml.collection.columns import placed
 from rasteret_ml.errors import UsageError
 
-__all__ = ["check_target", "write_collection"]
+__all__ = ["check_target", "write_collection", "write_view"]
 
 _GROUP_BYTES = 16 * 2**20
 """Uncompressed size of a row group: the smaller, the sooner one of its rows is there; the larger, the shorter the
 footer, in which every group takes about 110 bytes for each of a band's hundred columns."""
 _LEAST_ROWS, _MOST_ROWS = 512, 50_000
 _ZSTD_LEVEL = 3
+_LITTLE = {"batch_readahead": 2, "fragment_readahead": 1}
+"""How far ahead of the rows that are looked at a dataset reads."""
 
 
 def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
@@ -47,6 +51,59 @@ def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
     return str(path)
 
 
+def write_view(
+    dataset: ds.Dataset,
+    condition: ds.Expression | None,
+    metadata: Mapping[bytes, bytes] | None,
+    out: str | os.PathLike[str],
+    added: tuple[str, pa.ChunkedArray] | None,
+) -> str:
+    """`write_collection` of the rows of a dataset; of one file, a row group is in memory at a time.
+
+    Args:
+        dataset: Where the rows are.
+        condition: Which of them; None = all.
+        metadata: Of the file.
+        out: As for `write_collection`.
+        added: A column (name, values of the rows) that goes with them; None = nothing does.
+    """
+
+    def part(table: pa.Table, start: int) -> pa.Table:
+        table = table.drop_columns([n for n in ("year", "month") if n in table.column_names])
+        table = table if added is None else placed(table, added[0], added[1].slice(start, len(table)))
+        return table.replace_schema_metadata(metadata)
+
+    path = check_target(out)
+    if path.suffix != ".parquet":
+        return write_collection(part(dataset.to_table(filter=condition), 0), out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema, start = part(dataset.schema.empty_table(), 0).schema, 0
+    with (
+        _replaced(path) as name,
+        pq.ParquetWriter(
+            name, schema, compression="zstd", compression_level=_ZSTD_LEVEL, use_dictionary=_repeating(schema)
+        ) as writer,
+    ):
+        for group in _groups(dataset.to_batches(filter=condition, batch_size=_LEAST_ROWS, **_LITTLE)):
+            writer.write_table(part(group, start), row_group_size=_MOST_ROWS)
+            start += len(group)
+    return str(path)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches joined until they are a row group."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        held.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= _LEAST_ROWS and (size >= _GROUP_BYTES or rows >= _MOST_ROWS):
+            yield pa.Table.from_batches(held)
+            held, rows, size = [], 0, 0
+    if rows:
+        yield pa.Table.from_batches(held)
+
+
 def check_target(out: str | os.PathLike[str]) -> Path:
     """Where `write_collection` would write.
 
@@ -66,9 +123,7 @@ def check_target(out: str | os.PathLike[str]) -> Path:
 
 
 def _write_file(table: pa.Table, path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with _replaced(path) as name:
         pq.write_table(
             table,
             name,
@@ -77,6 +132,15 @@ def _write_file(table: pa.Table, path: Path) -> None:
             row_group_size=_group_rows(table),
             use_dictionary=_repeating(table.schema),
         )
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[str]:
+    """The name of a new file that takes a path's place once all has gone well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield name
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     finally:

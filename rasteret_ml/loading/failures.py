@@ -11,7 +11,7 @@ from rasteret_ml.errors import RasteretError, redact
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.execute import ReadFailure
 
-__all__ = ["Failure", "FailureReport", "Fault", "FailureCounts"]
+__all__ = ["Failure", "FailureCounts", "FailureReport", "Fault"]
 
 _MOST_NAMES = 1000
 """Files that are counted by name."""

@@ -14,9 +14,10 @@ from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.scenes.dates import TimeSeries
 from rasteret_ml.scenes.facts import SceneFacts, band_column
 
-__all__ = ["check_together", "checked_dates", "checked_key", "is_native"]
+__all__ = ["RESERVED", "check_together", "checked_dates", "checked_key", "is_native"]
 
-_RESERVED = ("mask_valid", "mask_aoi", "mask_clear")
+RESERVED = ("mask_valid", "mask_aoi", "mask_clear")
+"""Keys of masks that are no labels."""
 
 
 def checked_key(key: str | None, is_image: bool) -> str:
@@ -28,8 +29,8 @@ def checked_key(key: str | None, is_image: bool) -> str:
     kind = "image" if is_image else "mask"
     if key is None:
         return kind
-    if not key.startswith(kind) or key in _RESERVED:
-        raise UsageError(f"key= begins with {kind!r} and is none of {', '.join(_RESERVED)}, not {key!r}.")
+    if not key.startswith(kind) or key in RESERVED:
+        raise UsageError(f"key= begins with {kind!r} and is none of {', '.join(RESERVED)}, not {key!r}.")
     return key
 
 

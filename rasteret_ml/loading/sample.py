@@ -285,7 +285,8 @@ def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_
     if geometry is None:
         return np.ones(grid.shape, bool)
     if query.crs is not None and query.crs != grid.crs:
-        geometry = transform_geometries(np.array([geometry], dtype=object), query.crs, crs_text(grid.crs))[0]
+        given = np.array([geometry], dtype=object)
+        geometry = transform_geometries(given, query.crs, crs_text(grid.crs), near=grid.bounds)[0]
     return inside_mask(geometry, grid, all_touched=all_touched)
 
 

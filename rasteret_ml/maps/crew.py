@@ -7,25 +7,14 @@ from typing import Any
 
 import torch.distributed
 
+from rasteret_ml.sampling.ranks import Ranks
+
 __all__ = ["Crew"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
-    """Who is who, and two ways to speak; each is called by all ranks at the same time."""
-
-    rank: int = 0
-    """Which this one is, from 0."""
-    count: int = 1
-    """How many there are."""
-
-    @classmethod
-    def now(cls) -> Crew:
-        """As the process group is."""
-        group = torch.distributed
-        if not (group.is_available() and group.is_initialized()):
-            return cls()
-        return cls(rank=group.get_rank(), count=group.get_world_size())
+class Crew(Ranks):
+    """The ranks, and two ways to speak; each is called by all of them at the same time."""
 
     def told_by_first(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import ResumeError
+from rasteret_ml.loading.plan import dataset_plan
 from rasteret_ml.maps.progress import write_safely
 from rasteret_ml.maps.sheets import Sheet
+from rasteret_ml.plans import digest
 
 __all__ = ["Facts", "begin_or_go_on", "data_digest", "plan_facts", "weights_digest"]
 
@@ -27,15 +29,12 @@ _NAME = "plan.json"
 def plan_facts(sampler: Any, sheets: Sequence[Sheet], **chosen: Any) -> Facts:
     """The facts of a map: its chips, its pixels, and what was chosen."""
     first, last = sampler.times
-    places = hashlib.sha256()
-    for sheet in sheets:
-        grid = sheet.grid
-        places.update(repr((grid.crs, tuple(grid.transform), grid.shape)).encode())
-        places.update(np.stack([sheet.positions, *sheet.corners.T]).tobytes())
+    grids = [(sheet.grid.crs, tuple(sheet.grid.transform), sheet.grid.shape) for sheet in sheets]
+    places = digest(grids, *(np.column_stack([sheet.positions, sheet.corners]) for sheet in sheets))
     height, width = sampler.size
     return {
         "chips": f"{sum(len(sheet.positions) for sheet in sheets)} of {height} x {width} pixels",
-        "places": places.hexdigest()[:16],
+        "places": places,
         "times": f"{first} to {last}",
     } | {name: str(value) for name, value in chosen.items()}
 
@@ -44,7 +43,7 @@ def begin_or_go_on(folder: Path, facts: Mapping[str, str]) -> None:
     """Keep the facts in a folder, or hold them against those that are there.
 
     Raises:
-        UsageError: they differ; each difference is named.
+        ResumeError: they differ; each difference is named.
     """
     path = folder / _NAME
     if not path.exists():
@@ -59,20 +58,15 @@ def begin_or_go_on(folder: Path, facts: Mapping[str, str]) -> None:
         if saved.get(name) != facts.get(name)
     ]
     if told:
-        raise UsageError(
+        raise ResumeError(
             f"{folder} holds an unfinished map of another plan: {'; '.join(told)}. Make the same one, choose another "
             "path, or begin anew with resume=False."
         )
 
 
 def data_digest(dataset: Any) -> str:
-    """Tells datasets apart: by their bands and the identities of their records; of a foreign one by its name."""
-    told = []
-    for part in getattr(dataset, "parts", [dataset]):
-        bands, collection = getattr(part, "bands", ()), getattr(part, "collection", None)
-        ids = [] if collection is None else collection.to_table(["id"])["id"].to_pylist()
-        told.append([type(part).__name__, list(bands or ()), ids])
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    """Tells datasets apart, see `dataset_plan`; of None it is empty."""
+    return "" if dataset is None else digest(*dataset_plan(dataset))
 
 
 def weights_digest(model: Any) -> str:

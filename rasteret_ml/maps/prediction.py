@@ -28,7 +28,11 @@ from rasteret_ml.maps.part import Part
 from rasteret_ml.maps.plan import begin_or_go_on, plan_facts
 from rasteret_ml.maps.sheets import sheet_paths, sheets_of
 
-__all__ = ["PredictionMap"]
+__all__ = ["BLOCK", "MEMORY_BYTES", "PredictionMap", "SAVE_SECONDS"]
+
+MEMORY_BYTES = 256 * 1024 * 1024
+SAVE_SECONDS = 60.0
+BLOCK = 256
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +56,8 @@ class PredictionMap:
     beside the map's is put on the nearest ones.
 
     Args:
-        path: The file; missing folders are made, an older file is replaced at the end. Of several maps, each has its
-            EPSG code before the suffix.
+        path: The file, where all ranks can write; missing folders are made, an older file is replaced at the end. Of
+            several maps, each has its EPSG code before the suffix.
         sampler: A `GridAOISampler`: the map covers its polygons, or all of its dataset.
         output: "classes": uint8 (uint16 for more than 255 classes): the plane with the highest score, or of a single
             plane whether it is above 0.5; "scores": float32, a band for each plane, NaN = nodata.
@@ -71,8 +75,8 @@ class PredictionMap:
         resume: Go on with what an earlier run left; False = begin anew.
 
     Raises:
-        UsageError: another sampler, options that contradict each other, another process at work on the same map, or an
-            unfinished map of another plan (the message names each difference).
+        UsageError: another sampler, options that contradict each other, or another process at work on the same map.
+        ResumeError: an unfinished map of another plan; the message names each difference.
     """
 
     def __init__(
@@ -87,9 +91,9 @@ class PredictionMap:
         nodata: int | None = None,
         version: str = "",
         data: str = "",
-        memory_bytes: int = 256 * 1024 * 1024,
-        save_seconds: float = 60.0,
-        block: int = 256,
+        memory_bytes: int = MEMORY_BYTES,
+        save_seconds: float = SAVE_SECONDS,
+        block: int = BLOCK,
         resume: bool = True,
     ) -> None:
         _check(output, merge, nodata, block)

@@ -23,6 +23,7 @@ from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.loading.buffers import batch_buffer
 from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.loading.faults import Faults
+from rasteret_ml.loading.options import RESERVED
 from rasteret_ml.loading.reading import Reading
 from rasteret_ml.loading.reindex import whole_index
 from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
@@ -34,8 +35,6 @@ from rasteret_ml.scenes.lookup import Span
 from rasteret_ml.scenes.packing import pack_index, unpack_index
 
 __all__ = ["PolygonDataset"]
-
-_RESERVED = ("mask_valid", "mask_aoi", "mask_clear")
 
 
 class PolygonDataset(GeoDataset):
@@ -98,8 +97,8 @@ class PolygonDataset(GeoDataset):
         key: str = "mask",
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        if not key.startswith("mask") or key in _RESERVED:
-            raise UsageError(f"key={key!r} begins with 'mask' and is none of {', '.join(_RESERVED)}.")
+        if not key.startswith("mask") or key in RESERVED:
+            raise UsageError(f"key={key!r} begins with 'mask' and is none of {', '.join(RESERVED)}.")
         found = polygons_from(polygons, polygons_crs)
         self.ignore_index = int(ignore_index)
         self._labels = label_values(found, label, classes, continuous, background, self.ignore_index)

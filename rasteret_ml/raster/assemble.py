@@ -13,7 +13,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
 from rasteret_ml.raster.validity import valid_pixels
 
-__all__ = ["BandBuffers", "ChipBuffers", "allocate", "finish"]
+__all__ = ["BandBuffers", "ChipBuffers", "allocate", "finish", "nothing_of"]
 
 _LERC = 34887
 
@@ -91,10 +91,21 @@ def finish(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
         covered |= inside
         if band.resampling is not None:
             buffers.data[i] = data
+    return _chip(plan, buffers, valid, covered)
+
+
+def nothing_of(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
+    """The chip of what was not read: fill values, none of them valid."""
+    for band, channel in zip(plan.bands, buffers.data, strict=True):
+        channel[:] = fill_value(band.source.nodata, plan.dtype)
+    return _chip(plan, buffers, np.zeros(buffers.data.shape, bool), np.zeros(plan.grid.shape, bool))
+
+
+def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], covered: npt.NDArray[np.bool_]) -> Chip:
     return Chip(
         data=buffers.data,
         valid=valid,
-        inside=np.ones(shape, bool),
+        inside=np.ones(plan.grid.shape, bool),
         grid=plan.grid,
         bands=tuple(band.source.band for band in plan.bands),
         nodata=tuple(band.source.nodata for band in plan.bands),

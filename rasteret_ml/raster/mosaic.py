@@ -141,6 +141,7 @@ class MosaicBatch:
             engine,
             into=[self._builders[i].target(layer) if plan is layer.image else None for i, layer, plan in asked],
             allow_failures=self._allow_failures,
+            whole=True,
         )
         for failure in result.failures:
             for i in dict.fromkeys(asked[place][0] for place in failure.plans):

@@ -49,6 +49,11 @@ def lay_grid(shapes: npt.NDArray[np.object_], grid: ChipGrid) -> tuple[Floats, I
     shape_of = np.array([_steps(top - bounds[:, 1], *_axis(grid, 1)), _steps(bounds[:, 2] - left, *_axis(grid, 0))])
     found = list(_chips(shapes, left, top, shape_of, grid))
     owner, row, column = (np.concatenate(part) for part in zip(*found, strict=True))
+    bare = np.setdiff1d(np.arange(len(shapes)), owner)
+    if len(bare):  # thinner than what counts as nothing, along an edge of pixels: a chip all the same
+        first = np.zeros(len(bare), np.int64)
+        order = np.argsort(np.append(owner, bare), kind="stable")
+        owner, row, column = (np.append(a, b)[order] for a, b in ((owner, bare), (row, first), (column, first)))
     if not (shapely.get_num_geometries(shapes) == 1).all():
         # A chip may meet several parts of a polygon.
         number = (owner * (row.max() + 1) + row) * (column.max() + 1) + column

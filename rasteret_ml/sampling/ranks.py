@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.distributed
 
@@ -31,7 +31,7 @@ class Ranks:
             raise UsageError(f"Rank {self.rank} of {self.count} is none: ranks are counted from 0.")
 
     @classmethod
-    def now(cls) -> Ranks:
+    def now(cls) -> Self:
         """Those of torch's process group; one alone where there is none."""
         group = torch.distributed
         if not (group.is_available() and group.is_initialized()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ def split_records(
     boundaries: Mapping[str, Any] | None = None,
     buffer: float | dt.timedelta | str | None = None,
     seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
 ) -> Collection:
     """Deal the records of a Collection to splits, so that `collection.subset(split="train")` finds them.
 
@@ -59,10 +61,10 @@ def split_records(
         buffer: For "scene", in metres: footprints that are closer than this also stay together. For "time", a
             timedelta (or "16 days"): records are left out of their split where it is less than this from another.
         seed: Of the dealing, for "scene" and columns.
+        out: None = the Collection is in memory until its `write`; else where it is written to (see `with_column`).
 
     Returns:
-        A Collection in memory with the column `split`, null where a record is in none (how many is logged); `write` it
-        to keep it.
+        A Collection with the column `split`, null where a record is in none (how many is logged).
 
     Raises:
         UsageError: all scenes hang together, records without footprint, date or value, fewer groups than splits, a
@@ -83,10 +85,10 @@ def split_records(
         names = list(shares)
         remedy = "take fewer splits, split by time or a column, or the ground itself with split_blocks"
         dealt = deal(groups, np.ones(len(groups)), None, np.array(list(shares.values())), seed, what, remedy)
-    out = int((dealt < 0).sum())
-    if out:
-        _log.warning("%d of %d records are in no split", out, len(dealt))
-    return collection.with_column("split", np.array([*names, None], dtype=object)[dealt])
+    left = int((dealt < 0).sum())
+    if left:
+        _log.warning("%d of %d records are in no split", left, len(dealt))
+    return collection.with_column("split", np.array([*names, None], dtype=object)[dealt], out)
 
 
 def _values(collection: Collection, column: str, buffer: Any) -> Integers:

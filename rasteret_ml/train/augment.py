@@ -15,7 +15,7 @@ from kornia.constants import DataKey, Resample
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.train.prepare import fill_invalid, ignored_outside, image_keys, label_keys, validity_keys
-from rasteret_ml.train.turning import draw_hashes, flip_and_turn
+from rasteret_ml.train.turning import draw_hashes, flip_and_turn, pixels_of_one_size
 
 __all__ = ["Augmentation"]
 
@@ -90,6 +90,7 @@ class Augmentation:
         batch = flip_and_turn(batch, self.seed) if self.turns else batch
         if self.modules is None:
             return batch
+        pixels_of_one_size(batch)
         images = image_keys(batch)
         if not images or not all(batch[key].is_floating_point() for key in images):
             raise UsageError(f"Augmentation works on prepared images; call prepare first. The batch has {list(batch)}.")
@@ -110,10 +111,8 @@ class Augmentation:
     def _moved(self, image: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One sample's planes, and where they come from, `[1, N, H, W]` each."""
         assert self.modules is not None
-        changed = self.modules(image, data_keys=["input"])
-        # The same parameters again: what is said of the pixels goes where the pixels went.
         try:
-            moved = self.modules(moving, params=self.modules._params, data_keys=["mask"])
+            changed, moved = self.modules(image, moving, data_keys=["input", "mask"])
         except NotImplementedError as error:
             raise UsageError(f"Kornia moves images without labels in one of {self.modules}; leave it out.") from error
         if changed.shape[1] != image.shape[1] or changed.shape[-2:] != moved.shape[-2:]:
@@ -131,7 +130,8 @@ class Augmentation:
         ready = {key: value for key, value in batch.items() if key != "transform"}
         images, known = image_keys(batch), validity_keys(batch)
         for key, part in zip(images, _parted(planes, [batch[key] for key in images]), strict=True):
-            ready[key] = torch.where(inside.view(_beside(part, inside)), part, 0.0)
+            # Where there is validity, what is empty is filled with all else that is not valid, below.
+            ready[key] = part if "mask_valid" in batch else torch.where(inside.view(_beside(part, inside)), part, 0.0)
         for key, part in zip(known, _parted(flags, [batch[key] for key in known]), strict=True):
             ready[key] = _is_one(part) & inside.view(_beside(part, inside))
         fill_invalid(ready)

@@ -21,7 +21,7 @@ _SETTLED = 1e-6
 
 
 def label_cells(
-    labels: Any, size: int, aois: Any = None, *, batch_size: int = 8, ignore_index: int = -100
+    labels: Any, size: int, aois: Any = None, *, batch_size: int = 8, ignore_index: int = -100, key: str = "mask"
 ) -> gpd.GeoDataFrame:
     """A grid of cells over categorical labels with the share of each class in each, in one pass over all of them.
 
@@ -30,7 +30,8 @@ def label_cells(
         size: Side of a cell in the dataset's pixels; about a chip's.
         aois: Polygons to cover, whose outside does not count; None = everywhere.
         batch_size: Cells read together.
-        ignore_index: Value of `mask` that is no class.
+        ignore_index: Value of the labels that is no class.
+        key: Key of the labels: of several heads one.
 
     Returns:
         A row for each cell with any label: its square (in lon/lat where the dataset has several CRSs), `valid` (share
@@ -40,13 +41,13 @@ def label_cells(
     Raises:
         UsageError: no or continuous labels.
     """
-    chips = ChipPass(labels, aois, size, None, batch_size, 0)
+    chips = ChipPass(labels, aois, size, None, batch_size, 0, key)
     counts: list[dict[int, int]] = []
     totals, squares, texts = [], [], []
     for chip in chips:
         mask = chip.labels
         if mask is None or mask.dtype.kind == "f":
-            kind = "no 'mask'" if mask is None else "a continuous 'mask'"
+            kind = f"no {key!r}" if mask is None else f"a continuous {key!r}"
             raise UsageError(f"label_cells needs classes; these samples have {kind}.")
         found = mask[chip.labels_count & (mask != ignore_index)]
         if not len(found):

@@ -12,7 +12,7 @@ import torch
 from affine import Affine
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import crs_text, transform_geometries
+from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.loading.sample import Sample
@@ -32,11 +32,13 @@ class CountedChip:
     """The dataset's sample."""
     counts: npt.NDArray[np.bool_]
     """Valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
+    key: str = "mask"
+    """Key of its labels."""
 
     @property
     def labels(self) -> npt.NDArray[Any] | None:
-        """`mask` `[H, W]`, where the sample has one."""
-        mask = self.sample.get("mask")
+        """Labels `[H, W]`, where the sample has any."""
+        mask = self.sample.get(self.key)
         return None if mask is None else mask.numpy()
 
     @property
@@ -56,12 +58,22 @@ class ChipPass:
         max_chips: Chips read at most; None = all.
         batch_size: Chips read together.
         seed: Which chips, where not all.
+        key: Key of the labels.
     """
 
-    def __init__(self, dataset: Any, aois: Any, size: int, max_chips: int | None, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        aois: Any,
+        size: int,
+        max_chips: int | None,
+        batch_size: int,
+        seed: int,
+        key: str = "mask",
+    ) -> None:
         if batch_size < 1 or (max_chips is not None and max_chips < 1):
             raise UsageError(f"batch_size and max_chips are at least 1, not {batch_size} and {max_chips}.")
-        self._dataset, self._batch = dataset, int(batch_size)
+        self._dataset, self._batch, self._key = dataset, int(batch_size), key
         self._cut = aois is not None
         self.grid = GridAOISampler(dataset, size, aois=aois)
         """All chips."""
@@ -81,7 +93,8 @@ class ChipPass:
             queries = [self.grid.at(position) for position in positions]
             samples = read(queries) if read is not None else [self._dataset[query] for query in queries]
             for position, query, sample in zip(positions, queries, samples, strict=True):
-                yield CountedChip(position=position, sample=sample, counts=self._counts(query, sample))
+                counts = self._counts(query, sample)
+                yield CountedChip(position=position, sample=sample, counts=counts, key=self._key)
 
     def _counts(self, query: Any, sample: Sample) -> npt.NDArray[np.bool_]:
         if "mask_valid" not in sample:
@@ -104,4 +117,6 @@ def _inside(query: Any, sample: Sample, own: str) -> npt.NDArray[np.bool_]:
         crs = crs_text(int(stated) if isinstance(stated, torch.Tensor) else stated)
     grid = Grid(crs=crs, transform=Affine(*sample["transform"].flatten().tolist()[:6]), shape=(height, width))
     shape = np.array([query.geometry], dtype=object)
-    return inside_mask(transform_geometries(shape, query.crs or own, crs)[0], grid)
+    if not same_crs(query.crs or own, crs):  # else it is where the sampler put it, also past the antimeridian
+        shape = transform_geometries(shape, query.crs or own, crs, near=grid.bounds)
+    return inside_mask(shape[0], grid)

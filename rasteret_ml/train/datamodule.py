@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import weakref
@@ -106,7 +107,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         pin_memory: Default where there is an accelerator.
         lookahead: Batches whose reading is begun before they are asked for, see `DataLoader`.
         lookahead_bytes: Memory that they may take.
-        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise.
+        errors: What is done about chips that cannot be read, see `ErrorPolicy`; default raise. "replace" is for
+            training alone: where each chip counts once, it becomes "fill".
         cache_dir: Where Collections are built.
 
     Raises:
@@ -265,11 +267,11 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
     def _held_out(self, area: Any) -> DataLoader | list[Any]:
         if area is None:
             return []
-        return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area))
+        return self._loader(self.eval_set, GridAOISampler(self.eval_set, self.size, aois=area), once=True)
 
     def predict_dataloader(self) -> DataLoader:
         """The chips of `predict_sampler`, images only."""
-        return self._loader(self.images, self.predict_sampler)
+        return self._loader(self.images, self.predict_sampler, once=True)
 
     @property
     def predict_sampler(self) -> Any:
@@ -282,12 +284,17 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
     def predict_sampler(self, sampler: Any) -> None:
         self._predict_sampler = sampler
 
-    def _loader(self, dataset: Any, sampler: Any) -> DataLoader:
+    def _loader(self, dataset: Any, sampler: Any, *, once: bool = False) -> DataLoader:
+        """A loader; `once` where no chip may stand for another."""
         _ = self.mean  # measured now, if it must be, rather than at the first batch
         if self.trainer is not None and self.trainer.overfit_batches:
             sampler = SameChips(sampler)
         stack = functools.partial(collate, ignore_index=self.ignore_index)
-        loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=stack, **self._loading)
+        options = self._loading | {"batch_size": self.batch_size, "sampler": sampler, "collate_fn": stack}
+        errors = ErrorPolicy.of(options["errors"])
+        if once and errors.action == "replace":
+            options["errors"] = dataclasses.replace(errors, action="fill")
+        loader = DataLoader(dataset, **options)
         self._loaders = [ref for ref in self._loaders if ref() is not None] + [weakref.ref(loader)]
         return loader
 

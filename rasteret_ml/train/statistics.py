@@ -15,6 +15,7 @@ import shapely
 import yaml
 
 from rasteret_ml.errors import DataError, UsageError
+from rasteret_ml.loading.options import RESERVED
 from rasteret_ml.sampling.order import uniforms
 from rasteret_ml.train.chip_pass import ChipPass, CountedChip
 from rasteret_ml.train.moments import BandStatistics, Tally, tally_for
@@ -29,7 +30,7 @@ class DatasetStatistics:
     """Statistics of a dataset, and how they were made."""
 
     bands: dict[str, BandStatistics]
-    """By band, in the order of C; of continuous labels the entry `mask`."""
+    """By band, in the order of C; of continuous labels their key, `mask`."""
     classes: dict[int, int]
     """Pixels of each class in `mask`, by class; empty without categorical labels."""
     made: dict[str, Any]
@@ -121,6 +122,7 @@ def dataset_statistics(
     seed: int = 0,
     percentiles: Sequence[float] = (2, 98),
     ignore_index: int = -100,
+    key: str = "mask",
     scaled: bool = False,
 ) -> DatasetStatistics:
     """Statistics of every band, and the classes of labels, over the valid pixels of a grid of chips, in one pass.
@@ -132,32 +134,35 @@ def dataset_statistics(
 
     Args:
         dataset: Images, labels or a combination, whose samples have `mask_valid`.
-        aois: Polygons to stay in: pixels whose centre is outside do not count; statistics for training should not look
-            at validation data.
+        aois: Polygons to stay in: pixels whose centre is outside do not count, and those in several count for each.
+            Statistics for training should not look at validation data.
         size: Chip size in pixels.
         max_chips: Chips read at most, random ones of the grid; None = all.
         batch_size: Chips read together.
         seed: Which chips, where not all, and which pixels of large types.
         percentiles: Between 0 and 100.
-        ignore_index: Value of `mask` that is no class.
+        ignore_index: Value of the labels that is no class.
+        key: Key of the labels: of several heads the one that is counted.
         scaled: Of what stored values stand for, `x * scale + offset`, as `prepare(scaled=True)` needs them; default of
             stored values.
 
     Raises:
-        UsageError: no valid pixel of a band was found, a percentile that is none, samples without `mask_valid`, or
-            without `scale` where `scaled` values are asked for.
+        UsageError: no valid pixel of a band was found, a percentile that is none, samples without `mask_valid` or
+            without anything to measure, or without `scale` where `scaled` values are asked for.
     """
     wanted = tuple(q.item() if isinstance(q, np.generic) else q for q in percentiles)
     if not all(0 <= q <= 100 for q in wanted):
         raise UsageError(f"percentiles lie between 0 and 100, not {wanted}.")
-    chips = ChipPass(dataset, aois, size, max_chips, batch_size, seed)
+    chips = ChipPass(dataset, aois, size, max_chips, batch_size, seed, key)
     bands: list[Tally] = []
     continuous: list[Tally] = []
     classes: dict[int, int] = {}
     for chip in chips:
         image, labels = chip.sample.get("image"), chip.labels
-        if image is None and labels is None:
-            raise UsageError(f"The samples have neither 'image' nor 'mask', but {list(chip.sample)}.")
+        if labels is None and (image is None or key != "mask"):
+            heads = [name for name in chip.sample if name.startswith("mask") and name not in RESERVED]
+            have = f"say key=, which of their labels to count: {heads}" if heads else f"they have {list(chip.sample)}"
+            raise UsageError(f"The samples have no {key!r}; {have}.")
         if image is not None:
             pixels = _scaled(image.numpy(), chip.sample) if scaled else image.numpy()
             _tally(bands, pixels, chip.counts, chip, seed)
@@ -165,7 +170,7 @@ def dataset_statistics(
             _tally(continuous, labels[None], chip.labels_count[None], chip, seed)
         elif labels is not None:
             _count(classes, labels[chip.labels_count], ignore_index)
-    names = _band_names(dataset, len(bands)) + ["mask"] * len(continuous)
+    names = _band_names(dataset, len(bands)) + [key] * len(continuous)
     found = {n: t.result(wanted) for n, t in zip(names, [*bands, *continuous], strict=True)}
     measured = {name: band for name, band in found.items() if band is not None}
     if len(measured) < len(found) or not (measured or classes):

@@ -11,8 +11,8 @@ from rasteret_ml.loading.sample import Sample
 
 __all__ = ["device_batches", "to_device"]
 
-_ON_HOST = ("draw",)
-"""What the host reads: on the device it would have to wait for it."""
+_ON_HOST = ("bounds", "draw", "transform")
+"""What the host reads: on the device it would have to wait for it. Some devices also have no float64."""
 
 
 def device_batches(
@@ -39,7 +39,7 @@ def device_batches(
             function that also augments.
 
     Yields:
-        A batch, its tensors on the device, but for `draw`, which `Augmentation` reads on the host.
+        A batch, its tensors on the device, but for `draw`, `bounds` and `transform`, which are for the host.
     """
     device = torch.device(device)
     on_cuda = device.type == "cuda"
@@ -62,7 +62,7 @@ def device_batches(
 
 
 def to_device(batch: Sample, device: torch.device | str) -> Sample:
-    """A batch with its tensors on a device, in their types; `draw` stays on the host.
+    """A batch with its tensors on a device, in their types; `draw`, `bounds` and `transform` stay on the host.
 
     The host does not wait: from memory that is not pinned, what goes to CUDA is pinned first. For a datamodule's
     `transfer_batch_to_device`.

@@ -1,4 +1,4 @@
-"""Flips and quarter turns of each sample of a batch, exact, on the device and without waiting for it."""
+"""Flips and quarter turns of each sample of a batch, exact, by its draw alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.sample import Sample
 from rasteret_ml.train.prepare import image_keys, label_keys, validity_keys
 
-__all__ = ["draw_hashes", "flip_and_turn"]
+__all__ = ["draw_hashes", "flip_and_turn", "pixels_of_one_size"]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -17,8 +17,7 @@ _MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 def draw_hashes(batch: Sample, stream: int) -> torch.Tensor:
     """int64 `[B]`, not negative, of each sample's `draw` (seed, epoch, position) and a stream alone.
 
-    By the finaliser of SplitMix64 (Steele, Lea & Flood 2014) after each number; computed where `draw` lies, so that
-    nothing waits for the device.
+    By the finaliser of SplitMix64 (Steele, Lea & Flood 2014) after each number.
 
     Raises:
         UsageError: a batch without `draw`.
@@ -54,6 +53,19 @@ def _signed(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
+def pixels_of_one_size(batch: Sample) -> tuple[list[str], tuple[int, int]]:
+    """Names of images, labels and validities, and their height and width.
+
+    Raises:
+        UsageError: there are none, or they differ.
+    """
+    keys = [*image_keys(batch), *label_keys(batch), *validity_keys(batch)]
+    sizes = {(batch[key].shape[-2], batch[key].shape[-1]) for key in keys}
+    if len(sizes) != 1:
+        raise UsageError(f"Images and labels of one size move together; {keys} are of {sorted(sizes)}.")
+    return keys, sizes.pop()
+
+
 def flip_and_turn(batch: Sample, seed: int = 0) -> Sample:
     """Each sample of a batch in one of the eight ways to lay a square, by its `draw`; images, labels, validity alike.
 
@@ -62,45 +74,42 @@ def flip_and_turn(batch: Sample, seed: int = 0) -> Sample:
     turned pixels. The global random state is neither used nor changed.
 
     Args:
-        batch: Prepared or native, with `draw` int64 `[B, 3]`.
+        batch: Prepared or native, with `draw` int64 `[B, 3]`, best on the host (see `to_device`), which reads it.
         seed: Another one gives other turns to the same draws.
 
     Raises:
         UsageError: a batch without `draw`, or images and labels of different sizes.
     """
-    keys = [*image_keys(batch), *label_keys(batch), *validity_keys(batch)]
-    sizes = {tuple(batch[key].shape[-2:]) for key in keys}
-    if len(sizes) != 1:
-        raise UsageError(f"Images and labels of one size turn together; {keys} are of {sorted(sizes)}.")
-    ((height, width),) = sizes
-    codes = draw_hashes(batch, 2 * seed)
-    # The upper bits of the hash: the code is as good as any three of them.
-    across, down, over = (((codes >> (62 - bit)) & 1).bool() for bit in range(3))
+    keys, (height, width) = pixels_of_one_size(batch)
+    square = height == width
+    # The upper bits of the hash: flipped across, flipped down, rows and columns exchanged.
+    codes = [code >> 60 if square else code >> 60 & 3 for code in draw_hashes(batch, 2 * seed).tolist()]
     turned = dict(batch)
     for key in keys:
-        value = batch[key]
-        rows = [-1, *[1] * (value.ndim - 1)]
-        device = value.device
-        value = torch.where(across.to(device).view(rows), value.flip(-1), value)
-        value = torch.where(down.to(device).view(rows), value.flip(-2), value)
-        if height == width:
-            value = torch.where(over.to(device).view(rows), value.transpose(-1, -2), value)
-        turned[key] = value.contiguous()  # where() may keep the strides of what was transposed
+        turned[key] = torch.stack([_laid(value, code) for value, code in zip(batch[key], codes, strict=True)])
     if "transform" in batch:
-        over = over if height == width else torch.zeros_like(over)
-        turned["transform"] = _laid(batch["transform"], across, down, over, height, width)
+        transform: torch.Tensor = batch["transform"]
+        moves = torch.tensor([_move(code, height, width) for code in codes], dtype=transform.dtype)
+        turned["transform"] = (transform.reshape(-1, 3, 3) @ moves.to(transform.device)).reshape(transform.shape)
     return turned
 
 
-def _laid(
-    transform: torch.Tensor, across: torch.Tensor, down: torch.Tensor, over: torch.Tensor, height: int, width: int
-) -> torch.Tensor:
-    """Of pixels before the turn `[B, 9]` to that of pixels after it."""
-    across, down, over = (flag.to(transform.device, transform.dtype) for flag in (across, down, over))
-    before = transform.reshape(-1, 3, 3)
-    x, y, corner = before.unbind(-1)
-    corner = corner + x * (across * width)[:, None] + y * (down * height)[:, None]
-    x, y = x * (1 - 2 * across)[:, None], y * (1 - 2 * down)[:, None]
-    swap = over[:, None].bool()
-    after = torch.stack([torch.where(swap, y, x), torch.where(swap, x, y), corner], dim=-1)
-    return after.reshape(transform.shape)
+def _laid(value: torch.Tensor, code: int) -> torch.Tensor:
+    across, down, over = _flags(code)
+    axes = [axis for axis, wanted in ((-1, across), (-2, down)) if wanted]
+    value = value.flip(axes) if axes else value
+    return value.transpose(-1, -2) if over else value
+
+
+def _move(code: int, height: int, width: int) -> list[list[float]]:
+    """Columns and rows of pixels after the turn to those before it, a 3 x 3 matrix."""
+    across, down, over = _flags(code)
+    x, y = (-1.0 if across else 1.0), (-1.0 if down else 1.0)
+    corner = (float(width * across), float(height * down))
+    if over:
+        return [[0.0, x, corner[0]], [y, 0.0, corner[1]], [0.0, 0.0, 1.0]]
+    return [[x, 0.0, corner[0]], [0.0, y, corner[1]], [0.0, 0.0, 1.0]]
+
+
+def _flags(code: int) -> tuple[bool, bool, bool]:
+    return bool(code & 1), bool(code & 2), bool(code & 4)

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import shapely
 from affine import Affine
 from pixel_oracle import rasters, run
 
+from rasteret_ml.collection import write
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import UsageError
 from rasteret_ml.ingest.build import build
@@ -47,7 +49,9 @@ def test_a_column_is_there_after_writing_and_opening(three: Collection, tmp_path
     values = [{"a": "train", "b": None, "c": "val"}[name] for name in names]
     added = three.with_column("split", values)
     written = added.write(tmp_path / out)
-    for found in (added, written, Collection.open(written.path), pickle.loads(pickle.dumps(added))):
+    at_once = three.with_column("split", values, tmp_path / "at_once" / out)
+    assert at_once.to_table().equals(written.to_table(), check_metadata=True)
+    for found in (added, written, at_once, Collection.open(written.path), pickle.loads(pickle.dumps(added))):
         table = found.to_table(["id", "split"])
         assert dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True)) == {
             "a": "train", "b": None, "c": "val",
@@ -98,3 +102,37 @@ def test_values_that_do_not_fit_are_refused(three: Collection) -> None:
         three.with_column("split", "abc")
     with pytest.raises(UsageError, match="no one type"):
         three.with_column("split", [1, "a", 2.5])
+
+
+def test_a_column_is_written_a_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of filtered records too, in their order, over the file that they come from; the whole is never in memory."""
+    transform = Affine(10, 0, 500000, 0, -10, 5000000)
+    href = make_cog(tmp_path / "a.tif", np.ones((1, 16, 16), np.uint8), transform=transform)
+    one = build([href], tmp_path / "one.parquet", bands=["B1"]).to_table()
+    place = one.schema.get_field_index("id")
+    ids = [f"r{i:04d}" for i in range(3000)]
+    many = pa.concat_tables([one] * len(ids)).set_column(place, "id", pa.array(ids))
+    collection = Collection(many).write(tmp_path / "many.parquet")
+    monkeypatch.setattr(write, "_GROUP_BYTES", 1)
+    view = collection.where(pc.field("id") >= "r0100").where(pc.field("id") != "r2000")
+    values = np.arange(len(view))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("read the whole table")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "to_table", refuse)
+        found = view.with_column("number", values, collection.path)
+    groups = pq.ParquetFile(found.path).metadata
+    assert groups.num_row_groups >= 4
+    table = found.to_table(["id", "number"])
+    assert table["id"].to_pylist() == [name for name in ids[100:] if name != "r2000"]
+    assert table["number"].to_pylist() == values.tolist()
+    assert (
+        found.to_table()
+        .drop_columns(["number"])
+        .equals(many.filter(pc.field("id") >= "r0100").filter(pc.field("id") != "r2000"))
+    )
+    nothing = found.where(pc.field("id") == "none").write(tmp_path / "nothing.parquet")
+    assert len(nothing) == 0
+    assert nothing.schema == found.schema

@@ -26,6 +26,7 @@ from rasteret_ml.errors import DataError, ErrorBudgetError, NoOverlapError, Read
 from rasteret_ml.loading.blank import blanked, ignored_by_key
 from rasteret_ml.loading.failures import Failure, FailureCounts, Fault
 from rasteret_ml.ranges import ByteRange
+from rasteret_ml.sampling.ranks import Ranks
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
@@ -712,6 +713,27 @@ def test_what_cannot_be_decoded_and_what_does_not_go_together_are_faults_as_well
     assert loader.failures.files == {str(path): 1}
 
 
+def test_a_side_of_a_union_that_failed_states_nothing_that_contradicts_the_other(served: Served) -> None:
+    """Both state the same scale; a blank that states none must not be refused as another one."""
+    table = served.images.to_table()
+    for band in BANDS:
+        name = f"{band}_metadata"
+        rows = [row | {"scale": 0.5, "offset": 1.0} for row in table[name].to_pylist()]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(rows, table[name].type))
+    scaled = Collection(table)
+    sides = [
+        rm.RasteretDataset(scaled.subset(date_range=(day, day)), BANDS, limits=ONCE)
+        for day in ("2023-08-01", "2023-08-11")
+    ]
+    dataset = sides[0] | sides[1]
+    queries = list(rm.GridAOISampler(dataset, 32))[:5]
+    good = dataset.__getitems__(queries)
+    _broken_tile(served, "B02", 3)
+    (batch,) = rm.DataLoader(dataset, 5, sampler=queries, errors="fill")
+    assert _equal(batch, _mended("fill", good, [3], dataset, 5)[0])
+    assert batch["scale"].tolist() == [[0.5, 0.5]] * 3 + [[1.0, 1.0]] + [[0.5, 0.5]]
+
+
 @pytest.mark.parametrize("action", ["replace", "fill"])
 def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) -> None:
     """Acceptance 8: the budget is kept, the report is complete, each of two ranks has its count of samples."""
@@ -742,6 +764,48 @@ def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) ->
                 assert (tuple(batch["draw"].tolist()) == draw) == (i not in failed)
                 good = rm.collate([expected[tuple(batch["draw"].tolist())]])
                 assert _equal(batch, {key: value[0] for key, value in good.items()})
+
+
+@pytest.mark.parametrize("action", ["replace", "fill"])
+def test_ranks_stay_even_and_what_evens_them_out_neither_fails_nor_stands_in(served: Served, action: str) -> None:
+    """25 chips on 2 ranks are 13 each, the last one blank: its ground is broken, and nobody minds."""
+    dataset = _day(served, 1)
+    _broken_tile(served, "B02", 0)
+    _broken_tile(served, "B03", 23)
+    for rank in range(2):
+        sampler = rm.GridAOISampler(dataset, 32)
+        sampler.ranks = Ranks(count=2, rank=rank)
+        asked = [tuple(query) for query in sampler]
+        blank = [query.blank for query in sampler]
+        loader = rm.DataLoader(dataset, 13, sampler=sampler, errors={"action": action, "budget": None})
+        (batch,) = loader
+        assert len(batch["image"]) == len(asked) == 13
+        assert blank == [False] * 12 + [rank == 1]
+        lost = {0: 0, 1: 11}[rank]
+        assert [failure.place for failure in loader.failures.failures] == [lost]
+        assert loader.failures.failures[0].instead == (None if action == "fill" else f"sample {(lost + 1) % 12}")
+        empty = {i for i, valid in enumerate(batch["mask_valid"]) if not valid.any()}
+        assert empty == ({lost} if action == "fill" else set()) | ({12} if rank == 1 else set())
+
+
+def test_a_pass_that_its_budget_ended_is_taken_up_at_the_batch_that_was_not_handed_over(served: Served) -> None:
+    """So that nothing is lost once what was at fault is mended."""
+    dataset = _day(served, 1)
+    sampler = rm.RandomAOISampler(dataset, 32, 20, seed=1)
+    expected = list(rm.DataLoader(dataset, 4, sampler=sampler))
+    _break(served, 0.04, seed=1)
+    loader = rm.DataLoader(dataset, 4, sampler=sampler, errors={"action": "fill", "budget": 2})
+    sampler.set_epoch(0)
+    got = []
+    with pytest.raises(ErrorBudgetError):
+        got.extend(loader)
+    assert 0 < len(got) < 5, "the test has something to tell"
+    state = loader.state_dict()
+    served.server.broken.clear()
+    fresh = rm.RandomAOISampler(dataset, 32, 20, seed=1)
+    again = rm.DataLoader(dataset, 4, sampler=fresh)
+    again.load_state_dict(state)
+    _assert_equal(list(again), expected[len(got) :])
 
 
 def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def written(folder, sheets, form, chips, valids, ranks, rng, memory=1):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(maps(), st.integers(1, 3), st.sampled_from([1, 1 << 30]))
 def test_blended_scores_are_the_weighted_mean(made, ranks, memory):
     """Within the rounding of float32; NaN where no chip is valid."""
@@ -125,7 +125,7 @@ def test_blended_scores_are_the_weighted_mean(made, ranks, memory):
         np.testing.assert_allclose(found, np.where(valid, expected, np.nan), rtol=2e-5, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(maps(), st.integers(1, 3), st.booleans())
 def test_the_nearest_chip_is_exact(made, ranks, labels):
     """Whatever the order and the number of ranks."""

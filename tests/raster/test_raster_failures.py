@@ -86,6 +86,26 @@ def test_only_the_broken_tiles_fail_and_each_tells_who_wanted_it(
             assert (chip.data == good.data).all()
 
 
+def test_a_chip_may_be_had_whole_or_not_at_all(scene: tuple[str, RasterAccessor]) -> None:
+    """The chips that lack a tile are empty, the others as they are; failures are told as ever."""
+    record = scene[1]
+    grid, broken = record.grid("B1"), _tiles(record, [1, 6])
+    plans = [record.plan(grid.window(Window(row=r, col=c, height=h, width=w)), ["B1", "B2"]) for r, c, h, w in _WINDOWS]
+    some = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_failures=True))
+    none = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_failures=True, whole=True))
+    assert [(f.tile, f.plans) for f in none.failures] == [(f.tile, f.plans) for f in some.failures]
+    for i, (chip, other) in enumerate(zip(none.chips, some.chips, strict=True)):
+        if i == 0:
+            assert (chip.data == other.data).all()
+            assert chip.valid.all()
+        else:
+            assert other.valid.any()
+            assert not chip.valid.any()
+            assert not chip.data.any()
+            assert chip.covered is not None
+            assert not chip.covered.any()
+
+
 def test_what_is_wrong_with_the_whole_file_is_not_asked_for_again(scene: tuple[str, RasterAccessor]) -> None:
     """Access denied once is denied; and where failures are not allowed, the first request that fails is the last."""
     record = scene[1]

@@ -143,6 +143,18 @@ def test_a_grid_holds_each_pixel_of_an_area_once(shape, size):
     assert inside.sum() > 1000
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_no_polygon_is_without_a_chip_of_the_grid(several):
+    """One that is thinner than a millionth of a pixel, along an edge of pixels, had none."""
+    sliver, field = shapely.box(1000 - 1e-6, 1000, 1000, 1100), shapely.box(3000, 3000, 3400, 3100)
+    if several:
+        field = shapely.MultiPolygon([field, shapely.box(5000, 5000, 5100, 5100)])
+    for aois, rows in (([sliver, field, sliver], [0, 1, 2]), ([sliver], [0])):
+        found = [aoi.row for aoi in rm.GridAOISampler(Plane(SQUARE), 10, aois=aois, aois_crs=CRS)]
+        assert sorted(set(found)) == rows
+        assert found == sorted(found)
+
+
 def test_a_grid_of_chips_that_overlap_their_polygon_enough(caplog):
     """Just those; an AOI without one is named, or dropped."""
     table = [HOLED, shapely.box(9000, 9000, 9100, 9100)]

@@ -143,7 +143,8 @@ def test_orders_are_those_of_a_plain_sort(data):
         "oldest": lambda i: (undated[i], 0 if undated[i] else times[i], ids[i]),
         "clearest": lambda i: (np.isnan(cover[i]), 0 if np.isnan(cover[i]) else cover[i], *newest(i)),
         "nearest": lambda i: (undated[i], 0 if undated[i] else abs(times[i] - 12 * DAY), *newest(i)),
-        "1970-01-09": lambda i: (undated[i], 0 if undated[i] else abs(times[i] - 8 * DAY), *newest(i)),
+        "1970-01-09": lambda i: (undated[i], 0 if undated[i] else abs(times[i] - 8 * DAY - DAY // 2), *newest(i)),
+        "1970-01-09T00:00": lambda i: (undated[i], 0 if undated[i] else abs(times[i] - 8 * DAY), *newest(i)),
     }
     for order, key in keys.items():
         sort = preference(checked_order(order), times, cover, ids)

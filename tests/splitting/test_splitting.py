@@ -336,6 +336,14 @@ def test_records_of_a_place_stay_together(records, tmp_path, by):
     assert splits_of(rm.split_records(records, HALVES, by=by, seed=2))["split"].tolist() == table["split"].tolist()
 
 
+def test_splits_are_written_at_once(records, tmp_path):
+    """The same as in memory, where they are asked for."""
+    kept = rm.split_records(records, THREE, by="time")
+    written = rm.split_records(records, THREE, by="time", out=tmp_path / "splits.parquet")
+    assert written.path == str(tmp_path / "splits.parquet")
+    assert written.to_table().equals(kept.to_table())
+
+
 def test_scenes_nearer_than_the_buffer_are_one_place(records):
     """0.82 degrees of longitude at 40 north are 69.8 km."""
     assert rm.split_records(records, HALVES, buffer=69_000) is not None

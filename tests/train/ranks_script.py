@@ -58,12 +58,16 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-6)
 
 
-def fit(folder: Path, ranks: str, use_distributed_sampler: str, loader: str = "ours") -> None:
+def fit(folder: Path, ranks: str, use_distributed_sampler: str, loader: str = "ours", errors: str = "") -> None:
     """Two epochs of training with validation."""
     data = dataset(folder)
     kind = rm.DataLoader if loader == "ours" else torch.utils.data.DataLoader
-    train = kind(data, batch_size=BATCH, sampler=rm.RandomAOISampler(data, SIZE, LENGTH, seed=7), collate_fn=rm.collate)
-    val = kind(data, batch_size=BATCH, sampler=rm.GridAOISampler(data, 50), collate_fn=rm.collate)
+    options: dict[str, Any] = {"batch_size": BATCH, "collate_fn": rm.collate}
+    if errors:
+        budget = {} if errors == "raise" else {"budget": None}
+        options |= {"errors": {"action": errors, **budget}, "num_workers": 1}
+    train = kind(data, sampler=rm.RandomAOISampler(data, SIZE, LENGTH, seed=7), **options)
+    val = kind(data, sampler=rm.GridAOISampler(data, 50), **options)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=int(ranks),

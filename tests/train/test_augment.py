@@ -142,6 +142,17 @@ def test_each_band_and_date_has_its_own_validity():
     assert (middle[1] == 0).all()
 
 
+def test_without_validity_what_is_empty_is_filled_all_the_same():
+    """A batch that says nothing of validity is valid until something empties it."""
+    batch = {key: value for key, value in placed().items() if key != "mask_valid"}
+    out = rm.Augmentation([K.RandomErasing(value=1.0, p=1.0)])(batch)
+    assert "mask_valid" not in out
+    empty = (out["mask"] == -100)[:, None].expand_as(out["image"])
+    assert empty.any()
+    assert (out["image"][empty] == 0).all()
+    assert (out["image"][~empty] > 0).all()
+
+
 def test_noise_stays_off_what_is_invalid_and_off_labels():
     """Changes of values alone leave places alone."""
     batch = placed()
@@ -284,14 +295,26 @@ def test_what_cannot_be_is_refused():
         rm.Augmentation()({key: value for key, value in placed().items() if key != "draw"})
     with pytest.raises(UsageError, match="prepare"):
         rm.Augmentation(CHAIN)(placed() | {"image": torch.zeros(4, 2, SIZE, SIZE, dtype=torch.uint16)})
-    with pytest.raises(UsageError, match="one size"):
-        rm.Augmentation()(placed() | {"mask": torch.zeros(4, 8, 8, dtype=torch.long)})
+    for augment in (rm.Augmentation(), rm.Augmentation(CHAIN, turns=False)):
+        with pytest.raises(UsageError, match="one size"):
+            augment(placed() | {"mask": torch.zeros(4, 8, 8, dtype=torch.long)})
     with pytest.raises(UsageError, match="different sizes"):
         rm.Augmentation([K.RandomResizedCrop((8, 8), p=0.5)])(placed(12))
     with pytest.raises(UsageError, match="without labels"):
         rm.Augmentation([K.RandomThinPlateSpline(p=1.0)])(placed())
     with pytest.raises(UsageError, match="cannot hold"):
         rm.Augmentation(CHAIN)(placed() | {"mask": torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)})
+
+
+def test_a_warped_chip_no_longer_says_where_its_pixels_lie():
+    """It says which ground was read, and neither the batch nor its tensors change."""
+    batch = placed() | {"transform": torch.zeros(4, 9), "bounds": torch.arange(36.0).reshape(4, 9)}
+    before = copy.deepcopy(batch)
+    out = rm.Augmentation(CHAIN)(batch)
+    assert "transform" not in out
+    assert torch.equal(out["bounds"], before["bounds"])
+    assert same(before, batch)
+    assert "transform" in rm.Augmentation()(batch)
 
 
 YAML = """

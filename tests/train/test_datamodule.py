@@ -492,3 +492,12 @@ def test_nothing_in_the_library_imports_hydra():
     for path in Path(rm.__file__).parent.rglob("*.py"):
         assert not {"import hydra", "from hydra", "omegaconf"} & set(path.read_text(encoding="utf-8").split("\n"))
         assert "omegaconf" not in path.read_text(encoding="utf-8")
+
+
+def test_a_chip_stands_for_another_in_training_alone(scenes):
+    """Elsewhere each counts once: what cannot be read is filled."""
+    data = module(scenes, errors={"action": "replace", "budget": 7})
+    data.setup()
+    assert data.train_dataloader().errors.action == "replace"
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        assert (loader.errors.action, loader.errors.budget) == ("fill", 7)

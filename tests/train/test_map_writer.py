@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonargparse
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 from torch.nn.functional import one_hot
 
 import rasteret_ml as rm
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import ResumeError, UsageError
 
 BANDS = ["B02", "B03"]
 
@@ -119,6 +120,29 @@ def test_other_weights_begin_no_others_map(scenes, tmp_path):
         trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(model, datamodule=data)
 
 
+def test_weights_of_a_checkpoint(scenes, tmp_path):
+    """They count, not those that the module was made with."""
+    path, data = tmp_path / "map.tif", module(scenes)
+
+    for name, weight in (("a", 2.0), ("b", 3.0)):
+        model = Odd()
+        model.weight.data[:] = weight
+        saver = trainer(tmp_path, pl.Callback())
+        saver.strategy.connect(model)
+        saver.save_checkpoint(tmp_path / f"{name}.ckpt")
+    stopped, other, rest = Odd(stop_at=5), Odd(), Odd()
+    for made, weight in ((stopped, 5.0), (other, 6.0), (rest, 7.0)):
+        made.weight.data[:] = weight
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, rm.MapWriter(path)).predict(stopped, datamodule=data, ckpt_path=tmp_path / "a.ckpt")
+    with pytest.raises(ResumeError, match="version"):
+        trainer(tmp_path, rm.MapWriter(path)).predict(other, datamodule=data, ckpt_path=tmp_path / "b.ckpt")
+    assert isinstance(data.predict_sampler, rm.GridAOISampler)
+    trainer(tmp_path, rm.MapWriter(path)).predict(rest, datamodule=data, ckpt_path=tmp_path / "a.ckpt")
+    assert (other.chips, rest.chips) == (0, len(data.predict_sampler) - 20)
+    np.testing.assert_array_equal(pixels_of(path), expected(scenes))
+
+
 def test_without_a_datamodule(scenes, tmp_path):
     """The sampler has to be said."""
     dataset = rm.RasteretDataset(scenes.images, BANDS)
@@ -135,6 +159,19 @@ def test_a_dictionary_needs_a_key(scenes, tmp_path):
     """Which are the predictions?"""
     with pytest.raises(UsageError, match=r"\['probabilities'\]; say which"):
         trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
+
+
+def test_from_yaml(tmp_path):
+    """LightningCLI's parser knows every argument."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_subclass_arguments(rm.MapWriter, "writer", skip={"sampler"})
+    text = (
+        "writer:\n  class_path: rasteret_ml.train.map_writer.MapWriter\n  init_args:\n    path: map.tif\n"
+        "    merge: centre\n    names: [water, wood]\n    colours: {0: [0, 0, 255], 1: [0, 99, 0]}\n    block: 512\n"
+    )
+    made = getattr(parser, "instantiate", parser.instantiate_classes)(parser.parse_string(text)).writer
+    assert isinstance(made, rm.MapWriter)
+    assert made.path == "map.tif"
 
 
 SCRIPT = """

@@ -100,6 +100,8 @@ def test_series_and_several_images_have_their_own_numbers():
     assert ready["image_s1"].flatten().tolist() == [5, 0, 6, 0]
     with pytest.raises(UsageError, match="image_s1"):
         rm.prepare(batch, (1.0,), (1.0,))
+    both = rm.prepare(batch | {"scale_image_s1": torch.tensor([[2.0, 1.0]])}, scaled=True)
+    assert both["image_s1"].flatten().tolist() == [14, 0, 9, 0]
     alone = {"image_s1": batch["image_s1"][:, :1], "scale": torch.tensor([[2.0]]), "offset": torch.tensor([[1.0]])}
     assert rm.prepare(alone, (0.0,), (1.0,), scaled=True)["image_s1"].flatten().tolist() == [15, 15]
 

@@ -142,6 +142,24 @@ def test_labels_alone_are_counted(scenes):
     assert rm.dataset_statistics(plane, size=50).bands["mask"].mean == pytest.approx(4999.5)
 
 
+def test_each_of_several_heads_is_counted_by_its_key(scenes):
+    """Alone and beside images; a key that no sample has is refused with those there are."""
+    images = rm.RasteretDataset(scenes.images, ["B02"])
+    cover = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False)
+    head = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, key="mask_cover", remap={1: 7, 2: 8})
+    both = images & cover & head
+    every = {"size": 100, "max_chips": None}
+    plain, other = rm.dataset_statistics(both, **every), rm.dataset_statistics(both, **every, key="mask_cover")
+    assert other.classes == {value + 6: count for value, count in plain.classes.items() if value in (1, 2)}
+    assert other.bands == plain.bands
+    assert rm.dataset_statistics(head, size=64, max_chips=None, key="mask_cover").classes.keys() == {7, 8}
+    for dataset, key in ((head, "mask"), (both, "mask_heights")):
+        with pytest.raises(UsageError, match=f"no '{key}'.*mask_cover"):
+            rm.dataset_statistics(dataset, size=64, key=key)
+    cells = rm.label_cells(head, 64, key="mask_cover")
+    assert {"class_7", "class_8"} <= set(cells.columns)
+
+
 def test_only_pixels_inside_the_aois_count(rng):
     """A chip reaches past its polygon; what is there is validation's."""
     image, valid = images("uint16", (2, 100, 100), rng), np.ones((1, 100, 100), bool)
@@ -247,6 +265,25 @@ def test_native_chips_are_cut_in_their_own_zone(tmp_path):
     found = rm.dataset_statistics(dataset, aois=half, size=32, max_chips=None).bands["A"]
     assert found.count == 64 * 32
     assert found.mean == pytest.approx(values[:, :32].mean())
+
+
+@pytest.mark.parametrize(
+    "aoi",
+    [
+        shapely.box(179.5, -0.5, 180.5, 0),
+        shapely.MultiPolygon([shapely.box(179.5, -0.5, 180, 0), shapely.box(-180, -0.5, -179.5, 0)]),
+    ],
+    ids=["past the end", "in two parts"],
+)
+def test_an_aoi_across_the_antimeridian_counts_whole(tmp_path, aoi):
+    """Of its chips past 180 degrees no pixel did."""
+    values = np.arange(200 * 400, dtype=np.uint16).reshape(200, 400)
+    place = Affine(0.01, 0, 178, 0, -0.01, 1)
+    make_cog(tmp_path / "a.tif", values, crs="EPSG:4326", transform=place)
+    dataset = rm.RasteretDataset(rm.build(str(tmp_path / "a.tif"), tmp_path / "c.parquet", bands=["A"]), ["A"])
+    found = rm.dataset_statistics(dataset, aois=[aoi], size=32, max_chips=None).bands["A"]
+    assert found.count == 50 * 100
+    assert found.mean == pytest.approx(values[100:150, 150:250].mean())
 
 
 def test_what_doubles_make_of_constants(tmp_path):

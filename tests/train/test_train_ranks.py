@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
@@ -81,3 +82,26 @@ def test_ranks_change_between_global_batches(folder: Path) -> None:
         assert {one["length"] for one in found} == {-(-(LENGTH // ranks) // (4 // ranks))}
         state = json.dumps(found[0]["state"])
     assert seen == [list(range(4 * step, 4 * step + 4)) for step in range(5)]
+
+
+@pytest.mark.parametrize("action", ["raise", "retry", "replace", "fill"])
+def test_data_that_fail_on_some_ranks_leave_no_rank_waiting(folder: Path, action: str) -> None:
+    """A tile that cannot be decoded: the run ends with the error, or goes on with as many samples on each rank."""
+    image = folder / "i.tif"
+    with tifffile.TiffFile(image) as file:
+        start = file.pages[0].dataoffsets[3]
+    data = bytearray(image.read_bytes())
+    data[start : start + 64] = bytes(64)
+    image.write_bytes(data)
+    (folder / "images.parquet").unlink()
+    rm.build([str(image)], folder / "images.parquet", datetime=None, progress=False)
+    errors = run("fit", folder, 2, True, "ours", action, fails=action in ("raise", "retry"))
+    if action in ("raise", "retry"):
+        assert "i.tif" in errors
+        assert "tile 3" in errors
+        return
+    dealt = [sum(len(line["draws"]) for line in rank) for rank in lines(folder, "train", 2)]
+    assert dealt == [2 * (LENGTH // 2)] * 2
+    validated = [line for rank in lines(folder, "val", 2) for line in rank]
+    counted = sum(sum(line["counted"]) for line in validated if line["epoch"] == 0)
+    assert counted < SIDE**2 if action == "fill" else counted > 0
