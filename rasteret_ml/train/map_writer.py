@@ -42,7 +42,7 @@ class MapWriter(pl.Callback):
 
     Args:
         path: The file.
-        key: Where `predict_step` gives a dictionary: the key of the predictions in it.
+        key: Where `predict_step` gives a dictionary: the key of the predictions in it; default as TorchGeo 0.10 has it.
         sampler: The loader's `GridAOISampler`, where no datamodule is used. Such a run goes on as well, but its loader
             reads, and the model predicts, all chips again. On several devices use a datamodule.
         output: "classes" or "scores".
@@ -65,7 +65,7 @@ class MapWriter(pl.Callback):
         self,
         path: str | os.PathLike[str],
         *,
-        key: str | None = None,
+        key: str = "probabilities",
         sampler: Any = None,
         output: Output = "classes",
         merge: Merge = "blend",
