@@ -171,10 +171,8 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         crs, res, mean, std, statistics = plain(crs), plain(res), plain(mean), plain(std), plain(statistics)
         quality, series, composite, locality = plain(quality), plain(series), plain(composite), plain(locality)
         errors, cache_dir = plain(errors), plain(cache_dir)
-        odd = [name for name, value in locals().items() if not is_plain(value)]
-        self.save_hyperparameters(
-            ignore=odd, logger=False
-        )  # a task's `labels=` is another one, which Lightning refuses
+        # Not to loggers: TorchGeo's tasks have a `labels=` of their own, and Lightning refuses two of a name.
+        self.save_hyperparameters(ignore=[k for k, v in locals().items() if not is_plain(v)], logger=False)
         self.size, self.length, self.batch_size = int(size), int(length), int(batch_size)
         self.overlap = self.size // 4 if overlap is None else int(overlap)
         self.ignore_index = int(ignore_index)
@@ -223,8 +221,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         }
         self._scaled, self._augment = bool(scaled), augment
         self._given = Normal.of(mean, std)
-        chips, seed = statistics_chips, int(seed)
-        self._measuring = Measuring(path=statistics, chips=chips, size=self.size, seed=seed, scaled=bool(scaled))
+        self._measuring = _measuring(statistics, statistics_chips, self.size, int(seed), bool(scaled))
         self._restored: dict[str, Any] = {}
         self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
@@ -344,6 +341,10 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
                 key: value[item].cpu() if isinstance(value, torch.Tensor) else value for key, value in sample.items()
             }
         return plot_of([self.images], sample, {"ignore_index": self.ignore_index} | options)
+
+
+def _measuring(path: str | None, chips: int | None, size: int, seed: int, scaled: bool) -> Measuring:
+    return Measuring(path=path, chips=chips, size=size, seed=seed, scaled=scaled)
 
 
 def _locality(value: Any, batch_size: int) -> Locality | None:

@@ -155,10 +155,13 @@ def test_without_a_datamodule(scenes, tmp_path):
     np.testing.assert_array_equal(pixels_of(tmp_path / "map.tif"), expected(scenes))
 
 
-def test_a_dictionary_needs_a_key(scenes, tmp_path):
-    """Which are the predictions?"""
+def test_a_dictionary_has_a_key(scenes, tmp_path):
+    """As TorchGeo 0.10 calls it, unless another one is said."""
+    trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
+    np.testing.assert_array_equal(pixels_of(tmp_path / "map.tif"), expected(scenes))
     with pytest.raises(UsageError, match=r"\['probabilities'\]; say which"):
-        trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
+        writer = rm.MapWriter(tmp_path / "other.tif", key="scores")
+        trainer(tmp_path, writer).predict(Odd("dict"), datamodule=module(scenes))
 
 
 def test_from_yaml(tmp_path):
