@@ -159,8 +159,8 @@ def test_a_dictionary_has_a_key(scenes, tmp_path):
     """As TorchGeo 0.10 calls it, unless another one is said."""
     trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
     np.testing.assert_array_equal(pixels_of(tmp_path / "map.tif"), expected(scenes))
+    writer = rm.MapWriter(tmp_path / "other.tif", key="scores")
     with pytest.raises(UsageError, match=r"\['probabilities'\]; say which"):
-        writer = rm.MapWriter(tmp_path / "other.tif", key="scores")
         trainer(tmp_path, writer).predict(Odd("dict"), datamodule=module(scenes))
 
 
