@@ -38,10 +38,13 @@ class MaskedLoss(nn.Module):
     def __init__(self, loss: nn.Module, ignore_index: int | None = -100) -> None:
         super().__init__()
         self.loss, self.ignore_index = loss, ignore_index
+        self.counted = 0
+        """Labels that the last loss is a mean of; in training they are not counted, which would wait for the device."""
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The mean loss, a scalar."""
         known = known_labels(target, self.ignore_index)
+        self.counted = 0 if self.training else int(known.sum())
         spread = known if prediction.ndim == target.ndim else known.unsqueeze(1)
         # NaN times 0 is NaN, in gradients too: unknown places are replaced before the loss, not after.
         prediction = torch.where(spread, prediction, 0.0)

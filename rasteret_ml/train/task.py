@@ -46,6 +46,13 @@ class _OnChips:
             self.criterion.reduction = "none"
         self.criterion = MaskedLoss(self.criterion, self.hparams.get("ignore_index", self.ignored))
 
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Lightning's; of validation and testing a loss is the mean over the labels of all batches and ranks."""
+        counted = getattr(self.criterion, "counted", None)
+        if counted is not None and name in ("val_loss", "test_loss"):
+            options |= {"batch_size": counted, "sync_dist": True}
+        super().log(name, value, *args, **options)  # type: ignore[misc]
+
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule, stepped each batch."""
         lr = float(self.hparams["lr"])
