@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,8 @@ class Bench:
         kept = []
         for row in rows:
             reason = row.missing()
+            if not any(fnmatch(row.label, pattern) for pattern in self.args.only):
+                reason = "not among --only"
             if reason is None:
                 kept.append(row)
             else:

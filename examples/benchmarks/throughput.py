@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--scenes", type=int, default=4, help="scenes, 4 bands each")
     options.add_argument("--size", type=int, default=6144, help="rows and columns of a scene")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--only", nargs="+", default=["*"], help="labels of the rows to measure, as patterns")
     options.add_argument("--rounds", type=int, default=5, help="every reader is measured once in each")
     options.add_argument("--batch", type=int, default=16, help="chips in a batch")
     options.add_argument("--batches", type=int, default=40, help="batches that are timed, after --warm of them")
