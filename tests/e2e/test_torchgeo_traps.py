@@ -235,9 +235,9 @@ def test_combinations_read_a_batch_at_once(images, labels, monkeypatch):
     begun = []
     begin = rm.RasteretDataset.begin
 
-    def counted(self, queries, grids):
+    def counted(self, queries, grids, *others):
         begun.append(len(queries))
-        return begin(self, queries, grids)
+        return begin(self, queries, grids, *others)
 
     monkeypatch.setattr(rm.RasteretDataset, "begin", counted)
     frame = gpd.GeoDataFrame(geometry=[images.index.geometry.union_all()], crs=images.crs)
