@@ -251,7 +251,8 @@ def test_memory_of_a_pass_over_files_does_not_grow_either(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert found.bands["A"].count == chips * 64 * 64
-    assert peaks[1] < 1.25 * peaks[0]
+    kept = 700 * 64 * 64 * 3  # the pixels and validity of the chips that the second pass reads beyond the first
+    assert peaks[1] - peaks[0] < kept / 8
 
 
 def test_native_chips_are_cut_in_their_own_zone(tmp_path):
