@@ -91,6 +91,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             )
         self._began = 0, 0
         self._stood: tuple[int, int] | None = None
+        self._data: tuple[list[Any], list[str]] | None = None
         workers = max(1, self.num_workers)
         self._telling = _Telling(
             loader=uuid.uuid4().hex,
@@ -137,7 +138,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         else:
             epoch, position = sampler.epoch, sampler.start
         state = sampler.state_dict() | {"epoch": epoch, "position": position}
-        state["plan"] |= {"data": dataset_plan(self.dataset)}
+        state["plan"] |= {"data": self._data_plan()}
         return dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,9 +160,17 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             )
             return
         plan = dict(state["plan"])
-        check_same_plan({"data": plan.pop("data", None)}, {"data": dataset_plan(self.dataset)}, "a loader")
+        check_same_plan({"data": plan.pop("data", None)}, {"data": self._data_plan()}, "a loader")
         sampler.load_state_dict({**state, "plan": plan})
         self._stood = None
+
+    def _data_plan(self) -> list[str]:
+        """The dataset's part of the plan: made once for an index, since it reads the ids of all records."""
+        indexes = [getattr(part, "index", None) for part in getattr(self.dataset, "parts", [self.dataset])]
+        held = self._data
+        if held is None or any(a is not b for a, b in zip(held[0], indexes, strict=True)):
+            held = self._data = indexes, dataset_plan(self.dataset)
+        return held[1]
 
     def _handed(self, batches: int) -> None:
         """So many batches of the pass were handed over."""
