@@ -28,6 +28,8 @@ _WHOLE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?|(\d{4})(\d\d)(\d\d)")
 """ISO 8601 of a year, month or day."""
 _OPEN = ("", "..")
 _LOW, _HIGH = (end.as_unit("us").to_datetime64() for end in (pd.Timestamp.min.ceil("us"), pd.Timestamp.max))
+_ENDS = pd.Timestamp.min, pd.Timestamp.max  # asked for once: each time, pandas reads them as if for the first time
+_ENDS_UTC = tuple(end.tz_localize("UTC") for end in _ENDS)
 _SPAN = f"{pd.Timestamp.min:%Y-%m-%d} to {pd.Timestamp.max:%Y-%m-%d}"
 _HOW = "write times like 2023-05-01, 2023-05-01T10:30:00Z or 2023-05-01/2023-08-31"
 
@@ -73,9 +75,7 @@ def nearest_ns(stamp: Any) -> pd.Timestamp:
     found = stamp if isinstance(stamp, pd.Timestamp) else pd.Timestamp(stamp)
     if found.unit == "ns":
         return found
-    low, high = (
-        (end if found.tzinfo is None else end.tz_localize("UTC")) for end in (pd.Timestamp.min, pd.Timestamp.max)
-    )
+    low, high = _ENDS if found.tzinfo is None else _ENDS_UTC
     return min(max(found, low), high).as_unit("ns")
 
 

@@ -206,10 +206,11 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 def _size(struct: Mapping[str, Any], *names: str) -> int:
     """The value under the first of the names that has one."""
-    value = next((struct[name] for name in names if struct.get(name) is not None), None)
-    if value is None:
-        raise CollectionError(f"Band metadata lacks {names[0]!r}; rebuild the Collection.")
-    return int(value)
+    for name in names:
+        value = struct.get(name)
+        if value is not None:
+            return int(value)
+    raise CollectionError(f"Band metadata lacks {names[0]!r}; rebuild the Collection.")
 
 
 def _or(value: Any, default: int) -> int:

@@ -81,7 +81,7 @@ class Grid:
     @property
     def bounds(self) -> Bounds:
         """(xmin, ymin, xmax, ymax) of the outer edges."""
-        xs, ys = zip(*(self.transform @ corner for corner in self._corners), strict=True)
+        xs, ys = zip(*self._outline, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
@@ -101,7 +101,13 @@ class Grid:
     @property
     def footprint(self) -> shapely.Polygon:
         """The outline, exact also for a rotated grid."""
-        return shapely.Polygon([self.transform @ corner for corner in self._corners])
+        return shapely.Polygon(self._outline)
+
+    @property
+    def _outline(self) -> tuple[tuple[float, float], ...]:
+        """The corners on the ground; by hand, since every chip asks and `Affine @` takes its time."""
+        t = self.transform
+        return tuple((col * t.a + row * t.b + t.c, col * t.d + row * t.e + t.f) for col, row in self._corners)
 
     @property
     def _corners(self) -> tuple[tuple[int, int], ...]:
@@ -110,8 +116,9 @@ class Grid:
 
     def window(self, window: Window) -> Grid:
         """The grid of a window of this one (boundless)."""
-        origin = self.transform @ Affine.translation(window.col, window.row)
-        return Grid(crs=self.crs, transform=origin, shape=window.shape)
+        t, col, row = self.transform, window.col, window.row
+        x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
+        return Grid(crs=self.crs, transform=Affine(t.a, t.b, x, t.d, t.e, y), shape=window.shape)
 
     def with_res(self, res: tuple[float, float]) -> Grid:
         """The same corner and extent with pixels of `res` (x, y) in CRS units; north up."""
