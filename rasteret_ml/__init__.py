@@ -16,14 +16,19 @@ The map of the house, bottom step first; a file imports only from a lower step o
     7  runtime      one loop per process
     8  collection   the Parquet table
     9  ingest       makes Collections: files, tables, STAC
-    10 sampling     which AOIs, in which order
-    11 splitting    ground, AOIs and records into splits that do not leak
-    12 scenes       records as places and times, and finding them
-    13 loading      the torchgeo dataset, reading ahead, collate, the loader
-    14 painting     polygons as labels
-    15 maps         predictions of chips put together to COGs
-    16 train        Lightning datamodule, statistics, normalising
-    17 cli          `rasteret-ml`                          testing      shipped fakes
+    10 aois         AOI tables, and what of them is covered
+    11 sampling     which AOIs, in which order
+    12 splitting    ground, AOIs and records into splits that do not leak
+    13 scenes       records as places and times, and finding them
+    14 samples      samples and batches: buffers, collate, composites, pictures
+    15 reading      batches read ahead, drawn again, mended where data fail
+    16 datasets     the torchgeo dataset, its `&` and `|`
+    17 painting     polygons as labels
+    18 loading      the loader, its states and what it measures
+    19 maps         predictions of chips put together to COGs
+    20 statistics   moments, percentiles, class counts      preparing    normalised, augmented, on the device
+    21 train        Lightning datamodule, tasks, losses, watching, maps written
+    22 cli          `rasteret-ml`                          testing      shipped fakes
 
 Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
@@ -34,9 +39,9 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "AOI": "sampling.aoi",
-    "AOITable": "sampling.table",
-    "Augmentation": "train.augment",
+    "AOI": "aois.aoi",
+    "AOITable": "aois.table",
+    "Augmentation": "preparing.augment",
     "BandRegistry": "record",
     "Bottleneck": "loading.bottleneck",
     "Chip": "raster.chip",
@@ -44,11 +49,11 @@ _WHERE = {
     "CogMetadata": "cog.metadata",
     "Collection": "collection.collection",
     "DataLoader": "loading.loader",
-    "DatasetStatistics": "train.statistics",
+    "DatasetStatistics": "statistics.statistics",
     "EachAOISampler": "sampling.samplers",
-    "ErrorPolicy": "loading.policy",
+    "ErrorPolicy": "reading.policy",
     "ExactResume": "train.resume",
-    "FailureReport": "loading.failures",
+    "FailureReport": "reading.failures",
     "FetchLimits": "fetch.limits",
     "Grid": "geo.grid",
     "GridAOISampler": "sampling.samplers",
@@ -66,30 +71,30 @@ _WHERE = {
     "RasterAccessor": "raster.accessor",
     "RasterInfo": "record",
     "RasteretDataModule": "train.datamodule",
-    "RasteretDataset": "loading.dataset",
+    "RasteretDataset": "datasets.dataset",
     "RegressionTask": "train.task",
     "RetryPolicy": "fetch.limits",
     "SegmentationTask": "train.task",
     "TimeSeries": "scenes.dates",
     "Timeouts": "fetch.limits",
     "Window": "geo.window",
-    "balanced_weights": "train.balance",
+    "balanced_weights": "statistics.balance",
     "build": "ingest.build",
     "check_splits": "splitting.leaks",
-    "collate": "loading.collate",
-    "dataset_statistics": "train.statistics",
-    "device_batches": "train.transfer",
-    "flip_and_turn": "train.turning",
-    "label_cells": "train.balance",
+    "collate": "samples.collate",
+    "dataset_statistics": "statistics.statistics",
+    "device_batches": "preparing.transfer",
+    "flip_and_turn": "preparing.turning",
+    "label_cells": "statistics.balance",
     "mixing": "sampling.mixing",
     "open_reader": "fetch.open",
     "predict_map": "maps.predict",
-    "prepare": "train.prepare",
-    "spatial_split": "sampling.places",
+    "prepare": "preparing.prepare",
+    "spatial_split": "aois.places",
     "split_aois": "splitting.ground",
     "split_blocks": "splitting.ground",
     "split_records": "splitting.records",
-    "to_device": "train.transfer",
+    "to_device": "preparing.transfer",
 }
 
 __all__ = sorted(_WHERE)

@@ -1,4 +1,4 @@
-"""Step 16. `rasteret-ml`: build a Collection, look at one. The library logs; only this file prints."""
+"""Step 22. `rasteret-ml`: build a Collection, look at one. The library logs; only this file prints."""
 
 from __future__ import annotations
 

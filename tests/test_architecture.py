@@ -12,8 +12,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rasteret_ml"
 STEPS = {
     "errors": 0, "instants": 1, "plans": 1, "ranges": 1, "telemetry": 1, "geo": 2, "cog": 3, "plotting": 3,
-    "record": 4, "fetch": 5, "raster": 6, "runtime": 7, "collection": 8, "ingest": 9, "sampling": 10, "splitting": 11,
-    "scenes": 12, "loading": 13, "painting": 14, "maps": 15, "train": 16, "cli": 17, "testing": 17,
+    "record": 4, "fetch": 5, "raster": 6, "runtime": 7, "collection": 8, "ingest": 9, "aois": 10, "sampling": 11,
+    "splitting": 12, "scenes": 13, "samples": 14, "reading": 15, "datasets": 16, "painting": 17, "loading": 18,
+    "maps": 19, "statistics": 20, "preparing": 20, "train": 21, "cli": 22, "testing": 22,
 }  # fmt: skip
 KEYS = {
     "aiohttp": {"fetch"},
@@ -21,12 +22,14 @@ KEYS = {
     "imagecodecs": {"cog"},
     "tifffile": {"cog"},
     "pyarrow": {"geo", "collection", "ingest", "raster"},
-    "torch": {"sampling", "loading", "painting", "maps", "train"},
-    "torchgeo": {"loading", "painting", "train"},
+    "torch": {
+        "sampling", "samples", "reading", "datasets", "painting", "loading", "maps", "statistics", "preparing", "train",
+    },
+    "torchgeo": {"samples", "datasets", "painting", "train"},
     "lightning": {"train"},
     "matplotlib": {"plotting"},
     "asyncio": {"fetch", "raster", "runtime", "collection", "ingest"},
-}
+}  # fmt: skip
 LAZY_EXCEPTIONS = {("raster/chip.py", "torch")}
 FORBIDDEN = {"utils", "core", "common", "helpers", "base", "manager", "types"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Step 13. From queries to batches: the torchgeo dataset, its `&` and `|`, reading ahead, collating, the loader.
+"""Step 18. The loader: order, hints of what comes next, states to resume from, and what it has measured.
 
-torch and torchgeo are at home here; what trains with the batches is a step higher.
+torch is at home here; what trains with the batches is a few steps higher.
 """

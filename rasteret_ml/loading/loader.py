@@ -14,17 +14,17 @@ from typing import Any
 
 import torch.utils.data
 
+from rasteret_ml.datasets.combine import ignored_class
+from rasteret_ml.datasets.plan import dataset_plan
 from rasteret_ml.errors import UsageError
 from rasteret_ml.loading.bottleneck import knobs_of
-from rasteret_ml.loading.collate import collate
-from rasteret_ml.loading.combine import ignored_class
-from rasteret_ml.loading.failures import FailureReport
-from rasteret_ml.loading.ledger import BatchCarrier, FailureLedger
-from rasteret_ml.loading.lookahead import HintedBatch, Hints, end_lookahead
-from rasteret_ml.loading.plan import dataset_plan
-from rasteret_ml.loading.policy import ErrorPolicy
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.plans import check_same_plan
+from rasteret_ml.reading.failures import FailureReport
+from rasteret_ml.reading.ledger import BatchCarrier, FailureLedger
+from rasteret_ml.reading.lookahead import HintedBatch, Hints, end_lookahead
+from rasteret_ml.reading.policy import ErrorPolicy
+from rasteret_ml.samples.collate import collate
 from rasteret_ml.sampling.ranks import Ranks
 
 __all__ = ["DataLoader"]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
 
-from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.aois.aoi import AOI
 
 __all__ = ["ChosenChips"]
 

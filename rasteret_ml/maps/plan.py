@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rasteret_ml.datasets.plan import dataset_plan
 from rasteret_ml.errors import ResumeError
-from rasteret_ml.loading.plan import dataset_plan
 from rasteret_ml.maps.progress import write_safely
 from rasteret_ml.maps.sheets import Sheet
 from rasteret_ml.plans import digest

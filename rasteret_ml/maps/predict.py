@@ -13,9 +13,9 @@ import torch.utils.data
 from tqdm import tqdm
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.sample import Sample
 from rasteret_ml.maps.plan import data_digest, weights_digest
 from rasteret_ml.maps.prediction import PredictionMap
+from rasteret_ml.samples.sample import Sample
 
 __all__ = ["loader_over", "predict_map"]
 

@@ -17,7 +17,6 @@ import torch
 from affine import Affine
 
 from rasteret_ml.errors import RasteretError, UsageError
-from rasteret_ml.loading.sample import Sample
 from rasteret_ml.maps.chosen import ChosenChips
 from rasteret_ml.maps.crew import Crew
 from rasteret_ml.maps.form import Form, Output
@@ -27,6 +26,7 @@ from rasteret_ml.maps.merging import Merge, merging
 from rasteret_ml.maps.part import Part
 from rasteret_ml.maps.plan import begin_or_go_on, plan_facts
 from rasteret_ml.maps.sheets import sheet_paths, sheets_of
+from rasteret_ml.samples.sample import Sample
 
 __all__ = ["BLOCK", "MEMORY_BYTES", "PredictionMap", "SAVE_SECONDS"]
 

@@ -15,22 +15,22 @@ from affine import Affine
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
+from rasteret_ml.aois.aoi import AOI
+from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.datasets.options import RESERVED
+from rasteret_ml.datasets.reindex import whole_index
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.region import polygonal_each
-from rasteret_ml.loading.buffers import batch_buffer
-from rasteret_ml.loading.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.loading.faults import Faults
-from rasteret_ml.loading.options import RESERVED
-from rasteret_ml.loading.reading import Reading
-from rasteret_ml.loading.reindex import whole_index
-from rasteret_ml.loading.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
 from rasteret_ml.painting.paint import PolygonLookup, moved_polygons, paint
 from rasteret_ml.painting.table import label_values, polygon_table
+from rasteret_ml.reading.faults import Faults
+from rasteret_ml.reading.readable import Reading
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.samples.buffers import batch_buffer
+from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
 from rasteret_ml.scenes.lookup import Span
 from rasteret_ml.scenes.packing import pack_index, unpack_index
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from rasteret_ml.aois.columns import named_rows, one_column
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.region import polygonal_each
 from rasteret_ml.instants import INSTANT, windows_of
-from rasteret_ml.sampling.columns import named_rows, one_column
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
 

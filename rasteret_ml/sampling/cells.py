@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from rasteret_ml.aois.places import Frame
 from rasteret_ml.geo.crs import crs_text, full_turn
-from rasteret_ml.sampling.places import Frame
 
 __all__ = ["Cells", "FrameLattice", "TileLattice"]
 

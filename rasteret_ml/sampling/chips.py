@@ -13,14 +13,14 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 from torch.utils.data import DistributedSampler
 
+from rasteret_ml.aois.aoi import AOI, AOIDetails
+from rasteret_ml.aois.ground import Outside, Places, places_digest, without
+from rasteret_ml.aois.table import AOITable
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.geo.region import dilate_by_box, union_of
 from rasteret_ml.instants import instant, nearest_ns
 from rasteret_ml.plans import Plan, check_same_plan, digest
-from rasteret_ml.sampling.aoi import AOI, AOIDetails
-from rasteret_ml.sampling.ground import Outside, Places, places_digest, without
 from rasteret_ml.sampling.ranks import Ranks, Uneven, checked_uneven, rank_positions
-from rasteret_ml.sampling.table import AOITable
 
 __all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
 

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from rasteret_ml.aois.aoi import AOI
+from rasteret_ml.aois.choice import Balance, Weight, place_weights
+from rasteret_ml.aois.ground import Outside, Places, places_of, without
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.region import TriangleRegion, clipped, erode_each
 from rasteret_ml.plans import Plan, digest
-from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.cells import FrameLattice
 from rasteret_ml.sampling.chips import ChipSampler, Floats, dilated, pixel_pair
-from rasteret_ml.sampling.choice import Balance, Weight, place_weights
-from rasteret_ml.sampling.ground import Outside, Places, places_of, without
 from rasteret_ml.sampling.locality import Locality, local_order
 from rasteret_ml.sampling.order import epoch_random, uniforms
 from rasteret_ml.sampling.overlap import largest_shares, shares

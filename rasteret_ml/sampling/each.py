@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from rasteret_ml.aois.aoi import AOI
+from rasteret_ml.aois.ground import Outside, Places, ground_scale, places_of
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.region import TriangleRegion
 from rasteret_ml.plans import Plan
-from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.chips import ChipSampler, Floats, dilated, pixel_pair
 from rasteret_ml.sampling.drawing import Tries
-from rasteret_ml.sampling.ground import Outside, Places, ground_scale, places_of
 from rasteret_ml.sampling.order import epoch_random, uniforms
 from rasteret_ml.sampling.ranks import Uneven
 

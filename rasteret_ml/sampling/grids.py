@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from rasteret_ml.aois.aoi import AOI
+from rasteret_ml.aois.ground import Outside, Places, places_of, without
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.region import polygonal_each, union_of
 from rasteret_ml.plans import Plan
-from rasteret_ml.sampling.aoi import AOI
 from rasteret_ml.sampling.chips import ChipSampler, Floats, pixel_pair
 from rasteret_ml.sampling.drawing import checked_share
 from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
-from rasteret_ml.sampling.ground import Outside, Places, places_of, without
 from rasteret_ml.sampling.overlap import shares
 from rasteret_ml.sampling.ranks import Uneven
 

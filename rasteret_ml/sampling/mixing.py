@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rasteret_ml.aois.places import frames_of
 from rasteret_ml.errors import UsageError
 from rasteret_ml.sampling.cells import FrameLattice
-from rasteret_ml.sampling.places import frames_of
 
 __all__ = ["Mixing", "mixing"]
 

@@ -14,13 +14,13 @@ import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from rasteret_ml.aois.columns import one_column
+from rasteret_ml.aois.places import coverage_of
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
 from rasteret_ml.geo.region import clipped, polygonal, union_of
-from rasteret_ml.sampling.columns import one_column
 from rasteret_ml.sampling.gridding import ChipGrid, lay_grid
-from rasteret_ml.sampling.places import coverage_of
 from rasteret_ml.splitting.dealing import checked_fractions, deal, joined_groups
 
 __all__ = ["split_aois", "split_blocks", "value_codes"]

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from rasteret_ml.aois.places import Frame, frames_of
 from rasteret_ml.errors import SplitLeakError, UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.region import polygonal_each, union_of
-from rasteret_ml.sampling.places import Frame, frames_of
 
 __all__ = ["check_splits"]
 

@@ -1,4 +1,4 @@
-"""Step 17. Shipped fakes: a range server with latency and faults, readers that record, small COGs, a suite.
+"""Step 22. Shipped fakes: a range server with latency and faults, readers that record, small COGs, a suite.
 
 Nothing in the library imports this room; tests and examples do, yours included.
 """

@@ -1,4 +1,4 @@
-"""Step 16. Training: Lightning lives here, and nowhere below.
+"""Step 21. Training: Lightning lives here, and nowhere below.
 
-Datamodule, task, statistics, normalising and augmenting on the device, metrics, predictions to maps.
+Datamodule, tasks, losses and metrics that heed validity, watching, predictions to maps.
 """

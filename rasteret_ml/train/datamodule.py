@@ -14,25 +14,25 @@ import lightning.pytorch as pl
 import torch
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.collate import collate
 from rasteret_ml.loading.loader import DataLoader
-from rasteret_ml.loading.plot import plot_of
-from rasteret_ml.loading.policy import ErrorPolicy
-from rasteret_ml.loading.sample import Sample
+from rasteret_ml.preparing.prepare import prepare
+from rasteret_ml.preparing.transfer import to_device
+from rasteret_ml.preparing.turning import flip_and_turn
 from rasteret_ml.raster.quality import QualityMask
+from rasteret_ml.reading.policy import ErrorPolicy
 from rasteret_ml.runtime.worker_loop import close_idle_loop
+from rasteret_ml.samples.collate import collate
+from rasteret_ml.samples.plot import plot_of
+from rasteret_ml.samples.sample import Sample
 from rasteret_ml.sampling.locality import Locality
 from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
 from rasteret_ml.scenes.dates import TimeSeries
 from rasteret_ml.train.areas import Polygons, SplitAreas
 from rasteret_ml.train.measuring import Measuring, Normal
 from rasteret_ml.train.opened import OpenedData, class_map
-from rasteret_ml.train.prepare import prepare
 from rasteret_ml.train.resume import mend_epoch_count
 from rasteret_ml.train.same_chips import SameChips
 from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
-from rasteret_ml.train.transfer import to_device
-from rasteret_ml.train.turning import flip_and_turn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DistributedSampler
 
+from rasteret_ml.aois.aoi import AOI
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.sample import Sample
 from rasteret_ml.maps.chosen import ChosenChips
 from rasteret_ml.maps.form import Output
 from rasteret_ml.maps.geotiff import Colour
 from rasteret_ml.maps.merging import Merge
 from rasteret_ml.maps.plan import data_digest, weights_digest
 from rasteret_ml.maps.prediction import BLOCK, MEMORY_BYTES, SAVE_SECONDS, PredictionMap
-from rasteret_ml.sampling.aoi import AOI
+from rasteret_ml.samples.sample import Sample
 
 __all__ = ["MapWriter"]
 

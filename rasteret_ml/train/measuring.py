@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.statistics import DatasetStatistics, dataset_statistics
+from rasteret_ml.statistics.statistics import DatasetStatistics, dataset_statistics
 
 __all__ = ["Measuring", "Normal"]
 

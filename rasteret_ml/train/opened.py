@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rasteret_ml.collection.collection import Collection
+from rasteret_ml.datasets.dataset import RasteretDataset
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.dataset import RasteretDataset
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.sampling.samplers import RandomAOISampler
 from rasteret_ml.splitting.leaks import check_splits

@@ -17,7 +17,7 @@ from torchgeo.datasets import RasterDataset, random_grid_cell_assignment, stack_
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.prepare import prepare
+from rasteret_ml.preparing.prepare import prepare
 
 BANDS = ("B02", "B03")
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 import rasteret_ml as rm
+from rasteret_ml.aois.aoi import AOIDetails
 from rasteret_ml.errors import GeometryError, NoOverlapError, UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.loading.sample import TENSOR_ONLY
-from rasteret_ml.sampling.aoi import AOIDetails
+from rasteret_ml.samples.sample import TENSOR_ONLY
 
 UTM = "EPSG:32633"
 X, Y = 500000.0, 5000000.0

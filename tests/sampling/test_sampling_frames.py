@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rasteret_ml as rm
+from rasteret_ml.aois.places import Frame, frames_of
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.region import dilate_by_box, erode_by_box, polygonal, union_of
 from rasteret_ml.sampling.mixing import mixing
-from rasteret_ml.sampling.places import Frame, frames_of
 
 POINT = st.tuples(st.integers(0, 60), st.integers(0, 60))
 POINT_IN = shapely.Point(50, 50)

@@ -12,7 +12,7 @@ import yaml
 
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
-from rasteret_ml.train.prepare import prepare
+from rasteret_ml.preparing.prepare import prepare
 
 BANDS = ("B02", "B03")
 HALVES = {"train": 0.6, "val": 0.2, "test": 0.2}

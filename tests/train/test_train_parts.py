@@ -12,8 +12,8 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
+from rasteret_ml.preparing.prepare import prepare
 from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
-from rasteret_ml.train.prepare import prepare
 
 BANDS = ("B02", "B03")
 

@@ -1,0 +1,322 @@
+"""Mosaics to samples: dictionaries of tensors, as TorchGeo and Kornia expect them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torchgeo.datasets import GeoDataset
+
+from rasteret_ml.aois.aoi import AOI
+from rasteret_ml.errors import DataError
+from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs, transform_geometries
+from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.mask import inside_mask
+from rasteret_ml.raster.mosaic import Mosaic
+from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
+from rasteret_ml.samples.composite import Composite
+from rasteret_ml.samples.labels import LabelRule
+
+__all__ = [
+    "ChipSeries",
+    "Sample",
+    "SampleForm",
+    "TENSOR_ONLY",
+    "bounds_tensor",
+    "composed",
+    "draw_columns",
+    "make_samples",
+    "seconds_of",
+    "snapped_slices",
+]
+
+Sample = dict[str, Any]
+"""A sample; every value a tensor, but for `bounds` and `crs` under TorchGeo 0.8."""
+
+TENSOR_ONLY = hasattr(GeoDataset, "_slice_to_tensor")
+"""TorchGeo 0.9+ wants tensors alone; 0.8's own code needs `crs` and a slice as `bounds` in each item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleForm:
+    """What a dataset's samples hold."""
+
+    key: str
+    """Name of the pixels: "image", "mask", or a longer name that begins so."""
+    rule: LabelRule | None
+    """Makes them label samples; None = images."""
+    mask_aoi: bool
+    """Whether `mask_aoi` is in them."""
+    all_touched: bool
+    """For the AOI's polygon: whether pixels that it touches are inside."""
+    mask_outside: bool
+    """Whether pixels outside the AOI's polygon are filled."""
+    valid_per_band: bool
+    """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
+    with_scale: bool
+    """Whether `scale` and `offset` are in them."""
+    with_clear: bool
+    """Whether `mask_clear` is in them."""
+    with_epsg: bool
+    """Whether `epsg` is in them."""
+    series: bool
+    """Whether they have an axis T."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChipSeries:
+    """What was read for one query."""
+
+    mosaics: tuple[Mosaic, ...]
+    """One a date, ascending; just one where there is no axis T."""
+    seconds: tuple[float, ...]
+    """Time of each, POSIX seconds UTC, NaN = undated."""
+    length: int
+    """T with padding."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where the pixels lie."""
+        return self.mosaics[0].grid
+
+
+def composed(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
+    """The dates of a reading as one; its time is the mean of theirs.
+
+    Raises:
+        DataError: dates of different scale or offset, which `harmonize` brings to the first one's.
+    """
+    mosaics = reading.mosaics
+    first = next((m for m in mosaics if m.record is not None), mosaics[0])
+    own, images = first.scaling, []
+    for mosaic in mosaics:
+        data, its = mosaic.data, mosaic.scaling
+        if mosaic.record is not None and its.numbers != own.numbers:
+            if not harmonize:
+                raise DataError(
+                    f"Record {mosaic.record.id} meets others in a composite, but states a different scale or offset "
+                    f"({its}; {own}); bring them to one with harmonize=True, or split the "
+                    "Collection by them, for example with where()."
+                )
+            data = own.restore(its.values(data), data, mosaic.valid, first.fill)
+        images.append(data)
+    valid = np.stack([m.valid for m in mosaics])
+    clear = None if mosaics[0].clear is None else np.stack([np.asarray(m.clear) for m in mosaics])
+    data, valid, clear = composite.apply(np.stack(images), valid, clear, own)
+    one = replace(first, data=data, valid=valid, clear=clear, record=None)
+    return ChipSeries(mosaics=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
+
+
+def make_samples(
+    form: SampleForm,
+    queries: Sequence[Any],
+    times: Sequence[slice],
+    readings: Sequence[ChipSeries],
+    images: torch.Tensor | None,
+) -> list[Sample]:
+    """Samples by `design` 4.3, their tensors rows of one buffer a key where all chips are of one size.
+
+    Args:
+        form: What they hold.
+        queries: What was asked for.
+        times: Its time slices.
+        readings: What was read.
+        images: The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels of all dates are in, where there is one.
+    """
+    columns: dict[str, Sequence[Any]] = {form.key: _pixels(form, readings, images)}
+    columns["mask_valid"] = _validity(form, readings)
+    if form.with_clear:
+        columns["mask_clear"] = _flags(form, readings, 1, lambda mosaic: np.asarray(mosaic.clear)[None])
+    if form.mask_aoi or form.mask_outside:
+        inside = [_aoi_mask(query, r.grid, form.all_touched) for query, r in zip(queries, readings, strict=True)]
+        if form.mask_aoi:
+            columns["mask_aoi"] = [
+                _repeated(form, mask[None], r.length) for mask, r in zip(inside, readings, strict=True)
+            ]
+        if form.mask_outside:
+            for pixels, mask, reading in zip(columns[form.key], inside, readings, strict=True):
+                _fill_outside(form, pixels, mask, reading)
+    if form.with_scale and form.rule is None:
+        columns["scale"] = _scales(form, readings, "scale", 1.0)
+        columns["offset"] = _scales(form, readings, "offset", 0.0)
+    columns |= _identity(form, queries, times, readings)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(readings))]
+
+
+def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    shapes = [reading.grid.shape for reading in readings]
+    if form.rule is not None:
+        rows = _rows(shapes, form.rule.dtype)
+        for row, reading in zip(rows, readings, strict=True):
+            form.rule.apply(reading.mosaics[0].data[0], reading.mosaics[0].valid[0], row.numpy())
+        return rows
+    if images is None and not form.series:
+        return [torch.from_numpy(reading.mosaics[0].data) for reading in readings]
+    if images is None:
+        first = readings[0].mosaics[0].data
+        rows = _rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
+        for row, reading in zip(rows, readings, strict=True):
+            for t, mosaic in enumerate(reading.mosaics):
+                row[t].numpy()[:] = mosaic.data
+    else:
+        rows = images.unbind(0)
+    if form.series:
+        for row, reading in zip(rows, readings, strict=True):
+            for t in range(len(reading.mosaics), reading.length):  # padding
+                row[t].numpy()[:] = np.array(reading.mosaics[0].fill, reading.mosaics[0].data.dtype)[:, None, None]
+    return rows
+
+
+def _validity(form: SampleForm, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
+    if form.valid_per_band:
+        return _flags(form, readings, len(readings[0].mosaics[0].valid), lambda mosaic: mosaic.valid)
+    return _flags(form, readings, 1, lambda mosaic: mosaic.valid.all(axis=0, keepdims=True))
+
+
+def _flags(form: SampleForm, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
+    """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
+    lead = [(r.length,) if form.series else () for r in readings]
+    rows = _rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
+    for row, reading in zip(rows, readings, strict=True):
+        dates = row if form.series else row[None]
+        for t, mosaic in enumerate(reading.mosaics):
+            dates[t].numpy()[:] = of(mosaic)
+        dates[len(reading.mosaics) :] = False
+    return rows
+
+
+def _repeated(form: SampleForm, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(mask[None], length, axis=0) if form.series else mask)
+
+
+def _fill_outside(form: SampleForm, pixels: torch.Tensor, inside: npt.NDArray[np.bool_], reading: ChipSeries) -> None:
+    if form.rule is not None:
+        pixels.numpy()[~inside] = form.rule.invalid
+        return
+    fill = np.array(reading.mosaics[0].fill, pixels.numpy().dtype)
+    np.copyto(pixels.numpy(), fill[:, None, None], where=~inside)
+
+
+def _scales(form: SampleForm, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
+    found = []
+    for reading in readings:
+        stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.mosaics]
+        stated += [[unknown] * len(stated[0])] * (reading.length - len(stated))
+        found.append(stated if form.series else stated[0])
+    return _floats(found, torch.float32)
+
+
+def _identity(
+    form: SampleForm, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
+) -> dict[str, Sequence[Any]]:
+    """Where, when, from which record and for whom."""
+    slices = [snapped_slices(reading.grid, t) for reading, t in zip(readings, times, strict=True)]
+    columns: dict[str, Sequence[Any]] = {}
+    if TENSOR_ONLY:
+        columns["bounds"] = _floats([_bounds(part) for part in slices])
+    else:
+        columns["bounds"] = slices
+        columns["crs"] = [pyproj_crs(str(reading.grid.crs)) for reading in readings]
+    if form.with_epsg:
+        columns["epsg"] = _integers([[epsg_code(reading.grid.crs) or 0] for reading in readings])
+    columns["transform"] = _floats([tuple(reading.grid.transform)[:9] for reading in readings])
+    padding = [r.length - len(r.mosaics) for r in readings]
+    columns["time"] = _floats([[*r.seconds, *[math.nan] * pad] for r, pad in zip(readings, padding, strict=True)])
+    rows = [[-1 if m.record is None else m.record.info.row for m in r.mosaics] for r in readings]
+    columns["record"] = _integers([[*row, *[-1] * pad] for row, pad in zip(rows, padding, strict=True)])
+    if form.series:
+        there = [[True] * len(r.mosaics) + [False] * pad for r, pad in zip(readings, padding, strict=True)]
+        columns["time_valid"] = [torch.tensor(flags) for flags in there]
+        columns["length"] = _integers([[len(r.mosaics)] for r in readings])
+    return columns | _of_aois(queries)
+
+
+def _of_aois(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """Which AOI, its label, and its draw; only where every query has them."""
+    columns = draw_columns(queries)
+    rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
+    if min(rows) >= 0:
+        columns["aoi"] = _integers([[row] for row in rows])
+    labels = [query.label if isinstance(query, AOI) else None for query in queries]
+    if None not in labels:
+        whole = all(isinstance(label, (int, np.integer)) for label in labels)
+        columns["label"] = _integers([[v] for v in labels]) if whole else _floats([[v] for v in labels], torch.float32)
+    return columns
+
+
+def draw_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """`draw` int64 `[3]` of each query: the seed, epoch and position that its chip is a function of.
+
+    Nothing where a query was not drawn by a sampler.
+    """
+    draws = [query.draw if isinstance(query, AOI) else None for query in queries]
+    return {} if None in draws else {"draw": _integers(draws)}
+
+
+def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    """Memory for a tensor per sample, side by side where they are of one shape."""
+    if len(set(shapes)) == 1:
+        return batch_buffer((len(shapes), *shapes[0]), dtype).unbind(0)
+    return [torch.empty(shape, dtype=dtype) for shape in shapes]
+
+
+def _floats(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
+    return _tensors(values, dtype)
+
+
+def _integers(values: Sequence[Any]) -> Sequence[torch.Tensor]:
+    return _tensors(values, torch.int64)
+
+
+def _tensors(values: Sequence[Any], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    if len({len(value) for value in values}) > 1:  # series of different lengths
+        return [torch.tensor(value, dtype=dtype) for value in values]
+    return torch.tensor(values, dtype=dtype).unbind(0)
+
+
+def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_]:
+    geometry = query.geometry if isinstance(query, AOI) else None
+    if geometry is None:
+        return np.ones(grid.shape, bool)
+    if query.crs is not None and query.crs != grid.crs:
+        given = np.array([geometry], dtype=object)
+        geometry = transform_geometries(given, query.crs, crs_text(grid.crs), near=grid.bounds)[0]
+    return inside_mask(geometry, grid, all_touched=all_touched)
+
+
+def seconds_of(mosaic: Mosaic) -> float:
+    """When a mosaic's first pixels were taken, POSIX seconds UTC; NaN = undated."""
+    when = None if mosaic.record is None else mosaic.record.datetime
+    return math.nan if when is None else _posix(when)
+
+
+def _posix(when: Any) -> float:
+    stamp = pd.Timestamp(when)
+    return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())
+
+
+def snapped_slices(grid: Grid, t: slice) -> tuple[slice, slice, slice]:
+    """The (x, y, t) slices of a chip's own grid."""
+    xmin, ymin, xmax, ymax = grid.bounds
+    xres, yres = grid.res
+    return slice(xmin, xmax, xres), slice(ymin, ymax, yres), t
+
+
+def bounds_tensor(slices: tuple[slice, slice, slice]) -> torch.Tensor:
+    """float64 `[9]`: start, stop and step of x, y and t (POSIX seconds), TorchGeo 0.9's layout.
+
+    float64, because float32 loses half a metre of a UTM northing and minutes of a time.
+    """
+    return torch.tensor(_bounds(slices), dtype=torch.float64)
+
+
+def _bounds(slices: tuple[slice, slice, slice]) -> list[float]:
+    x, y, t = slices
+    seconds = [_posix(v) for v in (t.start, t.stop)]
+    return [x.start, x.stop, x.step, y.start, y.stop, y.step, *seconds, 1 if t.step is None else t.step]

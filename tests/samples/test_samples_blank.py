@@ -1,0 +1,101 @@
+"""A blank sample has the form of the one that it stands for, and nothing in it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import rasteret_ml as rm
+from rasteret_ml.samples.blank import blanked, ignored_by_key
+
+BANDS = ("B02", "B03")
+REMAP = {1: 0, 2: 1, 3: 2, 4: 3}
+KEPT = ("aoi", "draw", "bounds", "transform", "epsg", "crs")
+
+
+def _labels(scenes: Any, **options: Any) -> rm.RasteretDataset:
+    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap=REMAP, **options)
+
+
+KINDS = {
+    "image": lambda s: rm.RasteretDataset(s.images, BANDS, mask_aoi=True, valid_per_band=True),
+    "native": lambda s: rm.RasteretDataset(s.images, BANDS, grid="native"),
+    "series": lambda s: rm.RasteretDataset(s.images, BANDS, series=3),
+    "series & labels": lambda s: rm.RasteretDataset(s.images, BANDS, series=3) & _labels(s),
+    "images & two heads": lambda s: (
+        rm.RasteretDataset(s.images, BANDS)
+        & _labels(s, key="mask_a", ignore_index=-1)
+        & _labels(s, key="mask_b", ignore_index=255)
+    ),
+    "labels | labels": lambda s: _labels(s, ignore_index=7) | _labels(s, ignore_index=7),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blank_batches_with_its_like_and_counts_for_nothing(scenes: Any, kind: str) -> None:
+    """Same keys, shapes and types; no pixel valid, no label; whose it is and where it lies stays."""
+    dataset = KINDS[kind](scenes)
+    ignored = ignored_by_key(dataset)
+    for query in rm.RandomAOISampler(dataset, 48, 3, seed=1):
+        sample = dataset[query]
+        before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
+        blank = blanked(sample, ignored)
+        batch = rm.collate([sample, blank])
+        assert list(blank) == list(sample)
+        for key, value in sample.items():
+            if not isinstance(value, torch.Tensor):
+                assert blank[key] is value  # TorchGeo 0.8's slices and CRS
+                continue
+            assert blank[key].dtype == value.dtype, key
+            assert blank[key].shape == value.shape, key
+            assert value.numpy().tobytes() == before[key].numpy().tobytes(), key
+            assert batch[key].shape[0] == 2, key
+            if key in KEPT:
+                assert torch.equal(blank[key], value), key
+            elif key.startswith("image"):
+                assert not blank[key].any()
+                assert value.any()
+            elif value.dtype == torch.bool:
+                assert not blank[key].any(), key
+            elif key.startswith("mask"):
+                assert (blank[key] == ignored[key]).all()
+                assert (value != ignored[key]).any()
+
+
+def test_values_that_are_not_there_say_so() -> None:
+    """Of labels, times and scales; a key that is not ours is left alone, also in a batch."""
+    sample = {
+        "mask": torch.ones(2, 2),
+        "label": torch.tensor([3]),
+        "time": torch.ones(2, dtype=torch.float64),
+        "record": torch.tensor([4, 5]),
+        "time_valid": torch.tensor([True, True]),
+        "length": torch.tensor([2]),
+        "scale": torch.full((3,), 7.0),
+        "offset_image_s1": torch.full((3,), 7.0),
+        "weight": torch.tensor([2.0]),
+    }
+    blank = blanked(sample)
+    assert blank["mask"].isnan().all()
+    assert blank["label"].tolist() == [-100]
+    assert blank["time"].isnan().all()
+    assert blank["record"].tolist() == [-1, -1]
+    assert not blank["time_valid"].any()
+    assert blank["length"].tolist() == [0]
+    assert blank["scale"].tolist() == [1, 1, 1]
+    assert blank["offset_image_s1"].tolist() == [0, 0, 0]
+    assert blank["weight"].tolist() == [2]
+    assert blanked({"label": torch.tensor([0.5])})["label"].isnan().all()
+    batch = blanked(rm.collate([sample, sample]))
+    assert {key: value.shape for key, value in batch.items()} == {
+        key: value.shape for key, value in rm.collate([blank, blank]).items()
+    }
+
+
+def test_ignored_classes_are_told_by_head(scenes: Any) -> None:
+    """Of each part; polygons too; none where there are no labels."""
+    assert ignored_by_key(KINDS["images & two heads"](scenes)) == {"mask_a": -1, "mask_b": 255}
+    assert ignored_by_key(KINDS["labels | labels"](scenes)) == {"mask": 7}
+    assert ignored_by_key(KINDS["image"](scenes)) == {}
