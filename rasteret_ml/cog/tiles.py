@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rasteret_ml.cog.table import TileTable
 from rasteret_ml.geo.window import Window
@@ -41,35 +42,54 @@ def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
 
     Every pixel of the window that lies in the image is covered exactly once; a window outside it needs none.
     """
-    # Plain integers all the way: a batch plans thousands of tiles.
-    tile_h, tile_w, across = table.tile_height, table.tile_width, table.tiles_across
-    top, left = max(window.row, 0), max(window.col, 0)
-    bottom, right = min(window.row_stop, table.height), min(window.col_stop, table.width)
-    if top >= bottom or left >= right:
-        return ()
-    leader = _LEADER if table.block_leaders else 0
-    reads = []
-    for tile_row in range(top // tile_h, (bottom - 1) // tile_h + 1):
-        y = tile_row * tile_h
-        row, stored_rows, image_rows = max(top, y), table.stored_rows(tile_row), min(tile_h, table.height - y)
-        height = min(bottom, y + tile_h) - row
-        first, last = left // tile_w, (right - 1) // tile_w
-        begin, end = tile_row * across + first, tile_row * across + last + 1
+    layout = table.height, table.width, table.tile_height, table.tile_width, table.striped
+    runs = _runs(layout, window.row, window.col, window.height, window.width)
+    leader, reads = _LEADER if table.block_leaders else 0, []
+    for begin, places in runs:
+        end = begin + len(places)
         offsets, counts = table.tile_offsets[begin:end].tolist(), table.tile_byte_counts[begin:end].tolist()
-        for tile_col, offset, count in zip(range(first, last + 1), offsets, counts, strict=True):
-            x = tile_col * tile_w
-            col = max(left, x)
-            width = min(right, x + tile_w) - col
+        for index, place, offset, count in zip(range(begin, end), places, offsets, counts, strict=True):
+            source, target, stored_rows, image_rows, image_cols = place
             reads.append(
                 TileRead(
-                    index=tile_row * across + tile_col,
+                    index=index,
                     range=ByteRange(offset - leader, leader + count) if count > 0 and offset > leader else None,
                     leader=leader,
-                    source=Window(row=row - y, col=col - x, height=height, width=width),
-                    target=Window(row=row - window.row, col=col - window.col, height=height, width=width),
+                    source=source,
+                    target=target,
                     stored_rows=stored_rows,
                     image_rows=image_rows,
-                    image_cols=min(tile_w, table.width - x),
+                    image_cols=image_cols,
                 )
             )
     return tuple(reads)
+
+
+_Layout = tuple[int, int, int, int, bool]
+"""Rows and columns of the image and of a tile, and whether these are strips."""
+_Place = tuple[Window, Window, int, int, int]
+"""Of a tile: `source`, `target`, `stored_rows`, `image_rows` and `image_cols` of its read."""
+
+
+@lru_cache(maxsize=64)  # the bands of a chip, and its mask, ask the same one after the other
+def _runs(layout: _Layout, row: int, col: int, height: int, width: int) -> tuple[tuple[int, tuple[_Place, ...]], ...]:
+    """For each row of tiles under a window: the first one's index, and where the pixels of each are."""
+    # Plain integers all the way: a batch plans thousands of tiles.
+    rows, cols, tile_h, tile_w, striped = layout
+    top, left, bottom, right = max(row, 0), max(col, 0), min(row + height, rows), min(col + width, cols)
+    if top >= bottom or left >= right:
+        return ()
+    across, runs = -(-cols // tile_w), []
+    first, last = left // tile_w, (right - 1) // tile_w
+    for tile_row in range(top // tile_h, (bottom - 1) // tile_h + 1):
+        y = tile_row * tile_h
+        image_rows, begin = min(tile_h, rows - y), max(top, y)
+        tall, places = min(bottom, y + tile_h) - begin, []
+        for x in range(first * tile_w, (last + 1) * tile_w, tile_w):
+            start = max(left, x)
+            wide = min(right, x + tile_w) - start
+            source = Window(row=begin - y, col=start - x, height=tall, width=wide)
+            target = Window(row=begin - row, col=start - col, height=tall, width=wide)
+            places.append((source, target, image_rows if striped else tile_h, image_rows, min(tile_w, cols - x)))
+        runs.append((tile_row * across + first, tuple(places)))
+    return tuple(runs)

@@ -28,6 +28,7 @@ from rasteret_ml.ingest.rows import RowGroup, groups_to_table
 from rasteret_ml.ingest.spill import Spill
 from rasteret_ml.ingest.stac import draft_from_item, is_stac, items_from
 from rasteret_ml.ingest.table import as_arrow_table, drafts_from_table, is_table
+from rasteret_ml.runtime.collecting import rarely_collecting
 from rasteret_ml.telemetry import Meter
 
 __all__ = ["build"]
@@ -99,7 +100,7 @@ def build(
     beside = False if sidecars is None and backend is not None else sidecars
     meter, began = Meter(), time.perf_counter()
     bar = sys.stderr.isatty() if progress is None else progress
-    with Spill(out) as spill:
+    with Spill(out) as spill, rarely_collecting():
         assembly = Assembly(drafts, spill, strict=strict)
         own = FetchLimits(connections=max_concurrent) if limits is None else limits
         reader = as_reader(backend) if backend is not None else open_reader(own, meter)

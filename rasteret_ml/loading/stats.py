@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rasteret_ml.loading.bottleneck import Bottleneck, LoaderKnobs, TimeShares, find_bottleneck, time_shares
+from rasteret_ml.runtime.collecting import collect_rarely
 from rasteret_ml.runtime.worker_loop import current_meter
 from rasteret_ml.telemetry import ReadStats
 
@@ -208,6 +209,7 @@ _row: torch.Tensor | None = None
 def _start_reporting(rows: torch.Tensor, also: Callable[[int], Any] | None, worker: int) -> None:
     global _row
     _row = rows[worker]
+    collect_rarely()
     if also is not None:
         also(worker)
 
