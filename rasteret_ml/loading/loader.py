@@ -16,7 +16,7 @@ import torch.utils.data
 
 from rasteret_ml.datasets.combine import ignored_class
 from rasteret_ml.datasets.plan import dataset_plan
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.loading.bottleneck import knobs_of
 from rasteret_ml.loading.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.plans import check_same_plan
@@ -148,9 +148,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         epoch that is set to another one afterwards (`sampler.set_epoch`) begins at its beginning.
 
         Raises:
-            ResumeError: the state is of another plan (Collection, filters, AOIs, sizes, seed …); each difference is
-                named.
+            ResumeError: the state is of another plan (Collection, filters, AOIs, sizes, seed …), each difference is
+                named; or it is none.
         """
+        if not isinstance(state, Mapping) or not {"plan", "sampler"} & state.keys():
+            raise ResumeError("This is not a state of a loader; load what `state_dict()` gave.")
         sampler = self._own_sampler
         if sampler is None or "plan" not in state:
             warnings.warn(

@@ -58,9 +58,12 @@ def predict_map(
         The paths of the maps: one, or one for each frame of a dataset on native grids.
 
     Raises:
-        UsageError: as for `PredictionMap`, or a loader without a `GridAOISampler`.
+        UsageError: as for `PredictionMap`, or a loader without a `GridAOISampler`, or one that replaces what it cannot
+            read, which would leave holes.
     """
     loader, own = _loader_of(data)
+    if getattr(getattr(loader, "errors", None), "action", None) == "replace":
+        raise UsageError("errors='replace' puts other chips in a map's holes; choose 'fill' (nodata), or 'retry'.")
     ready = prepare or own or _as_float
     chosen = _device_of(model) if device is None else torch.device(device)
     facts = {"version": weights_digest(model) if version is None else version, "data": data_digest(loader.dataset)}

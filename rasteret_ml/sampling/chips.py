@@ -20,6 +20,7 @@ from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.geo.region import dilate_by_box, union_of
 from rasteret_ml.instants import instant, nearest_ns
 from rasteret_ml.plans import Plan, check_same_plan, digest
+from rasteret_ml.sampling.order import checked_seed
 from rasteret_ml.sampling.ranks import Ranks, Uneven, checked_uneven, rank_positions
 
 __all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
@@ -43,7 +44,7 @@ class ChipSampler(DistributedSampler[AOI]):
 
     def __init__(self, dataset: Any, places: Places, toi: Any, outside: Outside, seed: int, uneven: Uneven) -> None:
         # Not by way of DistributedSampler, which wants ranks at once and counts a dataset's items.
-        self.seed = int(seed)
+        self.seed = checked_seed(seed)
         self.epoch = 0
         self.uneven = checked_uneven(uneven)
         self.ranks: Ranks | None = None
@@ -183,6 +184,9 @@ class ChipSampler(DistributedSampler[AOI]):
         """
         if state.get("version") != _VERSION:
             raise ResumeError(f"A sampler's state has version {_VERSION}, not {state.get('version')!r}.")
+        absent = {"plan", "epoch", "position"} - state.keys()
+        if absent:
+            raise ResumeError(f"This is not a sampler's whole state: {', '.join(sorted(absent))} is missing.")
         check_same_plan(state["plan"], self.plan(), f"a {type(self).__name__}")
         self.epoch = int(state["epoch"])
         self._epoch_was_set = True

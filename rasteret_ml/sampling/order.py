@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["epoch_random", "uniforms"]
+from rasteret_ml.errors import UsageError
+
+__all__ = ["checked_seed", "epoch_random", "uniforms"]
 
 _WORDS = 4  # 64-bit words in one step of Philox's counter (Salmon et al. 2011): one step a position
 
@@ -31,5 +36,21 @@ def epoch_random(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=_key(seed, epoch), counter=[0, 0, 0, 1]))
 
 
-def _key(seed: int, epoch: int) -> list[int]:
-    return [seed % 2**64, epoch % 2**64]
+def checked_seed(seed: Any) -> int:
+    """A seed as a number that a sample's `draw` (int64) can say.
+
+    Raises:
+        UsageError: it is no whole number, or beyond 64 bits.
+    """
+    try:
+        found = operator.index(seed)
+    except TypeError:
+        raise UsageError(f"seed is a whole number, not {seed!r}.") from None
+    if not -(2**63) <= found < 2**63:
+        raise UsageError(f"seed lies within 64 bits (signed), {found} does not.")
+    return found
+
+
+def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    # Of a list with one large number numpy makes doubles, which are not all different.
+    return np.array([seed % 2**64, epoch % 2**64], np.uint64)

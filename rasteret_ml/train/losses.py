@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torchmetrics import MetricCollection
 
+from rasteret_ml.errors import UsageError
+
 __all__ = ["MaskedLoss", "MaskedMetrics", "known_labels"]
 
 _ELEMENTWISE = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -42,7 +44,13 @@ class MaskedLoss(nn.Module):
         """Labels that the last loss is a mean of; in training they are not counted, which would wait for the device."""
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The mean loss, a scalar."""
+        """The mean loss, a scalar.
+
+        Raises:
+            UsageError: values that are not one for each label.
+        """
+        if isinstance(self.loss, _ELEMENTWISE) and not isinstance(self.loss, nn.CrossEntropyLoss):
+            prediction = _like_labels(prediction, target)
         known = known_labels(target, self.ignore_index)
         self.counted = 0 if self.training else int(known.sum())
         spread = known if prediction.ndim == target.ndim else known.unsqueeze(1)
@@ -59,12 +67,24 @@ class MaskedLoss(nn.Module):
         return mean
 
     def _of_known(self, prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        if not known.any():
+        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        if not known.any() or (weight is not None and not weight[target[known]].any()):
             return prediction.sum() * 0
         classes = prediction.ndim > target.ndim
         chosen = prediction.movedim(1, -1)[known].T if classes else prediction[known]
         found: torch.Tensor = self.loss(chosen[None], target[known][None])
         return found
+
+
+def _like_labels(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Values in the shape of labels: torch would spread `[B, 1, H, W]` over `[B, H, W]`, each sample over all."""
+    if prediction.ndim == target.ndim + 1 and prediction.shape[1] == 1:
+        prediction = prediction.squeeze(1)
+    if prediction.shape != target.shape:
+        raise UsageError(
+            f"Predictions {list(prediction.shape)} are not one for each label {list(target.shape)}, as this loss wants."
+        )
+    return prediction
 
 
 class MaskedMetrics(MetricCollection):

@@ -122,6 +122,17 @@ def test_another_plan_is_refused_and_each_difference_is_named(scenes: Scenes, tm
         rm.DataLoader(dataset, sampler=aois).load_state_dict(state | {"version": 0})
 
 
+@pytest.mark.parametrize("kept", [(), ("epoch",), ("version", "plan", "epoch")])
+def test_half_a_state_is_refused(scenes: Scenes, kept: tuple[str, ...]) -> None:
+    """It is no reason to begin anew."""
+    found = loader(scenes)
+    state = found.state_dict()
+    with pytest.raises(ResumeError, match="state"):
+        found.load_state_dict({key: state[key] for key in kept})
+    with pytest.raises(ResumeError, match="state"):
+        found.load_state_dict(None)  # type: ignore[arg-type]
+
+
 def test_a_collection_that_was_moved_is_the_same_plan(tmp_path: Path) -> None:
     """Records are told by id and time, not by where their files are."""
     states = []

@@ -275,3 +275,12 @@ def test_batches_that_do_not_say_where_they_lie_are_refused(scene, tmp_path):
     sampler, images = rm.GridAOISampler(dataset, 64), torch.zeros(1, 4, 64, 64)
     with rm.PredictionMap(tmp_path / "map.tif", sampler) as found, pytest.raises(UsageError, match="draw"):
         found.add({"image": images}, images)
+
+
+def test_replaced_chips_are_refused(scene, tmp_path):
+    """They would leave holes; found out before anything is predicted."""
+    _, dataset = scene
+    loader = rm.DataLoader(dataset, 4, sampler=rm.GridAOISampler(dataset, 64), errors="replace")
+    with pytest.raises(UsageError, match="'fill'"):
+        rm.predict_map(identity, loader, tmp_path / "map.tif", progress=False)
+    assert list(tmp_path.iterdir()) == []

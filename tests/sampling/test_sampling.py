@@ -16,7 +16,7 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.sampling.order import uniforms
+from rasteret_ml.sampling.order import checked_seed, epoch_random, uniforms
 
 CRS = "EPSG:32633"
 
@@ -283,3 +283,16 @@ def test_a_time_of_interest_of_dates_takes_whole_days():
     ):
         _, _, t = next(iter(rm.RandomAOISampler(plane, 64, 1, toi=toi)))
         assert t.stop.floor("s") == pd.Timestamp(stop), toi
+
+
+def test_every_seed_has_an_order_of_its_own():
+    """Also those below zero, and ones that no double tells apart."""
+    seeds = [0, 1, -1, -2, 2**62, 2**62 + 1, -(2**63), 2**63 - 1]
+    orders = {uniforms(seed, 0, range(4)).tobytes() for seed in seeds}
+    assert len(orders) == len({epoch_random(seed, 0).random(4).tobytes() for seed in seeds}) == len(seeds)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", None, 2**63, -(2**63) - 1])
+def test_a_seed_is_a_whole_number_of_64_bits(seed):
+    with pytest.raises(UsageError, match="seed"):
+        checked_seed(seed)

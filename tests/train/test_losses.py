@@ -10,6 +10,7 @@ from torch import nn
 from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError
 
 import rasteret_ml as rm
+from rasteret_ml.errors import UsageError
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -124,3 +125,22 @@ def test_metrics_of_samples_and_of_pixels():
     known = target != -100
     expected = (prediction.argmax(1) == target)[known].float().mean()
     assert float(pixels.compute()["MulticlassAccuracy"]) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss])
+def test_one_channel_of_values_is_compared_with_its_own_sample(loss, reduction):
+    """`[B, 1, H, W]` against `[B, H, W]`: torch would spread one over the other."""
+    perfect = torch.arange(8.0).view(2, 2, 2)
+    masked = rm.MaskedLoss(loss(reduction=reduction), None)
+    assert masked(perfect[:, None], perfect) == 0
+    assert masked(perfect[:, 0, 0, None], perfect[:, 0, 0]) == 0
+    with pytest.raises(UsageError, match=r"\[2, 3, 2, 2\] are not one for each label \[2, 2, 2\]"):
+        masked(perfect[:, None].expand(2, 3, 2, 2), perfect)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_classes_without_weight_alone_teach_nothing(reduction):
+    """Torch's mean of them is 0 / 0."""
+    loss = rm.MaskedLoss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0, 1]), reduction=reduction))
+    assert loss(torch.randn(1, 3, 2, 2), torch.ones(1, 2, 2, dtype=torch.int64)) == 0
