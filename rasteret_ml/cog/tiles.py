@@ -42,14 +42,14 @@ def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
 
     Every pixel of the window that lies in the image is covered exactly once; a window outside it needs none.
     """
-    layout = table.height, table.width, table.tile_height, table.tile_width, table.striped
+    layout = table.height, table.width, table.tile_height, table.tile_width
     runs = _runs(layout, window.row, window.col, window.height, window.width)
     leader, reads = _LEADER if table.block_leaders else 0, []
     for begin, places in runs:
-        end = begin + len(places)
+        end, stored_rows = begin + len(places), table.stored_rows(begin // table.tiles_across)
         offsets, counts = table.tile_offsets[begin:end].tolist(), table.tile_byte_counts[begin:end].tolist()
         for index, place, offset, count in zip(range(begin, end), places, offsets, counts, strict=True):
-            source, target, stored_rows, image_rows, image_cols = place
+            source, target, image_rows, image_cols = place
             reads.append(
                 TileRead(
                     index=index,
@@ -65,17 +65,17 @@ def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
     return tuple(reads)
 
 
-_Layout = tuple[int, int, int, int, bool]
-"""Rows and columns of the image and of a tile, and whether these are strips."""
-_Place = tuple[Window, Window, int, int, int]
-"""Of a tile: `source`, `target`, `stored_rows`, `image_rows` and `image_cols` of its read."""
+_Layout = tuple[int, int, int, int]
+"""Rows and columns of the image and of a tile."""
+_Place = tuple[Window, Window, int, int]
+"""Of a tile: `source`, `target`, `image_rows` and `image_cols` of its read."""
 
 
 @lru_cache(maxsize=64)  # the bands of a chip, and its mask, ask the same one after the other
 def _runs(layout: _Layout, row: int, col: int, height: int, width: int) -> tuple[tuple[int, tuple[_Place, ...]], ...]:
     """For each row of tiles under a window: the first one's index, and where the pixels of each are."""
     # Plain integers all the way: a batch plans thousands of tiles.
-    rows, cols, tile_h, tile_w, striped = layout
+    rows, cols, tile_h, tile_w = layout
     top, left, bottom, right = max(row, 0), max(col, 0), min(row + height, rows), min(col + width, cols)
     if top >= bottom or left >= right:
         return ()
@@ -90,6 +90,6 @@ def _runs(layout: _Layout, row: int, col: int, height: int, width: int) -> tuple
             wide = min(right, x + tile_w) - start
             source = Window(row=begin - y, col=start - x, height=tall, width=wide)
             target = Window(row=begin - row, col=start - col, height=tall, width=wide)
-            places.append((source, target, image_rows if striped else tile_h, image_rows, min(tile_w, cols - x)))
+            places.append((source, target, image_rows, min(tile_w, cols - x)))
         runs.append((tile_row * across + first, tuple(places)))
     return tuple(runs)

@@ -168,12 +168,12 @@ class StatsBoard:
         return self._passes
 
     def reporting(self, also: Callable[[int], Any] | None) -> Any:
-        """A `worker_init_fn` that makes a worker write here; it calls `also`."""
+        """A `worker_init_fn` that makes a worker write here, and search for cycles rarely; it calls `also`."""
         if self._rows is None:
             return also
         self._rows.zero_()  # new workers count from nothing
         self._before = self._read()
-        return partial(_start_reporting, self._rows, also)
+        return partial(_start_worker, self._rows, also)
 
     def snapshot(self, knobs: LoaderKnobs | None = None, failures: int = 0) -> LoaderStats:
         """The pass as it stands, of a loader that is set like this, and with so many failures."""
@@ -206,7 +206,7 @@ _row: torch.Tensor | None = None
 """Of this process, where it is a worker."""
 
 
-def _start_reporting(rows: torch.Tensor, also: Callable[[int], Any] | None, worker: int) -> None:
+def _start_worker(rows: torch.Tensor, also: Callable[[int], Any] | None, worker: int) -> None:
     global _row
     _row = rows[worker]
     collect_rarely()

@@ -59,15 +59,18 @@ class MaskedLoss(nn.Module):
         target = torch.where(known, target, 0)
         if not isinstance(self.loss, _ELEMENTWISE) or self.loss.reduction != "none":
             return self._of_known(prediction, target, known)
-        each = torch.where(known, self.loss(prediction, target), 0.0)
-        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        each, weight = torch.where(known, self.loss(prediction, target), 0.0), self._class_weight
         shares = known.to(each.dtype) if weight is None else torch.where(known, weight[target], 0.0)
         total = shares.sum()
         mean: torch.Tensor = each.sum() / torch.where(total > 0, total, 1.0)
         return mean
 
+    @property
+    def _class_weight(self) -> torch.Tensor | None:
+        return self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+
     def _of_known(self, prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        weight = self._class_weight
         if not known.any() or (weight is not None and not weight[target[known]].any()):
             return prediction.sum() * 0
         classes = prediction.ndim > target.ndim
