@@ -1,9 +1,9 @@
 """Deflate streams of which only the beginning is wanted.
 
-libdeflate writes from the front and stops with "insufficient space" where the output is full: what it wrote by then
-is the beginning of the data. It never writes a part of a stored block or of a match, so the last `_SLACK` bytes of
-the output may be missing. That is how it is made and not what it promises: a stream with all kinds of blocks is
-tried once a process, and nothing is cut short where that fails.
+libdeflate writes from the front, runs ahead of itself by a few words, and stops with "insufficient space" at the first
+match or stored block that the output has no room for. So a mark behind what is wanted tells whether it came that far:
+where the mark is gone, all before it (less the few words) is written. That is how it is made and not what it promises:
+streams with all kinds of blocks are tried once a process, and nothing is cut short where that fails.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 __all__ = ["inflate_front"]
 
-_SLACK = 65535 + 258
-"""The longest stored block and the longest match (RFC 1951, 3.2.4 and 3.2.5)."""
-_WORTH = 0.85
+_MARK = np.frombuffer(b"\x9d\x17\xe4\x6bnot written\xd2", np.uint8)
+_AHEAD = 1024
+"""Bytes between what is wanted and the mark; libdeflate runs at most 40 ahead."""
+_SLACK = _AHEAD + _MARK.size + 1024
+"""Bytes asked for beyond what is wanted; the longest match is 258 (RFC 1951, 3.2.5), and the mark is before it."""
+_WORTH = 0.95
 """Share of the whole above which stopping early gains nothing."""
 
 
@@ -36,10 +39,12 @@ def inflate_front(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8
 
 
 def _inflate_front(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8]) -> bool:
+    mark = out[size + _AHEAD : size + _AHEAD + _MARK.size]
+    mark[:] = _MARK
     try:
         imagecodecs.deflate_decode(data, out=out[: size + _SLACK])
     except imagecodecs.DeflateError as error:
-        return "INSUFFICIENT_SPACE" in str(error)
+        return "INSUFFICIENT_SPACE" in str(error) and not np.array_equal(mark, _MARK)
     return False
 
 
@@ -56,8 +61,12 @@ def _stops_where_full() -> bool:
     ):
         packer = zlib.compressobj(level, strategy=strategy)
         packed = packer.compress(plain) + packer.flush()
-        for size in (1, 12_001):
+        for size in (1, 12_001, 70_000):
             out = np.empty(len(plain), np.uint8)
-            if not _inflate_front(packed, size, out) or out[:size].tobytes() != plain[:size]:
+            stored = level == 0  # such a block is copied whole or not at all
+            if _inflate_front(packed, size, out):
+                if out[:size].tobytes() != plain[:size]:
+                    return False
+            elif not stored:
                 return False
     return True
