@@ -134,7 +134,7 @@ def decode_tile(
     rows: int,
     needed_rows: int | None = None,
     needed_cols: int | None = None,
-    wanted: slice | None = None,
+    wanted: tuple[slice, slice] | None = None,
     stop_early: bool = False,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Decode one tile.
@@ -147,7 +147,7 @@ def decode_tile(
         rows: Rows that it stores by the book (`TileTable.stored_rows`).
         needed_rows: Rows that lie in the image; `rows` by default.
         needed_cols: Columns that lie in the image; the tile's width by default.
-        wanted: Rows that the caller will look at, all by default; what the others hold is then not said.
+        wanted: Rows and columns that the caller will look at, all by default; what the others hold is then not said.
         stop_early: Whether a deflate stream may be left after those rows; what is wrong behind them, and its
             checksum, then go unnoticed.
 
@@ -172,7 +172,8 @@ def decode_tile(
             data = imagecodecs.bitorder_decode(bytes(data))
         if code in IMAGE_CODECS:
             return decode_image(memoryview(data), table, rows, (in_image, cols_in_image))
-        return decode_samples(data, table, rows, in_image, wanted or slice(0, rows), stop_early), None
+        part = wanted or (slice(0, rows), slice(0, table.tile_width))
+        return decode_samples(data, table, rows, in_image, part, stop_early), None
     except CorruptTiffError:
         raise
     except Exception as error:  # every imagecodecs codec has an error class of its own

@@ -59,12 +59,17 @@ def chroma_subsampling(table: TileTable) -> tuple[int, int]:
 
 
 def decode_samples(
-    data: bytes | memoryview, table: TileTable, rows: int, needed_rows: int, wanted: slice, stop_early: bool
+    data: bytes | memoryview,
+    table: TileTable,
+    rows: int,
+    needed_rows: int,
+    wanted: tuple[slice, slice],
+    stop_early: bool,
 ) -> npt.NDArray[Any]:
     """Pixels `[rows, tile_width, samples]`; rows past `needed_rows` that the stream lacks are zero.
 
-    Only the rows `wanted` are sure to hold pixels: predictors are undone there alone, and with `stop_early` a deflate
-    stream is read no further than that.
+    Only the rows and columns `wanted` are sure to hold pixels: predictors are undone no further than that, and with
+    `stop_early` a deflate stream is read no further than its last row.
 
     Raises:
         CorruptTiffError: less than `needed_rows`, or more than a full tile.
@@ -79,7 +84,7 @@ def decode_samples(
         raw = None
         if stop_early and table.compression in _DEFLATE:
             out = scratch(rows * table.row_bytes, "raw")
-            raw = out if inflate_front(data, wanted.stop * table.row_bytes, out) else None
+            raw = out if inflate_front(data, wanted[0].stop * table.row_bytes, out) else None
         if raw is None:
             raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
         pixels = _typed(raw, table, rows, wanted).reshape(rows, width, samples)
@@ -120,15 +125,15 @@ def _decompress(
     return out[:size]
 
 
-def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: slice) -> npt.NDArray[Any]:
-    """All samples in `table.dtype`, in one dimension or more; right in the rows `wanted`."""
+def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: tuple[slice, slice]) -> npt.NDArray[Any]:
+    """All samples in `table.dtype`, in one dimension or more; right in the rows and columns `wanted`."""
     kind, predictor = table.dtype.kind, applied_predictor(table)
     if table.bits_per_sample and kind == "f":
         return _unpack_float24(raw, table, rows, predictor)
     if table.bits_per_sample and kind != "c":
         return _unpack_bits(raw, table, rows)
     if predictor == 3:
-        return _undo_float_predictor(raw, table, rows, wanted)
+        return _undo_float_predictor(raw, table, rows, wanted[0])
     stored = _native_words(raw, table, rows, predictor, wanted)
     if table.bits_per_sample:  # complex integers: numpy has no such type
         return stored.view(f"i{table.bits // 16}").astype(f"f{table.dtype.itemsize // 2}").view(table.dtype)
@@ -136,7 +141,7 @@ def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: slic
 
 
 def _native_words(
-    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, wanted: slice
+    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, wanted: tuple[slice, slice]
 ) -> npt.NDArray[Any]:
     """Native byte order, and differences undone (TIFF 6.0, section 14), on whole samples.
 
@@ -147,7 +152,7 @@ def _native_words(
     if table.big_endian != (sys.byteorder == "big") and words.itemsize > 1:
         words = words.byteswap(inplace=raw.flags.writeable)
     if predictor == 2:
-        deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[wanted]
+        deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[wanted[0], : wanted[1].stop]
         imagecodecs.delta_decode(deltas, axis=-2, out=deltas)
     return words
 

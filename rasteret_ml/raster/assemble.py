@@ -145,7 +145,7 @@ def _lerc_fill(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
 def _in_image(band: BandPlan) -> npt.NDArray[np.bool_]:
     assert band.window is not None
     if band.covers:
-        return np.ones(band.window.shape, bool)
+        return np.ones((), bool)  # of every pixel
     inside = np.zeros(band.window.shape, bool)
     for turned in band.parts:
         part = turned.intersection(band.level.image.extent)

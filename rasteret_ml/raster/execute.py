@@ -32,7 +32,7 @@ from rasteret_ml.fetch.reader import RangeReader, RangeResponse
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish, nothing_of
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.jobs import TileJob, check_unchanged, paste_all, refusal, tile_jobs, tile_payload, wanted_rows
+from rasteret_ml.raster.jobs import TileJob, check_unchanged, paste_all, refusal, tile_jobs, tile_payload, wanted_part
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.slots import Slots
 from rasteret_ml.raster.tile_store import Boarding, DecodedTile, Flight, TileStore
@@ -348,11 +348,11 @@ def _decode(
         pastes = tiles.take(flight)
         if pastes is None:
             continue
-        rows = None if tiles.cache_bytes else wanted_rows(pastes)
+        part = None if tiles.cache_bytes else wanted_part(pastes)
         try:
             data = tile_payload(job, body[offset : offset + job.range.length])
             size = read.stored_rows, read.image_rows, read.image_cols
-            pixels, valid = decode_tile(data, job.table, *size, rows, stop_early=stop_early)
+            pixels, valid = decode_tile(data, job.table, *size, part, stop_early=stop_early)
         except DataError as error:
             outcomes.append((flight, error))
             continue

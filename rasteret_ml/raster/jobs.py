@@ -19,7 +19,7 @@ from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
 from rasteret_ml.raster.source import BandSource
 
-__all__ = ["Paste", "TileJob", "check_unchanged", "paste_all", "refusal", "tile_jobs", "tile_payload", "wanted_rows"]
+__all__ = ["Paste", "TileJob", "check_unchanged", "paste_all", "refusal", "tile_jobs", "tile_payload", "wanted_part"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,12 +154,13 @@ def paste_all(pastes: Sequence[Paste], pixels: npt.NDArray[Any], valid: npt.NDAr
             paste.invalid[target] = ~valid[rows, cols, paste.sample]
 
 
-def wanted_rows(pastes: Sequence[Paste]) -> slice | None:
-    """The rows of a tile that anybody wants; None where nobody wants any."""
+def wanted_part(pastes: Sequence[Paste]) -> tuple[slice, slice] | None:
+    """The rows and columns of a tile that hold all that anybody wants; None where nobody wants any."""
     if not pastes:
         return None
     sources = [paste.read.source for paste in pastes]
-    return slice(min(s.row for s in sources), max(s.row_stop for s in sources))
+    rows = slice(min(s.row for s in sources), max(s.row_stop for s in sources))
+    return rows, slice(min(s.col for s in sources), max(s.col_stop for s in sources))
 
 
 def refusal(job: TileJob) -> CorruptTiffError | None:

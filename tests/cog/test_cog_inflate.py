@@ -64,10 +64,11 @@ def test_what_is_broken_or_short_is_not_given() -> None:
     samples=st.integers(1, 3),
     start=st.integers(0, 255),
     count=st.integers(1, 256),
+    cols=st.tuples(st.integers(0, 255), st.integers(1, 256)),
     big=st.booleans(),
 )
-def test_wanted_rows_are_those_of_the_whole_tile(
-    dtype: str, predictor: int, samples: int, start: int, count: int, big: bool
+def test_the_part_wanted_is_that_of_the_whole_tile(
+    dtype: str, predictor: int, samples: int, start: int, count: int, cols: tuple[int, int], big: bool
 ) -> None:
     """With every predictor and byte order, stopping early or not."""
     kind = np.dtype(dtype)
@@ -86,7 +87,8 @@ def test_wanted_rows_are_those_of_the_whole_tile(
         samples_per_pixel=samples,
         big_endian=big,
     )
-    packed, wanted = zlib.compress(raw, 1), slice(start, min(256, start + count))
+    packed = zlib.compress(raw, 1)
+    wanted = slice(start, min(256, start + count)), slice(cols[0], min(256, sum(cols)))
     whole: Any = decode_tile(packed, table, 256)[0].tobytes()
     whole = np.frombuffer(whole, kind).reshape(256, 256, samples)
     for stop_early in (False, True):
