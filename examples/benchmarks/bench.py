@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -165,8 +166,8 @@ class Bench:
         return kept
 
     def paired(self, rows: Sequence[Row], measure: Callable[[Row], float]) -> dict[str, list[float]]:
-        """Measure all rows once in each round, beginning with another one each time."""
-        found: dict[str, list[float]] = {row.label: [] for row in rows}
+        """Measure all rows once in each round, beginning with another one each time; others are empty."""
+        found: defaultdict[str, list[float]] = defaultdict(list)
         for turn in range(self.rounds):
             for i in range(len(rows)):
                 row = rows[(i + turn) % len(rows)]

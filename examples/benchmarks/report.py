@@ -31,7 +31,9 @@ class Section:
     """Lines below it: rows skipped, targets."""
 
     def target(self, what: str, value: float, wanted: float, *, most: bool = False) -> None:
-        """Note a figure beside what was wanted of it, at least or at most."""
+        """Note a figure beside what was wanted of it, at least or at most; nothing where it was not measured (NaN)."""
+        if value != value:
+            return
         met = value <= wanted if most else value >= wanted
         sign = "at most" if most else "at least"
         self.notes.append(f"{'met' if met else '**missed**'}: {what} {number(value)} ({sign} {number(wanted)})")

@@ -35,12 +35,12 @@ def remote_rows(cache_mb: int, locality: object) -> list[Row]:
 
 def best_limit(found: Mapping[str, Sequence[float]]) -> float:
     """The better of the two limits' medians."""
-    return max(middle(found.get(row.label, [])) for row in LIMITS)
+    return max(middle(found[row.label]) for row in LIMITS)
 
 
 def ours_in(found: Mapping[str, Sequence[float]]) -> str:
     """Our best plain row: with lookahead where there is one."""
-    return AHEAD_ROW if AHEAD_ROW in found else PLAIN_ROW
+    return AHEAD_ROW if found.get(AHEAD_ROW) else PLAIN_ROW
 
 
 def method(bench: Bench) -> str:
@@ -69,7 +69,7 @@ def latency(bench: Bench) -> list[Section]:
         section.rows.append([row.label, *(spread(found[d][row.label]) for d in delays)])
     ours = ours_in(found[delays[0]])
     ratios = {
-        d: (middle(found[d].get(ours, [])), middle(found[d].get(TORCHGEO, [])), best_limit(found[d])) for d in delays
+        d: (middle(found[d][ours]), middle(found[d][TORCHGEO]), best_limit(found[d])) for d in delays
     }
     section.rows.append([f"{ours} / {TORCHGEO}", *(number(r[0] / r[1]) for r in ratios.values())])
     section.rows.append([f"{ours} / the better limit", *(number(r[0] / r[2]) for r in ratios.values())])
@@ -111,7 +111,7 @@ def local(bench: Bench) -> list[Section]:
     found = bench.paired(rows, lambda row: bench.rate(row, None))
     ours = middle(found[ours_in(found)])
     for row in rows:
-        base = middle(found.get("ours, cache", [])) if row.label.endswith(", cache") else ours
+        base = middle(found["ours, cache"]) if row.label.endswith(", cache") else ours
         section.rows.append([row.label, spread(found[row.label]), number(base / middle(found[row.label]))])
     section.target("times torchgeo", ours / middle(found["torchgeo, 2 workers (spawn)"]), 3)
     section.target("times rasterio with 2 threads", ours / middle(found["rasterio, 2 threads"]), 1.15)
@@ -134,8 +134,7 @@ def workers(bench: Bench) -> list[Section]:
         kind = row.label.partition(",")[0]
         whole = middle(found[f"{kind}, 2 workers"])
         section.rows.append([row.label, spread(found[row.label]), number(middle(found[row.label]) / whole)])
-    if "lookahead, 2 workers" in found:
-        whole = middle(found["lookahead, 2 workers"])
-        for n in (0, 1):
-            section.target(f"{n} workers, of 2", middle(found[f"lookahead, {n} workers"]) / whole, 0.7)
+    whole = middle(found["lookahead, 2 workers"])
+    for n in (0, 1):
+        section.target(f"{n} workers, of 2", middle(found[f"lookahead, {n} workers"]) / whole, 0.7)
     return [section]
