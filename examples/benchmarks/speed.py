@@ -68,9 +68,7 @@ def latency(bench: Bench) -> list[Section]:
     for row in rows:
         section.rows.append([row.label, *(spread(found[d][row.label]) for d in delays)])
     ours = ours_in(found[delays[0]])
-    ratios = {
-        d: (middle(found[d][ours]), middle(found[d][TORCHGEO]), best_limit(found[d])) for d in delays
-    }
+    ratios = {d: (middle(found[d][ours]), middle(found[d][TORCHGEO]), best_limit(found[d])) for d in delays}
     section.rows.append([f"{ours} / {TORCHGEO}", *(number(r[0] / r[1]) for r in ratios.values())])
     section.rows.append([f"{ours} / the better limit", *(number(r[0] / r[2]) for r in ratios.values())])
     if 30 in ratios:
