@@ -11,7 +11,15 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.samples.joining import scale_name
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["fill_invalid", "ignored_outside", "image_keys", "label_keys", "prepare", "validity_keys"]
+__all__ = [
+    "fill_invalid",
+    "ignored_outside",
+    "image_keys",
+    "label_keys",
+    "per_band_numbers",
+    "prepare",
+    "validity_keys",
+]
 
 PerBand = Sequence[float] | Mapping[str, Sequence[float]]
 """A number for each band of the one image, or such by key of the image."""
@@ -52,7 +60,7 @@ def prepare(
 
     Raises:
         UsageError: an image of several without its own mean or std; `scaled` and no `scale` in the batch; numbers
-            that do not fit the bands; complex pixels; labels of a type that cannot hold `ignore_index`.
+            that do not fit the bands, or a std of 0; complex pixels; labels of a type that cannot hold `ignore_index`.
     """
     ready = dict(batch)
     keys = image_keys(batch)
@@ -158,9 +166,24 @@ def _chosen(name: str, values: PerBand, key: str, keys: list[str]) -> Sequence[f
 
 
 def _per_band(name: str, values: Sequence[float], image: torch.Tensor) -> torch.Tensor:
-    if len(values) != image.shape[-3]:
-        raise UsageError(f"{name} has {len(values)} numbers, the image {image.shape[-3]} bands.")
-    return _on_device(tuple(float(value) for value in values), image.dtype, image.device)
+    numbers = per_band_numbers(name, values)
+    if len(numbers) != image.shape[-3]:
+        raise UsageError(f"{name} has {len(numbers)} numbers, the image {image.shape[-3]} bands.")
+    return _on_device(numbers, image.dtype, image.device)
+
+
+def per_band_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """The numbers of `mean` or `std`.
+
+    Raises:
+        UsageError: it is one number alone, or a std that nothing can be divided by.
+    """
+    if not hasattr(values, "__len__"):
+        raise UsageError(f"{name} is a list with a number for each band, not {values!r}.")
+    numbers = tuple(float(value) for value in values)
+    if name == "std" and not all(number > 0 for number in numbers):
+        raise UsageError(f"std is {list(numbers)}; each is above 0. Give 1 for a band that is the same everywhere.")
+    return numbers
 
 
 @functools.lru_cache(maxsize=64)

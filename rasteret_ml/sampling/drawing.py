@@ -102,7 +102,7 @@ class RandomAOISampler(ChipSampler):
     ) -> None:
         self.locality = Locality.of(locality)
         self.size = pixel_pair(size)
-        if int(length) < 1:
+        if int(length) != length or length < 1:
             raise UsageError(f"length is the number of chips in an epoch, at least 1, not {length}.")
         if placement not in (None, "centre", "inside"):
             raise UsageError(f"placement is 'centre' or 'inside', not {placement!r}.")

@@ -32,7 +32,7 @@ from rasteret_ml.train.measuring import Measuring, Normal
 from rasteret_ml.train.opened import OpenedData, class_map
 from rasteret_ml.train.resume import mend_epoch_count
 from rasteret_ml.train.same_chips import SameChips
-from rasteret_ml.train.sources import Rasters, is_plain, plain, sources_of
+from rasteret_ml.train.sources import Rasters, band_names, is_plain, plain, sources_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,7 +178,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         self.ignore_index = int(ignore_index)
         if not 0 <= self.overlap < self.size:
             raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
-        self._bands = None if bands is None else tuple(str(band) for band in bands)
+        self._bands = band_names(bands)
         self._quality = None if quality is None else QualityMask.of(quality)
         self._sources = sources_of(images, labels, self._bands, self._quality, Path(cache_dir))
         self._label_band, self._classes = label_band, class_map(classes)
@@ -238,9 +238,9 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
 
         Raises:
             SplitLeakError: two splits can read the same ground at the same time.
-            UsageError: an area that is empty, statistics of other bands or units.
+            UsageError: an area that is empty, statistics of other bands or units, a mean or std of other bands.
         """
-        _ = self.images
+        self._given.check(self.images.bands)
         if stage != "predict":
             _ = self.areas
         if stage in (None, "fit"):  # other stages may have a checkpoint to come, which knows what was measured

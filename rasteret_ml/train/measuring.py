@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.preparing.prepare import per_band_numbers
 from rasteret_ml.statistics.statistics import DatasetStatistics, dataset_statistics
 
 __all__ = ["Measuring", "Normal"]
@@ -30,10 +31,22 @@ class Normal:
     """Of each band `[C]`."""
 
     @classmethod
-    def of(cls, mean: Iterable[float] | None, std: Iterable[float] | None) -> Normal:
-        """From numbers of any kind."""
-        mean, std = (None if given is None else tuple(float(v) for v in given) for given in (mean, std))
-        return cls(mean=mean, std=std)
+    def of(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normal:
+        """From numbers of any kind.
+
+        Raises:
+            UsageError: a number alone, a std that nothing can be divided by.
+        """
+        return cls(
+            mean=None if mean is None else per_band_numbers("mean", mean),
+            std=None if std is None else per_band_numbers("std", std),
+        )
+
+    def check(self, bands: tuple[str, ...]) -> None:
+        """Raise UsageError where there is not a number for each band."""
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if numbers is not None and len(numbers) != len(bands):
+                raise UsageError(f"{name} has {len(numbers)} numbers, the images have the bands {list(bands)}.")
 
     def filled(self, other: Normal | DatasetStatistics | None) -> Normal:
         """What is not known here, from there."""

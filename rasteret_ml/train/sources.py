@@ -21,7 +21,7 @@ from rasteret_ml.ingest.build import build
 from rasteret_ml.ingest.files import expand_paths
 from rasteret_ml.raster.quality import QualityMask
 
-__all__ = ["RasterSource", "Rasters", "is_plain", "plain", "sources_of"]
+__all__ = ["RasterSource", "Rasters", "band_names", "is_plain", "plain", "sources_of"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -97,6 +97,13 @@ def plain(value: _T) -> _T:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         found = [plain(item) for item in value]
     return found  # type: ignore[no-any-return]
+
+
+def band_names(bands: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of bands; a text alone, which is a sequence of letters, is a UsageError."""
+    if isinstance(bands, str):
+        raise UsageError(f"bands is a list of names, as [{bands!r}].")
+    return None if bands is None else tuple(str(band) for band in bands)
 
 
 def is_plain(value: Any) -> bool:

@@ -137,5 +137,10 @@ def test_numbers_that_do_not_fit_are_refused():
     """Not broadcast."""
     with pytest.raises(UsageError, match="2 numbers, the image 3 bands"):
         rm.prepare({"image": torch.ones(1, 3, 2, 2)}, (1, 2))
+    with pytest.raises(UsageError, match="mean is a list with a number for each band, not 500"):
+        rm.prepare({"image": torch.ones(1, 3, 2, 2)}, 500.0)
+    for std in ((1, 0, 1), (1, float("nan"), 1)):
+        with pytest.raises(UsageError, match="each is above 0"):
+            rm.prepare({"image": torch.ones(1, 3, 2, 2)}, std=std)
     with pytest.raises(UsageError, match="complex"):
         rm.prepare({"image": torch.ones(1, 1, 2, 2, dtype=torch.complex64)})

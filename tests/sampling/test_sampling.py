@@ -185,6 +185,7 @@ def test_an_aoi_travels_whole():
         ({"toi": ("soon", "..")}, UsageError, "soon"),
         ({"size": "big"}, UsageError, "'big'"),
         ({"length": 0}, UsageError, "length"),
+        ({"length": 2.5}, UsageError, "length"),
         ({"aois": [shapely.Point(1, 1)]}, GeometryError, "Point"),
         ({"aois": [SQUARE, shapely.box(5e5, 5e5, 5.1e5, 5.1e5)]}, GeometryError, "AOI 1 .*outside every scene"),
         ({"aois": [shapely.box(0, 0, 50, 50)], "placement": "inside"}, UsageError, r"fits in AOIs \[0\]"),

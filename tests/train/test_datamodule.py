@@ -168,10 +168,19 @@ def test_values_that_cannot_be_are_refused():
         ({"classes": "some"}, "'auto'"),
         ({"locality": {"block": 4}}, "locality="),
         ({"quality": "cloudy"}, "cloudy"),
+        ({"bands": "B02"}, r"a list of names, as \['B02'\]"),
+        ({"mean": 500.0}, "a number for each band"),
+        ({"std": [1, 0]}, "above 0"),
         ({"splits": "a.gpkg", "val_aois": "b.gpkg"}, "leave val_aois"),
     ):
         with pytest.raises(UsageError, match=match):
             rm.RasteretDataModule("x.tif", **wrong)
+
+
+def test_means_of_other_bands_are_refused_before_anything_is_trained(scenes):
+    data = rm.RasteretDataModule(scenes.images, bands=BANDS, mean=[1, 2, 3], std=[1, 2, 3])
+    with pytest.raises(UsageError, match=r"mean has 3 numbers, the images have the bands \['B02', 'B03'\]"):
+        data.setup("fit")
 
 
 def test_printing_opens_nothing():
