@@ -64,7 +64,7 @@ class Engine:
     tiles: TileStore = field(default_factory=TileStore)
     """Tiles in flight and kept; shared by all that reads the same files on a loop."""
     stop_early: bool = False
-    """Whether a tile is decoded no further than its rows are wanted: a quarter less work for chips smaller than tiles,
+    """Whether a tile is decoded no further than its rows are wanted: a third less work for chips smaller than tiles,
     but an error in the rest of a tile, and a checksum at its end, go unnoticed."""
     coalesce: CoalesceLimits = CoalesceLimits()
     """When ranges become one request."""
