@@ -165,7 +165,7 @@ class Bench:
                 say(section.notes[-1])
         return kept
 
-    def paired(self, rows: Sequence[Row], measure: Callable[[Row], float]) -> dict[str, list[float]]:
+    def paired(self, rows: Sequence[Row], measure: Callable[[Row], float]) -> defaultdict[str, list[float]]:
         """Measure all rows once in each round, beginning with another one each time; others are empty."""
         found: defaultdict[str, list[float]] = defaultdict(list)
         for turn in range(self.rounds):

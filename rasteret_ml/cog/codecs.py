@@ -16,6 +16,7 @@ from rasteret_ml.cog.images import IMAGE_CODECS, decode_image
 from rasteret_ml.cog.samples import BYTE_CODECS, applied_predictor, chroma_subsampling, decode_samples
 from rasteret_ml.cog.table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
+from rasteret_ml.geo.window import Window
 
 __all__ = ["MAX_TILE_BYTES", "check_supported", "decode_tile"]
 
@@ -134,7 +135,7 @@ def decode_tile(
     rows: int,
     needed_rows: int | None = None,
     needed_cols: int | None = None,
-    wanted: tuple[slice, slice] | None = None,
+    wanted: Window | None = None,
     stop_early: bool = False,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Decode one tile.
@@ -147,7 +148,7 @@ def decode_tile(
         rows: Rows that it stores by the book (`TileTable.stored_rows`).
         needed_rows: Rows that lie in the image; `rows` by default.
         needed_cols: Columns that lie in the image; the tile's width by default.
-        wanted: Rows and columns that the caller will look at, all by default; what the others hold is then not said.
+        wanted: The part of the tile that the caller will look at, all by default; what the rest holds is then not said.
         stop_early: Whether a deflate stream may be left after those rows; what is wrong behind them, and its
             checksum, then go unnoticed.
 
@@ -172,7 +173,7 @@ def decode_tile(
             data = imagecodecs.bitorder_decode(bytes(data))
         if code in IMAGE_CODECS:
             return decode_image(memoryview(data), table, rows, (in_image, cols_in_image))
-        part = wanted or (slice(0, rows), slice(0, table.tile_width))
+        part = wanted or Window(row=0, col=0, height=rows, width=table.tile_width)
         return decode_samples(data, table, rows, in_image, part, stop_early), None
     except CorruptTiffError:
         raise

@@ -63,10 +63,9 @@ def _stops_where_full() -> bool:
         packed = packer.compress(plain) + packer.flush()
         for size in (1, 12_001, 70_000):
             out = np.empty(len(plain), np.uint8)
-            stored = level == 0  # such a block is copied whole or not at all
-            if _inflate_front(packed, size, out):
-                if out[:size].tobytes() != plain[:size]:
+            if not _inflate_front(packed, size, out):
+                if level:  # at level 0 blocks are stored, and such a block is copied whole or not at all
                     return False
-            elif not stored:
+            elif out[:size].tobytes() != plain[:size]:
                 return False
     return True

@@ -20,6 +20,7 @@ from rasteret_ml.cog.lzw import decode_lzw
 from rasteret_ml.cog.table import TileTable
 from rasteret_ml.cog.ycbcr import to_rgb, unpack_units
 from rasteret_ml.errors import CorruptTiffError
+from rasteret_ml.geo.window import Window
 
 __all__ = ["BYTE_CODECS", "applied_predictor", "chroma_subsampling", "decode_samples", "scratch"]
 
@@ -63,13 +64,13 @@ def decode_samples(
     table: TileTable,
     rows: int,
     needed_rows: int,
-    wanted: tuple[slice, slice],
+    wanted: Window,
     stop_early: bool,
 ) -> npt.NDArray[Any]:
     """Pixels `[rows, tile_width, samples]`; rows past `needed_rows` that the stream lacks are zero.
 
-    Only the rows and columns `wanted` are sure to hold pixels: predictors are undone no further than that, and with
-    `stop_early` a deflate stream is read no further than its last row.
+    Only the part `wanted` is sure to hold pixels: predictors are undone no further than that, and with `stop_early` a
+    deflate stream is read no further than its last row.
 
     Raises:
         CorruptTiffError: less than `needed_rows`, or more than a full tile.
@@ -84,7 +85,7 @@ def decode_samples(
         raw = None
         if stop_early and table.compression in _DEFLATE:
             out = scratch(rows * table.row_bytes, "raw")
-            raw = out if inflate_front(data, wanted[0].stop * table.row_bytes, out) else None
+            raw = out if inflate_front(data, wanted.row_stop * table.row_bytes, out) else None
         if raw is None:
             raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
         pixels = _typed(raw, table, rows, wanted).reshape(rows, width, samples)
@@ -125,15 +126,15 @@ def _decompress(
     return out[:size]
 
 
-def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: tuple[slice, slice]) -> npt.NDArray[Any]:
-    """All samples in `table.dtype`, in one dimension or more; right in the rows and columns `wanted`."""
+def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: Window) -> npt.NDArray[Any]:
+    """All samples in `table.dtype`, in one dimension or more; right in the part `wanted`."""
     kind, predictor = table.dtype.kind, applied_predictor(table)
     if table.bits_per_sample and kind == "f":
         return _unpack_float24(raw, table, rows, predictor)
     if table.bits_per_sample and kind != "c":
         return _unpack_bits(raw, table, rows)
     if predictor == 3:
-        return _undo_float_predictor(raw, table, rows, wanted[0])
+        return _undo_float_predictor(raw, table, rows, wanted.slices[0])
     stored = _native_words(raw, table, rows, predictor, wanted)
     if table.bits_per_sample:  # complex integers: numpy has no such type
         return stored.view(f"i{table.bits // 16}").astype(f"f{table.dtype.itemsize // 2}").view(table.dtype)
@@ -141,7 +142,7 @@ def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: tupl
 
 
 def _native_words(
-    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, wanted: tuple[slice, slice]
+    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, wanted: Window
 ) -> npt.NDArray[Any]:
     """Native byte order, and differences undone (TIFF 6.0, section 14), on whole samples.
 
@@ -152,7 +153,7 @@ def _native_words(
     if table.big_endian != (sys.byteorder == "big") and words.itemsize > 1:
         words = words.byteswap(inplace=raw.flags.writeable)
     if predictor == 2:
-        deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[wanted[0], : wanted[1].stop]
+        deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[wanted.slices[0], : wanted.col_stop]
         imagecodecs.delta_decode(deltas, axis=-2, out=deltas)
     return words
 

@@ -14,6 +14,7 @@ from rasteret_ml.cog.tiles import TileRead
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
 from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.fetch.urls import sidecar_href
+from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
@@ -154,13 +155,14 @@ def paste_all(pastes: Sequence[Paste], pixels: npt.NDArray[Any], valid: npt.NDAr
             paste.invalid[target] = ~valid[rows, cols, paste.sample]
 
 
-def wanted_part(pastes: Sequence[Paste]) -> tuple[slice, slice] | None:
-    """The rows and columns of a tile that hold all that anybody wants; None where nobody wants any."""
+def wanted_part(pastes: Sequence[Paste]) -> Window | None:
+    """The part of a tile that holds all that anybody wants; None where nobody wants any."""
     if not pastes:
         return None
     sources = [paste.read.source for paste in pastes]
-    rows = slice(min(s.row for s in sources), max(s.row_stop for s in sources))
-    return rows, slice(min(s.col for s in sources), max(s.col_stop for s in sources))
+    row, col = min(s.row for s in sources), min(s.col for s in sources)
+    height, width = max(s.row_stop for s in sources) - row, max(s.col_stop for s in sources) - col
+    return Window(row=row, col=col, height=height, width=width)
 
 
 def refusal(job: TileJob) -> CorruptTiffError | None:

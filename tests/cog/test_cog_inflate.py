@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rasteret_ml.cog.codecs import decode_tile
 from rasteret_ml.cog.inflate import inflate_front
 from rasteret_ml.cog.table import TileTable
+from rasteret_ml.geo.window import Window
 
 _KINDS = st.sampled_from(["noise", "few values", "runs", "both"])
 _STRATEGIES = st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE])
@@ -88,9 +89,9 @@ def test_the_part_wanted_is_that_of_the_whole_tile(
         big_endian=big,
     )
     packed = zlib.compress(raw, 1)
-    wanted = slice(start, min(256, start + count)), slice(cols[0], min(256, sum(cols)))
+    wanted = Window(row=start, col=cols[0], height=min(count, 256 - start), width=min(cols[1], 256 - cols[0]))
     whole: Any = decode_tile(packed, table, 256)[0].tobytes()
     whole = np.frombuffer(whole, kind).reshape(256, 256, samples)
     for stop_early in (False, True):
         part = decode_tile(packed, table, 256, 256, 256, wanted, stop_early=stop_early)[0]
-        assert part[wanted].tobytes() == whole[wanted].tobytes()
+        assert part[wanted.slices].tobytes() == whole[wanted.slices].tobytes()
