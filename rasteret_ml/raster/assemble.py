@@ -88,7 +88,10 @@ def finish(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
     covered = np.zeros(shape, bool)
     for i, (band, held) in enumerate(zip(plan.bands, buffers.bands, strict=True)):
         data, valid[i], inside = _finish_band(plan, band, held)
-        covered |= inside
+        if inside is None:
+            covered[:] = True
+        else:
+            covered |= inside
         if band.resampling is not None:
             buffers.data[i] = data
     return _chip(plan, buffers, valid, covered)
@@ -115,15 +118,16 @@ def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], co
 
 def _finish_band(
     plan: ChipPlan, band: BandPlan, held: BandBuffers
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
+    """Pixels, which of them are valid, and which lie in the image (None: all)."""
     shape, source = plan.grid.shape, band.source
     if band.window is None:
         nothing = np.zeros(shape, bool)
         return held.data, nothing, nothing
-    inside = _in_image(band)
+    inside = None if band.covers else _in_image(band)
     nodata = source.nodata if held.mask is None or source.nodata_given else None
     valid = valid_pixels(held.data, held.mask, nodata)
-    if not band.covers:
+    if inside is not None:
         valid &= inside
     if held.unread is not None:
         valid &= ~held.unread
@@ -144,8 +148,6 @@ def _lerc_fill(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
 
 def _in_image(band: BandPlan) -> npt.NDArray[np.bool_]:
     assert band.window is not None
-    if band.covers:
-        return np.ones((), bool)  # of every pixel
     inside = np.zeros(band.window.shape, bool)
     for turned in band.parts:
         part = turned.intersection(band.level.image.extent)

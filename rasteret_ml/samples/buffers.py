@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-__all__ = ["batch_buffer", "side_by_side", "torch_dtype"]
+__all__ = ["batch_buffer", "batch_buffers", "side_by_side", "torch_dtype"]
+
+_ALIGNED = 64
+"""Bytes that tensors in one piece of memory begin at multiples of, as torch's own do."""
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
@@ -19,14 +24,28 @@ def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 
 def batch_buffer(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Uninitialised memory for a batch; in a worker shared, so that handing it over sends no bytes."""
+    return batch_buffers([(shape, dtype)])[0]
+
+
+def batch_buffers(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch.Tensor]:
+    """The same for several tensors, of these shapes and types; in a worker they lie in one piece of shared memory.
+
+    Torch opens a connection to the worker for each piece that it is handed, which takes longer than to fill a small one.
+    """
     if get_worker_info() is None:
-        return torch.empty(tuple(shape), dtype=dtype)
-    count = int(np.prod(shape, dtype=np.int64))
-    size = count * dtype.itemsize
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+        return [torch.empty(tuple(shape), dtype=dtype) for shape, dtype in kinds]
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+    starts = [0, *accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(starts[-1])  # type: ignore[no-untyped-call]
+    return [
+        _placed(storage, start, tuple(shape), dtype) for start, (shape, dtype) in zip(starts[:-1], kinds, strict=True)
+    ]
+
+
+def _placed(storage: torch.UntypedStorage, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     # With its shape at once: rows of a view would be views of the flat memory, not of the batch.
-    strides = torch.empty(tuple(shape), dtype=dtype, device="meta").stride()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape), strides)
+    strides = torch.empty(shape, dtype=dtype, device="meta").stride()
+    return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape, strides)
 
 
 def side_by_side(values: Sequence[torch.Tensor]) -> torch.Tensor | None:

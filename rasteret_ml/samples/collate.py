@@ -10,7 +10,7 @@ from torch.utils.data import get_worker_info
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, epsg_code
-from rasteret_ml.samples.buffers import side_by_side
+from rasteret_ml.samples.buffers import batch_buffers, side_by_side
 from rasteret_ml.samples.sample import Sample, bounds_tensor
 
 __all__ = ["collate"]
@@ -48,7 +48,8 @@ def collate(samples: Sequence[Sample], ignore_index: int = -100) -> Sample:
         if set(sample) != set(keys):
             missing = sorted(set(keys) ^ set(sample))
             raise UsageError(f"Samples 0 and {i} of a batch do not have the same keys: {missing} is in one only.")
-    return {key: _stack(key, [_tensor(key, sample[key]) for sample in samples], ignore_index) for key in keys}
+    columns = {key: _column(key, [_tensor(key, sample[key]) for sample in samples], ignore_index) for key in keys}
+    return columns | _stacked({key: rows for key, rows in columns.items() if _to_stack(rows)})
 
 
 def _tensor(key: str, value: Any) -> Any:
@@ -59,7 +60,8 @@ def _tensor(key: str, value: Any) -> Any:
     return value
 
 
-def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
+def _column(key: str, values: list[Any], ignore_index: int) -> Any:
+    """The batch's tensor where its rows lie side by side; else the values, tensors all of one shape."""
     if not isinstance(values[0], torch.Tensor):
         return values
     if any(v.shape != values[0].shape for v in values):
@@ -69,13 +71,23 @@ def _stack(key: str, values: list[Any], ignore_index: int) -> Any:
         return whole[:, 0] if key in _SQUEEZED and whole.shape[1:] == (1,) else whole
     if key in _SQUEEZED and values[0].shape == (1,):
         values = [v[0] for v in values]
-    out = None
-    if get_worker_info() is not None:  # as torch's default_collate: one copy, straight into shared memory
-        first = values[0]
-        size = len(values) * first.numel()
-        storage = first._typed_storage()._new_shared(size, device=first.device)
-        out = first.new(storage).resize_(len(values), *first.size())
-    return torch.stack(values, out=out)
+    return values
+
+
+def _to_stack(rows: Any) -> bool:
+    return isinstance(rows, list) and isinstance(rows[0], torch.Tensor)
+
+
+def _stacked(columns: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Batches of these rows; in a worker one copy, straight into shared memory."""
+    plain = [key for key, rows in columns.items() if all(type(v) is torch.Tensor and _in_memory(v) for v in rows)]
+    kinds = [((len(columns[key]), *columns[key][0].shape), columns[key][0].dtype) for key in plain]
+    outs = dict(zip(plain, batch_buffers(kinds) if kinds else [], strict=True))
+    return {key: torch.stack(rows, out=outs.get(key)) for key, rows in columns.items()}
+
+
+def _in_memory(value: torch.Tensor) -> bool:
+    return value.device.type == "cpu" and value.layout == torch.strided
 
 
 def _padded(key: str, values: list[torch.Tensor], ignore_index: int) -> list[torch.Tensor]:
