@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,12 @@ from rasteret_ml.raster.chip import Chip
 _T = TypeVar("_T")
 
 QUICK = FetchLimits(
-    timeouts=Timeouts(connect=2.0, read=0.3, total=0.6),
+    timeouts=Timeouts(connect=600, read=600, total=600),
     retry=RetryPolicy(attempts=2, base=0.0, cap=0.05),
 )
-"""Limits that fail within a second."""
+"""Gives up soon when a server refuses, never because the machine stood still for a while."""
+HASTY = replace(QUICK, timeouts=Timeouts(connect=600, read=0.5, total=600))
+"""For a server that never answers."""
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:

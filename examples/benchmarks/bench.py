@@ -118,9 +118,9 @@ class Bench:
         chips = [Chip(files[scene], row, col) for scene, row, col in self.chips(batches * self.batch)]
         return [index.requests(chips[i : i + self.batch]) for i in range(0, len(chips), self.batch)]
 
-    def rate(self, row: Row, delay: int | None) -> float:
-        """Chips a second of a row, in a fresh process."""
-        warm, batches = int(self.args.warm), self.batches(row, delay)
+    def rate(self, row: Row, delay: int | None, longer: int = 1) -> float:
+        """Chips a second of a row, in a fresh process; over that many times as many batches as usual."""
+        warm, batches = int(self.args.warm), self.batches(row, delay) * longer
         total = warm + batches + int(self.args.tail)
         if row.reader == "limit":
             plan, processes = self.requests(total), row.options["processes"]

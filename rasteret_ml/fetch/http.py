@@ -81,9 +81,8 @@ class HttpReader:
             return await self._request(_encoded(url), url, span)
         except (_Transient, FetchError, NotATiffError, UsageError):
             raise
-        except (TimeoutError, aiohttp.ServerTimeoutError):
-            total = self._limits.timeouts.total
-            late = FetchTimeoutError(f"{_place(url, span)}: no answer in time (at most {total:g} s).")
+        except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+            late = FetchTimeoutError(f"{_place(url, span)}: {self._what_is_late(error)}.")
             raise _Transient(late) from None
         # Aiohttp's failures as ours, without their chain: it spells the address, signature and all.
         except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:
@@ -91,6 +90,14 @@ class HttpReader:
         except (aiohttp.ClientError, OSError) as error:
             what = f"{_place(url, span)}: {type(error).__name__}: {redact(str(error))}"
             raise _Transient(ServerError(what)) from None
+
+    def _what_is_late(self, error: Exception) -> str:
+        timeouts = self._limits.timeouts
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return f"no connection in time ({timeouts.connect:g} s)"
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return f"no answer in time (no byte for {timeouts.read:g} s)"
+        return f"no answer in time (at most {timeouts.total:g} s)"
 
     async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
         """One request; around the environment where it has nothing to say (see `fetch.environment`)."""

@@ -34,7 +34,7 @@ class DecodedTile:
     valid: npt.NDArray[np.bool_] | None
     """What the codec says of them (LERC), same shape."""
     readers: int = 0
-    """Batches that are to take pixels of it. A batch that gives up stays among them: then the memory is not used again."""
+    """Batches that are to take pixels of it. One that gives up stays among them, and the memory is not used again."""
 
     @property
     def nbytes(self) -> int:

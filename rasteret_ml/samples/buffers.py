@@ -30,7 +30,7 @@ def batch_buffer(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 def batch_buffers(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch.Tensor]:
     """The same for several tensors, of these shapes and types; in a worker they lie in one piece of shared memory.
 
-    Torch opens a connection to the worker for each piece that it is handed, which takes longer than to fill a small one.
+    Torch opens a connection to the worker for each piece that it is handed, which costs more than filling a small one.
     """
     if get_worker_info() is None:
         return [torch.empty(tuple(shape), dtype=dtype) for shape, dtype in kinds]

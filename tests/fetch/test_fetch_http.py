@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +186,33 @@ def test_an_html_page_is_not_a_file(server: RangeServer, file: Path) -> None:
 def test_a_server_that_hangs_is_a_timeout(server: RangeServer, file: Path) -> None:
     """Each attempt ends in time, all attempts are used."""
     server.faults["a.tif"] = Fault(kind="hang")
-    limits = FetchLimits(timeouts=Timeouts(read=0.1, total=0.2), retry=RetryPolicy(attempts=2, base=0.0, cap=0.01))
+    limits = FetchLimits(timeouts=Timeouts(read=0.5), retry=RetryPolicy(attempts=2, base=0.0, cap=0.01))
     with pytest.raises(FetchTimeoutError, match=r"/a\.tif, bytes 100-149: no answer in time.*2 attempts"):
         fetch(f"{server.url}/a.tif", limits=limits)
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("connect", r"no connection in time \(0\.2 s\)"),
+        ("read", r"no answer in time \(no byte for 0\.2 s\)"),
+        ("total", r"no answer in time \(at most 0\.2 s\)"),
+    ],
+)
+def test_a_timeout_says_which_one_it_was(name: str, said: str) -> None:
+    """A port that listens and answers nothing; one whose queue is full does not even connect."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as waiting:
+        address = listening.getsockname()
+        if name == "connect":
+            for _ in range(4):  # more than the queue holds
+                client = waiting.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(address)
+        patient = {"connect": 600.0, "read": 600.0, "total": 600.0}
+        limits = FetchLimits(timeouts=Timeouts(**patient | {name: 0.2}), retry=RetryPolicy(attempts=1))
+        with pytest.raises(FetchTimeoutError, match=said):
+            fetch(f"http://127.0.0.1:{address[1]}/a.tif", limits=limits)
 
 
 def test_a_cut_body_is_retried(server: RangeServer, file: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from pixel_oracle import QUICK, rasters
+from pixel_oracle import HASTY, QUICK, rasters
 from rasterio.windows import Window
 
 from rasteret_ml.collection.collection import Collection
@@ -152,13 +152,14 @@ def test_a_bad_server_is_told_by_name(server: RangeServer, tmp_path: Path, kind:
     make_cog(tmp_path / "bad.tif", data)
     server.faults["bad.tif"] = fault
     hrefs = [f"{server.url}/good.tif", f"{server.url}/bad.tif"]
-    collection = build(hrefs, tmp_path / "c.parquet", limits=QUICK)
+    limits = HASTY if fault.kind == "hang" else QUICK
+    collection = build(hrefs, tmp_path / "c.parquet", limits=limits)
     assert [record.id for record in rasters(collection)] == ["good"]
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
     assert isinstance(failure.error, expected)
     assert hrefs[1] in str(failure)
     with pytest.raises(expected, match=rf"(?s){hrefs[1]}.*{said}"):
-        build(hrefs, tmp_path / "c2.parquet", limits=QUICK, strict=True)
+        build(hrefs, tmp_path / "c2.parquet", limits=limits, strict=True)
 
 
 def test_a_server_that_recovers_costs_only_retries(server: RangeServer, tmp_path: Path) -> None:

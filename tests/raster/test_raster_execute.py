@@ -13,7 +13,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pixel_oracle import QUICK, assert_chip, build_one, cause_of, rasters, run, window_by_rasterio
+from pixel_oracle import HASTY, QUICK, assert_chip, build_one, cause_of, rasters, run, window_by_rasterio
 
 from rasteret_ml.errors import (
     CorruptTiffError,
@@ -292,7 +292,7 @@ def test_a_server_that_fails_after_the_build(
     server.faults["a.tif"] = fault
 
     async def read() -> None:
-        async with open_reader(QUICK) as reader:
+        async with open_reader(HASTY if fault.kind == "hang" else QUICK) as reader:
             await record.read_window((300, 300, 4, 4), ["B1"], backend=reader)
 
     with pytest.raises(ReadError, match=rf"record a, band B1, {server.url}/a\.tif, .*tile 3, bytes \d+-\d+") as caught:

@@ -19,7 +19,9 @@ from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
+from rasteret_ml.raster.assemble import allocate, finish
 from rasteret_ml.raster.execute import Engine, ReadResult, execute
+from rasteret_ml.raster.jobs import tile_jobs
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.tile_store import TileStore
 from rasteret_ml.telemetry import Meter
@@ -209,6 +211,27 @@ def test_the_cache_keeps_within_its_bytes_the_tiles_last_used(scene: Any) -> Non
         return seen
 
     assert run(main()) == [1, 2, 3, 3, 4, 4, 4, 5]
+
+
+def test_a_tile_that_is_dropped_before_it_is_pasted_keeps_its_pixels(scene: Any) -> None:
+    """Memory of dropped tiles is used again, but not while somebody is still to take pixels of them."""
+    path, record, memory = scene
+    windows = [(0, column * _TILE, 8, 8) for column in range(4)]
+    plans = [_plan(record, window) for window in windows]
+
+    async def main() -> None:
+        engine = Engine(reader=memory, tiles=TileStore(_TILE_BYTES))
+        for turn in range(3):
+            await execute(plans[turn : turn + 1], engine)
+            buffers = allocate(plans[turn])
+            boarding = engine.tiles.board(tile_jobs(plans[turn : turn + 1], [buffers]))
+            assert boarding.kept
+            for other in (*plans[turn + 1 :], *plans[:turn]):
+                await execute([other], engine)
+            engine.tiles.paste(boarding.kept)
+            assert_chip(finish(plans[turn], buffers), *window_by_rasterio(path, windows[turn]))
+
+    run(main())
 
 
 def test_a_file_that_was_rewritten_is_not_answered_from_the_cache(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ from rasteret_ml.sampling.ranks import Ranks
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
-ONCE = rm.FetchLimits(retry=rm.RetryPolicy(attempts=1))
+PATIENT = rm.Timeouts(connect=600, read=600, total=600)
+ONCE = rm.FetchLimits(retry=rm.RetryPolicy(attempts=1), timeouts=PATIENT)
+"""Fails when the server says so, never because the machine stood still for a while."""
 REMAP = {0: 3, 1: 0, 2: 1}
 SECRET = "sig=HUSH"
 

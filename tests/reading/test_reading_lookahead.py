@@ -362,6 +362,21 @@ def test_a_worker_hands_over_the_very_buffer(scenes: Any, workers: int) -> None:
         assert batch["one"].all()
 
 
+def test_what_is_stacked_in_a_worker_is_one_piece_of_memory(scenes: Any) -> None:
+    """Torch opens a connection for each piece; the values are those that a loader without workers gives."""
+    dataset = _images(scenes)
+    sampler = rm.RandomAOISampler(dataset, 32, 8, seed=1)
+    alone = list(rm.DataLoader(dataset, 4, sampler=sampler))
+    sampler = rm.RandomAOISampler(dataset, 32, 8, seed=1)
+    for batch, expected in zip(rm.DataLoader(dataset, 4, sampler=sampler, num_workers=1), alone, strict=True):
+        stacked = [key for key in batch if not key.startswith(("image", "mask"))]
+        assert len({batch[key].dtype for key in stacked}) > 1
+        assert len({batch[key].untyped_storage().data_ptr() for key in stacked}) == 1
+        for key in stacked:
+            assert batch[key].dtype == expected[key].dtype
+            assert torch.equal(batch[key].nan_to_num(-7), expected[key].nan_to_num(-7)), key
+
+
 def test_lazy_views_are_not_mistaken_for_the_buffer() -> None:
     """A conjugate shares the memory and means other numbers."""
     whole = torch.randn(3, 1, 2, 2, dtype=torch.complex64)
