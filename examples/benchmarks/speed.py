@@ -45,10 +45,10 @@ def ours_in(found: Mapping[str, Sequence[float]]) -> str:
 
 def method(bench: Bench, longer: int = 1) -> str:
     """How rates are taken, for the introduction of a table."""
-    args = bench.args
+    args, batches = bench.args, bench.args.batches * longer
     return (
         f"Chips a second, median (smallest to largest) of {bench.rounds} rounds; from the arrival of batch {args.warm} "
-        f"to that of batch {args.warm} + {args.batches * longer} ({args.slow_batches} for torchgeo, half of it at 100 ms), with "
+        f"to that of batch {args.warm} + {batches} ({args.slow_batches} for torchgeo, half of it at 100 ms), with "
         f"more batches behind them, so that nothing runs dry. {bench.layout.scenes} scenes of 4 bands, "
         f"{bench.layout.size} pixels a side, batches of {bench.batch} chips of 256 x 256."
     )
