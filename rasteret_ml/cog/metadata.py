@@ -232,7 +232,12 @@ def transform_from_list(values: Any) -> Affine | None:
     """The inverse of `transform_to_list`; six values are an affine's a, b, c, d, e, f."""
     if values is None or len(values) == 0:
         return None
-    v = [float(x) for x in values]
+    return _affine(tuple(map(float, values)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _affine(v: tuple[float, ...]) -> Affine:
+    # The bands of a record have one in common.
     if len(v) == 4:
         return Affine(v[0], 0.0, v[1], 0.0, v[2], v[3])
     if len(v) in (6, 9):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -160,31 +160,48 @@ class TileTable:
             raise CollectionError(
                 "Band metadata lacks tile_offsets, tile_byte_counts or dtype; rebuild the Collection."
             )
-        photometric = struct.get("photometric")
         return cls(
-            width=_size(struct, "image_width", "width"),
-            height=_size(struct, "image_height", "height"),
-            tile_width=_size(struct, "tile_width"),
-            tile_height=_size(struct, "tile_height"),
-            dtype=_dtype(str(struct["dtype"])),
-            predictor=_or(struct.get("predictor"), 1),
-            compression=_or(struct.get("compression"), 1),
+            **_form(tuple(map(struct.get, _FORM))),
             tile_offsets=np.asarray(offsets, dtype=np.int64),
             tile_byte_counts=np.asarray(counts, dtype=np.int64),
-            samples_per_pixel=_or(struct.get("samples_per_pixel"), 1),
-            planar_configuration=_or(struct.get("planar_configuration"), 1),
-            photometric=None if photometric is None else int(photometric),
             extra_samples=_integers(struct.get("extra_samples")),
-            bits_per_sample=_or(struct.get("bits_per_sample"), 0),
-            big_endian=bool(struct.get("big_endian")),
-            fill_order=_or(struct.get("fill_order"), 1),
-            striped=bool(struct.get("striped")),
             jpeg_tables=struct.get("jpeg_tables"),
             ycbcr_subsampling=_pair(struct.get("ycbcr_subsampling")),
             ycbcr_coefficients=_coefficients(struct.get("ycbcr_coefficients")),
-            block_leaders=bool(struct.get("block_leaders")),
             sidecar=None if struct.get("sidecar") is None else Sidecar(**struct["sidecar"]),
         )
+
+
+_FORM = (
+    "image_width", "width", "image_height", "height", "tile_width", "tile_height", "dtype", "predictor", "compression",
+    "samples_per_pixel", "planar_configuration", "photometric", "bits_per_sample", "big_endian", "fill_order",
+    "striped", "block_leaders",
+)  # fmt: skip
+"""What most files of a Collection have in common."""
+
+
+@lru_cache(maxsize=1024)
+def _form(values: tuple[Any, ...]) -> dict[str, Any]:
+    """Fields of a table out of the values of `_FORM`; shared, so not to be changed."""
+    struct = dict(zip(_FORM, values, strict=True))
+    photometric = struct["photometric"]
+    return {
+        "width": _size(struct, "image_width", "width"),
+        "height": _size(struct, "image_height", "height"),
+        "tile_width": _size(struct, "tile_width"),
+        "tile_height": _size(struct, "tile_height"),
+        "dtype": _dtype(str(struct["dtype"])),
+        "predictor": _or(struct["predictor"], 1),
+        "compression": _or(struct["compression"], 1),
+        "samples_per_pixel": _or(struct["samples_per_pixel"], 1),
+        "planar_configuration": _or(struct["planar_configuration"], 1),
+        "photometric": None if photometric is None else int(photometric),
+        "bits_per_sample": _or(struct["bits_per_sample"], 0),
+        "big_endian": bool(struct["big_endian"]),
+        "fill_order": _or(struct["fill_order"], 1),
+        "striped": bool(struct["striped"]),
+        "block_leaders": bool(struct["block_leaders"]),
+    }
 
 
 def slice_plane(table: TileTable, sample: int) -> TileTable:
