@@ -46,10 +46,8 @@ def difference(one, other):
     """The area that is in one alone. GEOS may take all of two polygons that differ by a rounding for it, so where the
     outlines nowhere part it is at most the strip between them."""
     overlaid = shapely.area(shapely.symmetric_difference(one, other))
-    if one.is_empty or other.is_empty:
-        return overlaid
-    strip = shapely.hausdorff_distance(one.boundary, other.boundary) * max(one.length, other.length)
-    return min(overlaid, strip)
+    apart = shapely.hausdorff_distance(shapely.boundary(one), shapely.boundary(other))  # NaN of what is empty
+    return np.fmin(overlaid, apart * np.maximum(shapely.length(one), shapely.length(other)))
 
 
 def eroded(shape, width, height):
