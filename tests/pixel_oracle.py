@@ -21,12 +21,11 @@ from rasteret_ml.raster.chip import Chip
 
 _T = TypeVar("_T")
 
-QUICK = FetchLimits(
-    timeouts=Timeouts(connect=600, read=600, total=600),
-    retry=RetryPolicy(attempts=2, base=0.0, cap=0.05),
-)
-"""Gives up soon when a server refuses, never because the machine stood still for a while."""
-HASTY = replace(QUICK, timeouts=Timeouts(connect=600, read=0.5, total=600))
+PATIENT = Timeouts(connect=600, read=600, total=600)
+"""Fails when a server says so, never because the machine stood still for a while."""
+QUICK = FetchLimits(timeouts=PATIENT, retry=RetryPolicy(attempts=2, base=0.0, cap=0.05))
+"""Gives up soon when a server refuses."""
+HASTY = replace(QUICK, timeouts=replace(PATIENT, read=0.5))
 """For a server that never answers."""
 
 

@@ -29,7 +29,7 @@ from rasteret_ml.painting.table import label_values, polygon_table
 from rasteret_ml.reading.faults import Faults
 from rasteret_ml.reading.readable import Reading
 from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.samples.buffers import batch_buffer
+from rasteret_ml.samples.buffers import batch_rows
 from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
 from rasteret_ml.scenes.lookup import Span
 from rasteret_ml.scenes.packing import pack_index, unpack_index
@@ -270,7 +270,7 @@ class PolygonDataset(GeoDataset):
             return []
         dtype = torch.float32 if self._labels.values.dtype.kind == "f" else torch.int64
         shapes = [grid.shape for grid in grids]
-        masks, valids = _rows(shapes, dtype), _rows([(1, *shape) for shape in shapes], torch.bool)
+        masks, valids = batch_rows(shapes, dtype), batch_rows([(1, *shape) for shape in shapes], torch.bool)
         times = [self._disambiguate_slice(query)[2] for query in queries]
         for query, grid, t, mask, valid in zip(queries, grids, times, masks, valids, strict=True):
             self._paint(query, grid, t, mask.numpy(), valid.numpy()[0])
@@ -347,13 +347,6 @@ def _extent(extent: Any, crs: str, table: gpd.GeoDataFrame) -> BaseGeometry:
 
 async def _nothing(loop: WorkerLoop) -> None:
     """Polygons are in memory."""
-
-
-def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    """Memory for a tensor per sample, side by side where they are of one shape."""
-    if len(set(shapes)) == 1:
-        return batch_buffer((len(shapes), *shapes[0]), dtype).unbind(0)
-    return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
 def _identity(queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]) -> dict[str, Sequence[Any]]:

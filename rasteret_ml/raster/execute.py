@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs import decode_tile
@@ -34,7 +35,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.jobs import TileJob, check_unchanged, paste_all, refusal, tile_jobs, tile_payload, wanted_part
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.slots import Slots
-from rasteret_ml.raster.tile_store import Boarding, Flight, TileStore
+from rasteret_ml.raster.tile_store import Boarding, DecodedTile, Flight, TileStore
 from rasteret_ml.raster.together import together
 from rasteret_ml.telemetry import Meter
 
@@ -221,7 +222,8 @@ class _Reading:
 
         def paste() -> None:
             with self._engine.meter.doing("assemble"):
-                self._engine.tiles.paste(kept)
+                for job, tile in kept:
+                    paste_all(job.pastes, tile.pixels, tile.valid)
 
         await self._in_pool(paste)
         self._engine.meter.add(cache_hits=len(kept))
@@ -355,6 +357,7 @@ def _decode(
             outcomes.append((flight, error))
             continue
         paste_all(pastes, pixels, valid)
-        tiles.keep(flight, pixels, valid)
+        if tiles.cache_bytes:
+            tiles.keep(flight, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
         outcomes.append((flight, None))
     return outcomes

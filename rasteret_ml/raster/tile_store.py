@@ -17,15 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import RasteretError
-from rasteret_ml.raster.jobs import Paste, TileJob, paste_all
+from rasteret_ml.raster.jobs import Paste, TileJob
 
 __all__ = ["Boarding", "DecodedTile", "Flight", "TileStore"]
 
-_SPARE = 8
-"""Arrays of dropped tiles that wait for the next one."""
 
-
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class DecodedTile:
     """A tile's pixels, read-only, for whoever wants a part of them."""
 
@@ -33,8 +30,6 @@ class DecodedTile:
     """`[rows, columns, samples]`."""
     valid: npt.NDArray[np.bool_] | None
     """What the codec says of them (LERC), same shape."""
-    readers: int = 0
-    """Batches that are to take pixels of it. One that gives up stays among them, and the memory is not used again."""
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +76,6 @@ class TileStore:
         self.kept_bytes = 0
         self._kept: OrderedDict[Hashable, DecodedTile] = OrderedDict()
         self._flying: dict[Hashable, Flight] = {}
-        self._spare: list[npt.NDArray[Any]] = []
         self._lock = threading.Lock()
 
     def board(self, jobs: Iterable[TileJob]) -> Boarding:
@@ -93,7 +87,6 @@ class TileStore:
                 tile, flight = self._kept.get(key), self._flying.get(key)
                 if tile is not None:
                     self._kept.move_to_end(key)
-                    tile.readers += 1
                     kept.append((job, tile))
                 elif flight is not None and not flight.taken:
                     flight.pastes.extend(job.pastes)
@@ -109,11 +102,10 @@ class TileStore:
             flight.taken = True
             return None if flight.dead else flight.pastes
 
-    def keep(self, flight: Flight, pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
-        """Keep a copy of a decoded tile, dropping the least recently used ones."""
-        if not self.cache_bytes or pixels.nbytes + (0 if valid is None else valid.nbytes) > self.cache_bytes:
+    def keep(self, flight: Flight, tile: DecodedTile) -> None:
+        """Keep a decoded tile, dropping the least recently used ones."""
+        if tile.nbytes > self.cache_bytes:
             return
-        tile = DecodedTile(self._copy(pixels), None if valid is None else valid.copy())
         with self._lock:
             if flight.key not in self._kept:
                 self._kept[flight.key] = tile
@@ -121,24 +113,6 @@ class TileStore:
             while self.kept_bytes > self.cache_bytes:
                 _, dropped = self._kept.popitem(last=False)
                 self.kept_bytes -= dropped.nbytes
-                if not dropped.readers and len(self._spare) < _SPARE:
-                    self._spare.append(dropped.pixels)
-
-    def _copy(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """In the memory of a tile that was dropped, if there is one: fresh pages cost more than the copying."""
-        with self._lock:
-            copy = self._spare.pop() if self._spare else None
-        if copy is None or copy.shape != pixels.shape or copy.dtype != pixels.dtype:
-            return pixels.copy()
-        np.copyto(copy, pixels)
-        return copy
-
-    def paste(self, kept: Iterable[tuple[TileJob, DecodedTile]]) -> None:
-        """Put pixels of kept tiles where they are wanted; once for each."""
-        for job, tile in kept:
-            paste_all(job.pastes, tile.pixels, tile.valid)
-            with self._lock:
-                tile.readers -= 1
 
     def end(self, flight: Flight, error: RasteretError | None = None) -> None:
         """The tile is in place, or cannot be had."""

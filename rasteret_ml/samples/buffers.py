@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-__all__ = ["batch_buffer", "batch_buffers", "side_by_side", "torch_dtype"]
+__all__ = ["batch_buffer", "batch_buffers", "batch_rows", "side_by_side", "torch_dtype"]
 
 _ALIGNED = 64
 """Bytes that tensors in one piece of memory begin at multiples of, as torch's own do."""
@@ -40,6 +40,13 @@ def batch_buffers(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[to
     return [
         _placed(storage, start, tuple(shape), dtype) for start, (shape, dtype) in zip(starts[:-1], kinds, strict=True)
     ]
+
+
+def batch_rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    """Memory for a tensor per sample, side by side where they are of one shape."""
+    if len(set(shapes)) == 1:
+        return batch_buffer((len(shapes), *shapes[0]), dtype).unbind(0)
+    return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
 def _placed(storage: torch.UntypedStorage, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -19,7 +19,7 @@ from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs, transform_geome
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.raster.mosaic import Mosaic
-from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
+from rasteret_ml.samples.buffers import batch_rows, torch_dtype
 from rasteret_ml.samples.composite import Composite
 from rasteret_ml.samples.labels import LabelRule
 
@@ -152,7 +152,7 @@ def make_samples(
 def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
     shapes = [reading.grid.shape for reading in readings]
     if form.rule is not None:
-        rows = _rows(shapes, form.rule.dtype)
+        rows = batch_rows(shapes, form.rule.dtype)
         for row, reading in zip(rows, readings, strict=True):
             form.rule.apply(reading.mosaics[0].data[0], reading.mosaics[0].valid[0], row.numpy())
         return rows
@@ -160,7 +160,7 @@ def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tens
         return [torch.from_numpy(reading.mosaics[0].data) for reading in readings]
     if images is None:
         first = readings[0].mosaics[0].data
-        rows = _rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
+        rows = batch_rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
         for row, reading in zip(rows, readings, strict=True):
             for t, mosaic in enumerate(reading.mosaics):
                 row[t].numpy()[:] = mosaic.data
@@ -182,7 +182,7 @@ def _validity(form: SampleForm, readings: Sequence[ChipSeries]) -> Sequence[torc
 def _flags(form: SampleForm, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
     """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
     lead = [(r.length,) if form.series else () for r in readings]
-    rows = _rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
+    rows = batch_rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
     for row, reading in zip(rows, readings, strict=True):
         dates = row if form.series else row[None]
         for t, mosaic in enumerate(reading.mosaics):
@@ -257,13 +257,6 @@ def draw_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
     """
     draws = [query.draw if isinstance(query, AOI) else None for query in queries]
     return {} if None in draws else {"draw": _integers(draws)}
-
-
-def _rows(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    """Memory for a tensor per sample, side by side where they are of one shape."""
-    if len(set(shapes)) == 1:
-        return batch_buffer((len(shapes), *shapes[0]), dtype).unbind(0)
-    return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
 def _floats(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:

@@ -7,10 +7,12 @@ import socket
 import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pixel_oracle import PATIENT
 
 from rasteret_ml.errors import (
     AccessDeniedError,
@@ -209,8 +211,7 @@ def test_a_timeout_says_which_one_it_was(name: str, said: str) -> None:
                 client = waiting.enter_context(socket.socket())
                 client.setblocking(False)
                 client.connect_ex(address)
-        patient = {"connect": 600.0, "read": 600.0, "total": 600.0}
-        limits = FetchLimits(timeouts=Timeouts(**patient | {name: 0.2}), retry=RetryPolicy(attempts=1))
+        limits = FetchLimits(timeouts=replace(PATIENT, **{name: 0.2}), retry=RetryPolicy(attempts=1))
         with pytest.raises(FetchTimeoutError, match=said):
             fetch(f"http://127.0.0.1:{address[1]}/a.tif", limits=limits)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pixel_oracle import PATIENT
 
 from rasteret_ml.errors import AccessDeniedError, FetchError, FetchNotFoundError, UsageError
 from rasteret_ml.fetch import local
 from rasteret_ml.fetch.http import HttpReader
-from rasteret_ml.fetch.limits import FetchLimits, RetryPolicy, Timeouts
+from rasteret_ml.fetch.limits import FetchLimits, RetryPolicy
 from rasteret_ml.fetch.local import LocalReader
 from rasteret_ml.fetch.open import SchemeReader, SigningReader, open_reader
 from rasteret_ml.fetch.reader import BackendReader, RangeReader, as_reader
@@ -22,7 +23,7 @@ from rasteret_ml.ranges import ByteRange
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import MemoryReader, RangeReaderSuite, RangeServer, RecordingReader
 
-_ONCE = FetchLimits(retry=RetryPolicy(attempts=1), timeouts=Timeouts(connect=600, read=600, total=600))
+_ONCE = FetchLimits(retry=RetryPolicy(attempts=1), timeouts=PATIENT)
 
 
 class _Slices:

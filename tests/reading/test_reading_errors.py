@@ -19,6 +19,7 @@ import shapely
 import torch
 import torch.utils.data
 from affine import Affine
+from pixel_oracle import PATIENT
 
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
@@ -30,9 +31,7 @@ from rasteret_ml.sampling.ranks import Ranks
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
-PATIENT = rm.Timeouts(connect=600, read=600, total=600)
 ONCE = rm.FetchLimits(retry=rm.RetryPolicy(attempts=1), timeouts=PATIENT)
-"""Fails when the server says so, never because the machine stood still for a while."""
 REMAP = {0: 3, 1: 0, 2: 1}
 SECRET = "sig=HUSH"
 
