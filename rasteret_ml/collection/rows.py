@@ -70,8 +70,8 @@ def _struct_reader(array: pa.StructArray, kind: pa.StructType) -> RowReader:
                 blank[field.name] = None
                 if child is None or child.null_count == len(child):
                     continue
-                if not pa.types.is_nested(field.type) and len(same := pc.unique(child)) == 1:
-                    blank[field.name] = same[0].as_py()  # of most children: files of one Collection are alike
+                if not pa.types.is_nested(field.type) and _is_constant(child):
+                    blank[field.name] = child[0].as_py()  # of most children: files of one Collection are alike
                 else:
                     readers.append((field.name, row_reader(child, field.type)))
         found = blank.copy()
@@ -80,6 +80,17 @@ def _struct_reader(array: pa.StructArray, kind: pa.StructType) -> RowReader:
         return found
 
     return value
+
+
+def _is_constant(array: pa.Array) -> bool:
+    if array.null_count:
+        return False
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):  # ten times as fast as to look for unique
+        numbers = array.to_numpy()
+        return bool((numbers == numbers[0]).all())
+    if pa.types.is_boolean(array.type):
+        return array.true_count in (0, len(array))
+    return len(pc.unique(array)) == 1
 
 
 def _list_reader(array: pa.ListArray, kind: pa.ListType) -> RowReader:

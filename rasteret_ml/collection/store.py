@@ -72,6 +72,7 @@ class RowStore:
 
     def _forget(self) -> None:
         self._open: OrderedDict[int, _Rows] = OrderedDict()
+        self._types: list[str] = []
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +96,9 @@ class RowStore:
     def _opened(self, piece: RowGroup | TablePiece) -> _Rows:
         schema = self._collection.arrow_schema
         names = [name for name in self._columns if name in schema.names]
-        path = _copy_of(piece, names, schema)
+        if not self._types:  # a band's type is a page of text
+            self._types = [str(schema.field(name).type) for name in names]
+        path = _copy_of(piece, names, schema, self._types)
         if path is None:
             return _Rows(list(piece.batches(names, schema, _BATCH)), schema, mapped=isinstance(piece, TablePiece))
         try:
@@ -103,7 +106,7 @@ class RowStore:
         except (OSError, pa.ArrowInvalid) as error:  # cut off by a full disk or a power failure, or just removed
             _log.warning("%s is damaged (%s) and is made again", path, error)
             path.unlink(missing_ok=True)
-            again = _copy_of(piece, names, schema)
+            again = _copy_of(piece, names, schema, self._types)
         if again is None:
             return _Rows(list(piece.batches(names, schema, _BATCH)), schema, mapped=False)
         return _Rows(_mapped(again), schema, mapped=True)
@@ -137,14 +140,16 @@ def _mapped(path: Path) -> list[pa.RecordBatch]:
     return [file.get_batch(k) for k in range(file.num_record_batches)]
 
 
-def _copy_of(piece: RowGroup | TablePiece, names: Sequence[str], schema: pa.Schema) -> Path | None:
+def _copy_of(
+    piece: RowGroup | TablePiece, names: Sequence[str], schema: pa.Schema, types: Sequence[str]
+) -> Path | None:
     """The file that holds `piece`'s columns uncompressed, made where it is not there yet; None where it cannot be."""
     if piece.key is None:
         return None
     folder = cache_folder()
     if folder is None:
         return None
-    facts = repr((_FORMAT, piece.key, names, [str(schema.field(name).type) for name in names]))
+    facts = repr((_FORMAT, piece.key, names, types))
     path = folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:40]}.arrow"
     try:
         if path.exists():

@@ -1,11 +1,13 @@
-"""HTTP range requests (aiohttp), each answer checked, transient failures tried again."""
+"""HTTP range requests, each answer checked, transient failures tried again."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import time
+from functools import partial
 from typing import NamedTuple
 
 import aiohttp
@@ -22,8 +24,10 @@ from rasteret_ml.errors import (
     UsageError,
     redact,
 )
+from rasteret_ml.fetch.connection import Answer, Head, LateAnswerError, NotPlainError
 from rasteret_ml.fetch.environment import Environment
 from rasteret_ml.fetch.limits import FetchLimits
+from rasteret_ml.fetch.pool import HEADERS, ConnectionPool
 from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.fetch.urls import public_url
 from rasteret_ml.ranges import ByteRange
@@ -50,7 +54,7 @@ class HttpReader:
     def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
         self._limits = limits
         self._meter = meter or Meter()
-        self._sessions: _Sessions | None = None
+        self._lines: _Lines | None = None
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """See `RangeReader.read`.
@@ -93,120 +97,133 @@ class HttpReader:
 
     def _what_is_late(self, error: Exception) -> str:
         timeouts = self._limits.timeouts
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
+        limit = error.limit if isinstance(error, LateAnswerError) else "total"
+        if limit == "connect" or isinstance(error, aiohttp.ConnectionTimeoutError):
             return f"no connection in time ({timeouts.connect:g} s)"
-        if isinstance(error, aiohttp.SocketTimeoutError):
+        if limit == "read" or isinstance(error, aiohttp.SocketTimeoutError):
             return f"no answer in time (no byte for {timeouts.read:g} s)"
         return f"no answer in time (at most {timeouts.total:g} s)"
 
     async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
-        """One request; around the environment where it has nothing to say (see `fetch.environment`)."""
-        sessions = self._get_sessions()
-        headers = {"Range": f"bytes={span.start}-{span.stop - 1}"}
+        """One request; by aiohttp where the environment has a say, or the server answers in a way of its own."""
+        lines = self._get_lines()
+        asked = f"bytes={span.start}-{span.stop - 1}"
         scheme, host = address.scheme, address.host or ""
-        if not sessions.environment.concerns(scheme, host):
-            async with sessions.direct.get(address, headers=headers, allow_redirects=False) as response:
-                if response.status not in _REDIRECTS:
-                    return await self._answer(response, url, span)
-            sessions.environment.note(scheme, host)  # where it leads, the environment may have its say
-        async with sessions.by_environment.get(address, headers=headers) as response:
-            return await self._answer(response, url, span)
+        if address.user is None and not lines.environment.concerns(scheme, host):
+            with contextlib.suppress(NotPlainError):
+                answer = await lines.pool.get(address, f"Range: {asked}\r\n", partial(_wanted, span))
+                if answer.head.status not in _REDIRECTS:
+                    return self._answer(answer, url, span)
+            lines.environment.note(scheme, host)  # where it leads, the environment may have its say
+        async with lines.session.get(address, headers={"Range": asked}) as response:
+            return self._answer(await _by_aiohttp(response, span), url, span)
 
-    async def _answer(self, response: aiohttp.ClientResponse, url: str, span: ByteRange) -> RangeResponse:
-        status, headers = response.status, response.headers
-        if status != 206:
-            return await self._unusual(response, _place(url, span), span)
-        found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    def _answer(self, answer: Answer, url: str, span: ByteRange) -> RangeResponse:
+        head, data = answer.head, answer.body
+        if head.status != 206:
+            return self._unusual(answer, _place(url, span), span)
+        said = head.headers.get("content-range", "")
+        found = _CONTENT_RANGE.match(said)
         if not found or int(found[1]) != span.start:
-            raise RangeNotSupportedError(
-                f"{_place(url, span)}: the server answered with Content-Range {headers.get('Content-Range', '')!r}."
-            )
+            raise RangeNotSupportedError(f"{_place(url, span)}: the server answered with Content-Range {said!r}.")
         size = None if found[3] == "*" else int(found[3])
-        answered = time.perf_counter()
-        data = await response.read()
-        self._meter.add(body_seconds=time.perf_counter() - answered)
-        expected = min(span.length, size - span.start) if size is not None else len(data)
-        if len(data) != expected or len(data) > span.length:
-            raise _Transient(ServerError(f"{_place(url, span)}: got {len(data)} bytes, {expected} expected."))
-        return RangeResponse(data=data, size=size, etag=headers.get("ETag"))
+        length = head.length if data is None else len(data)
+        expected = min(span.length, size - span.start) if size is not None else length
+        if data is None or length != expected or len(data) > span.length:
+            raise _Transient(ServerError(f"{_place(url, span)}: got {length} bytes, {expected} expected."))
+        self._meter.add(body_seconds=answer.seconds)
+        return RangeResponse(data=data, size=size, etag=head.headers.get("etag"))
 
-    async def _unusual(self, response: aiohttp.ClientResponse, where: str, span: ByteRange) -> RangeResponse:
-        self._check_status(response, where)
-        if response.status == 416:  # an empty file has no byte to give
-            return RangeResponse(data=b"", size=0, etag=response.headers.get("ETag"))
-        return await self._whole_object(response, span, where)
+    def _unusual(self, answer: Answer, where: str, span: ByteRange) -> RangeResponse:
+        head = answer.head
+        self._check_status(head, where)
+        if head.status == 416:  # an empty file has no byte to give
+            return RangeResponse(data=b"", size=0, etag=head.headers.get("etag"))
+        return self._whole_object(answer, where)
 
-    def _check_status(self, response: aiohttp.ClientResponse, where: str) -> None:
-        status = response.status
+    def _check_status(self, head: Head, where: str) -> None:
+        status = head.status
         if status == 200:
             return
-        what = f"{where}: HTTP {status} {response.reason or ''}".rstrip()
+        what = f"{where}: HTTP {status} {head.reason}".rstrip()
         if status in self._limits.retry.statuses:
-            raise _Transient(ServerError(f"{what}."), _retry_after(response))
+            raise _Transient(ServerError(f"{what}."), _retry_after(head))
         if status in (404, 410):
             raise FetchNotFoundError(f"{what}; check the address.")
         if status in (401, 403):
             raise AccessDeniedError(f"{what}; a private or expired address needs sign=, called at each read.")
-        if status == 416 and response.headers.get("Content-Range", "").strip() == "bytes */0":
+        if status == 416 and head.headers.get("content-range", "").strip() == "bytes */0":
             return
         if status == 416:
             raise FetchError(f"{what}; the file ends before this range: it is not the file that was indexed.")
         raise FetchError(f"{what}.")
 
-    async def _whole_object(self, response: aiohttp.ClientResponse, span: ByteRange, where: str) -> RangeResponse:
+    def _whole_object(self, answer: Answer, where: str) -> RangeResponse:
         """A 200 answer: usable only where the object is no larger than what was asked for."""
-        if response.content_type == "text/html":
+        head, data = answer.head, answer.body
+        if _is_page(head):
             raise NotATiffError(f"{where}: the server answered with an HTML page, not a file; check the address.")
-        length = response.content_length
-        if span.start == 0 and length is not None and length <= span.length:
-            data = await response.read()
-            return RangeResponse(data=data, size=len(data), etag=response.headers.get("ETag"))
-        response.close()  # do not drain what may be gigabytes
+        if data is not None:
+            return RangeResponse(data=data, size=len(data), etag=head.headers.get("etag"))
         raise RangeNotSupportedError(
-            f"{where}: the server ignores range requests (HTTP 200, {length} bytes); "
+            f"{where}: the server ignores range requests (HTTP 200, {head.length} bytes); "
             "serve the file from a store that supports them, or download it and use its path."
         )
 
-    def _get_sessions(self) -> _Sessions:
-        if self._sessions is None:
+    def _get_lines(self) -> _Lines:
+        if self._lines is None:
             limits = self._limits
             connector = aiohttp.TCPConnector(
                 limit=limits.connections,
                 keepalive_timeout=limits.keepalive,
                 ttl_dns_cache=int(limits.dns_ttl),
             )
-            timeout = aiohttp.ClientTimeout(
-                total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
+            session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(
+                    total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
+                ),
+                headers=HEADERS,
+                auto_decompress=False,
+                trust_env=True,
             )
-            jar = aiohttp.CookieJar()
-
-            def session(*, trust_env: bool) -> aiohttp.ClientSession:
-                return aiohttp.ClientSession(
-                    connector=connector,
-                    timeout=timeout,
-                    headers={"Accept-Encoding": "identity", "User-Agent": "rasteret-ml"},
-                    cookie_jar=jar,
-                    auto_decompress=False,
-                    trust_env=trust_env,
-                )
-
-            self._sessions = _Sessions(session(trust_env=False), session(trust_env=True), Environment())
-        return self._sessions
+            self._lines = _Lines(ConnectionPool(limits), session, Environment())
+        return self._lines
 
     async def aclose(self) -> None:
         """Close the connections."""
-        sessions, self._sessions = self._sessions, None
-        if sessions is not None:
-            await sessions.by_environment.close()
-            await sessions.direct.close()
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            await lines.session.close()
+            await lines.pool.aclose()
 
 
-class _Sessions(NamedTuple):
-    """Two sessions over the same connections and cookies."""
+class _Lines(NamedTuple):
+    """The two ways to a host, and what says which."""
 
-    direct: aiohttp.ClientSession
-    by_environment: aiohttp.ClientSession
+    pool: ConnectionPool
+    session: aiohttp.ClientSession
     environment: Environment
+
+
+def _wanted(span: ByteRange, head: Head) -> bool:
+    """Whether a body is what was asked for, and not an error's page or a file of gigabytes."""
+    if head.length is None or head.length > span.length:
+        return False
+    return head.status == 206 or (head.status == 200 and span.start == 0 and not _is_page(head))
+
+
+def _is_page(head: Head) -> bool:
+    return head.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html"
+
+
+async def _by_aiohttp(response: aiohttp.ClientResponse, span: ByteRange) -> Answer:
+    """What aiohttp received, as an answer."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    head, began = Head(response.status, response.reason or "", headers, response.content_length), time.perf_counter()
+    # A part may come in chunks: its length is seen when it is there.
+    taken = await response.read() if head.status == 206 or _wanted(span, head) else None
+    return Answer(head, taken, time.perf_counter() - began)
 
 
 def _after(error: FetchError, attempts: int) -> FetchError:
@@ -218,9 +235,9 @@ def _place(url: str, span: ByteRange) -> str:
     return f"{redact(url)}, {span}"
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+def _retry_after(head: Head) -> float | None:
     try:
-        return max(0.0, float(response.headers["Retry-After"]))
+        return max(0.0, float(head.headers["retry-after"]))
     except (KeyError, ValueError):
         return None
 
@@ -228,6 +245,9 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 def _encoded(url: str) -> URL:
     # A signed URL must go out exactly as it came; yarl would re-quote it.
     try:
-        return URL(url, encoded=url.isascii() and " " not in url)
+        address = URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
     except ValueError as error:
         raise UsageError(f"{redact(url)}: not a URL ({error}).") from None
+    if not address.host:
+        raise UsageError(f"{redact(url)}: not a URL (it names no host).")
+    return address

@@ -39,6 +39,8 @@ def serving(answer: Callable[[bytes], bytes], check: Callable[[int, list[bytes]]
                 writer.write(answer(request))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
             writer.close()
 
     async def both() -> None:

@@ -244,12 +244,14 @@ def _against(answer: bytes, check: Callable[[str], Coroutine[Any, Any, None]], s
     """Run `check(url)` against a server that gives everybody the same bytes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.readuntil(b"\r\n\r\n")
-        if seen is not None:
-            seen.append(request)
-        writer.write(answer)
-        await writer.drain()
-        writer.close()
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+            if seen is not None:
+                seen.append(request)
+            writer.write(answer)
+            await writer.drain()
+        finally:
+            writer.close()
 
     async def both() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -337,6 +339,8 @@ def test_connections_are_reused() -> None:
                 )
                 await writer.drain()
         except asyncio.IncompleteReadError:
+            pass
+        finally:
             writer.close()
 
     async def check() -> None:
