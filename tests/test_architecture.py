@@ -18,6 +18,7 @@ STEPS = {
 }  # fmt: skip
 KEYS = {
     "aiohttp": {"fetch"},
+    "aiohappyeyeballs": {"fetch"},
     "yarl": {"fetch"},
     "imagecodecs": {"cog"},
     "tifffile": {"cog"},

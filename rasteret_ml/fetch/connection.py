@@ -27,6 +27,8 @@ _DRAINED = 16 * 1024
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: (.*))?$")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+$")
 _NO_BODY = frozenset({204, 304})
+_CONTENT = frozenset({200, 206})
+"""Statuses whose body may be the file's."""
 
 
 class BrokenAnswerError(ConnectionError):
@@ -38,7 +40,7 @@ class StaleError(ConnectionError):
 
 
 class NotPlainError(Exception):
-    """An answer that does not say how long it is."""
+    """Bytes of a file that do not say how many they are."""
 
 
 class LateAnswerError(TimeoutError):
@@ -141,12 +143,13 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = None
         if self._waiter is None:
             return
+        what = "the server closed the connection" if exc is None else f"the connection was lost ({exc})"
         if self._head is None and not self._filled:
-            self.fail((StaleError if self._reused else BrokenAnswerError)("the server closed the connection"))
+            self.fail((StaleError if self._reused else BrokenAnswerError)(what))
         elif self._head is None:
-            self.fail(BrokenAnswerError("the server closed the connection within the headers"))
+            self.fail(BrokenAnswerError(f"{what} within the headers"))
         else:
-            self.fail(BrokenAnswerError(f"got {self._filled} bytes, {self._head.length} expected"))
+            self.fail(BrokenAnswerError(f"{what}: got {self._filled} bytes, {self._head.length} expected"))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio."""
@@ -190,16 +193,17 @@ class Connection(asyncio.BufferedProtocol):
             self._begin_body(head, rest)
 
     def _begin_body(self, head: Head, rest: bytes) -> None:
-        if head.length is None:
+        length = head.length
+        if length is None and head.status in _CONTENT:
             raise NotPlainError
-        if len(rest) > head.length:
-            raise BrokenAnswerError(f"{len(rest)} bytes came for {head.length}")
+        if length is not None and len(rest) > length:
+            raise BrokenAnswerError(f"{len(rest)} bytes came for {length}")
         self._headed, self._head = time.perf_counter(), head
         self._is_wanted = self._wants(head)
-        if not self._is_wanted and head.length > _DRAINED:
-            self._end(keeps=False)
+        if length is None or (length > _DRAINED and not self._is_wanted):
+            self._end(keeps=False)  # an error's page, in chunks or long; or a whole file
             return
-        self._buffer, self._filled = memoryview(np.empty(head.length, np.uint8).data), len(rest)
+        self._buffer, self._filled = memoryview(np.empty(length, np.uint8).data), len(rest)
         self._buffer[: len(rest)] = rest
 
     def _end(self, *, keeps: bool) -> None:
@@ -208,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         assert head is not None
         assert waiter is not None
         if not waiter.done():  # cancelled
-            body = self._buffer if self._is_wanted else None
+            body = self._buffer if self._is_wanted and head.length is not None else None
             waiter.set_result(Answer(head, body, time.perf_counter() - self._headed))
         self._waiter, self._head, self._reused = None, None, True
         self._buffer, self._filled = memoryview(bytearray(_PIECE)), 0

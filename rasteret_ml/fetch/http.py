@@ -27,7 +27,7 @@ from rasteret_ml.errors import (
 from rasteret_ml.fetch.connection import Answer, Head, LateAnswerError, NotPlainError
 from rasteret_ml.fetch.environment import Environment
 from rasteret_ml.fetch.limits import FetchLimits
-from rasteret_ml.fetch.pool import HEADERS, ConnectionPool
+from rasteret_ml.fetch.pool import ConnectionPool
 from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.fetch.urls import public_url
 from rasteret_ml.ranges import ByteRange
@@ -36,6 +36,8 @@ from rasteret_ml.telemetry import Meter
 __all__ = ["HttpReader"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "rasteret-ml"}
+"""Of each request; a range of a compressed stream would not be a range of the file."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -107,15 +109,15 @@ class HttpReader:
     async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
         """One request; by aiohttp where the environment has a say, or the server answers in a way of its own."""
         lines = self._get_lines()
-        asked = f"bytes={span.start}-{span.stop - 1}"
+        headers = {**_HEADERS, "Range": f"bytes={span.start}-{span.stop - 1}"}
         scheme, host = address.scheme, address.host or ""
         if address.user is None and not lines.environment.concerns(scheme, host):
             with contextlib.suppress(NotPlainError):
-                answer = await lines.pool.get(address, f"Range: {asked}\r\n", partial(_wanted, span))
+                answer = await lines.pool.get(address, headers, partial(_wanted, span))
                 if answer.head.status not in _REDIRECTS:
                     return self._answer(answer, url, span)
             lines.environment.note(scheme, host)  # where it leads, the environment may have its say
-        async with lines.session.get(address, headers={"Range": asked}) as response:
+        async with lines.session.get(address, headers=headers) as response:
             return self._answer(await _by_aiohttp(response, span), url, span)
 
     def _answer(self, answer: Answer, url: str, span: ByteRange) -> RangeResponse:
@@ -183,7 +185,6 @@ class HttpReader:
                 timeout=aiohttp.ClientTimeout(
                     total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
                 ),
-                headers=HEADERS,
                 auto_decompress=False,
                 trust_env=True,
             )

@@ -10,7 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohappyeyeballs
@@ -19,14 +19,10 @@ from yarl import URL
 from rasteret_ml.fetch.connection import Answer, Connection, Head, LateAnswerError, StaleError
 from rasteret_ml.fetch.limits import FetchLimits
 
-__all__ = ["HEADERS", "ConnectionPool"]
-
-HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "rasteret-ml"}
-"""Of each request; a range of a compressed stream would not be a range of the file."""
+__all__ = ["ConnectionPool"]
 
 _EYEBALLS = 0.25
 """Seconds before the next address of a host is tried beside the last one (RFC 8305)."""
-_FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 _Origin = tuple[bool, str, int]
 """Whether by TLS, host, port."""
 
@@ -37,6 +33,8 @@ class ConnectionPool:
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
         self._room = asyncio.Semaphore(limits.connections)
+        self._asking = 0
+        """Requests that have a connection or are about to."""
         self._busy: set[Connection] = set()
         self._idle: defaultdict[_Origin, list[Connection]] = defaultdict(list)
         self._addresses = _Addresses(limits.dns_ttl)
@@ -45,12 +43,12 @@ class ConnectionPool:
         timeouts = limits.timeouts
         self._tick = min(1.0, timeouts.read / 4, timeouts.total / 4, limits.keepalive / 4)
 
-    async def get(self, url: URL, headers: str, wanted: Callable[[Head], bool]) -> Answer:
+    async def get(self, url: URL, headers: Mapping[str, str], wanted: Callable[[Head], bool]) -> Answer:
         """The answer to a GET.
 
         Args:
             url: Absolute, as it shall go out.
-            headers: More headers, each with its line's end.
+            headers: All but Host.
             wanted: See `Connection.ask`.
 
         Raises:
@@ -59,15 +57,23 @@ class ConnectionPool:
             OSError: no connection, or it broke.
         """
         origin = _origin(url)
-        request = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {_host(url)}\r\n{_FIXED}{headers}\r\n".encode("ascii")
+        lines = [f"GET {url.raw_path_qs} HTTP/1.1", f"Host: {_host(url)}", *map(": ".join, headers.items()), "", ""]
+        request = "\r\n".join(lines).encode("ascii")
         async with self._room:
-            began = asyncio.get_running_loop().time()
-            while (connection := self._idle_one(origin)) is not None:
-                try:
-                    return await self._ask(origin, connection, request, wanted, began)
-                except StaleError:
-                    continue
-            return await self._ask(origin, await self._connect(origin), request, wanted, began)
+            self._asking += 1
+            try:
+                return await self._get(origin, request, wanted)
+            finally:
+                self._asking -= 1
+
+    async def _get(self, origin: _Origin, request: bytes, wanted: Callable[[Head], bool]) -> Answer:
+        began = asyncio.get_running_loop().time()
+        while (connection := self._idle_one(origin)) is not None:
+            try:
+                return await self._ask(origin, connection, request, wanted, began)
+            except StaleError:
+                continue
+        return await self._ask(origin, await self._connect(origin), request, wanted, began)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -131,15 +137,11 @@ class ConnectionPool:
         return connection
 
     def _make_room(self) -> None:
-        """Close the connection that is idle for longest where there are as many as may be."""
-        while (idle := [one for many in self._idle.values() for one in many]) and (
-            len(idle) + len(self._busy) >= self._limits.connections
-        ):
-            oldest = min(idle, key=lambda one: one.used)
-            oldest.close()
-            for many in self._idle.values():
-                if oldest in many:
-                    many.remove(oldest)
+        """Close what is idle for longest where there would be more than may be, the one about to be made included."""
+        idle = [one for many in self._idle.values() for one in many if one.is_open]
+        over = len(idle) + self._asking - self._limits.connections
+        for connection in sorted(idle, key=lambda one: one.used)[: max(0, over)]:
+            connection.close()  # `_idle_one` and `_look` pass over it
 
     def _look(self) -> None:
         """One timer for all: give up what is late, close what is idle for long, come back while there is any."""

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import PATIENT
 
-from rasteret_ml.errors import FetchError, ServerError
+from rasteret_ml.errors import FetchError, FetchNotFoundError, ServerError
 from rasteret_ml.fetch.connection import Answer, BrokenAnswerError, Connection, NotPlainError
 from rasteret_ml.fetch.http import HttpReader
 from rasteret_ml.fetch.limits import FetchLimits, RetryPolicy
@@ -241,6 +241,15 @@ def test_a_refusal_keeps_the_connection() -> None:
     busy = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 5\r\n\r\n<xml>"
     seen, bodies = reading(in_turn(busy, _GOOD))
     assert (bodies, seen.connections, len(seen.requests)) == ([_BODY], 1, 2)
+
+
+def test_a_refusal_in_chunks_is_understood() -> None:
+    """As S3 sends its errors: its page is left unread, with the connection, and the host is not thought odd."""
+    page = b"Transfer-Encoding: chunked\r\n\r\n5\r\n<xml>\r\n0\r\n\r\n"
+    seen, bodies = reading(in_turn(b"HTTP/1.1 503 Slow Down\r\n" + page, _GOOD), times=2)
+    assert (bodies, seen.connections, len(seen.requests)) == ([_BODY] * 2, 2, 3)
+    with pytest.raises(FetchNotFoundError):
+        reading(always(b"HTTP/1.1 404 Not Found\r\n" + page))
 
 
 def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
