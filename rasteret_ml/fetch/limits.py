@@ -52,7 +52,7 @@ class FetchLimits:
     retry: RetryPolicy = RetryPolicy()
     """Patience with its failures."""
     connections: int = 64
-    """Open connections in a process, to all hosts together."""
+    """Open connections in a process, to all hosts together; those behind a proxy or a login are counted apart."""
     keepalive: float = 60.0
     """Seconds that an idle connection is kept: a worker idles while the model trains."""
     dns_ttl: float = 120.0
