@@ -89,17 +89,16 @@ class ConnectionPool:
         self, origin: _Origin, connection: Connection, request: bytes, wanted: Callable[[Head], bool], began: float
     ) -> Answer:
         self._busy.add(connection)
-        whole = False
         try:
             answer = await connection.ask(request, wanted, began)
-            whole = True
-            return answer
+        except BaseException:  # cancelled, say: an answer may still be on its way
+            connection.close()
+            raise
         finally:
             self._busy.discard(connection)
-            if not whole:  # cancelled, say
-                connection.close()
-            elif connection.is_open:
-                self._idle[origin].append(connection)
+        if connection.is_open:
+            self._idle[origin].append(connection)
+        return answer
 
     def _idle_one(self, origin: _Origin) -> Connection | None:
         idle = self._idle[origin]

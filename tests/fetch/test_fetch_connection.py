@@ -94,15 +94,15 @@ def in_turn(*answers: bytes) -> Answering:
 
 
 def reading(
-    answering: Answering, times: int = 1, limits: FetchLimits = _LIMITS, meter: Meter | None = None
+    answering: Answering, times: int = 1, meter: Meter | None = None, address: Callable[[str], str] = str
 ) -> tuple[Seen, list[bytes]]:
-    """Read the same range some times, one after the other."""
+    """Read the same range some times, one after the other, from what `address` makes of the server's own."""
 
     async def run() -> tuple[Seen, list[bytes]]:
         async with serving(answering) as seen:
-            reader = HttpReader(limits, meter)
+            reader = HttpReader(_LIMITS, meter)
             try:
-                return seen, [bytes((await reader.read(seen.url, _SPAN)).data) for _ in range(times)]
+                return seen, [bytes((await reader.read(address(seen.url), _SPAN)).data) for _ in range(times)]
             finally:
                 await reader.aclose()
 
@@ -354,18 +354,9 @@ def test_idle_connections_end() -> None:
 
 def test_a_name_is_resolved() -> None:
     """By whichever of its addresses answers: the server listens on IPv4 alone."""
-
-    async def run() -> None:
-        async with serving(always(_GOOD)) as seen:
-            reader = HttpReader(_LIMITS)
-            url = seen.url.replace("127.0.0.1", "localhost")
-            for _ in range(3):
-                assert (await reader.read(url, _SPAN)).data == _BODY
-            assert seen.connections == 1
-            assert b"\r\nHost: localhost:" in seen.requests[0]
-            await reader.aclose()
-
-    asyncio.run(run())
+    seen, bodies = reading(always(_GOOD), times=3, address=lambda url: url.replace("127.0.0.1", "localhost"))
+    assert (bodies, seen.connections) == ([_BODY] * 3, 1)
+    assert b"\r\nHost: localhost:" in seen.requests[0]
 
 
 def test_a_name_that_does_not_exist_is_a_server_error() -> None:
@@ -413,12 +404,5 @@ def test_tls_is_spoken_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_line_end_in_an_address_starts_no_header() -> None:
     """What is no part of an address is cut or quoted."""
-
-    async def run() -> None:
-        async with serving(always(_GOOD)) as seen:
-            reader = HttpReader(_LIMITS)
-            await reader.read(f"{seen.url}?a=1\r\nX-Evil: 1", _SPAN)
-            assert b"X-Evil: 1" not in seen.requests[0].split(b"\r\n", 1)[1]
-            await reader.aclose()
-
-    asyncio.run(run())
+    seen, _ = reading(always(_GOOD), address=lambda url: f"{url}?a=1\r\nX-Evil: 1")
+    assert b"X-Evil: 1" not in seen.requests[0].split(b"\r\n", 1)[1]
