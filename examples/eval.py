@@ -14,7 +14,7 @@ from assembly import class_names, new_trainer, opened, trained_task
 from omegaconf import DictConfig
 from scoring import ClassScores, print_scores
 
-from rasteret_ml.train.metrics import mean_iou
+from rasteret_ml.train.losses import mean_iou
 
 
 def run(config: DictConfig) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fields = rm.split_aois(fields, shares, by="block", side=12 * chip, buffer=chip, stratify=options.label)
     table = rm.AOITable.of(fields, label=options.label)
     train, val = (table.where((table.attributes["split"] == name).to_numpy()) for name in shares)
-    train_sampler = rm.EachAOISampler(images, options.size, train, shuffle=True, seed=options.seed)
-    val_sampler = rm.EachAOISampler(images, options.size, val)
+    train_sampler = rm.PerAOISampler(images, options.size, train, shuffle=True, seed=options.seed)
+    val_sampler = rm.PerAOISampler(images, options.size, val)
     rm.check_splits({"train": train_sampler, "val": val_sampler})  # raises where they could share a pixel
     print(f"fields               {len(train)} to train on, {len(val)} to validate, {len(table.classes)} classes")
 
@@ -88,7 +88,7 @@ def draw(
     images: rm.RasteretDataset, val: rm.AOITable, predicted: torch.Tensor, truth: torch.Tensor, size: int, path: Path
 ) -> Path:
     """Validation fields, wrong ones first, with what lies around them and the predicted and the true class."""
-    places = rm.EachAOISampler(images, size, val)  # the order of `predicted`
+    places = rm.PerAOISampler(images, size, val)  # the order of `predicted`
     wrong_first = (predicted == truth).int().argsort(stable=True)
     shown = wrong_first[torch.linspace(0, len(val) - 1, 12).long()].tolist()
     batch = rm.collate(images.__getitems__([places.at(position) for position in shown]))

@@ -18,7 +18,7 @@ from scoring import print_scores
 from torchgeo.models import FCN
 
 import rasteret_ml as rm
-from rasteret_ml.train.metrics import confusion_matrix
+from rasteret_ml.train.losses import confusion_matrix
 
 
 def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, rm.DataLoader, Any]:
@@ -41,7 +41,7 @@ def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, 
         rm.DataLoader(training, options.batch_size, sampler=sampler, num_workers=options.workers),
         rm.DataLoader(validation, options.batch_size, sampler=grid, num_workers=options.workers),
         rm.DataLoader(dataset, options.batch_size, sampler=everywhere, num_workers=options.workers),
-        functools.partial(rm.prepare, mean=statistics.mean, std=statistics.std),
+        functools.partial(rm.normalize, mean=statistics.mean, std=statistics.std),
     )
 
 
@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=options.lr, total_steps=steps)
     for epoch in range(options.epochs):
         for stored in training:  # another epoch of the sampler each time
-            batch = rm.flip_and_turn(ready(stored), options.seed)
+            batch = rm.random_flip_rot90(ready(stored), options.seed)
             optimizer.zero_grad()
             loss = criterion(model(batch["image"]), batch["mask"])
             loss.backward()
@@ -73,7 +73,7 @@ def train(options: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
         print(f"epoch {epoch}  loss {loss.item():.3f}  waited {100 * training.stats().wait_share:.0f} %")
     confusion = validate(model, map(ready, validation), len(options.classes))
     if options.map:
-        rm.predict_map(model, everywhere, options.map, prepare=ready)
+        rm.predict_map(model, everywhere, options.map, normalize=ready)
     for loader in (training, validation, everywhere):
         loader.close()
     return model, confusion

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
+from rasteret_ml.train.losses import class_iou, confusion_matrix, majority_baseline, mean_iou
 
 
 class ClassScores(pl.Callback):

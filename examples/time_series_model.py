@@ -74,13 +74,13 @@ def learn(images: rm.RasteretDataset, cover: rm.Collection, options: argparse.Na
     blocks = rm.split_blocks(data, 2 * options.size * images.res[0], {"train": 0.7, "val": 0.3}, seed=options.seed)
     train, val = (blocks[blocks["split"] == name] for name in ("train", "val"))
     statistics = rm.dataset_statistics(images, aois=train, size=options.size)
-    prepare, augment = partial(rm.prepare, mean=statistics.mean, std=statistics.std), rm.Augmentation()
+    normalize, augment = partial(rm.normalize, mean=statistics.mean, std=statistics.std), rm.Augmentation()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = SeasonNet(len(BANDS), len(remap)).to(device)
     loss, optimizer = rm.MaskedLoss(nn.CrossEntropyLoss(reduction="none")), torch.optim.Adam(net.parameters(), 5e-3)
     sampler = rm.RandomAOISampler(data, options.size, 8 * options.steps, train, seed=options.seed)
     loader = rm.DataLoader(data, batch_size=8, sampler=sampler)
-    for batch in rm.device_batches(loader, device, lambda native: augment(prepare(native))):
+    for batch in rm.device_batches(loader, device, lambda native: augment(normalize(native))):
         optimizer.zero_grad()
         loss(net(batch), batch["mask"]).backward()
         optimizer.step()
@@ -88,7 +88,7 @@ def learn(images: rm.RasteretDataset, cover: rm.Collection, options: argparse.Na
     right, chips = [], []
     loader = rm.DataLoader(data, batch_size=8, sampler=rm.GridAOISampler(data, options.size, aois=val))
     with torch.no_grad():
-        for batch in rm.device_batches(loader, device, prepare):
+        for batch in rm.device_batches(loader, device, normalize):
             predicted = net(batch).argmax(1)
             right.append((predicted == batch["mask"])[batch["mask"] != -100].float())
             chips.append(batch | {"predicted": predicted})

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from scoring import ClassScores, print_scores
 
 from rasteret_ml import LoaderMonitor
-from rasteret_ml.train.metrics import majority_baseline, mean_iou
+from rasteret_ml.train.losses import majority_baseline, mean_iou
 
 log = logging.getLogger("train")
 

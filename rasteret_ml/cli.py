@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import RasteretError
-from rasteret_ml.ingest.build import build
 
 __all__ = ["main"]
 

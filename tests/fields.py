@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from rasteret_ml.aois.places import Frame
 from rasteret_ml.geo.crs import transform_geometries
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
 CRS = "EPSG:32633"
 SQUARE = shapely.box(0, 0, 10000, 10000)
@@ -49,8 +49,8 @@ class TwoZones(Plane):
         one = np.array([self.west], dtype=object)
         two = np.array([self.east], dtype=object)
         return [
-            Frame(crs="EPSG:32632", res=(10.0, 10.0), origin=(680000.0, 5030000.0), shapes=one),
-            Frame(crs=CRS, res=(20.0, 20.0), origin=(260000.0, 5030000.0), shapes=two),
+            TargetGrid(crs="EPSG:32632", res=(10.0, 10.0), origin=(680000.0, 5030000.0), shapes=one),
+            TargetGrid(crs=CRS, res=(20.0, 20.0), origin=(260000.0, 5030000.0), shapes=two),
         ]
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window as RioWindow
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import RasteretError
-from rasteret_ml.fetch.limits import FetchLimits, RetryPolicy, Timeouts
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
+from rasteret_ml.storage.limits import FetchLimits, RetryPolicy, Timeouts
 
 _T = TypeVar("_T")
 

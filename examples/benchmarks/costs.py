@@ -150,7 +150,7 @@ def headers(bench: Bench) -> list[Section]:
 
 def build_headers(urls: list[str], out: str) -> dict[str, Any]:
     """Trial: seconds that `build` takes, and what it read of each file."""
-    import rasteret_ml.ingest.build  # noqa: F401 - what is imported is not timed
+    import rasteret_ml.collection.build.build  # noqa: F401 - what is imported is not timed
 
     Path(out).unlink(missing_ok=True)
     began = time.perf_counter()

@@ -44,9 +44,9 @@ def locality(bench: Bench) -> list[Section]:
     rows = bench.available(rows, section)
     bench.check(rows, 0)
     found = bench.paired(rows, lambda row: bench.rate(row, 30, longer=_LONGER))
-    base = mixing(draw(bench, None), bench)
+    base = batch_diversity(draw(bench, None), bench)
     for row in rows:
-        mixed = mixing(draw(bench, row.options.get("locality")), bench)
+        mixed = batch_diversity(draw(bench, row.options.get("locality")), bench)
         times = middle(found[row.label]) / middle(found["uniform"])
         section.rows.append([row.label, spread(found[row.label]), number(times), *_against(mixed, base)])
         if row.options.get("locality") == bench.locality:
@@ -79,7 +79,7 @@ def draw(bench: Bench, value: Any) -> Chips:
     return np.array([bench.place(dataset, aoi) for aoi in sampler], np.int64)
 
 
-def mixing(chips: Chips, bench: Bench) -> dict[str, float]:
+def batch_diversity(chips: Chips, bench: Bench) -> dict[str, float]:
     """How well an order mixes, and what it has to read."""
     side = bench.args.block * TILE
     batches = [chips[i : i + bench.batch] for i in range(0, len(chips) - bench.batch + 1, bench.batch)]

@@ -20,7 +20,7 @@ from synthetic import ORIGIN, Synthetic
 
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.datasets.dataset import RasteretDataset
+from rasteret_ml.datasets.raster_dataset import RasteretDataset
 
 _T = TypeVar("_T")
 _MEMORY = "A fresh process each time; memory is the growth of its peak over what it held with everything imported."

@@ -106,7 +106,7 @@ COMMANDS = {
     "latency": "speed",
     "local": "speed",
     "workers": "speed",
-    "locality": "mixing",
+    "locality": "batch_diversity",
     "startup": "startup",
     "headers": "costs",
     "requests": "costs",

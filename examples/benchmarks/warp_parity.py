@@ -39,8 +39,8 @@ from rasterio.warp import reproject
 
 from rasteret_ml.geo.crs import transform_points
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.locate import positions
-from rasteret_ml.geo.warp import Resampling, needed_window, pixel_ratio, warp
+from rasteret_ml.geo.resample.positions import positions
+from rasteret_ml.geo.resample.warp import Resampling, needed_window, pixel_ratio, warp
 from rasteret_ml.geo.window import Window
 
 KERNELS: tuple[Resampling, ...] = ("nearest", "bilinear", "cubic", "average")

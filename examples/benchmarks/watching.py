@@ -145,7 +145,7 @@ def parts(work: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
 
 def _without_meters() -> None:
     """Take out what watching added: wall time of what goes on, and of collating."""
-    from rasteret_ml.loading import loader
+    import rasteret_ml.loader.loader as loader
     from rasteret_ml.telemetry import Meter
 
     Meter.doing = lambda self, what: nullcontext()  # type: ignore[method-assign,assignment,return-value]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
-from rasteret_ml.cog.table import TileTable, slice_plane
+from rasteret_ml.cog.tile_table import TileTable, slice_plane
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
 

@@ -13,17 +13,23 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
-from rasteret_ml.collection.columns import column_of_values, placed
-from rasteret_ml.collection.pieces import Pieces
-from rasteret_ml.collection.rows import RecordReader
-from rasteret_ml.collection.schema import METADATA_SUFFIX, check_schema, geoarrow_schema, light_band_struct
+from rasteret_ml.collection.rows.pieces import Pieces
+from rasteret_ml.collection.rows.record_reader import RecordReader
+from rasteret_ml.collection.schema import (
+    METADATA_SUFFIX,
+    check_schema,
+    column_of_values,
+    geoarrow_schema,
+    light_band_struct,
+    placed,
+)
 from rasteret_ml.collection.select import bbox_overlaps, date_overlaps, interval, lonlat_bounds
 from rasteret_ml.collection.write import write_view
 from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.record import RasterInfo
+from rasteret_ml.raster.raster_info import RasterInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.instants import instant
+from rasteret_ml.geo.times import instant
 
 __all__ = ["bbox_overlaps", "date_overlaps", "interval", "lonlat_bounds"]
 
@@ -25,19 +25,19 @@ def lonlat_bounds(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     Raises:
         UsageError: not four finite numbers, south above north, or no degrees at all.
     """
-    refusal = UsageError(f"bbox is (xmin, ymin, xmax, ymax) in longitude/latitude, not {tuple(bbox)}.")
+    check_tile = UsageError(f"bbox is (xmin, ymin, xmax, ymax) in longitude/latitude, not {tuple(bbox)}.")
     try:
         values = [float(v) for v in bbox]
     except (TypeError, ValueError):
-        raise refusal from None
+        raise check_tile from None
     if len(values) != 4 or not np.isfinite(values).all():
-        raise refusal
+        raise check_tile
     xmin, ymin, xmax, ymax = values
     # Rasters of the globe are often registered to pixel centres: their edges lie up to a pixel past the poles.
     if ymin > ymax or max(abs(ymin), abs(ymax)) > 91 or max(abs(xmin), abs(xmax)) > 361:
-        raise refusal
+        raise check_tile
     if xmin > xmax and max(abs(xmin), abs(xmax)) > 180:
-        raise refusal
+        raise check_tile
     return xmin, ymin, xmax, ymax
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from rasteret_ml.collection.columns import placed
+from rasteret_ml.collection.schema import placed
 from rasteret_ml.errors import UsageError
 
 __all__ = ["check_target", "write_collection", "write_view"]

@@ -11,22 +11,65 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rasteret_ml.datasets.finding import Finder
-from rasteret_ml.datasets.origin import Origin
-from rasteret_ml.errors import DataError
+from rasteret_ml.datasets.index.dates import TimeSeries
+from rasteret_ml.datasets.index.query import RecordQuery
+from rasteret_ml.datasets.index.scene_table import RecordStore
+from rasteret_ml.datasets.protocol import Reading
+from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.loader.failures import Faults
+from rasteret_ml.raster.chip import Scaling
+from rasteret_ml.raster.execute import Engine
 from rasteret_ml.raster.mosaic import Mosaic, MosaicBatch, MosaicRequest, MosaicRule
-from rasteret_ml.raster.scaling import Scaling
-from rasteret_ml.reading.faults import Faults
-from rasteret_ml.reading.readable import Reading
-from rasteret_ml.runtime.worker_loop import WorkerLoop
+from rasteret_ml.raster.worker_loop import WorkerLoop
 from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
 from rasteret_ml.samples.composite import Composite
-from rasteret_ml.samples.sample import ChipSeries, Sample, SampleForm, composed, make_samples, seconds_of
-from rasteret_ml.scenes.dates import TimeSeries
-from rasteret_ml.scenes.facts import RecordStore
+from rasteret_ml.samples.sample import ChipSeries, Sample, SampleSpec, composed, make_samples, seconds_of
+from rasteret_ml.storage.limits import FetchLimits
+from rasteret_ml.storage.open import SignHook, SigningReader
+from rasteret_ml.storage.reader import as_reader
 
-__all__ = ["BatchReader"]
+__all__ = ["BatchReader", "ReadConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadConfig:
+    """What a process reads a dataset with; holds nothing that must not travel to a worker.
+
+    Raises:
+        UsageError: a bound below its least.
+    """
+
+    sign: SignHook | None
+    """Called with each href just before it is read."""
+    backend: Any
+    """Something else to read from; None = the library's own reader."""
+    limits: FetchLimits
+    """Timeouts, retries and connections."""
+    max_concurrent: int
+    """Range requests in flight."""
+    cache_bytes: int
+    """Decoded tiles kept."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.max_concurrent < 1 or self.cache_bytes < 0:
+            given = f"{self.max_concurrent}, {self.cache_bytes}"
+            raise UsageError(f"max_concurrent is at least 1 and cache_bytes 0, not {given}.")
+
+    def engine(self, loop: WorkerLoop) -> Engine:
+        """This process's engine."""
+        own = self.backend is None
+        reader = loop.reader(self.limits) if own else as_reader(self.backend)
+        return Engine(
+            reader=reader if self.sign is None else SigningReader(reader, self.sign),
+            pool=loop.pool,
+            stop_early=True,
+            slots=loop.slots(self.max_concurrent),
+            tiles=loop.tiles(self.cache_bytes, reader if own else self.backend),
+            meter=loop.meter,
+        )
+
 
 _USUAL_DATES = 8
 """Dates of a series that takes all there are, for a guess at its memory."""
@@ -65,9 +108,9 @@ class BatchReader:
     """How dates are chosen; None = they are not told apart."""
     composite: Composite | None
     """Makes one of them; None = they stay apart."""
-    form: SampleForm
+    form: SampleSpec
     """What samples hold."""
-    origin: Origin
+    origin: ReadConfig
     """Where bytes come from."""
     dtype: np.dtype[Any]
     """Type of the stored pixels."""
@@ -101,7 +144,7 @@ class BatchReader:
 
     def begin(
         self,
-        finder: Finder,
+        finder: RecordQuery,
         queries: Sequence[Any],
         grids: Sequence[Grid],
         times: Sequence[slice],

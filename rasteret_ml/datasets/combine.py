@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.aois.aoi import AOI
-from rasteret_ml.aois.places import Frame, frames_of
-from rasteret_ml.datasets.completing import completed, named_by_query, pixel_types, stated_keys, stock_sample
-from rasteret_ml.datasets.frames import narrowed_frames
-from rasteret_ml.datasets.union_frames import cut_frames, frames_beyond
+from rasteret_ml.datasets.native_grids import cut_frames, frames_beyond, narrowed_frames
+from rasteret_ml.datasets.protocol import Reading
+from rasteret_ml.datasets.union_defaults import (
+    add_query_keys,
+    fill_missing_keys,
+    pixel_types,
+    stated_keys,
+    stock_sample,
+)
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.instants import INSTANT
-from rasteret_ml.raster.together import together
-from rasteret_ml.reading.faults import Faults
-from rasteret_ml.reading.lookahead import read_batch
-from rasteret_ml.reading.readable import Reading
-from rasteret_ml.runtime.worker_loop import WorkerLoop
-from rasteret_ml.samples.joining import join_samples, merge_by_validity, with_validity
-from rasteret_ml.samples.plot import plot_of
+from rasteret_ml.geo.times import INSTANT
+from rasteret_ml.loader.failures import Faults
+from rasteret_ml.loader.prefetch import read_batch
+from rasteret_ml.raster.execute import gather_or_cancel
+from rasteret_ml.raster.worker_loop import WorkerLoop
+from rasteret_ml.samplers.aoi.aoi import AOI
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid, frames_of
+from rasteret_ml.samples.merge import join_samples, merge_by_validity, with_validity
+from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample, snapped_slices
 
 if TYPE_CHECKING:
@@ -56,7 +61,7 @@ class _Combination:
         grid: Grid | None = getattr(self.datasets[0], "grid", None)
         return grid
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[TargetGrid]:
         """For samplers: the left side's CRSs and pixels, and what the combination covers in each."""
         return narrowed_frames(frames_of(self.datasets[0]), self.index)
 
@@ -67,7 +72,7 @@ class _Combination:
 
     def plot(self, sample: Sample, **options: Any) -> Figure:
         """A picture of one of its samples; options as for `samples.plot.plot_sample`."""
-        return plot_of(self.parts, sample, options)
+        return plot_from(self.parts, sample, options)
 
     def __getitem__(self, query: Any) -> Sample:
         """One sample."""
@@ -152,7 +157,7 @@ class RasteretUnion(_Combination, UnionDataset):
 
     See `merge_by_validity`. A stock dataset has no validity: with TorchGeo, what is 0 in all channels is empty. A chip
     that only one side has, or that has too few dates on the other, is that side's; its sample has the keys of both
-    sides, with neutral values for what it does not know (see `completed`).
+    sides, with neutral values for what it does not know (see `fill_missing_keys`).
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
@@ -184,7 +189,7 @@ class RasteretUnion(_Combination, UnionDataset):
                 ) from other
         return grid
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[TargetGrid]:
         """For samplers: on native grids the left side's pixels, and the right's where the left has none."""
         left, right = self.datasets
         if not _is_native(left) or not len(left.index):
@@ -207,7 +212,7 @@ class RasteretUnion(_Combination, UnionDataset):
         return read
 
     def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """The sides' samples, filled by validity, all with the keys of both sides (see `completed`)."""
+        """The sides' samples, filled by validity, all with the keys of both sides (see `fill_missing_keys`)."""
         found: list[list[Sample]] = [[] for _ in queries]
         keys = stated_keys(self.datasets[0]) | stated_keys(self.datasets[1])
         types, ignored = pixel_types(self.datasets[0]), ignored_class(self)
@@ -219,7 +224,7 @@ class RasteretUnion(_Combination, UnionDataset):
                 sample = with_validity(sample)
                 if stock:
                     sample = stock_sample(sample, grids[i], self._disambiguate_slice(queries[i])[2], ignored)
-                found[i].append(completed(sample, keys, types, grids[i]))
+                found[i].append(fill_missing_keys(sample, keys, types, grids[i]))
         for query, samples in zip(queries, found, strict=True):
             if not samples:
                 raise NoOverlapError(f"Neither dataset has anything at {query}.")
@@ -227,7 +232,7 @@ class RasteretUnion(_Combination, UnionDataset):
             if faults is not None and faults.has(i):
                 del samples[1:]  # what failed fills nothing, and states nothing that could contradict
         merged = [self.collate_fn(samples) for samples in found]
-        named_by_query(merged, queries)
+        add_query_keys(merged, queries)
         return merged if self.transforms is None else [self.transforms(sample) for sample in merged]
 
     def has(self, query: Any, grid: Grid) -> bool:
@@ -284,7 +289,7 @@ async def _nothing(loop: WorkerLoop) -> None:
 
 
 def _together(readings: Sequence[Reading]) -> Reading:
-    return lambda loop: together([reading(loop) for reading in readings])
+    return lambda loop: gather_or_cancel([reading(loop) for reading in readings])
 
 
 def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[list[Any], list[Grid]]:

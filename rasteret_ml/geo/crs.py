@@ -16,7 +16,7 @@ import pyproj
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.longitudes import around_the_globe, closed_slits, crossing_split, folded, moved_near, rejoined
+from rasteret_ml.geo.antimeridian import closed_slits, crossing_split, folded, moved_near, rejoined, wraps_globe
 
 __all__ = [
     "LONLAT",
@@ -216,7 +216,7 @@ def _cut_to_area_of_use(geometries: npt.NDArray[np.object_], target: str) -> npt
     box = shapely.box(west, max(south, -90), east, min(north, 90))
     cut = geometries.copy()
     cut[wide] = [
-        shapely.intersection(shapely.union_all(around_the_globe([whole], _DEGREES)), box)
+        shapely.intersection(shapely.union_all(wraps_globe([whole], _DEGREES)), box)
         if east - west < _DEGREES
         else shapely.intersection(whole, box)
         for whole in shapely.make_valid(geometries[wide])

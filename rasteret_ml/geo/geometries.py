@@ -12,13 +12,37 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import shapely
+from rasterio.features import geometry_mask
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import LONLAT, crs_text
+from rasteret_ml.geo.grid import Grid
 
-__all__ = ["GeometryArray", "are_finite", "geometries_from", "object_array", "polygons_from", "unpack_geometries"]
+__all__ = [
+    "GeometryArray",
+    "are_finite",
+    "geometries_from",
+    "object_array",
+    "polygon_mask",
+    "polygons_from",
+    "unpack_geometries",
+]
+
+
+def polygon_mask(geometry: BaseGeometry, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.bool_]:
+    """Which pixels of `grid` lie in `geometry` (given in the grid's CRS), bool `[H, W]`.
+
+    A pixel is inside when its centre is, or, with `all_touched`, when the geometry touches it: the rule of
+    `rasterio.features.geometry_mask`, whose burn this is.
+    """
+    if geometry.is_empty or not shapely.box(*grid.bounds).intersects(shapely.box(*geometry.bounds)):
+        return np.zeros(grid.shape, dtype=bool)
+    inside = geometry_mask(
+        [geometry], out_shape=grid.shape, transform=grid.transform, all_touched=all_touched, invert=True
+    )
+    return np.asarray(inside, dtype=bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import full_turn, same_crs
 from rasteret_ml.geo.window import Window
 
-__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "pixel_size", "round_half_up", "whole_turns"]
+__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "full_turns", "pixel_size", "round_half_up"]
 
 Bounds = tuple[float, float, float, float]
 """(xmin, ymin, xmax, ymax) in the units of a CRS."""
@@ -155,7 +155,7 @@ class Grid:
             return None
         turn = self.turn if wrap else None
         if turn is not None:
-            col += turn * whole_turns(col, col + other.width, self.width, turn)
+            col += turn * full_turns(col, col + other.width, self.width, turn)
         return Window(row=row, col=col, height=other.height, width=other.width)
 
     def window_around(self, bounds: Bounds) -> Window:
@@ -198,7 +198,7 @@ class Grid:
             return i.a * x + i.b * y + i.c, i.d * x + i.e * y + i.f
 
 
-def whole_turns(left: float, right: float, width: int, turn: float) -> int:
+def full_turns(left: float, right: float, width: int, turn: float) -> int:
     """By how many turns (in columns) to move columns `left` to `right`, so that most of them lie in 0 to `width`."""
     middle = round((width - left - right) / 2 / turn)
 

@@ -23,9 +23,9 @@ from rasteret_ml.plotting.outlines import mask_edges, mask_path
 from rasteret_ml.plotting.stretch import PERCENTILES, stretch_limits, stretched
 
 __all__ = [
+    "PAPER",
     "ChipLayers",
     "ChipStyle",
-    "PAPER",
     "class_keys",
     "draw_chip",
     "draw_image",

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba, to_rgba_array
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["Colour", "ColourTable", "NAMED_PALETTE", "class_colours", "class_names", "painted", "palette_colour"]
+__all__ = ["NAMED_PALETTE", "Colour", "ColourTable", "class_colours", "class_names", "painted", "palette_colour"]
 
 Colour = str | Sequence[float]
 """A name ("forestgreen"), a hex text ("#228b22"), or red, green, blue (and alpha) in 0..1 or 0..255."""

@@ -1,4 +1,1 @@
-"""Step 6. A row becomes pixels: plan (pure), execute (thin), and the accessor that speaks the whole sentence.
-
-Knows grids, tiles, records and readers. It must never know tables, samplers or batches.
-"""
+"""A record becomes pixels: plan the tiles, read them, and assemble chips."""

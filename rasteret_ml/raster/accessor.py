@@ -17,22 +17,20 @@ from rasteret_ml.errors import (
     GeometryError,
     UsageError,
 )
-from rasteret_ml.fetch.open import SignHook, SigningReader, open_reader
-from rasteret_ml.fetch.reader import as_reader
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
-from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygons_from
+from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygon_mask, polygons_from
 from rasteret_ml.geo.grid import Grid, pixel_size
-from rasteret_ml.geo.mask import inside_mask
-from rasteret_ml.geo.warp import Resampling
+from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.chip import Chip, to_tensors
-from rasteret_ml.raster.execute import Engine, ReadFailure, execute
-from rasteret_ml.raster.frames import to_geodataframe, to_xarray
+from rasteret_ml.raster.execute import Engine, RequestLimiter, TileError, execute
+from rasteret_ml.raster.outputs import to_geodataframe, to_xarray
 from rasteret_ml.raster.plan import ChipPlan, plan_chip
-from rasteret_ml.raster.slots import Slots
+from rasteret_ml.raster.raster_info import RasterInfo
+from rasteret_ml.raster.reprojected_grid import warped_grid
 from rasteret_ml.raster.source import BandSource, available_bands, find_source, locate_band
-from rasteret_ml.raster.target import warped_grid
-from rasteret_ml.record import RasterInfo
+from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
+from rasteret_ml.storage.reader import as_reader
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -265,7 +263,7 @@ class RasterAccessor:
         nodata: int | float | None = None,
         sign: SignHook | None = None,
         progress: bool | None = None,
-        failures: list[ReadFailure] | None = None,
+        failures: list[TileError] | None = None,
     ) -> xr.Dataset | gpd.GeoDataFrame | list[Chip | None]:
         """Read bands for many geometries, all together.
 
@@ -329,7 +327,7 @@ class RasterAccessor:
             failures.extend(failed)
         masked = iter(
             [
-                replace(chip, inside=inside_mask(plan.geometry, chip.grid, all_touched=all_touched))
+                replace(chip, inside=polygon_mask(plan.geometry, chip.grid, all_touched=all_touched))
                 for chip, plan in zip(chips, wanted, strict=True)
             ]
         )
@@ -346,7 +344,7 @@ class RasterAccessor:
         sign: SignHook | None,
         bar: bool | None,
         allow_failures: bool,
-    ) -> tuple[tuple[Chip, ...], tuple[ReadFailure, ...]]:
+    ) -> tuple[tuple[Chip, ...], tuple[TileError, ...]]:
         if max_concurrent < 1:
             raise UsageError(f"max_concurrent must be at least 1, not {max_concurrent}.")
         async with AsyncExitStack() as stack:
@@ -355,7 +353,7 @@ class RasterAccessor:
             shown = stack.enter_context(tqdm(total=tiles, unit="tile", desc=self.id, disable=not bar))
             engine = Engine(
                 reader=reader if sign is None else SigningReader(reader, sign),
-                slots=Slots(max_concurrent),
+                slots=RequestLimiter(max_concurrent),
                 progress=shown.update,
             )
             result = await execute(plans, engine, allow_failures=allow_failures)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.codecs import decode_tile
+from rasteret_ml.cog.codecs.decode import decode_tile
 from rasteret_ml.errors import (
     AccessDeniedError,
     DataError,
@@ -28,20 +30,103 @@ from rasteret_ml.errors import (
     ReadError,
     redact,
 )
-from rasteret_ml.fetch.reader import RangeReader, RangeResponse
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
-from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish, nothing_of
+from rasteret_ml.raster.assemble import ChipBuffers, allocate, empty_chip, finish
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.jobs import TileJob, check_unchanged, paste_all, refusal, tile_jobs, tile_payload, wanted_part
+from rasteret_ml.raster.jobs import (
+    TileJob,
+    check_tile,
+    check_unchanged,
+    copy_tile,
+    tile_jobs,
+    tile_payload,
+    wanted_part,
+)
 from rasteret_ml.raster.plan import ChipPlan
-from rasteret_ml.raster.slots import Slots
-from rasteret_ml.raster.tile_store import Boarding, DecodedTile, Flight, TileStore
-from rasteret_ml.raster.together import together
+from rasteret_ml.raster.tile_cache import DecodedTile, InFlightTile, TileSchedule, TileStore
+from rasteret_ml.storage.reader import RangeReader, RangeResponse
 from rasteret_ml.telemetry import Meter
 
-_T = TypeVar("_T")
+__all__ = ["Engine", "ReadResult", "RequestLimiter", "TileError", "execute", "gather_or_cancel"]
 
-__all__ = ["Engine", "ReadFailure", "ReadResult", "execute"]
+
+async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Await all; the first failure cancels the others and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]
+
+
+class RequestLimiter:
+    """A semaphore over two things at once; used on one loop.
+
+    Args:
+        requests: Requests in flight.
+        held_bytes: Bytes asked for or waiting to be decoded. A single request that is larger runs alone.
+    """
+
+    def __init__(self, requests: int = 50, held_bytes: int = 128 * 1024 * 1024) -> None:
+        self._free = requests
+        self._free_bytes = self._limit = held_bytes
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Wait for room for a request of `size` bytes, and keep it inside the block."""
+        size = min(size, self._limit)
+        if self._waiting or not self._fits(size):
+            await self._turn(size)
+        else:
+            self._take(size)
+        try:
+            yield
+        finally:
+            self._give(size)
+
+    async def _turn(self, size: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give(size)  # it was granted in the same step as it was cancelled
+            else:
+                self._wake()
+            raise
+
+    def _fits(self, size: int) -> bool:
+        return self._free > 0 and self._free_bytes >= size
+
+    def _take(self, size: int) -> None:
+        self._free -= 1
+        self._free_bytes -= size
+
+    def _give(self, size: int) -> None:
+        self._free += 1
+        self._free_bytes += size
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if turn.done():  # cancelled
+                self._waiting.popleft()
+                continue
+            if not self._fits(size):
+                return
+            self._waiting.popleft()
+            self._take(size)
+            turn.set_result(None)
+
+
+_T = TypeVar("_T")
 
 _SMALL = 256 * 1024
 """Compressed bytes that are worth a hop to the decode pool."""
@@ -59,7 +144,7 @@ class Engine:
     """Where bytes come from."""
     pool: Executor | None = None
     """Where tiles are decoded; None = the loop's default threads."""
-    slots: Slots = field(default_factory=Slots)
+    slots: RequestLimiter = field(default_factory=RequestLimiter)
     """Requests and bytes in flight; shared by all that runs on a loop."""
     tiles: TileStore = field(default_factory=TileStore)
     """Tiles in flight and kept; shared by all that reads the same files on a loop."""
@@ -75,7 +160,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadFailure:
+class TileError:
     """One tile that could not be had."""
 
     record: str
@@ -108,7 +193,7 @@ class ReadResult:
 
     chips: tuple[Chip, ...]
     """One per plan."""
-    failures: tuple[ReadFailure, ...]
+    failures: tuple[TileError, ...]
     """Tiles whose pixels are missing: fill value, invalid."""
 
 
@@ -150,22 +235,22 @@ async def execute(
 class _Reading:
     """One execution: its engine, where pixels go, and what failed (None: the first failure raises)."""
 
-    def __init__(self, engine: Engine, buffers: Sequence[ChipBuffers], failures: list[ReadFailure] | None) -> None:
+    def __init__(self, engine: Engine, buffers: Sequence[ChipBuffers], failures: list[TileError] | None) -> None:
         self._engine = engine
         self._buffers = buffers
         self.failures = failures
 
     async def run(self, jobs: Sequence[TileJob]) -> None:
         """Bring all tiles; what another batch was reading and gave up is read in the next round."""
-        refused = [(job, error) for job in jobs if (error := refusal(job)) is not None]
+        refused = [(job, error) for job in jobs if (error := check_tile(job)) is not None]
         self._report(refused)
         bad = {id(job) for job, _ in refused}
         left = [job for job in jobs if id(job) not in bad]
         while left:
-            boarding = self._engine.tiles.board(left)
+            boarding = self._engine.tiles.schedule(left)
             abandoned: list[TileJob] = []
             try:
-                await together(
+                await gather_or_cancel(
                     [
                         *(self._serve(*request) for request in _requests(boarding.own, self._engine.coalesce)),
                         *(self._paste_kept(boarding, i) for i in range(0, len(boarding.kept), _HOP)),
@@ -176,15 +261,15 @@ class _Reading:
                 self._engine.tiles.abandon(boarding.own)
             left = abandoned
 
-    async def _serve(self, href: str, merged: MergedRange, flights: list[Flight]) -> None:
+    async def _serve(self, href: str, merged: MergedRange, flights: list[InFlightTile]) -> None:
         """Fetch one merged range and decode the tiles in it."""
         if await self._fetch_and_decode(href, merged, flights):
             return
         # Each tile by itself, so that a tile's failing is its own, and not that of what it was fetched with.
         alone = [MergedRange(flight.job.range, (0,)) for flight in flights]
-        await together([self._serve(href, one, [flight]) for one, flight in zip(alone, flights, strict=True)])
+        await gather_or_cancel([self._serve(href, one, [flight]) for one, flight in zip(alone, flights, strict=True)])
 
-    async def _fetch_and_decode(self, href: str, merged: MergedRange, flights: list[Flight]) -> bool:
+    async def _fetch_and_decode(self, href: str, merged: MergedRange, flights: list[InFlightTile]) -> bool:
         """Whether it was done; not where many tiles cannot be had together, but may be apart."""
         engine = self._engine
         async with engine.slots.hold(merged.span.length):  # while decoding too: it bounds the bytes that wait
@@ -209,7 +294,9 @@ class _Reading:
             engine.progress(len(flights))
         return True
 
-    def _decoded(self, flights: list[Flight], work: asyncio.Future[list[tuple[Flight, RasteretError | None]]]) -> None:
+    def _decoded(
+        self, flights: list[InFlightTile], work: asyncio.Future[list[tuple[InFlightTile, RasteretError | None]]]
+    ) -> None:
         """Ends flights when their thread has, also where nobody of this batch waits any more."""
         if work.cancelled() or work.exception() is not None:
             self._engine.tiles.abandon(flights, taken=True)
@@ -217,20 +304,20 @@ class _Reading:
         for flight, error in work.result():
             self._engine.tiles.end(flight, error)
 
-    async def _paste_kept(self, boarding: Boarding, start: int) -> None:
+    async def _paste_kept(self, boarding: TileSchedule, start: int) -> None:
         kept = boarding.kept[start : start + _HOP]
 
         def paste() -> None:
             with self._engine.meter.doing("assemble"):
                 for job, tile in kept:
-                    paste_all(job.pastes, tile.pixels, tile.valid)
+                    copy_tile(job.pastes, tile.pixels, tile.valid)
 
         await self._in_pool(paste)
         self._engine.meter.add(cache_hits=len(kept))
         if self._engine.progress is not None:
             self._engine.progress(len(kept))
 
-    async def _await_others(self, boarding: Boarding, abandoned: list[TileJob]) -> None:
+    async def _await_others(self, boarding: TileSchedule, abandoned: list[TileJob]) -> None:
         failed = []
         for job, flight in boarding.joined:
             await asyncio.wait([flight.ended])
@@ -254,7 +341,7 @@ class _Reading:
             began = time.perf_counter()
             places = range(start, min(start + _HOP, len(pairs)))
             with meter.doing("assemble"):
-                chips = [(nothing_of if i in lost else finish)(*pairs[i]) for i in places]
+                chips = [(empty_chip if i in lost else finish)(*pairs[i]) for i in places]
             meter.add(assemble_seconds=time.perf_counter() - began)
             return chips
 
@@ -269,7 +356,7 @@ class _Reading:
 
     def _report(self, failed: Sequence[tuple[TileJob, RasteretError]]) -> None:
         for job, error in failed:
-            failure = ReadFailure(
+            failure = TileError(
                 record=job.source.record,
                 band=job.source.band,
                 href=redact(job.href),
@@ -294,8 +381,10 @@ def _wanted_by(job: TileJob, buffers: Sequence[ChipBuffers]) -> tuple[int, ...]:
     return tuple(i for i, own in enumerate(held) if not targets.isdisjoint(own))
 
 
-def _requests(flights: Sequence[Flight], limits: CoalesceLimits) -> list[tuple[str, MergedRange, list[Flight]]]:
-    by_href: dict[str, list[Flight]] = {}
+def _requests(
+    flights: Sequence[InFlightTile], limits: CoalesceLimits
+) -> list[tuple[str, MergedRange, list[InFlightTile]]]:
+    by_href: dict[str, list[InFlightTile]] = {}
     for flight in flights:
         by_href.setdefault(flight.job.href, []).append(flight)
     return [
@@ -305,15 +394,15 @@ def _requests(flights: Sequence[Flight], limits: CoalesceLimits) -> list[tuple[s
     ]
 
 
-def _check(response: RangeResponse, flights: Sequence[Flight], href: str, span: ByteRange) -> None:
+def _check(response: RangeResponse, flights: Sequence[InFlightTile], href: str, span: ByteRange) -> None:
     check_unchanged(flights[0].job, response)
     if len(response.data) < span.length:
         raise FetchError(f"{redact(href)}: {len(response.data)} bytes came for {span}.")
 
 
-def _chunks(flights: Sequence[Flight]) -> list[list[Flight]]:
+def _chunks(flights: Sequence[InFlightTile]) -> list[list[InFlightTile]]:
     """Tiles in groups of about `_SMALL` compressed bytes, so that tiny ones share a hop to the pool."""
-    chunks: list[list[Flight]] = [[]]
+    chunks: list[list[InFlightTile]] = [[]]
     held = 0
     for flight in flights:
         if held >= _SMALL:
@@ -325,8 +414,8 @@ def _chunks(flights: Sequence[Flight]) -> list[list[Flight]]:
 
 
 def _decode_chunk(
-    flights: Sequence[Flight], body: memoryview, start: int, engine: Engine
-) -> list[tuple[Flight, RasteretError | None]]:
+    flights: Sequence[InFlightTile], body: memoryview, start: int, engine: Engine
+) -> list[tuple[InFlightTile, RasteretError | None]]:
     began = time.perf_counter()
     with engine.meter.doing("decode"):
         outcomes = _decode(flights, body, start, engine.tiles, engine.stop_early)
@@ -339,9 +428,9 @@ def _decode_chunk(
 
 
 def _decode(
-    flights: Sequence[Flight], body: memoryview, start: int, tiles: TileStore, stop_early: bool
-) -> list[tuple[Flight, RasteretError | None]]:
-    outcomes: list[tuple[Flight, RasteretError | None]] = []
+    flights: Sequence[InFlightTile], body: memoryview, start: int, tiles: TileStore, stop_early: bool
+) -> list[tuple[InFlightTile, RasteretError | None]]:
+    outcomes: list[tuple[InFlightTile, RasteretError | None]] = []
     for flight in flights:
         job = flight.job
         offset, read = job.range.start - start, job.read
@@ -356,7 +445,7 @@ def _decode(
         except DataError as error:
             outcomes.append((flight, error))
             continue
-        paste_all(pastes, pixels, valid)
+        copy_tile(pastes, pixels, valid)
         if tiles.cache_bytes:
             tiles.keep(flight, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
         outcomes.append((flight, None))

@@ -9,22 +9,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.table import TileTable
-from rasteret_ml.cog.tiles import TileRead
+from rasteret_ml.cog.tile_reads import TileRead
+from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
-from rasteret_ml.fetch.reader import RangeResponse
-from rasteret_ml.fetch.urls import sidecar_href
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
 from rasteret_ml.raster.source import BandSource
+from rasteret_ml.storage.reader import RangeResponse
+from rasteret_ml.storage.urls import sidecar_href
 
-__all__ = ["Paste", "TileJob", "check_unchanged", "paste_all", "refusal", "tile_jobs", "tile_payload", "wanted_part"]
+__all__ = [
+    "TileCopy",
+    "TileJob",
+    "check_tile",
+    "check_unchanged",
+    "copy_tile",
+    "tile_jobs",
+    "tile_payload",
+    "wanted_part",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Paste:
+class TileCopy:
     """Where some pixels of a tile go."""
 
     target: npt.NDArray[Any]
@@ -55,7 +64,7 @@ class TileJob:
     """What is fetched for it: its bytes, after the block leader where there is one."""
     href: str
     """The file that holds it: the band's, or a sidecar."""
-    pastes: list[Paste] = field(default_factory=list)
+    pastes: list[TileCopy] = field(default_factory=list)
     """Where its pixels go."""
 
     @property
@@ -129,13 +138,13 @@ def _image_name(band: BandPlan, is_mask: bool) -> str:
     return f"mask of {image}" if is_mask else image
 
 
-def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> Paste:
+def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
     if not is_mask:
         sample = _sample_of(band.level.image, band.source.sample)
-        return Paste(held.data, held.unread, held.codec_invalid, read, sample)
+        return TileCopy(held.data, held.unread, held.codec_invalid, read, sample)
     assert held.mask is not None
     assert band.level.mask is not None
-    return Paste(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
+    return TileCopy(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
 
 
 def _sample_of(table: TileTable, sample: int) -> int:
@@ -143,7 +152,7 @@ def _sample_of(table: TileTable, sample: int) -> int:
     return sample if table.samples_per_tile > 1 else 0
 
 
-def paste_all(pastes: Sequence[Paste], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
+def copy_tile(pastes: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
     """Put a decoded tile's pixels `[rows, columns, samples]` where they are wanted."""
     for paste in pastes:
         rows, cols = paste.read.source.slices
@@ -155,7 +164,7 @@ def paste_all(pastes: Sequence[Paste], pixels: npt.NDArray[Any], valid: npt.NDAr
             paste.invalid[target] = ~valid[rows, cols, paste.sample]
 
 
-def wanted_part(pastes: Sequence[Paste]) -> Window | None:
+def wanted_part(pastes: Sequence[TileCopy]) -> Window | None:
     """The part of a tile that holds all that anybody wants; None where nobody wants any."""
     if not pastes:
         return None
@@ -165,7 +174,7 @@ def wanted_part(pastes: Sequence[Paste]) -> Window | None:
     return Window(row=row, col=col, height=height, width=width)
 
 
-def refusal(job: TileJob) -> CorruptTiffError | None:
+def check_tile(job: TileJob) -> CorruptTiffError | None:
     """Why a tile is not even fetched: a byte count that no such tile has, or one past the end of its file."""
     size, _ = job.indexed
     if size is not None and job.range.stop > size:

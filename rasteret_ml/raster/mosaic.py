@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from rasteret_ml.errors import DataError, FetchError, NoOverlapError, RasteretError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.warp import Resampling
+from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.execute import Engine, ReadFailure, execute
+from rasteret_ml.raster.chip import Chip, Scaling, scaling_of
+from rasteret_ml.raster.execute import Engine, TileError, execute
 from rasteret_ml.raster.plan import ChipPlan, fill_value
 from rasteret_ml.raster.quality import QualityMask
-from rasteret_ml.raster.scaling import Scaling, scaling_of
 
 __all__ = ["Mosaic", "MosaicBatch", "MosaicRequest", "MosaicRule"]
 
@@ -106,7 +105,7 @@ class MosaicBatch:
     """
 
     def __init__(self, requests: Sequence[MosaicRequest], *, allow_failures: bool = False) -> None:
-        self.failures: dict[int, list[ReadFailure | RasteretError]] = {}
+        self.failures: dict[int, list[TileError | RasteretError]] = {}
         """Why a request could not be read, by place."""
         self._allow_failures = allow_failures
         self._builders = [_Builder(request) for request in requests]

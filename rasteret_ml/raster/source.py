@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rasteret_ml.cog.codecs import check_supported
+from rasteret_ml.cog.codecs.decode import check_supported
 from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.errors import CollectionError, UnknownBandError, UnsupportedTiffError, redact
 from rasteret_ml.geo.crs import crs_text
-from rasteret_ml.record import BandRegistry, RasterInfo, asset_href
+from rasteret_ml.raster.raster_info import BandRegistry, RasterInfo, asset_href
 
 __all__ = ["BandSource", "available_bands", "find_source", "locate_band"]
 

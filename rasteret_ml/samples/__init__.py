@@ -1,4 +1,1 @@
-"""Step 14. Samples and batches of them: shared buffers, collating, composites, joining, blank ones, pictures.
-
-Tensors alone and TorchGeo's helpers: no file, no record and no loop.
-"""
+"""Samples and batches: dictionaries of tensors, labels, composites and collation."""

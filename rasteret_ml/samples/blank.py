@@ -11,7 +11,7 @@ from torchgeo.datasets import IntersectionDataset, UnionDataset
 
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["NO_LABEL", "blanked", "ignored_by_key"]
+__all__ = ["NO_LABEL", "blank_sample", "ignored_by_key"]
 
 NO_LABEL = -100
 """Class of a sample without one: what torch's losses ignore by default."""
@@ -27,7 +27,7 @@ _UNKNOWN: dict[str, float | int | bool] = {
 """What is said of pixels, where there are none."""
 
 
-def blanked(sample: Sample, ignore_index: int | Mapping[str, int] = NO_LABEL) -> Sample:
+def blank_sample(sample: Sample, ignore_index: int | Mapping[str, int] = NO_LABEL) -> Sample:
     """A sample with the same keys, shapes and types that holds no pixel; the sample given is not changed.
 
     `image*` is 0, as what `collate` pads; every boolean `mask*` is False; label pixels are `ignore_index`, or NaN where

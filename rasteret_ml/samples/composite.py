@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.raster.scaling import Scaling
+from rasteret_ml.raster.chip import Scaling
 
 __all__ = ["Composite"]
 

@@ -13,21 +13,21 @@ import pandas as pd
 import torch
 from torchgeo.datasets import GeoDataset
 
-from rasteret_ml.aois.aoi import AOI
 from rasteret_ml.errors import DataError
 from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs, transform_geometries
+from rasteret_ml.geo.geometries import polygon_mask
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.mask import inside_mask
 from rasteret_ml.raster.mosaic import Mosaic
+from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows, torch_dtype
 from rasteret_ml.samples.composite import Composite
 from rasteret_ml.samples.labels import LabelRule
 
 __all__ = [
+    "TENSOR_ONLY",
     "ChipSeries",
     "Sample",
-    "SampleForm",
-    "TENSOR_ONLY",
+    "SampleSpec",
     "bounds_tensor",
     "composed",
     "draw_columns",
@@ -44,7 +44,7 @@ TENSOR_ONLY = hasattr(GeoDataset, "_slice_to_tensor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SampleForm:
+class SampleSpec:
     """What a dataset's samples hold."""
 
     key: str
@@ -114,7 +114,7 @@ def composed(composite: Composite, reading: ChipSeries, harmonize: bool) -> Chip
 
 
 def make_samples(
-    form: SampleForm,
+    form: SampleSpec,
     queries: Sequence[Any],
     times: Sequence[slice],
     readings: Sequence[ChipSeries],
@@ -149,7 +149,7 @@ def make_samples(
     return [{name: column[i] for name, column in columns.items()} for i in range(len(readings))]
 
 
-def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
+def _pixels(form: SampleSpec, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
     shapes = [reading.grid.shape for reading in readings]
     if form.rule is not None:
         rows = batch_rows(shapes, form.rule.dtype)
@@ -173,13 +173,13 @@ def _pixels(form: SampleForm, readings: Sequence[ChipSeries], images: torch.Tens
     return rows
 
 
-def _validity(form: SampleForm, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
+def _validity(form: SampleSpec, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
     if form.valid_per_band:
         return _flags(form, readings, len(readings[0].mosaics[0].valid), lambda mosaic: mosaic.valid)
     return _flags(form, readings, 1, lambda mosaic: mosaic.valid.all(axis=0, keepdims=True))
 
 
-def _flags(form: SampleForm, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
+def _flags(form: SampleSpec, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
     """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
     lead = [(r.length,) if form.series else () for r in readings]
     rows = batch_rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
@@ -191,11 +191,11 @@ def _flags(form: SampleForm, readings: Sequence[ChipSeries], count: int, of: Any
     return rows
 
 
-def _repeated(form: SampleForm, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
+def _repeated(form: SampleSpec, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
     return torch.from_numpy(np.repeat(mask[None], length, axis=0) if form.series else mask)
 
 
-def _fill_outside(form: SampleForm, pixels: torch.Tensor, inside: npt.NDArray[np.bool_], reading: ChipSeries) -> None:
+def _fill_outside(form: SampleSpec, pixels: torch.Tensor, inside: npt.NDArray[np.bool_], reading: ChipSeries) -> None:
     if form.rule is not None:
         pixels.numpy()[~inside] = form.rule.invalid
         return
@@ -203,7 +203,7 @@ def _fill_outside(form: SampleForm, pixels: torch.Tensor, inside: npt.NDArray[np
     np.copyto(pixels.numpy(), fill[:, None, None], where=~inside)
 
 
-def _scales(form: SampleForm, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
+def _scales(form: SampleSpec, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
     found = []
     for reading in readings:
         stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.mosaics]
@@ -213,7 +213,7 @@ def _scales(form: SampleForm, readings: Sequence[ChipSeries], name: str, unknown
 
 
 def _identity(
-    form: SampleForm, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
+    form: SampleSpec, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
 ) -> dict[str, Sequence[Any]]:
     """Where, when, from which record and for whom."""
     slices = [snapped_slices(reading.grid, t) for reading, t in zip(readings, times, strict=True)]
@@ -280,7 +280,7 @@ def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_
     if query.crs is not None and query.crs != grid.crs:
         given = np.array([geometry], dtype=object)
         geometry = transform_geometries(given, query.crs, crs_text(grid.crs), near=grid.bounds)[0]
-    return inside_mask(geometry, grid, all_touched=all_touched)
+    return polygon_mask(geometry, grid, all_touched=all_touched)
 
 
 def seconds_of(mosaic: Mosaic) -> float:

@@ -3,11 +3,10 @@
 Nothing in the library imports this room; tests and examples do, yours included.
 """
 
+from rasteret_ml.testing.check_resume import batch_digest, check_resume
 from rasteret_ml.testing.cogs import make_cog
-from rasteret_ml.testing.readers import MemoryReader, RecordingReader
-from rasteret_ml.testing.resume import batch_digest, check_resume
+from rasteret_ml.testing.readers_suite import MemoryReader, RangeReaderSuite, RecordingReader
 from rasteret_ml.testing.server import BrokenBytes, Fault, RangeServer
-from rasteret_ml.testing.suite import RangeReaderSuite
 
 __all__ = [
     "BrokenBytes",

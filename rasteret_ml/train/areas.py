@@ -11,11 +11,11 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from rasteret_ml.aois.places import spatial_split
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from, polygons_from
-from rasteret_ml.geo.region import erode_by_box, polygonal
+from rasteret_ml.geo.regions import erode_by_box, polygonal
+from rasteret_ml.samplers.aoi.target_grids import spatial_split
 
 __all__ = ["Polygons", "SplitAreas"]
 

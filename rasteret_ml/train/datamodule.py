@@ -6,43 +6,90 @@ import dataclasses
 import functools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.data import DistributedSampler, SequentialSampler
 
+from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loading.loader import DataLoader
-from rasteret_ml.preparing.prepare import prepare
-from rasteret_ml.preparing.transfer import to_device
-from rasteret_ml.preparing.turning import flip_and_turn
+from rasteret_ml.loader.error_policy import ErrorPolicy
+from rasteret_ml.loader.loader import DataLoader
 from rasteret_ml.raster.quality import QualityMask
-from rasteret_ml.reading.policy import ErrorPolicy
-from rasteret_ml.runtime.worker_loop import close_idle_loop
+from rasteret_ml.raster.worker_loop import close_idle_loop
+from rasteret_ml.samplers.grid_sampler import GridAOISampler
+from rasteret_ml.samplers.locality import Locality
+from rasteret_ml.samplers.random import Placement, RandomAOISampler
 from rasteret_ml.samples.collate import collate
-from rasteret_ml.samples.plot import plot_of
+from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample
-from rasteret_ml.sampling.locality import Locality
-from rasteret_ml.sampling.samplers import GridAOISampler, Placement, RandomAOISampler
-from rasteret_ml.scenes.dates import TimeSeries
 from rasteret_ml.train.areas import Polygons, SplitAreas
-from rasteret_ml.train.measuring import Measuring, Normal
-from rasteret_ml.train.opened import OpenedData, class_map
-from rasteret_ml.train.resume import mend_epoch_count
-from rasteret_ml.train.same_chips import SameChips
+from rasteret_ml.train.data_handles import DataHandles, class_map
 from rasteret_ml.train.sources import Rasters, band_names, is_plain, plain, sources_of
+from rasteret_ml.train.stats_config import ChannelStats, StatsConfig
+from rasteret_ml.transforms.device import to_device
+from rasteret_ml.transforms.flips import random_flip_rot90
+from rasteret_ml.transforms.normalize import normalize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretDataModule"]
+
+__all__ = ["ExactResume", "FixedEpochSampler", "RasteretDataModule", "fix_epoch_count"]
+
+
+class FixedEpochSampler(SequentialSampler, DistributedSampler[Any]):
+    """The first epoch of a sampler, again and again.
+
+    Lightning takes it for what it asks for when a few batches are to be overfitted: a sampler that does not shuffle (in
+    the place of any other it puts one that counts 0, 1, 2 …, which is no chip), and one that deals to ranks by itself.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._sampler.set_epoch(0)
+        return iter(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch is the first one."""
+
+
+class ExactResume(pl.Callback):
+    """Lets Lightning resume exactly more than once; `RasteretDataModule` does it by itself.
+
+    Lightning saves a loader's state (`DataLoader.state_dict`) by itself, and gives it back only where it takes an epoch
+    to be unfinished. A run that went on from a checkpoint of an epoch's last batch does not count the next epoch as
+    begun (seen in Lightning 2.6), so that a second resume would begin that epoch anew. This callback mends the count
+    in each checkpoint.
+    """
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Mend the count."""
+        fix_epoch_count(trainer, checkpoint)
+
+
+def fix_epoch_count(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Count the epoch that is being trained as begun, in a checkpoint that is about to be saved."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    if not trainer.training or progress is None:
+        return
+    for counts in progress.values():  # of this run, and in total
+        if counts["completed"] == counts["ready"]:  # while an epoch is trained, one is not completed
+            counts["ready"] = counts["started"] = counts["completed"] + 1
+
 
 _log = logging.getLogger(__name__)
 
 
-class RasteretDataModule(OpenedData, pl.LightningDataModule):
+class RasteretDataModule(DataHandles, pl.LightningDataModule):
     """Train, validate, test and predict on images with an optional label raster.
 
     Training draws random chips inside the training area; validation and test cover theirs with a grid, and count
@@ -220,7 +267,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
             "errors": errors,
         }
         self._scaled, self._augment = bool(scaled), augment
-        self._given = Normal.of(mean, std)
+        self._given = ChannelStats.of(mean, std)
         self._measuring = _measuring(statistics, statistics_chips, self.size, int(seed), bool(scaled))
         self._restored: dict[str, Any] = {}
         self._predict_sampler: Any = None
@@ -285,7 +332,7 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
         """A loader; `once` where no chip may stand for another."""
         _ = self.mean  # measured now, if it must be, rather than at the first batch
         if self.trainer is not None and self.trainer.overfit_batches:
-            sampler = SameChips(sampler)
+            sampler = FixedEpochSampler(sampler)
         stack = functools.partial(collate, ignore_index=self.ignore_index)
         options = self._loading | {"batch_size": self.batch_size, "sampler": sampler, "collate_fn": stack}
         errors = ErrorPolicy.of(options["errors"])
@@ -301,14 +348,14 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Float, normalised and (in training) augmented, on the device."""
-        ready = prepare(batch, self.mean, self.std, self.ignore_index, scaled=self._scaled)
+        ready = normalize(batch, self.mean, self.std, self.ignore_index, scaled=self._scaled)
         if self.trainer is None or not self.trainer.training or not self._augment:
             return ready
-        return flip_and_turn(ready, self._draws["seed"]) if self._augment is True else self._augment(ready)
+        return random_flip_rot90(ready, self._draws["seed"]) if self._augment is True else self._augment(ready)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let Lightning go on from the checkpoint exactly, however often (see `ExactResume`)."""
-        mend_epoch_count(self.trainer, checkpoint)
+        fix_epoch_count(self.trainer, checkpoint)
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers of its loaders and, where nothing else reads, this process's connections.
@@ -340,11 +387,11 @@ class RasteretDataModule(OpenedData, pl.LightningDataModule):
             sample = {
                 key: value[item].cpu() if isinstance(value, torch.Tensor) else value for key, value in sample.items()
             }
-        return plot_of([self.images], sample, {"ignore_index": self.ignore_index} | options)
+        return plot_from([self.images], sample, {"ignore_index": self.ignore_index} | options)
 
 
-def _measuring(path: str | None, chips: int | None, size: int, seed: int, scaled: bool) -> Measuring:
-    return Measuring(path=path, chips=chips, size=size, seed=seed, scaled=scaled)
+def _measuring(path: str | None, chips: int | None, size: int, seed: int, scaled: bool) -> StatsConfig:
+    return StatsConfig(path=path, chips=chips, size=size, seed=seed, scaled=scaled)
 
 
 def _locality(value: Any, batch_size: int) -> Locality | None:

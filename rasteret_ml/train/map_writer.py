@@ -12,14 +12,14 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DistributedSampler
 
-from rasteret_ml.aois.aoi import AOI
 from rasteret_ml.errors import UsageError
-from rasteret_ml.maps.chosen import ChosenChips
-from rasteret_ml.maps.form import Output
-from rasteret_ml.maps.geotiff import Colour
-from rasteret_ml.maps.merging import Merge
-from rasteret_ml.maps.plan import data_digest, weights_digest
-from rasteret_ml.maps.prediction import BLOCK, MEMORY_BYTES, SAVE_SECONDS, PredictionMap
+from rasteret_ml.predict.blend import Merge
+from rasteret_ml.predict.mosaic_layout import SubsetSampler
+from rasteret_ml.predict.output_spec import Output
+from rasteret_ml.predict.prediction_map import BLOCK, MEMORY_BYTES, SAVE_SECONDS, PredictionMap
+from rasteret_ml.predict.resume import data_digest, weights_digest
+from rasteret_ml.predict.write_cog import Colour
+from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.sample import Sample
 
 __all__ = ["MapWriter"]
@@ -182,9 +182,9 @@ class _WhatIsLeft(DistributedSampler[AOI]):
 
     def __init__(self, opened: Callable[[], PredictionMap]) -> None:
         self._opened = opened
-        self._chips: ChosenChips | None = None
+        self._chips: SubsetSampler | None = None
 
-    def _found(self) -> ChosenChips:
+    def _found(self) -> SubsetSampler:
         if self._chips is None:
             self._chips = self._opened().sampler
         return self._chips

@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from rasteret_ml.loading.bottleneck import Bottleneck, TimeShares, time_shares
-from rasteret_ml.loading.loader import DataLoader
-from rasteret_ml.loading.stats import LoaderStats, StatsBoard, samples_in
+from rasteret_ml.loader.bottleneck import Bottleneck, TimeShares, time_shares
+from rasteret_ml.loader.loader import DataLoader
+from rasteret_ml.loader.stats import LoaderStats, StatsBoard, samples_in
 
 __all__ = ["LoaderMonitor"]
 

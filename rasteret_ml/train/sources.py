@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeVar
 
 from filelock import FileLock
 
+from rasteret_ml.collection.build.build import build
+from rasteret_ml.collection.build.files import expand_paths
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.write import check_target
 from rasteret_ml.errors import CollectionError, UsageError
-from rasteret_ml.fetch.urls import is_remote
-from rasteret_ml.ingest.build import build
-from rasteret_ml.ingest.files import expand_paths
 from rasteret_ml.raster.quality import QualityMask
+from rasteret_ml.storage.urls import is_remote
 
 __all__ = ["RasterSource", "Rasters", "band_names", "is_plain", "plain", "sources_of"]
 

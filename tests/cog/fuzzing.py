@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rasteret_ml.collection.build.headers import read_header
 from rasteret_ml.errors import DataError, ReadError
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.execute import Engine, execute
-from rasteret_ml.raster.open import read_header
 from rasteret_ml.raster.plan import plan_chip
 from rasteret_ml.raster.source import BandSource
 from rasteret_ml.testing import MemoryReader

@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from whole_file import header_of, read_band, read_bands
 
-from rasteret_ml.cog.table import TileTable
+from rasteret_ml.cog.tile_table import TileTable
 
 TRANSFORM = Affine(10, 0, 500000, 0, -10, 5000000)
 INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]

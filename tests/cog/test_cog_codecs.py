@@ -22,8 +22,8 @@ from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
 from whole_file import header_of, read_band, read_bands
 
-from rasteret_ml.cog.codecs import check_supported, decode_tile
-from rasteret_ml.cog.samples import scratch
+from rasteret_ml.cog.codecs.byte_codecs import scratch
+from rasteret_ml.cog.codecs.decode import check_supported, decode_tile
 from rasteret_ml.errors import UnsupportedTiffError
 
 FLOATS = ["float32", "float64"]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from made_tiffs import gtiff, make_table, photo
 from whole_file import header_of
 
-from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.cog.lzw import refuse_dangling_codes
-from rasteret_ml.cog.table import TileTable
+from rasteret_ml.cog.codecs.decode import decode_tile
+from rasteret_ml.cog.codecs.lzw import refuse_dangling_codes
+from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
 PICTURE = np.ascontiguousarray(np.moveaxis(photo(3), 0, -1)[:48, :64])
@@ -201,7 +201,7 @@ def test_memory_that_is_not_there_is_an_error_of_ours(monkeypatch: pytest.Monkey
     def none_left(size: int, slot: str) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("rasteret_ml.cog.samples.scratch", none_left)
+    monkeypatch.setattr("rasteret_ml.cog.codecs.byte_codecs.scratch", none_left)
     with pytest.raises(CorruptTiffError, match=r"48 x 64 x 3 uint8: MemoryError"):
         decode_tile(_stored("deflate"), _table("deflate"), 48)
 

@@ -13,7 +13,7 @@ import tifffile
 from made_tiffs import LAYOUTS, assert_same, gdal_pixels, gtiff, make_table, photo, pixels, raw_tiff
 from whole_file import header_of, read_band, read_bands
 
-from rasteret_ml.cog.codecs import check_supported, decode_tile
+from rasteret_ml.cog.codecs.decode import check_supported, decode_tile
 from rasteret_ml.errors import CorruptTiffError
 
 

@@ -16,7 +16,7 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from whole_file import header_of, read_band, read_bands
 
-from rasteret_ml.cog.header import CogHeader
+from rasteret_ml.cog.header.parse import CogHeader
 from rasteret_ml.errors import DataError, NotATiffError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

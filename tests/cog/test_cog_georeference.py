@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from rasterio.rpc import RPC
 from whole_file import header_of
 
-from rasteret_ml.cog.georeference import GeoTags, read_crs, read_transform
+from rasteret_ml.cog.header.georeference import GeoTags, read_crs, read_transform
 from rasteret_ml.geo.crs import crs_text
 
 

@@ -19,9 +19,9 @@ from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from whole_file import header_of, read_bands, read_table
 
-from rasteret_ml.cog.gdal_tags import parse_nodata
-from rasteret_ml.cog.header import CogHeader, parse_header
-from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.gdal_tags import parse_nodata
+from rasteret_ml.cog.header.parse import CogHeader, parse_header
+from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
 from rasteret_ml.errors import DataError, NotATiffError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.testing import make_cog

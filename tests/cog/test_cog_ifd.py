@@ -15,8 +15,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.ifd import Directory, read_directories
-from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import Directory, read_directories
+from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
 from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError
 from rasteret_ml.ranges import ByteRange
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 
-from rasteret_ml.cog.ifd import Directory, read_directories
-from rasteret_ml.cog.layout import read_table, unknown_bytes
-from rasteret_ml.cog.sparse_file import NeedBytes, SparseFile
-from rasteret_ml.cog.table import TileTable
-from rasteret_ml.cog.tiles import plan_tiles
+from rasteret_ml.cog.header.ifd import Directory, read_directories
+from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.tile_layout import read_table, unknown_bytes
+from rasteret_ml.cog.tile_reads import plan_tiles
+from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.geo.window import Window
 

@@ -13,7 +13,7 @@ from affine import Affine
 from whole_file import header_of, read_table
 
 from rasteret_ml.cog.metadata import CogMetadata, transform_from_list, transform_to_list
-from rasteret_ml.cog.table import TileTable, slice_plane
+from rasteret_ml.cog.tile_table import TileTable, slice_plane
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.testing import make_cog
 

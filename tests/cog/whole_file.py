@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.codecs import decode_tile
-from rasteret_ml.cog.header import CogHeader, parse_header
-from rasteret_ml.cog.sparse_file import SparseFile
-from rasteret_ml.cog.table import TileTable
-from rasteret_ml.cog.tiles import plan_tiles
+from rasteret_ml.cog.codecs.decode import decode_tile
+from rasteret_ml.cog.header.parse import CogHeader, parse_header
+from rasteret_ml.cog.header.sparse_file import SparseFile
+from rasteret_ml.cog.tile_reads import plan_tiles
+from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 
 MOST_PIXELS = 2**26

@@ -17,9 +17,9 @@ from affine import Affine
 from pixel_oracle import rasters, run
 
 from rasteret_ml.collection import write
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import UsageError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.testing import make_cog
 
 

@@ -14,9 +14,9 @@ from affine import Affine
 from matplotlib.figure import Figure
 from picture_oracle import artists, legend_texts, rendered
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import UsageError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.plotting.colours import palette_colour
 from rasteret_ml.testing import make_cog
 

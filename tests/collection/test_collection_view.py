@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError, UsageError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.testing import make_cog
 
 _IDS = ["a", "b", "c", "d", "e"]

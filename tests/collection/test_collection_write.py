@@ -19,10 +19,10 @@ import shapely
 from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 
 from rasteret_ml.collection import write as writing
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.write import write_collection
 from rasteret_ml.errors import UsageError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.testing import make_cog
 
 

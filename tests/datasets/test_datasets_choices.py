@@ -13,10 +13,10 @@ import torch
 from affine import Affine
 
 import rasteret_ml as rm
-from rasteret_ml.aois.aoi import AOIDetails
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import DataError, NoOverlapError, UsageError
-from rasteret_ml.reading.retry import valid_share
+from rasteret_ml.samplers.aoi.aoi import AOIDetails
+from rasteret_ml.samples.min_valid import valid_share
 from rasteret_ml.testing import make_cog
 
 WHOLE = slice(500000.0, 500320.0), slice(4999680.0, 5000000.0)
@@ -202,8 +202,8 @@ def test_series_need_dates_and_images(days, scenes):
         rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, series=3)
     with pytest.raises(UsageError, match="quality="):
         rm.RasteretDataset(days, ["A"], clear_first=True)
-    with pytest.raises(NoOverlapError, match="least=5"):
-        rm.RasteretDataset(days, ["A"], series=rm.TimeSeries(length=6, least=5))[WHOLE]
+    with pytest.raises(NoOverlapError, match="min_dates=5"):
+        rm.RasteretDataset(days, ["A"], series=rm.TimeSeries(length=6, min_dates=5))[WHOLE]
 
 
 def test_too_few_valid_pixels_are_drawn_again(days):

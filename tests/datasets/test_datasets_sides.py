@@ -14,9 +14,9 @@ from affine import Affine
 from torchgeo.datasets import RasterDataset, UnionDataset
 
 import rasteret_ml as rm
-from rasteret_ml.aois.places import frames_of
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.samplers.aoi.target_grids import frames_of
 from rasteret_ml.testing import make_cog
 
 N = 32
@@ -84,8 +84,11 @@ def batch_of(union, queries=(LEFT, RIGHT)):
 def test_a_side_without_the_dates_leaves_a_chip_to_the_other(tmp_path, west, east):
     """It has records there, but of no month or number that is asked for."""
     write(tmp_path / "o", "o_20230801", 9)
-    for series, wide in ((rm.TimeSeries(months=(8,), length=1), "months"), (rm.TimeSeries(least=2, length=2), "least")):
-        if wide == "least":
+    for series, wide in (
+        (rm.TimeSeries(months=(8,), length=1), "months"),
+        (rm.TimeSeries(min_dates=2, length=2), "min_dates"),
+    ):
+        if wide == "min_dates":
             write(tmp_path / "o", "p_20230802", 9)
         left = rm.RasteretDataset(collected(west), ["A"], series=series)
         right = rm.RasteretDataset(collected(tmp_path / "o"), ["A"], series=series)
@@ -156,7 +159,7 @@ def test_aois_are_named_in_all_samples_of_a_batch(west, east):
     table = rm.AOITable.of(
         gpd.GeoDataFrame({"kind": [3, 4]}, geometry=boxes, crs=32633), label="kind", classes=[1, 2, 3, 4]
     )
-    batch = batch_of(union, list(rm.EachAOISampler(union, 16, aois=table)))
+    batch = batch_of(union, list(rm.PerAOISampler(union, 16, aois=table)))
     assert batch["aoi"].tolist() == [0, 1]
     assert batch["label"].tolist() == [2, 3]
     assert batch["image"][:, 0, 0, 0].tolist() == [50, 7]

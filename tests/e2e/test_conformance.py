@@ -16,13 +16,13 @@ import tifffile
 from pixel_oracle import rasters, window_by_rasterio
 from rasterio.errors import RasterioError
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.fetch.open import open_reader
 from rasteret_ml.geo.window import Window
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import RangeServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

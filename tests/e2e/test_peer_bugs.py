@@ -19,7 +19,7 @@ from rasterio.warp import reproject
 
 import rasteret_ml as rm
 from rasteret_ml.errors import FileChangedError, ReadError
-from rasteret_ml.raster.execute import ReadFailure
+from rasteret_ml.raster.execute import TileError
 from rasteret_ml.testing import RangeServer, make_cog
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -75,7 +75,7 @@ def test_bands_stay_with_their_record_after_partial_failures(tmp_path: Path) -> 
         os.remove(paths[r, b])
     box = shapely.box(X, Y - 320, X + 320, Y)
     for r, record in enumerate(rasters(collection)):
-        failures: list[ReadFailure] = []
+        failures: list[TileError] = []
         (chip,) = run(record.load_bands([box], ["A", "B"], geometry_crs=32633, output="tensor", failures=failures))
         assert {(f.record, f.band) for f in failures} == {(f"r{r}", missing[r])}
         for channel, b in enumerate("AB"):

@@ -22,8 +22,8 @@ from rasteret_ml.errors import (
     ReadError,
     ServerError,
 )
-from rasteret_ml.fetch.open import open_reader
-from rasteret_ml.raster.execute import ReadFailure
+from rasteret_ml.raster.execute import TileError
+from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import Fault, RangeServer, make_cog
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -140,7 +140,7 @@ def test_tolerated_failures_are_listed(server: RangeServer, tmp_path: Path) -> N
     """odc-loader: `fail_on_error=False` left fill and no list; stackstac: chunks of another shape, no file named."""
     record = _served(server, tmp_path)
     server.faults["a.tif"] = Fault(kind="status", status=404)
-    failures: list[ReadFailure] = []
+    failures: list[TileError] = []
     box = shapely.box(X, Y - 900, X + 1000, Y)
     (chip,) = run(record.load_bands([box], ["B1"], geometry_crs=32633, output="tensor", failures=failures))
     assert (tuple(chip.data.shape), bool(chip.valid.any())) == ((1, 90, 100), False)

@@ -17,7 +17,7 @@ from torchgeo.datasets import RasterDataset, random_grid_cell_assignment, stack_
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.preparing.prepare import prepare
+from rasteret_ml.transforms.normalize import normalize
 
 BANDS = ("B02", "B03")
 
@@ -62,7 +62,7 @@ def test_uint16_images_go_through_the_stock_augmentation(images):
     batch = rm.collate(images.__getitems__(chips(images)))
     assert batch["image"].dtype == torch.uint16
     stock = K.AugmentationSequential(K.Normalize(mean=0.0, std=255.0), data_keys=None, keepdim=True)
-    ready = prepare(batch, mean=[0, 0], std=[1, 1])
+    ready = normalize(batch, mean=[0, 0], std=[1, 1])
     out = stock({"image": ready["image"], "mask_valid": ready["mask_valid"]})
     expected = torch.where(batch["mask_valid"], batch["image"].float() / 255, 0)
     torch.testing.assert_close(out["image"], expected)
@@ -183,7 +183,7 @@ def test_times_have_no_zone(images, scenes):
     interval = pd.Interval(pd.Timestamp("2023-08-01"), pd.Timestamp("2023-08-03"), closed="both")
     for times in (interval, ("2023-08-01T00:00+02:00", "2023-08-03T00:00+02:00")):
         (query,) = chips(
-            images, length=1, toi=times, aois=[shapely.box(500500, 4997500, 502500, 4999500)], aois_crs=32633
+            images, length=1, time=times, aois=[shapely.box(500500, 4997500, 502500, 4999500)], aois_crs=32633
         )
         assert images[query]["time"].item() == pd.Timestamp("2023-08-01", tz="UTC").timestamp()
 

@@ -18,10 +18,10 @@ from rasteret_ml.collection.select import bbox_overlaps, lonlat_bounds
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_bounds, transform_geometries, transform_points
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.locate import positions
-from rasteret_ml.geo.warp import Resampling, needed_window, warp
+from rasteret_ml.geo.resample.positions import positions
+from rasteret_ml.geo.resample.warp import Resampling, needed_window, warp
 from rasteret_ml.geo.window import Window
-from rasteret_ml.raster.target import warped_grid
+from rasteret_ml.raster.reprojected_grid import warped_grid
 
 KERNELS: tuple[Resampling, ...] = get_args(Resampling)
 GLOBE = Grid(crs=LONLAT, transform=Affine(0.25, 0, -180, 0, -0.25, 90), shape=(720, 1440))

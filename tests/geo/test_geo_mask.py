@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import geometry_mask
 
+from rasteret_ml.geo.geometries import polygon_mask
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.mask import inside_mask
 
 STRAIGHT = Affine(10, 0, 500000, 0, -10, 5000000)
 ROTATED = Affine.translation(500000, 5000000) @ Affine.rotation(25) @ Affine.scale(10, -10)
@@ -36,7 +36,7 @@ def test_equals_geometry_mask(points, hole, all_touched: bool, transform: Affine
         if polygon.is_empty:
             return
     expected = geometry_mask([polygon], shape, transform, all_touched=all_touched, invert=True)
-    found = inside_mask(polygon, Grid(crs="EPSG:32633", transform=transform, shape=shape), all_touched=all_touched)
+    found = polygon_mask(polygon, Grid(crs="EPSG:32633", transform=transform, shape=shape), all_touched=all_touched)
     assert found.dtype == bool
     assert np.array_equal(found, expected)
 
@@ -46,16 +46,16 @@ def test_a_pixel_is_inside_when_its_centre_is() -> None:
     grid = Grid(crs=None, transform=Affine(1, 0, 0, 0, -1, 10), shape=(10, 10))
     expected = np.zeros((10, 10), bool)
     expected[3:5, 4:7] = True
-    assert np.array_equal(inside_mask(shapely.box(4, 5, 7, 7), grid), expected)
-    assert np.array_equal(inside_mask(shapely.box(4.4, 5.4, 6.6, 6.6), grid), expected)
-    assert not inside_mask(shapely.box(4.6, 5.6, 5.4, 6.4), grid).any()
-    assert inside_mask(shapely.box(4.6, 5.6, 5.4, 6.4), grid, all_touched=True).sum() == 4
+    assert np.array_equal(polygon_mask(shapely.box(4, 5, 7, 7), grid), expected)
+    assert np.array_equal(polygon_mask(shapely.box(4.4, 5.4, 6.6, 6.6), grid), expected)
+    assert not polygon_mask(shapely.box(4.6, 5.6, 5.4, 6.4), grid).any()
+    assert polygon_mask(shapely.box(4.6, 5.6, 5.4, 6.4), grid, all_touched=True).sum() == 4
 
 
 @pytest.mark.parametrize("geometry", [shapely.Polygon(), shapely.box(900, 900, 901, 901)], ids=["empty", "far"])
 def test_nothing_inside(geometry) -> None:
     """An empty or far polygon gives a mask without a pixel, not an error."""
-    mask = inside_mask(geometry, Grid(crs=None, transform=Affine(1, 0, 0, 0, -1, 10), shape=(10, 12)))
+    mask = polygon_mask(geometry, Grid(crs=None, transform=Affine(1, 0, 0, 0, -1, 10), shape=(10, 12)))
     assert mask.shape == (10, 12)
     assert not mask.any()
 
@@ -64,6 +64,6 @@ def test_multipolygon_is_the_union_of_its_parts() -> None:
     """Two parts, one mask."""
     grid = Grid(crs=None, transform=Affine(1, 0, 0, 0, -1, 10), shape=(10, 10))
     parts = [shapely.box(0, 0, 3, 3), shapely.box(5, 5, 9, 8)]
-    expected = inside_mask(parts[0], grid) | inside_mask(parts[1], grid)
+    expected = polygon_mask(parts[0], grid) | polygon_mask(parts[1], grid)
     assert expected.sum() == 9 + 12
-    assert np.array_equal(inside_mask(shapely.MultiPolygon(parts), grid), expected)
+    assert np.array_equal(polygon_mask(shapely.MultiPolygon(parts), grid), expected)

@@ -10,7 +10,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.locate import positions
+from rasteret_ml.geo.resample.positions import positions
 
 Array = np.ndarray[Any, Any]
 

@@ -11,10 +11,10 @@ import pytest
 import shapely
 from pixel_oracle import assert_chip, build_one, rasters, run, window_by_rasterio
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import CollectionError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.record import RasterInfo
+from rasteret_ml.raster.raster_info import RasterInfo
 from rasteret_ml.testing import make_cog
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_oracle import HASTY, QUICK, assert_chip, build_one, cause_of, rasters, run, window_by_rasterio
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import (
     CorruptTiffError,
     FetchNotFoundError,
@@ -24,15 +25,13 @@ from rasteret_ml.errors import (
     ReadError,
     ServerError,
 )
-from rasteret_ml.fetch.open import open_reader
 from rasteret_ml.geo.window import Window
-from rasteret_ml.ingest.build import build
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, ReadFailure, ReadResult, execute
+from rasteret_ml.raster.execute import Engine, ReadResult, RequestLimiter, TileError, execute
 from rasteret_ml.raster.explain import explain
 from rasteret_ml.raster.plan import ChipPlan
-from rasteret_ml.raster.slots import Slots
+from rasteret_ml.storage.open import open_reader
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import Fault, MemoryReader, RangeServer, RecordingReader, make_cog
 
@@ -181,7 +180,7 @@ def test_max_concurrent_bounds_the_requests(scene: Any) -> None:
         reader = Counting()
         limits = CoalesceLimits(gap=0, touching=0)
         plans = _plans(record, corners, ["B1"])
-        run(execute(plans, Engine(reader=reader, slots=Slots(bound), coalesce=limits)))
+        run(execute(plans, Engine(reader=reader, slots=RequestLimiter(bound), coalesce=limits)))
         seen.append(reader.most)
     assert seen == [1, 2]
 
@@ -232,7 +231,7 @@ def test_a_corrupt_tile_names_everything(scene: Any) -> None:
 def test_failures_are_listed_and_their_pixels_invalid(scene: Any) -> None:
     """With a list, the other tiles come back right and the broken one is fill and invalid, for every band."""
     path, record, _ = scene
-    failures: list[ReadFailure] = []
+    failures: list[TileError] = []
     whole = shapely.box(500000, 5000000 - 2560, 500000 + 2560, 5000000)
     (chip,) = run(
         record.load_bands(
@@ -321,7 +320,7 @@ def test_one_file_of_two_missing(server: RangeServer, tmp_path: Path) -> None:
     hrefs = [f"{server.url}/s/{band}.tif" for band in ("B02", "B03")]
     (record,) = rasters(build(hrefs, tmp_path / "c.parquet", bands=["B02", "B03"]))
     server.faults["s/B03.tif"] = Fault(kind="status", status=404)
-    failures: list[ReadFailure] = []
+    failures: list[TileError] = []
     box = [record.grid("B02").bounds]
     (chip,) = run(record.load_bands(box, ["B02", "B03"], geometry_crs=32633, output="tensor", failures=failures))
     assert {(f.band, f.href) for f in failures} == {("B03", hrefs[1])}

@@ -11,11 +11,11 @@ import pytest
 from pixel_oracle import build_one, run
 
 from rasteret_ml.errors import AccessDeniedError, FetchError, ReadError, ServerError
-from rasteret_ml.fetch.reader import RangeResponse
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, ReadFailure, execute
+from rasteret_ml.raster.execute import Engine, TileError, execute
+from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.testing import MemoryReader, make_cog
 
 _TILE, _SIDE = 32, 128
@@ -135,4 +135,4 @@ def test_a_batch_that_shares_a_tile_with_a_failing_one_has_its_own_failure(scene
     for result in run(both()):
         (failure,) = result.failures
         assert (failure.tile, failure.plans) == (1, (0,))
-        assert isinstance(failure, ReadFailure)
+        assert isinstance(failure, TileError)

@@ -22,12 +22,12 @@ from pixel_oracle import build_one, cause_of, run
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
-from rasteret_ml.cog.table import TileTable
+from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, ReadError, UsageError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, ReadFailure, execute
+from rasteret_ml.raster.execute import Engine, TileError, execute
 from rasteret_ml.raster.explain import ReadEstimate, explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
@@ -378,7 +378,7 @@ def test_a_file_whose_tags_lie(tag: str, value: int, tmp_path: Path) -> None:
     ) as caught:
         run(record.load_bands(box, ["B1", "B2"], geometry_crs=32633, output="tensor"))
     assert isinstance(cause_of(caught.value), CorruptTiffError)
-    failures: list[ReadFailure] = []
+    failures: list[TileError] = []
     (chip,) = run(record.load_bands(box, ["B1", "B2"], geometry_crs=32633, output="tensor", failures=failures))
     assert [(f.record, f.band, f.image, f.tile) for f in failures] == [("a", "B1", "full resolution", 8)]
     expected = np.ones((2, _HEIGHT, _WIDTH), bool)

@@ -21,11 +21,11 @@ from pixel_oracle import build_one, rasters, run, window_by_rasterio
 from rasterio.shutil import copy as gdal_copy
 from rasterio.windows import Window as RioWindow
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import DataError
-from rasteret_ml.fetch.local import LocalReader
-from rasteret_ml.fetch.open import open_reader
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
+from rasteret_ml.storage.local import LocalReader
+from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import RangeServer, RecordingReader
 
 pytestmark = [

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.raster.chip import Scaling
 from rasteret_ml.raster.quality import QUALITY_PRESETS, QualityMask
-from rasteret_ml.raster.scaling import Scaling
 
 
 def test_scl_classes_one_by_one():

@@ -21,11 +21,11 @@ from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RioWindow
 
-from rasteret_ml.cog.gdal_tags import parse_nodata
+from rasteret_ml.cog.header.gdal_tags import parse_nodata
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import FileChangedError, ReadError
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.validity import equals_nodata, valid_pixels
+from rasteret_ml.raster.assemble import equals_nodata, valid_pixels
 from rasteret_ml.testing import RangeServer
 
 pytestmark = [

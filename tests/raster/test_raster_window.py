@@ -16,12 +16,12 @@ from pixel_oracle import assert_chip, build_one, rasters, run, window_by_rasteri
 from rasterio.enums import Resampling as GdalResampling
 from rasterio.warp import reproject
 
+from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import ReadError, UnknownBandError, UsageError
-from rasteret_ml.fetch.open import open_reader
 from rasteret_ml.geo.window import Window
-from rasteret_ml.ingest.build import build
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import MemoryReader, make_cog
 
 _SHAPE = (150, 190)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rasteret_ml as rm
-from rasteret_ml.samples.blank import blanked, ignored_by_key
+from rasteret_ml.samples.blank import blank_sample, ignored_by_key
 
 BANDS = ("B02", "B03")
 REMAP = {1: 0, 2: 1, 3: 2, 4: 3}
@@ -41,7 +41,7 @@ def test_a_blank_batches_with_its_like_and_counts_for_nothing(scenes: Any, kind:
     for query in rm.RandomAOISampler(dataset, 48, 3, seed=1):
         sample = dataset[query]
         before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
-        blank = blanked(sample, ignored)
+        blank = blank_sample(sample, ignored)
         batch = rm.collate([sample, blank])
         assert list(blank) == list(sample)
         for key, value in sample.items():
@@ -77,7 +77,7 @@ def test_values_that_are_not_there_say_so() -> None:
         "offset_image_s1": torch.full((3,), 7.0),
         "weight": torch.tensor([2.0]),
     }
-    blank = blanked(sample)
+    blank = blank_sample(sample)
     assert blank["mask"].isnan().all()
     assert blank["label"].tolist() == [-100]
     assert blank["time"].isnan().all()
@@ -87,8 +87,8 @@ def test_values_that_are_not_there_say_so() -> None:
     assert blank["scale"].tolist() == [1, 1, 1]
     assert blank["offset_image_s1"].tolist() == [0, 0, 0]
     assert blank["weight"].tolist() == [2]
-    assert blanked({"label": torch.tensor([0.5])})["label"].isnan().all()
-    batch = blanked(rm.collate([sample, sample]))
+    assert blank_sample({"label": torch.tensor([0.5])})["label"].isnan().all()
+    batch = blank_sample(rm.collate([sample, sample]))
     assert {key: value.shape for key, value in batch.items()} == {
         key: value.shape for key, value in rm.collate([blank, blank]).items()
     }

@@ -12,8 +12,8 @@ from picture_oracle import artists, colour_at, legend_texts, rendered
 import rasteret_ml as rm
 from rasteret_ml.errors import UnknownBandError, UsageError
 from rasteret_ml.plotting.colours import palette_colour
-from rasteret_ml.preparing.prepare import prepare
-from rasteret_ml.samples.plot import plot_sample, plot_series, shown_bands
+from rasteret_ml.samples.plots import plot_sample, plot_series, shown_bands
+from rasteret_ml.transforms.normalize import normalize
 
 _NORTH_UP = torch.tensor([10.0, 0, 500000, 0, -10, 5000000, 0, 0, 1], dtype=torch.float64)
 
@@ -162,7 +162,7 @@ def test_items_of_a_batch_and_of_a_prepared_one():
     batch = rm.collate(samples)
     item = {key: value[1] for key, value in batch.items()}
     assert plot_sample(item).get_suptitle().endswith("label class 1")
-    ready = prepare(batch, [50.0] * 4, [20.0] * 4)
+    ready = normalize(batch, [50.0] * 4, [20.0] * 4)
     figure = plot_sample({key: value[0] for key, value in ready.items()})
     assert colour_at(figure, figure.axes[0], 5, 3) == (0, 0, 0)
     assert colour_at(figure, figure.axes[0], 5, 14) == (255, 255, 255)

@@ -36,7 +36,7 @@ class Model(pl.LightningModule):
         if self.global_step == self.killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.seen += batch["draw"].tolist()
-        return (self.net(rm.prepare(batch, [500.0], [300.0])["image"]) - 1).square().mean()
+        return (self.net(rm.normalize(batch, [500.0], [300.0])["image"]) - 1).square().mean()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was seen goes with the weights."""

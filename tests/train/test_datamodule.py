@@ -23,9 +23,9 @@ from omegaconf import OmegaConf
 
 import rasteret_ml as rm
 from rasteret_ml.errors import CollectionError, DataError, UsageError
-from rasteret_ml.runtime import worker_loop
-from rasteret_ml.train import datamodule, measuring, sources
-from rasteret_ml.train.same_chips import SameChips
+from rasteret_ml.raster import worker_loop
+from rasteret_ml.train import datamodule, sources, stats_config
+from rasteret_ml.train.datamodule import FixedEpochSampler
 
 BANDS = ("B02", "B03")
 
@@ -275,9 +275,9 @@ def test_a_damaged_collection_is_built_again(scenes, tmp_path):
 def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
     """Prediction needs neither labels nor a split nor, with mean and std, a look at pixels; training no other grid."""
     measured = []
-    own = measuring.dataset_statistics
+    own = stats_config.dataset_statistics
     monkeypatch.setattr(
-        measuring, "dataset_statistics", lambda *a, **k: measured.append(k["max_chips"]) or own(*a, **k)
+        stats_config, "dataset_statistics", lambda *a, **k: measured.append(k["max_chips"]) or own(*a, **k)
     )
     images = str(scenes.folder / "images.parquet")
     data = rm.RasteretDataModule(images, "nowhere.parquet", bands=BANDS, size=32, mean=[1, 1], std=[1, 1])
@@ -339,7 +339,7 @@ def test_overfitting_shows_the_same_chips_each_epoch(scenes, tmp_path):
     trainer(tmp_path, overfit_batches=2).fit(model, datamodule=data)
     assert model.seen == [(0, position) for position in range(8)] * 2
     sampler = data.train_dataloader().sampler
-    assert isinstance(sampler, SameChips)
+    assert isinstance(sampler, FixedEpochSampler)
     assert [aoi.position for aoi in sampler] == list(range(16))
 
 
@@ -390,7 +390,7 @@ def test_a_checkpoint_keeps_what_was_measured(scenes, tmp_path, monkeypatch):
     path = tmp_path / "model.ckpt"
     first.save_checkpoint(path)
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "dataset_statistics", None)
+        patch.setattr(stats_config, "dataset_statistics", None)
         for stage in ("test", "predict"):
             later = module(scenes, **UNKNOWN)
             getattr(trainer(tmp_path), stage)(Tiny(), datamodule=later, ckpt_path=path)

@@ -12,7 +12,7 @@ import yaml
 
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
-from rasteret_ml.preparing.prepare import prepare
+from rasteret_ml.transforms.normalize import normalize
 
 BANDS = ("B02", "B03")
 HALVES = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -29,7 +29,7 @@ def seen_by(loader, mean, std) -> tuple[np.ndarray, np.ndarray]:
     """Pixels that are read, and those whose labels count, of the fixture's 300 x 600."""
     read, counted = np.zeros((300, 600), bool), np.zeros((300, 600), bool)
     for batch in loader:
-        ready = prepare(batch, mean, std)
+        ready = normalize(batch, mean, std)
         for mask, t in zip(ready["mask"].numpy(), batch["transform"].tolist(), strict=True):
             row, col = round((5000000 - t[5]) / 10), round((t[2] - 500000) / 10)
             rows, cols = slice(max(row, 0), row + mask.shape[0]), slice(max(col, 0), col + mask.shape[1])

@@ -66,7 +66,7 @@ def batch(scenes) -> dict[str, torch.Tensor]:
     rule = {"is_image": False, "crs": images.crs, "remap": {1: 0, 2: 1, 3: 2, 4: 3}}
     joined = images & rm.RasteretDataset(scenes.labels, scenes.labels.bands, **rule)
     loader = rm.DataLoader(joined, 4, sampler=rm.RandomAOISampler(joined, 32, 4, seed=1))
-    ready = rm.Augmentation()(rm.prepare(next(iter(loader)), (2500, 2500), (1400, 1400)))
+    ready = rm.Augmentation()(rm.normalize(next(iter(loader)), (2500, 2500), (1400, 1400)))
     assert (ready["mask"] == -100).any()
     return ready
 

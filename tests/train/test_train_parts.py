@@ -12,8 +12,8 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.preparing.prepare import prepare
-from rasteret_ml.train.metrics import class_iou, confusion_matrix, majority_baseline, mean_iou
+from rasteret_ml.train.losses import class_iou, confusion_matrix, majority_baseline, mean_iou
+from rasteret_ml.transforms.normalize import normalize
 
 BANDS = ("B02", "B03")
 
@@ -26,14 +26,14 @@ def test_prepare_normalises_and_neutralises():
         "mask": torch.tensor([[[1, 2]]]),
         "mask_aoi": torch.tensor([[[[False, True]]]]),
     }
-    ready = prepare(batch, mean=(8, 50), std=(2, 100))
+    ready = normalize(batch, mean=(8, 50), std=(2, 100))
     assert ready["image"].tolist() == [[[[1.0, 0.0]], [[0.5, 0.0]]]]
     assert ready["mask"].tolist() == [[[-100, 2]]]
     native = {
         "image": torch.full((1, 2, 1, 1), 58, dtype=torch.uint16),
         "mask_valid": torch.ones(1, 1, 1, 1, dtype=torch.bool),
     }
-    assert prepare(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
+    assert normalize(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,7 +73,7 @@ def test_splits_do_not_leak(scenes):
         assert (batch["bounds"][:, 4] <= line + 5).all()
     counted = 0
     for batch in data.val_dataloader():
-        ready = prepare(batch, data.mean, data.std)
+        ready = normalize(batch, data.mean, data.std)
         for mask, t in zip(ready["mask"], batch["transform"], strict=True):
             rows = t[5].item() - 10 * (np.arange(32) + 0.5)
             assert (mask.numpy()[rows < line] == -100).all()

@@ -1,0 +1,1 @@
+"""TIFF headers: directories, GeoTIFF and GDAL tags, tile layout."""

@@ -1,0 +1,1 @@
+"""Read single rows from memory-mapped Parquet copies."""

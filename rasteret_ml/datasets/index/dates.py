@@ -1,0 +1,168 @@
+"""Which dates a time series is made of: records to dates, dates to a fixed number of them (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.samplers.ranks import epoch_random
+
+__all__ = ["DateChoice", "TimeSeries", "choose_dates", "fitting"]
+
+DateChoice = Literal["latest", "earliest", "even", "clearest", "random"]
+"""Which dates where there are more than `length`: the last or first ones, some spread evenly over those there are (the
+first and the last among them), the least cloudy, or random ones (by seed, epoch and position)."""
+
+_STREAM = 7
+"""Keeps the dates' randomness apart from that of the places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSeries:
+    """Makes samples `[T, C, H, W]` of all dates at a place, in ascending order.
+
+    Raises:
+        UsageError: a length below 1, months that are none, or an unknown choice or group.
+    """
+
+    length: int | None = None
+    """T: of every sample exactly this; where there are fewer dates the rest is padding, at the end, marked False in
+    `time_valid`. None = as many as there are; a batch is padded to its longest."""
+    choose: DateChoice = "latest"
+    """Which dates where there are more."""
+    group: str = "day"
+    """What is one date: "day" = all records of a UTC day, mosaicked; "instant" = of one instant; else a duration such
+    as "6h": records follow one another within it."""
+    months: tuple[int, ...] = ()
+    """Only dates in these months (1 to 12); none = all."""
+    max_cloud: float | None = None
+    """Only records with at most this cloud cover in percent; unknown is not clear."""
+    min_dates: int = 1
+    """Dates that there must be: fewer raise NoOverlapError."""
+
+    def __post_init__(self) -> None:
+        """Check, and take lists from YAML."""
+        object.__setattr__(self, "months", tuple(int(m) for m in self.months))
+        if self.length is not None and self.length < 1:
+            raise UsageError(f"length is the number of dates, at least 1, not {self.length}.")
+        if not 1 <= self.min_dates <= (self.length or self.min_dates):
+            raise UsageError(f"least lies between 1 and length = {self.length}, not {self.min_dates}.")
+        if any(not 1 <= m <= 12 for m in self.months):
+            raise UsageError(f"months are 1 to 12, not {self.months}.")
+        if self.choose not in get_args(DateChoice):
+            raise UsageError(f"choose is one of {', '.join(get_args(DateChoice))}, not {self.choose!r}.")
+        self.gap()
+
+    @classmethod
+    def of(cls, series: TimeSeries | int | Mapping[str, Any] | None) -> TimeSeries | None:
+        """One from itself, its length, or a mapping of its fields (from YAML); None stays None."""
+        if series is None or isinstance(series, TimeSeries):
+            return series
+        if isinstance(series, Mapping):
+            try:
+                return cls(**{str(key): value for key, value in series.items()})
+            except TypeError as error:
+                raise UsageError(f"series= {dict(series)}: {error}.") from None
+        if isinstance(series, bool) or not isinstance(series, (int, np.integer)):
+            raise UsageError(f"series= is a TimeSeries, its length or a mapping of its fields, not {series!r}.")
+        return cls(length=int(series))
+
+    def gap(self) -> int | None:
+        """Nanoseconds within which records follow one another in one date; None = UTC days."""
+        if self.group == "day":
+            return None
+        if self.group == "instant":
+            return 0
+        try:
+            gap = pd.Timedelta(self.group)
+        except ValueError:
+            gap = pd.NaT
+        if gap is pd.NaT or gap < pd.Timedelta(0):
+            raise UsageError(f"group is 'day', 'instant' or a duration such as '6h', not {self.group!r}.")
+        return int(gap.as_unit("ns").value)
+
+
+def fitting(series: TimeSeries, times: npt.NDArray[np.datetime64], clouds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which records `[N]` may be in the series at all, by month and cloud."""
+    kept = np.ones(len(times), bool)
+    if series.months:
+        month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
+        kept &= np.isin(month, series.months)
+    if series.max_cloud is not None:
+        with np.errstate(invalid="ignore"):
+            kept &= clouds <= series.max_cloud
+    return kept
+
+
+def choose_dates(
+    series: TimeSeries,
+    times: npt.NDArray[np.datetime64],
+    clouds: npt.NDArray[Any],
+    draw: tuple[int, int, int] = (0, 0, 0),
+) -> list[npt.NDArray[np.int64]]:
+    """The dates of a sample, ascending: positions of each one's records, in the order they were given in.
+
+    Args:
+        series: How.
+        times: Of records `[N]`, none undated.
+        clouds: Percent `[N]`, NaN = unknown.
+        draw: (seed, epoch, position), for random dates.
+
+    Raises:
+        NoOverlapError: fewer than `series.min_dates` dates.
+    """
+    stamps = times.astype("datetime64[ns]").astype(np.int64)
+    used = np.flatnonzero(fitting(series, times, clouds))
+    dates = _grouped(stamps[used], series.gap())
+    groups = [used[dates == date] for date in range(int(np.max(dates, initial=-1)) + 1)]
+    if len(groups) < series.min_dates:
+        raise NoOverlapError(
+            f"{len(groups)} dates fit here, of {len(stamps)} records, but min_dates={series.min_dates} are asked for; "
+            "take a longer time, more months or cloud, or a smaller min_dates=."
+        )
+    if series.length is None or len(groups) <= series.length:
+        return groups
+    return [groups[i] for i in sorted(_chosen(series, groups, clouds, draw))]
+
+
+def _grouped(stamps: npt.NDArray[np.int64], gap: int | None) -> npt.NDArray[np.int64]:
+    """The number of each record's date, from 0, ascending in time."""
+    if gap is None:
+        days = np.floor_divide(stamps, 86_400_000_000_000)
+        numbers: npt.NDArray[np.int64] = np.unique(days, return_inverse=True)[1].reshape(-1)
+        return numbers
+    order = np.argsort(stamps, kind="stable")
+    new = np.diff(stamps[order], prepend=stamps[order][:1]) > gap
+    dates = np.empty(len(stamps), np.int64)
+    dates[order] = np.cumsum(new)
+    return dates
+
+
+def _chosen(
+    series: TimeSeries, groups: Sequence[npt.NDArray[np.int64]], clouds: npt.NDArray[Any], draw: tuple[int, int, int]
+) -> list[int]:
+    count, length = len(groups), int(series.length or 0)
+    if series.choose == "latest":
+        return list(range(count - length, count))
+    if series.choose == "earliest":
+        return list(range(length))
+    if series.choose == "even":
+        return [round(v) for v in np.linspace(count - 1 if length == 1 else 0, count - 1, length).tolist()]
+    if series.choose == "random":
+        seed, epoch, position = draw
+        numbers = epoch_random(seed ^ (_STREAM << 32) ^ position, epoch).random(count)
+        return [int(i) for i in np.argsort(numbers, kind="stable")[:length]]
+    shares = [_cloud(clouds[group]) for group in groups]
+    latest_first = sorted(range(count), key=lambda i: (shares[i], -i))
+    return latest_first[:length]
+
+
+def _cloud(clouds: npt.NDArray[Any]) -> float:
+    known = clouds[~np.isnan(clouds)]
+    return float(known.mean()) if len(known) else np.inf

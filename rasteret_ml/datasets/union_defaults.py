@@ -1,0 +1,145 @@
+"""Samples of one side of an `|`, with all keys that samples of either side have, so that they batch together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchgeo.datasets import IntersectionDataset, UnionDataset
+
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.crs import epsg_code
+from rasteret_ml.geo.grid import Grid
+from rasteret_ml.samplers.aoi.aoi import AOI
+from rasteret_ml.samples.buffers import torch_dtype
+from rasteret_ml.samples.merge import converted, dates_of, pixel_keys, scale_name
+from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
+
+__all__ = ["add_query_keys", "fill_missing_keys", "pixel_types", "stated_keys", "stock_sample"]
+
+
+def stated_keys(dataset: Any) -> set[str]:
+    """Keys of a dataset's samples, whatever the query is; none of a stock dataset, which does not say them."""
+    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
+        sides = [stated_keys(side) for side in dataset.datasets]
+        if isinstance(dataset, IntersectionDataset):
+            sides = [{scale_name(key, sorted(side)) for key in side} for side in sides]
+        return set().union(*sides)
+    form = getattr(getattr(dataset, "_batches", None), "form", None)
+    if form is None:
+        return {dataset.key, "mask_valid", "transform"} if hasattr(dataset, "begin") else set()
+    parts = (
+        (True, {form.key, "mask_valid", "transform", "time", "record"}),
+        (form.with_scale and form.rule is None, {"scale", "offset"}),
+        (form.with_clear, {"mask_clear"}),
+        (form.with_epsg, {"epsg"}),
+        (form.series, {"time_valid", "length"}),
+    )
+    return set().union(*(keys for there, keys in parts if there))
+
+
+def pixel_types(dataset: Any) -> dict[str, torch.dtype]:
+    """Types of the pixels of a dataset, by key, where it is known before anything is read."""
+    if getattr(dataset, "transforms", None) is not None:
+        return {}
+    if isinstance(dataset, UnionDataset):
+        return pixel_types(dataset.datasets[0])
+    reader = getattr(dataset, "_batches", None)
+    if reader is None or reader.composite is not None:
+        return {}
+    rule = reader.form.rule
+    return {reader.form.key: torch_dtype(reader.dtype) if rule is None else rule.dtype}
+
+
+def stock_sample(sample: Sample, grid: Grid, t: slice, ignore_index: int | None) -> Sample:
+    """A stock dataset's sample in our terms: pixels, validity, and the chip's place in float64.
+
+    Labels that are not valid become `ignore_index`: with a stock dataset they are 0, as a class may be.
+    """
+    kept = {key: value for key, value in sample.items() if key.startswith(("image", "mask")) or key == "crs"}
+    kept["bounds"] = bounds_tensor(snapped_slices(grid, t)) if TENSOR_ONLY else snapped_slices(grid, t)
+    kept["transform"] = _transform(grid)
+    for key in pixel_keys(kept):
+        labels = kept[key]
+        if key.startswith("mask") and ignore_index is not None and not labels.is_floating_point():
+            valid = kept["mask_valid"].all(-3)
+            kept[key] = torch.where(valid.reshape(labels.shape), labels, ignore_index)
+    return kept
+
+
+def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dtype], grid: Grid) -> Sample:
+    """A sample with all of these keys.
+
+    What it does not know is neutral: `scale` 1, `offset` 0, `record` -1, `time` NaN, nothing clear in `mask_clear`
+    (unknown is not clear); `epsg` and `transform` are the grid's.
+
+    Args:
+        sample: With `mask_valid`.
+        keys: See `stated_keys`.
+        types: Of its pixels, where they are known.
+        grid: Where it lies.
+
+    Raises:
+        UsageError: single images where the other side gives a series, other pixels, or another type.
+    """
+    whole, count = dict(sample), dates_of(sample)
+    if "time_valid" in keys and count is None:
+        raise UsageError("One side of an `|` gives a time series, the other single images; give both the same series=.")
+    if types and set(types) != set(pixel_keys(sample)):
+        raise UsageError(
+            f"The sides of an `|` give different pixels, {sorted(types)} and {sorted(pixel_keys(sample))}, which do "
+            "not fill each other; give both the same key= (or rename with transforms=), or join them with `&`."
+        )
+    for key, dtype in types.items():
+        valid = sample["mask_valid"].all(-3, keepdim=sample[key].ndim >= sample["mask_valid"].ndim)
+        whole[key] = converted(key, sample[key], dtype, valid)
+    for key in sorted(keys - set(sample)):
+        value = _neutral(key, sample, grid, count)
+        if value is not None:
+            whole[key] = value
+    return whole
+
+
+def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.Tensor | None:
+    dates = 1 if count is None else count
+    if key in ("scale", "offset") or key.startswith(("scale_", "offset_")):
+        kind, _, name = key.partition("_")
+        images = [name] if name in sample else [k for k in pixel_keys(sample) if k.startswith("image")]
+        return torch.full(sample[images[0]].shape[:-2], 1.0 if kind == "scale" else 0.0) if images else None
+    if key == "mask_clear":
+        return torch.zeros_like(sample["mask_valid"].all(-3, keepdim=True))
+    values: dict[str, torch.Tensor] = {
+        "time": torch.full((dates,), math.nan, dtype=torch.float64),
+        "record": torch.full((dates,), -1),
+        "time_valid": torch.ones(dates, dtype=torch.bool),
+        "length": torch.tensor([dates]),
+        "epsg": torch.tensor([epsg_code(grid.crs) or 0]),
+        "transform": _transform(grid),
+    }
+    return values.get(key)
+
+
+def add_query_keys(samples: Sequence[Sample], queries: Sequence[Any]) -> None:
+    """`aoi`, `label` and `draw` in all samples of a batch, or in none: a side gives them where its queries do."""
+    rows = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
+    labels = [query.label if isinstance(query, AOI) else None for query in queries]
+    whole = all(isinstance(label, int) for label in labels)
+    columns: tuple[tuple[str, list[Any], torch.dtype], ...] = (
+        ("aoi", rows, torch.int64),
+        ("label", [None if v is None else [v] for v in labels], torch.int64 if whole else torch.float32),
+        ("draw", [query.draw if isinstance(query, AOI) else None for query in queries], torch.int64),
+    )
+    for key, values, dtype in columns:
+        if all(key in sample for sample in samples):
+            continue
+        for sample, value in zip(samples, values, strict=True):
+            if None in values:
+                sample.pop(key, None)
+            elif key not in sample:
+                sample[key] = torch.tensor(value, dtype=dtype)
+
+
+def _transform(grid: Grid) -> torch.Tensor:
+    return torch.tensor(tuple(grid.transform)[:9], dtype=torch.float64)

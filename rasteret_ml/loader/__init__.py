@@ -1,0 +1,1 @@
+"""The DataLoader: prefetching, error recovery, resumable state and statistics."""

@@ -1,0 +1,1 @@
+"""Predict maps: blend chips and write Cloud Optimized GeoTIFFs."""

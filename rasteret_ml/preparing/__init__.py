@@ -1,1 +1,0 @@
-"""Step 20. Batches on the device: moved there, scaled and normalised, augmented, invalid pixels neutral."""

@@ -1,0 +1,1 @@
+"""Samplers: which AOIs are drawn, and in which order."""

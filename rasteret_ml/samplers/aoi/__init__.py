@@ -1,0 +1,1 @@
+"""AOIs and tables of AOIs."""

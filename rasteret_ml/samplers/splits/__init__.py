@@ -1,0 +1,1 @@
+"""Split AOIs, blocks and records into train, validation and test sets without leaks."""

@@ -1,0 +1,83 @@
+"""The reader that everything uses: signing, then the right scheme."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+
+from rasteret_ml.errors import AccessDeniedError, UsageError, redact
+from rasteret_ml.ranges import ByteRange
+from rasteret_ml.storage.http import HttpReader
+from rasteret_ml.storage.limits import FetchLimits
+from rasteret_ml.storage.local import LocalReader
+from rasteret_ml.storage.reader import RangeReader, RangeResponse
+from rasteret_ml.storage.urls import is_remote
+from rasteret_ml.telemetry import Meter
+
+__all__ = ["SchemeReader", "SignHook", "SigningReader", "open_reader"]
+
+SignHook = Callable[[str], str | Awaitable[str]]
+"""Turns a stored href into one that may be read now. Called at each read; its answer is never stored."""
+
+
+class SchemeReader:
+    """Local paths to the file system, everything else to HTTP."""
+
+    def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
+        self._local = LocalReader(meter)
+        self._http = HttpReader(limits, meter)
+
+    async def read(self, href: str, span: ByteRange) -> RangeResponse:
+        """See `RangeReader.read`."""
+        return await (self._http if is_remote(href) else self._local).read(href, span)
+
+    async def aclose(self) -> None:
+        """Close the HTTP session."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> SchemeReader:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class SigningReader:
+    """A reader that signs every address just before it is read.
+
+    An address that is refused is signed and read once more: a token may have expired in between.
+    """
+
+    def __init__(self, reader: RangeReader, sign: SignHook) -> None:
+        self._reader = reader
+        self._sign = sign
+
+    async def read(self, href: str, span: ByteRange) -> RangeResponse:
+        """See `RangeReader.read`."""
+        try:
+            return await self._reader.read(await self._signed(href), span)
+        except AccessDeniedError:
+            return await self._reader.read(await self._signed(href), span)
+
+    async def _signed(self, href: str) -> str:
+        try:
+            answer = self._sign(href)
+            signed = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:  # without its chain, which may spell a signed address
+            what = f"{type(error).__name__}: {redact(str(error))}"
+            raise AccessDeniedError(f"{redact(href)}: sign= raised {what}") from None
+        if not isinstance(signed, str) or not signed:
+            raise UsageError(f"{redact(href)}: sign= must return an address, not {type(signed).__name__}.")
+        return signed
+
+    async def aclose(self) -> None:
+        """Close the reader inside."""
+        await self._reader.aclose()
+
+
+def open_reader(limits: FetchLimits | None = None, meter: Meter | None = None) -> SchemeReader:
+    """A reader for paths and URLs; `async with` closes it.
+
+    Use one for many `load_bands` calls (`backend=reader`), so that they share connections.
+    """
+    return SchemeReader(limits or FetchLimits(), meter)

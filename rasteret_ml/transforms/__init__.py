@@ -1,0 +1,1 @@
+"""Transforms for batches on the device: normalize, augment, flip."""

@@ -1,0 +1,1 @@
+"""Channel statistics, class counts and class weights."""

@@ -1,0 +1,81 @@
+"""The store against a dictionary, killed at any time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rasteret_ml.predict.block_store import BlockStore
+
+LAYOUT = ((2, 4, 4), "float32"), ((4, 4), "int64")
+BYTES = 2 * 16 * 4 + 16 * 8
+
+
+def empty():
+    """A block of zeros."""
+    return tuple(np.zeros(shape, dtype) for shape, dtype in LAYOUT)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("change"), st.integers(0, 9)),
+        st.tuples(st.just("take"), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["save", "flush", "kill"]), st.none()),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps, st.integers(1, 4))
+def test_the_store_is_a_dictionary_and_a_kill_goes_back_to_what_was_saved(taken, room):
+    """Whatever was written, flushed, dropped or put in free slots since."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, index = Path(folder) / "blocks", np.empty((0, 2), np.int64)
+        store = BlockStore(path, LAYOUT, empty, room * BYTES)
+        held, saved = {}, {}
+        for count, (name, number) in enumerate(taken, start=1):
+            if name == "change":
+                values, keys = store.change(number)
+                np.testing.assert_array_equal(keys, held.get(number, 0))
+                values[:], keys[:] = -count, count
+                held[number] = count
+            elif name == "take":
+                block = store.take(number)
+                assert (block is None) == (number not in held)
+                if block is not None:
+                    assert (block[1] == held.pop(number)).all()
+            elif name == "save":
+                index = store.flush()
+                store.saved()
+                saved = dict(held)
+            elif name == "flush":
+                store.flush()  # killed before it was kept
+            else:
+                store.close()
+                store = BlockStore(path, LAYOUT, empty, room * BYTES, index)
+                held = dict(saved)
+            assert all((number in store) == (number in held) for number in range(10))
+        for number, value in held.items():
+            block = store.take(number)
+            assert (block[1] == value).all()
+            assert (block[0] == -value).all()
+        store.close()
+
+
+def test_slots_are_used_again(tmp_path):
+    """A file grows with the blocks that are in use, not with those that were."""
+    path = tmp_path / "blocks"
+    store = BlockStore(path, LAYOUT, empty, BYTES)
+    for number in range(200):
+        store.change(number)
+        store.change(number + 1)
+        store.take(number)
+        store.flush()
+        store.saved()
+    store.close()
+    assert path.stat().st_size <= 6 * BYTES
