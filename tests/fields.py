@@ -45,7 +45,7 @@ class TwoZones(Plane):
         moved = transform_geometries(np.array([self.west], dtype=object), "EPSG:32632", CRS)[0]
         super().__init__(moved, self.east)
 
-    def frames(self):
+    def target_grids(self):
         one = np.array([self.west], dtype=object)
         two = np.array([self.east], dtype=object)
         return [

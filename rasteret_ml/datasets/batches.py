@@ -24,7 +24,7 @@ from rasteret_ml.raster.mosaic import Mosaic, MosaicBatch, MosaicRequest, Mosaic
 from rasteret_ml.raster.worker_loop import WorkerLoop
 from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
 from rasteret_ml.samples.composite import Composite
-from rasteret_ml.samples.sample import ChipSeries, Sample, SampleSpec, composed, make_samples, seconds_of
+from rasteret_ml.samples.sample import ChipSeries, Sample, SampleSpec, apply_composite, make_samples, seconds_of
 from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SignHook, SigningReader
 from rasteret_ml.storage.reader import as_reader
@@ -191,7 +191,7 @@ class BatchReader:
     def _series(self, read: _Read, place: int, mosaics: Sequence[Mosaic]) -> ChipSeries:
         seconds = read.seconds[place] or (seconds_of(mosaics[0]),)
         reading = ChipSeries(mosaics=tuple(mosaics), seconds=seconds, length=self._length(read.dates[place]))
-        return reading if self.composite is None else composed(self.composite, reading, self.rule.harmonize)
+        return reading if self.composite is None else apply_composite(self.composite, reading, self.rule.harmonize)
 
     def _nothing(self, grid: Grid) -> Mosaic:
         """A chip without a valid pixel."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.datasets.native_grids import cut_frames, frames_beyond, narrowed_frames
+from rasteret_ml.datasets.dataset_grids import cut_target_grids, narrowed_target_grids, target_grids_beyond
 from rasteret_ml.datasets.protocol import Reading
 from rasteret_ml.datasets.union_defaults import (
     add_query_keys,
@@ -28,7 +28,7 @@ from rasteret_ml.loader.prefetch import read_batch
 from rasteret_ml.raster.execute import gather_or_cancel
 from rasteret_ml.raster.worker_loop import WorkerLoop
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, frames_of
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 from rasteret_ml.samples.merge import join_samples, merge_by_validity, with_validity
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample, snapped_slices
@@ -61,9 +61,9 @@ class _Combination:
         grid: Grid | None = getattr(self.datasets[0], "grid", None)
         return grid
 
-    def frames(self) -> list[TargetGrid]:
+    def target_grids(self) -> list[TargetGrid]:
         """For samplers: the left side's CRSs and pixels, and what the combination covers in each."""
-        return narrowed_frames(frames_of(self.datasets[0]), self.index)
+        return narrowed_target_grids(target_grids_of(self.datasets[0]), self.index)
 
     @property
     def parts(self) -> list[Any]:
@@ -189,14 +189,14 @@ class RasteretUnion(_Combination, UnionDataset):
                 ) from other
         return grid
 
-    def frames(self) -> list[TargetGrid]:
+    def target_grids(self) -> list[TargetGrid]:
         """For samplers: on native grids the left side's pixels, and the right's where the left has none."""
         left, right = self.datasets
         if not _is_native(left) or not len(left.index):
-            return super().frames()
-        own = frames_of(left)
-        others = frames_of(right) if hasattr(right, "chip_grid") and len(right.index) else []
-        return cut_frames(own + frames_beyond(others, own), self.index)
+            return super().target_grids()
+        own = target_grids_of(left)
+        others = target_grids_of(right) if hasattr(right, "chip_grid") and len(right.index) else []
+        return cut_target_grids(own + target_grids_beyond(others, own), self.index)
 
     def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
         """The work of each side for the queries that it has, started together; a query fails where either side does."""

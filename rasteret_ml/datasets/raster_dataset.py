@@ -14,6 +14,7 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import band_kinds
 from rasteret_ml.datasets.batches import BatchReader, ReadConfig
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.datasets.dataset_grids import native_target_grids
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.order import RecordOrder, checked_order
 from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
@@ -21,7 +22,6 @@ from rasteret_ml.datasets.index.query import QuerySpec, RecordQuery
 from rasteret_ml.datasets.index.scene_index import TileLayout, moved_index, restore_index, scene_index, tile_layout
 from rasteret_ml.datasets.index.scene_table import RecordStore, SceneTable, band_column, choose_grid, scene_table
 from rasteret_ml.datasets.index.search import Span
-from rasteret_ml.datasets.native_grids import native_frames
 from rasteret_ml.datasets.protocol import Reading
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
@@ -346,10 +346,10 @@ class RasteretDataset(GeoDataset):
         """Where the tiles of the scenes lie, in the dataset's CRS."""
         return tile_layout(self._facts, str(self._grid.crs))
 
-    def frames(self) -> list[TargetGrid]:
+    def target_grids(self) -> list[TargetGrid]:
         """For samplers: the CRSs and pixels that chips lie on, and what is covered in each."""
         if self._finding.native:
-            return native_frames(self.index, self._facts)
+            return native_target_grids(self.index, self._facts)
         t = self._grid.transform
         shapes = np.asarray(self.index.geometry, dtype=object)
         return [TargetGrid(crs=str(self._grid.crs), res=self._res, origin=(t.c, t.f), shapes=shapes)]

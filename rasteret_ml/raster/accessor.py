@@ -27,7 +27,7 @@ from rasteret_ml.raster.execute import Engine, RequestLimiter, TileError, execut
 from rasteret_ml.raster.outputs import to_geodataframe, to_xarray
 from rasteret_ml.raster.plan import ChipPlan, plan_chip
 from rasteret_ml.raster.raster_info import RasterInfo
-from rasteret_ml.raster.reprojected_grid import warped_grid
+from rasteret_ml.raster.reprojected_grid import reprojected_grid
 from rasteret_ml.raster.source import BandSource, available_bands, find_source, locate_band
 from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
 from rasteret_ml.storage.reader import as_reader
@@ -227,7 +227,7 @@ class RasterAccessor:
                 f"Record {self.id} is not georeferenced (no transform; ground control points are not applied); read "
                 "it with `read_window`, or warp it first: gdalwarp in.tif out.tif"
             )
-        base = native if target_crs is None else warped_grid(native, crs_text(target_crs))
+        base = native if target_crs is None else reprojected_grid(native, crs_text(target_crs))
         size = pixel_size(res)
         base = base if size is None else base.with_res(size)
         shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs), near=base.bounds)

@@ -12,7 +12,7 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.positions import contiguous, to_source
 from rasteret_ml.geo.resample.warp import pixel_ratio
 
-__all__ = ["warped_grid"]
+__all__ = ["reprojected_grid"]
 
 _STEPS = np.linspace(0.0, 1.0, 65)
 _LEAST, _MOST = 10, 100
@@ -21,7 +21,7 @@ _LARGEST = 1_000_000
 """Rows or columns beyond which a grid of our own is a sign of a projection's edge, and GDAL's is taken."""
 
 
-def warped_grid(grid: Grid, crs: str) -> Grid:
+def reprojected_grid(grid: Grid, crs: str) -> Grid:
     """`grid` reprojected as GDAL would: the whole extent, square pixels of about the same size, north up.
 
     Where GDAL's answer is of no use it is our own, with pixels of the same area as at the middle of `grid`: for a

@@ -15,7 +15,7 @@ import shapely
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
-__all__ = ["Cells", "FrameLattice", "TileLattice", "largest_shares", "shares"]
+__all__ = ["Cells", "GridLattice", "TileLattice", "largest_shares", "shares"]
 
 Geometries = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]
@@ -129,7 +129,7 @@ class TileLattice:
         return found
 
 
-class FrameLattice:
+class GridLattice:
     """The tile grids of a dataset's frames: a `TileLattice` each.
 
     Of several frames, each scene's tiles are taken to be 512 pixels wide.
@@ -140,7 +140,7 @@ class FrameLattice:
         if len(frames) == 1:
             self._lattices = [TileLattice(dataset, size, when)]
         else:
-            self._lattices = [TileLattice(_FrameScenes(frame, when), size, when) for frame in frames]
+            self._lattices = [TileLattice(_GridScenes(frame, when), size, when) for frame in frames]
 
     def cells(self, corners: npt.NDArray[np.float64], frame: npt.NDArray[np.int64]) -> Cells:
         """The tiles that chips with these upper left corners `[N, 2]`, on these frames `[N]`, begin in."""
@@ -157,7 +157,7 @@ class FrameLattice:
         return Cells(scene=scene, row=row, column=column)
 
 
-class _FrameScenes:
+class _GridScenes:
     """A frame as a dataset's index, all of it at any time."""
 
     def __init__(self, frame: TargetGrid, when: slice) -> None:

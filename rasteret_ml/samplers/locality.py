@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.samplers.aoi.target_grids import frames_of
-from rasteret_ml.samplers.cells import Cells, FrameLattice
+from rasteret_ml.samplers.aoi.target_grids import target_grids_of
+from rasteret_ml.samplers.cells import Cells, GridLattice
 
 __all__ = ["BatchDiversity", "Locality", "batch_diversity", "local_order"]
 
@@ -61,7 +61,7 @@ def batch_diversity(aois: Iterable[Any], dataset: Any, batch_size: int) -> Batch
     queries = list(aois)
     if not 1 <= batch_size <= len(queries):
         raise UsageError(f"mixing needs at least one batch of {batch_size}; there are {len(queries)} chips.")
-    frames = frames_of(dataset)
+    frames = target_grids_of(dataset)
     numbers = {frame.crs: number for number, frame in enumerate(frames)}
     # Of a dataset with one frame, queries may be plain slices.
     frame = np.array([0 if len(frames) == 1 else numbers[q.crs] for q in queries])
@@ -69,7 +69,7 @@ def batch_diversity(aois: Iterable[Any], dataset: Any, batch_size: int) -> Batch
     size = (round((y.stop - y.start) / res[1]), round((x.stop - x.start) / res[0]))
     corners = np.array([(q[0].start, q[1].stop) for q in queries], dtype=np.float64)
     when = slice(min(q[2].start for q in queries), max(q[2].stop for q in queries))
-    cells = FrameLattice(dataset, frames, size, when).cells(corners, frame)
+    cells = GridLattice(dataset, frames, size, when).cells(corners, frame)
     tiles, scenes = cells.blocks(1), cells.scene + 1
     return BatchDiversity(
         scenes=_distinct(scenes, batch_size),

@@ -17,7 +17,7 @@ from rasteret_ml.geo.regions import TriangleRegion, clipped, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, without
 from rasteret_ml.samplers.aoi.weights import Balance, Weight, place_weights
-from rasteret_ml.samplers.cells import FrameLattice, largest_shares, shares
+from rasteret_ml.samplers.cells import GridLattice, largest_shares, shares
 from rasteret_ml.samplers.locality import Locality, local_order
 from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
 from rasteret_ml.samplers.sampler import ChipSampler, Floats, dilated, pixel_pair
@@ -124,7 +124,7 @@ class RandomAOISampler(ChipSampler):
         self._region = TriangleRegion(self._regions, self._weights)
         self._ground: Floats = self.places.res * (self.size[1], self.size[0])
         self._lattice = (
-            None if self.locality is None else FrameLattice(dataset, self.places.frames, self.size, self._windows.time)
+            None if self.locality is None else GridLattice(dataset, self.places.frames, self.size, self._windows.time)
         )
         self._ordered: _Ordered | None = None
 

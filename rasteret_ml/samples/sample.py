@@ -28,8 +28,8 @@ __all__ = [
     "ChipSeries",
     "Sample",
     "SampleSpec",
+    "apply_composite",
     "bounds_tensor",
-    "composed",
     "draw_columns",
     "make_samples",
     "seconds_of",
@@ -86,7 +86,7 @@ class ChipSeries:
         return self.mosaics[0].grid
 
 
-def composed(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
+def apply_composite(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
     """The dates of a reading as one; its time is the mean of theirs.
 
     Raises:

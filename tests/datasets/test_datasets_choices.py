@@ -246,7 +246,7 @@ def test_native_chips_find_their_record_at_every_place(tmp_path, rng):
         make_cog(tmp_path / f"{name}_A.tif", pixels[name], transform=transform, blocksize=128, overviews="none")
     collection = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet", bands=["A"], datetime=None)
     dataset = rm.RasteretDataset(collection, ["A"], grid="native")
-    assert sorted({frame.res for frame in dataset.frames()}) == [(10.0, 10.0), (20.0, 20.0)]
+    assert sorted({frame.res for frame in dataset.target_grids()}) == [(10.0, 10.0), (20.0, 20.0)]
     for sampler in (rm.GridAOISampler(dataset, 16), rm.RandomAOISampler(dataset, 16, 64)):
         seen = set()
         for aoi in sampler:

@@ -16,7 +16,7 @@ from torchgeo.datasets import RasterDataset, UnionDataset
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import NoOverlapError, UsageError
-from rasteret_ml.samplers.aoi.target_grids import frames_of
+from rasteret_ml.samplers.aoi.target_grids import target_grids_of
 from rasteret_ml.testing import make_cog
 
 N = 32
@@ -195,7 +195,7 @@ def test_a_native_union_reads_the_right_where_the_left_has_nothing(west, tmp_pat
     left = rm.RasteretDataset(collected(west), ["A"], grid="native")
     right = rm.RasteretDataset(collected(tmp_path / "x"), ["A"], **options)
     union = left | right
-    frames = frames_of(union)
+    frames = target_grids_of(union)
     assert [frame.origin[0] for frame in frames] == [500000, 500165]
     assert [sum(s.area for s in frame.shapes) for frame in frames] == [N * N * 100, N * 16.5 * 100]
     samples = union.__getitems__(list(rm.GridAOISampler(union, 8)))

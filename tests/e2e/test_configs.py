@@ -24,7 +24,7 @@ CONFIGS = ROOT / "configs"
 FILES = ["data.images=[a.tif]", "data.labels=l.tif"]
 
 
-def composed(*overrides: str, name: str = "train"):
+def apply_composite(*overrides: str, name: str = "train"):
     """The configuration that a command line gives."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose(name, [*overrides, "paths.output_dir=out", "paths.log_dir=logs"], return_hydra_config=False)
@@ -61,7 +61,7 @@ def made_trainer(config) -> pl.Trainer:
 @pytest.mark.parametrize("data", members("data"))
 def test_data(data: str) -> None:
     """With no argument missing or unknown, and `files` shows each with its default."""
-    config = composed(f"data={data}", *(FILES if data == "files" else []))
+    config = apply_composite(f"data={data}", *(FILES if data == "files" else []))
     module = instantiate(config.data)
     assert isinstance(module, rm.RasteretDataModule)
     assert isinstance(module.batch_size, int)
@@ -71,13 +71,13 @@ def test_data(data: str) -> None:
 @pytest.mark.parametrize("model", members("model"))
 def test_models(model: str) -> None:
     """Lightning modules that answer in the image's size."""
-    task = instantiate(composed(f"model={model}").model, in_channels=4, num_classes=3)
+    task = instantiate(apply_composite(f"model={model}").model, in_channels=4, num_classes=3)
     assert task.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("trainer", members("trainer"))
 def test_trainers(trainer: str) -> None:
-    made = made_trainer(composed(f"trainer={trainer}"))
+    made = made_trainer(apply_composite(f"trainer={trainer}"))
     assert made.num_devices == {"ddp": 4, "ddp_sim": 2}.get(trainer, 1)
 
 
@@ -86,7 +86,7 @@ def test_trainers(trainer: str) -> None:
 def test_callbacks(callbacks: str) -> None:
     from assembly import each
 
-    made = each(composed(f"callbacks={callbacks}").callbacks)
+    made = each(apply_composite(f"callbacks={callbacks}").callbacks)
     assert all(isinstance(callback, pl.Callback) for callback in made)
     assert len(made) == {"none": 0, "default": 2, "early_stopping": 3}.get(callbacks, 1)
 
@@ -96,7 +96,7 @@ def test_callbacks(callbacks: str) -> None:
 def test_loggers(logger: str) -> None:
     from assembly import each
 
-    made = each(composed(f"logger={logger}").logger)
+    made = each(apply_composite(f"logger={logger}").logger)
     assert all(isinstance(one, Logger) for one in made)
     assert len(made) == {"none": 0, "many": 2}.get(logger, 1)
 
@@ -104,7 +104,7 @@ def test_loggers(logger: str) -> None:
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_experiments(experiment: str) -> None:
     """They choose among the groups; what a command line says comes last."""
-    config = composed(f"experiment={experiment}", *FILES, "trainer.max_epochs=7")
+    config = apply_composite(f"experiment={experiment}", *FILES, "trainer.max_epochs=7")
     assert isinstance(instantiate(config.data), rm.RasteretDataModule)
     assert made_trainer(config).max_epochs == 7
 
@@ -115,7 +115,7 @@ def test_debug(debug: str) -> None:
     """On the CPU, in one process, without loggers; with any experiment."""
     from assembly import each
 
-    config = composed(f"debug={debug}", "experiment=landcover", "trainer=gpu")
+    config = apply_composite(f"debug={debug}", "experiment=landcover", "trainer=gpu")
     assert (config.task_name, config.trainer.accelerator, config.data.num_workers) == ("debug", "cpu", 0)
     assert each(config.callbacks) == each(config.logger) == []
     trainer = made_trainer(config)
@@ -138,7 +138,7 @@ def test_searches(search: str) -> None:
 def test_tasks(name: str) -> None:
     """Each finds its groups; prediction reads no labels, whatever the data."""
     needed = [] if name == "train" else ["ckpt_path=model.ckpt"]
-    config = composed("data=landcover", *needed, name=name)
+    config = apply_composite("data=landcover", *needed, name=name)
     assert config.task_name == name
     assert made_trainer(config) is not None
     assert (config.data.labels is None) == (name == "predict")

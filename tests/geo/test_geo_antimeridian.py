@@ -21,7 +21,7 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.positions import positions
 from rasteret_ml.geo.resample.warp import Resampling, needed_window, warp
 from rasteret_ml.geo.window import Window
-from rasteret_ml.raster.reprojected_grid import warped_grid
+from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
 KERNELS: tuple[Resampling, ...] = get_args(Resampling)
 GLOBE = Grid(crs=LONLAT, transform=Affine(0.25, 0, -180, 0, -0.25, 90), shape=(720, 1440))
@@ -267,7 +267,7 @@ def test_warped_grids_stay_in_one_piece() -> None:
         ("EPSG:32633", Affine(10, 4, 5e5, 3, -10, 5e6), "EPSG:3857"),
     ):
         grid = Grid(crs=crs, transform=transform, shape=(700, 800))
-        found = warped_grid(grid, to)
+        found = reprojected_grid(grid, to)
         at = positions(grid, found, corners=True)
         assert at.cols.min() >= -1.5
         assert at.rows.min() >= -1.5
@@ -275,7 +275,7 @@ def test_warped_grids_stay_in_one_piece() -> None:
         assert at.rows.max() <= found.height + 1.5
         assert found.width * found.height < 6 * 700 * 800
     with pytest.raises(UsageError, match="No part"):
-        warped_grid(Grid(crs=LONLAT, transform=Affine(1, 0.1, 0, 0, -1, 300), shape=(5, 5)), "EPSG:32633")
+        reprojected_grid(Grid(crs=LONLAT, transform=Affine(1, 0.1, 0, 0, -1, 300), shape=(5, 5)), "EPSG:32633")
 
 
 RECORDS = {"west": (-176, -174), "east": (174, 176), "past": (178, 185), "0..360": (184, 186), "home": (9, 11)}

@@ -13,7 +13,7 @@ import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.regions import dilate_by_box, erode_by_box, polygonal, union_of
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, frames_of
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 from rasteret_ml.samplers.locality import batch_diversity
 
 POINT = st.tuples(st.integers(0, 60), st.integers(0, 60))
@@ -64,7 +64,7 @@ def test_dilation_keeps_small_holes_shut_and_large_ones_open():
 
 def test_a_dataset_without_frames_has_one():
     """Its grid and its index."""
-    (frame,) = frames_of(Plane(SQUARE))
+    (frame,) = target_grids_of(Plane(SQUARE))
     assert (frame.crs, frame.res, frame.origin) == (CRS, (10.0, 10.0), (0.0, 10000.0))
     assert frame.shapes[0] is not None
 
@@ -89,7 +89,7 @@ def test_degrees_count_by_the_ground_they_cover():
     """A square degree at 60 north is half of one at the equator."""
 
     class Globe(Plane):
-        def frames(self):
+        def target_grids(self):
             shapes = (shapely.box(0, -0.5, 1, 0.5), shapely.box(0, 59.5, 1, 60.5))
             return [
                 TargetGrid(crs="EPSG:4326", res=(1e-3, 1e-3), origin=(0.0, 60.5), shapes=np.array([s], dtype=object))

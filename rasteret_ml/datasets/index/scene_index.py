@@ -19,7 +19,7 @@ from rasteret_ml.datasets.index.scene_table import SceneTable
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.times import INSTANT
-from rasteret_ml.raster.reprojected_grid import warped_grid
+from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
 __all__ = ["TileLayout", "moved_index", "restore_index", "scene_index", "tile_layout"]
 
@@ -76,7 +76,7 @@ def scene_index(facts: SceneTable, crs: str) -> gpd.GeoDataFrame:
             f"Record {facts.id_of(int(np.argmax(lost)))} has no place in {crs}; choose another crs=, or leave it out."
         )
     first = facts.grid(0)
-    pixel = max(first.res if first.crs == crs else warped_grid(first, crs).res)
+    pixel = max(first.res if first.crs == crs else reprojected_grid(first, crs).res)
 
     def cut(part: tuple[slice, npt.NDArray[np.object_]]) -> None:
         geometry[part[0]] = _cut(facts, part[0], geometry[part[0]], part[1], crs, pixel)

@@ -30,7 +30,7 @@ from rasteret_ml.geo.crs import same_crs
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.raster_info import BandRegistry
-from rasteret_ml.raster.reprojected_grid import warped_grid
+from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
 __all__ = ["RecordStore", "SceneTable", "band_column", "choose_grid", "pixel_sizes", "scene_table"]
 
@@ -210,7 +210,7 @@ def choose_grid(facts: SceneTable, crs: str | None, res: tuple[float, float] | N
         )
     # A record that is in the chosen CRS already keeps its pixels; only where none is does the grid come from a warp.
     own = np.array([crs is None or same_crs(text, crs) for text in facts.crs_texts])[facts.crs_codes]
-    first = facts.grid(int(np.argmax(own))) if own.any() else warped_grid(facts.grid(0), str(crs))
+    first = facts.grid(int(np.argmax(own))) if own.any() else reprojected_grid(facts.grid(0), str(crs))
     if first.is_axis_aligned:
         return first if res is None else first.with_res(res)
     if crs is None and res is None:

@@ -21,7 +21,7 @@ from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.regions import clipped, in_threads, polygonal_each, union_of
 from rasteret_ml.samplers.aoi.aoi_columns import named_rows
 from rasteret_ml.samplers.aoi.aoi_table import AOITable
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, frames_of
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
 __all__ = ["AOICoverage", "Outside", "coverage_digest", "coverage_from", "ground_area", "ground_scale", "without"]
 
@@ -95,7 +95,7 @@ def coverage_from(
         raise UsageError(f"outside is 'raise' or 'drop', not {outside!r}.")
     if not (inset >= 0 and np.isfinite(inset)):
         raise UsageError(f"edge is a distance of at least 0 in CRS units, not {inset!r}.")
-    frames = tuple(frames_of(dataset))
+    frames = tuple(target_grids_of(dataset))
     coverages = [union_of(frame.shapes) for frame in frames]
     if aois is None:
         return _everywhere(frames, coverages, inset)

@@ -17,7 +17,7 @@ from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.regions import polygonal, union_of
 
-__all__ = ["TargetGrid", "coverage_of", "frames_of", "spatial_split"]
+__all__ = ["TargetGrid", "coverage_of", "spatial_split", "target_grids_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,15 +42,15 @@ def coverage_of(dataset: Any) -> BaseGeometry:
     return union_of(shapes)
 
 
-def frames_of(dataset: Any) -> list[TargetGrid]:
-    """What `dataset.frames()` says; of a dataset that has no such method, its one grid.
+def target_grids_of(dataset: Any) -> list[TargetGrid]:
+    """What `dataset.target_grids()` says; of a dataset that has no such method, its one grid.
 
     Raises:
         UsageError: the dataset is empty.
     """
     if not len(dataset.index):
         raise UsageError("The dataset is empty: its index has no rows.")
-    stated = getattr(dataset, "frames", None)
+    stated = getattr(dataset, "target_grids", None)
     if callable(stated):
         found: list[TargetGrid] = list(stated())
         return found

@@ -17,7 +17,7 @@ from rasteret_ml.errors import SplitLeakError, UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.regions import polygonal_each, union_of
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, frames_of
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
 __all__ = ["check_splits"]
 
@@ -101,7 +101,7 @@ def _reach_of(name: str, thing: Any, crs: Any) -> _Reach:
         frames = getattr(getattr(thing, "places", None), "frames", ())
         return _Reach(regions=regions, times=(pd.Timestamp(first), pd.Timestamp(last)), pixels=_pixels(frames))
     if hasattr(thing, "index") and hasattr(thing, "bounds") and hasattr(thing, "res"):  # a dataset
-        frames, span = frames_of(thing), thing.index.index
+        frames, span = target_grids_of(thing), thing.index.index
         regions = {frame.crs: _parts(frame.shapes) for frame in frames}
         return _Reach(regions=regions, times=(span.left.min(), span.right.max()), pixels=_pixels(frames))
     try:

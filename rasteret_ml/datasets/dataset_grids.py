@@ -16,18 +16,18 @@ from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.regions import clipped, polygonal_each, union_of
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
-__all__ = ["cut_frames", "frames_beyond", "narrowed_frames", "native_frames"]
+__all__ = ["cut_target_grids", "narrowed_target_grids", "native_target_grids", "target_grids_beyond"]
 
 Geometries = npt.NDArray[np.object_]
 
 
-def cut_frames(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
+def cut_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
     """Frames cut to what an index covers, each to its own part of it; those of which nothing is left are none."""
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
     return _remade(frames, lambda frame: clipped(frame.shapes, _region(shapes, crs, frame)), least=0)
 
 
-def frames_beyond(frames: Sequence[TargetGrid], first: Sequence[TargetGrid]) -> list[TargetGrid]:
+def target_grids_beyond(frames: Sequence[TargetGrid], first: Sequence[TargetGrid]) -> list[TargetGrid]:
     """What frames cover that others do not.
 
     What is narrower than two pixels is left out: edges of the others, moved to another CRS, leave such slivers.
@@ -58,7 +58,7 @@ def _remade(frames: Sequence[TargetGrid], of: Callable[[TargetGrid], Geometries]
     return kept
 
 
-def native_frames(index: gpd.GeoDataFrame, facts: SceneTable) -> list[TargetGrid]:
+def native_target_grids(index: gpd.GeoDataFrame, facts: SceneTable) -> list[TargetGrid]:
     """What the scenes of each CRS and pixel size cover, and the first one's pixels, in the records' order."""
     positions = np.searchsorted(facts.rows, index["rid"].to_numpy().astype(np.int64))
     shapes = np.asarray(index.geometry, dtype=object)
@@ -76,7 +76,7 @@ def native_frames(index: gpd.GeoDataFrame, facts: SceneTable) -> list[TargetGrid
     return frames
 
 
-def narrowed_frames(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
+def narrowed_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
     """Frames cut to what another index covers, such as that of an `&`; those of which nothing is left are none."""
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
     if len(frames) == 1 and same_crs(frames[0].crs, crs):
