@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.aois, options.label = make_fields(options.out / "demo"), "crop"
         options.data, options.bands = str(options.out / "demo" / "T33_*.tif"), BANDS
     collection = rm.build(options.data, options.out / "images.parquet", bands=options.bands)
-    images = rm.RasteretDataset(collection, collection.bands, mask_aoi=True)
+    images = rm.RasteretDataset(collection, collection.bands, sample={"mask_aoi": True})
 
     # Chips lie on the middle of a field and may reach out of it: the buffer keeps those of the two splits apart.
     fields, chip = gpd.read_file(options.aois).to_crs(images.crs), options.size * images.res[0]

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cover = rm.build(str(options.labels), options.out / "cover.parquet", bands=["cover"], datetime=None)
 
     images = rm.RasteretDataset(scenes, scenes.bands)
-    raster = rm.RasteretDataset(cover, ["cover"], is_image=False, remap=REMAP)
+    raster = rm.RasteretDataset(cover, ["cover"], is_image=False, labels={"remap": REMAP})
     fields = gpd.read_file(options.aois)  # labels are known within the extent: chips may lie on what is no field
     polygons = rm.PolygonDataset(
         fields, options.label, order="area", extent=tuple(fields.total_bounds), key="mask_fields"

@@ -30,11 +30,11 @@ def loaders(options: argparse.Namespace) -> tuple[rm.DataLoader, rm.DataLoader, 
     train, held_out = rm.spatial_split(dataset, side="top", fraction=0.3)
     statistics = rm.dataset_statistics(dataset, aois=train, size=options.size, seed=options.seed)
     remap = {value: number for number, value in enumerate(options.classes)}
-    classes = rm.RasteretDataset(labels, labels.bands, is_image=False, crs=dataset.crs, remap=remap)
+    classes = rm.RasteretDataset(labels, labels.bands, is_image=False, crs=dataset.crs, labels={"remap": remap})
 
     training = dataset & classes
     sampler = rm.RandomAOISampler(training, options.size, options.length, train, placement="inside", seed=options.seed)
-    validation = rm.RasteretDataset(images, bands, mask_aoi=True) & classes
+    validation = rm.RasteretDataset(images, bands, sample={"mask_aoi": True}) & classes
     grid = rm.GridAOISampler(validation, options.size, aois=held_out)
     everywhere = rm.GridAOISampler(dataset, options.size, options.size - options.size // 4)
     return (

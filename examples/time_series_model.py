@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cover = rm.build(str(labels), options.out / "cover.parquet", datetime=None)
     scores, chips = {}, {}
     for name, length in (("season", options.length), ("newest date", 1)):  # the latest so many
-        images = rm.RasteretDataset(collection, BANDS, quality="sentinel-2-scl", series=length, cache_bytes=2**26)
+        images = rm.RasteretDataset(
+            collection, BANDS, quality="sentinel-2-scl", series=length, reading={"cache_bytes": 2**26}
+        )
         scores[name], chips[name] = learn(images, cover, options)
         print(f"{name:<21}{scores[name]:.3f} of the pixels held out right")
     print(f"picture              {draw(chips, scores, options.out / 'time_series_model.png')}")

@@ -103,7 +103,7 @@ class Row:
 
 def ours_loader(work: Work, options: dict[str, Any]) -> Any:
     """Our loader; `lookahead=0` turns it off."""
-    dataset = rm.RasteretDataset(work.collection, list(BANDS), cache_bytes=options.get("cache_bytes", 0))
+    dataset = rm.RasteretDataset(work.collection, list(BANDS), reading={"cache_bytes": options.get("cache_bytes", 0)})
     local = locality_of(options.get("locality"), work.batch)
     sampler = rm.RandomAOISampler(dataset, work.size, work.epoch, seed=work.seed, locality=local)
     workers = int(options.get("workers", 0))

@@ -1,4 +1,4 @@
-"""`&` and `|` that keep batching and validity."""
+"""`&` and `|` of datasets: batches of both sides are read as one, and validity decides what is kept."""
 
 from __future__ import annotations
 
@@ -6,51 +6,65 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import shapely
+import torch
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
+from rasteret_ml.datasets.batches import get_samples
 from rasteret_ml.datasets.dataset_grids import cut_target_grids, narrowed_target_grids, target_grids_beyond
-from rasteret_ml.datasets.protocol import Reading
-from rasteret_ml.datasets.union_defaults import (
-    add_query_keys,
-    fill_missing_keys,
-    pixel_types,
-    stated_keys,
-    stock_sample,
-)
+from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch, is_readable
+from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.times import INSTANT
-from rasteret_ml.loader.failures import Faults
-from rasteret_ml.loader.prefetch import read_batch
-from rasteret_ml.raster.execute import gather_or_cancel
-from rasteret_ml.raster.worker_loop import WorkerLoop
+from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
-from rasteret_ml.samples.merge import join_samples, merge_by_validity, with_validity
+from rasteret_ml.samples.merge import join_samples, merge_by_validity, scale_name, with_validity
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample, snapped_slices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretIntersection", "RasteretUnion", "ignored_class"]
+__all__ = ["RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Side:
+    """The part of a batch that one side reads."""
+
+    positions: Sequence[int]
+    """Positions of its queries in the batch."""
+    batch: BatchRequest
+    """Its own batch; without reads for a stock dataset, which reads in `samples`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _CombinedBatch(BatchRequest):
+    """A batch of a combination."""
+
+    sides: tuple[_Side, _Side]
+    """Left and right."""
 
 
 class _Combination:
-    """What `&` and `|` share: batches read as one, on the left side's grid."""
+    """What `&` and `|` share: one batch for both sides, on the left side's grid."""
 
     datasets: list[Any]
     index: Any
     _stock: dict[tuple[int, str], Any]
 
-    if TYPE_CHECKING:  # of the two that combine
+    if TYPE_CHECKING:  # defined by the two combinations
 
         def chip_grid(self, query: Any) -> Grid: ...
-        def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading: ...
-        def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]: ...
+        def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch: ...
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stock": {}}
@@ -61,34 +75,92 @@ class _Combination:
         grid: Grid | None = getattr(self.datasets[0], "grid", None)
         return grid
 
+    @property
+    def is_native(self) -> bool:
+        """Whether chips lie on the grids of their own scenes: as the left side's do."""
+        return bool(getattr(self.datasets[0], "is_native", False))
+
     def target_grids(self) -> list[TargetGrid]:
-        """For samplers: the left side's CRSs and pixels, and what the combination covers in each."""
+        """Return the left side's CRSs and pixels, and what the combination covers in each; for samplers."""
         return narrowed_target_grids(target_grids_of(self.datasets[0]), self.index)
 
     @property
     def parts(self) -> list[Any]:
-        """The datasets that are combined, left to right, also those of combinations."""
+        """The datasets that are combined, left to right, including those of nested combinations."""
         return [part for dataset in self.datasets for part in getattr(dataset, "parts", [dataset])]
 
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """See `ReadableDataset`."""
+        sides = (d.version if is_readable(d) else (d.index,) for d in self.datasets)
+        return self.index, *(item for side in sides for item in side)
+
+    @property
+    def ignored_classes(self) -> dict[str, int]:
+        """See `ReadableDataset`; of a key that both sides have, the left side's."""
+        return dict(_ignored(self.datasets[1])) | dict(_ignored(self.datasets[0]))
+
     def plot(self, sample: Sample, **options: Any) -> Figure:
-        """A picture of one of its samples; options as for `samples.plot.plot_sample`."""
+        """Plot one of its samples; options as for `samples.plots.plot_sample`."""
         return plot_from(self.parts, sample, options)
 
     def __getitem__(self, query: Any) -> Sample:
-        """One sample."""
+        """Read one sample."""
         return self.__getitems__([query])[0]
 
     def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """A sample per query, each side read as one batch.
+        """Read a sample per query, both sides together.
 
         Raises:
-            NoOverlapError: a query that the combination does not have.
+            NoOverlapError: a query that the combination does not cover.
         """
-        return read_batch(self, queries)
+        return get_samples(self, queries)
 
-    def batch_bytes(self, grids: Sequence[Grid]) -> int:
-        """Memory of both sides' pixels and validity while they are read."""
-        return sum(dataset.batch_bytes(grids) for dataset in self.datasets if hasattr(dataset, "batch_bytes"))
+    def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
+        """Plan the read of a batch (pure); see `ReadableDataset`."""
+        if grids is None:
+            grids = [self.chip_grid(query) for query in queries]
+        positions = self._positions(queries, grids)
+        left, right = (self._side(side, positions[side], queries, grids) for side in (0, 1))
+        return _CombinedBatch(
+            queries=queries,
+            grids=grids,
+            reads=[*left.batch.reads, *right.batch.reads],
+            nbytes=left.batch.nbytes + right.batch.nbytes,
+            sides=(left, right),
+        )
+
+    def _positions(self, queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[Sequence[int], Sequence[int]]:
+        """Return, per side, the positions of the queries that it reads."""
+        return range(len(queries)), range(len(queries))
+
+    def _side(self, side: int, positions: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> _Side:
+        own, lie = [queries[i] for i in positions], [grids[i] for i in positions]
+        dataset = self.datasets[side]
+        reads = own and is_readable(dataset)
+        batch = dataset.requests(own, lie) if reads else BatchRequest(queries=own, grids=lie)
+        return _Side(positions=positions, batch=batch)
+
+    def _side_samples(self, batch: _CombinedBatch, results: Sequence[ReadResult]) -> list[SampleBatch]:
+        """Return the samples of both sides, left and right, each of its own queries."""
+        split, found = len(batch.sides[0].batch.reads), []
+        for side, own in enumerate((results[:split], results[split:])):
+            part, dataset = batch.sides[side].batch, self.datasets[side]
+            if not part.queries:
+                found.append(SampleBatch(samples=[]))
+            elif is_readable(dataset):
+                found.append(dataset.samples(part, own))
+            else:
+                found.append(SampleBatch(samples=self._stock_samples(side, part)))
+        return found
+
+    def _stock_samples(self, side: int, batch: BatchRequest) -> list[Sample]:
+        """Read a stock dataset, at the snapped slices, so that its pixels lie where ours do."""
+        samples = []
+        for query, grid in zip(batch.queries, batch.grids, strict=True):
+            time = _extended(self.datasets[side]._disambiguate_slice(query)[2])
+            samples.append(self._in_crs_of(side, grid)[snapped_slices(grid, time)])
+        return samples
 
     def __and__(self, other: GeoDataset) -> RasteretIntersection:
         return RasteretIntersection(self, other)
@@ -96,24 +168,10 @@ class _Combination:
     def __or__(self, other: GeoDataset) -> RasteretUnion:
         return RasteretUnion(self, other)
 
-    def _begin(self, side: int, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None) -> Reading:
-        dataset = self.datasets[side]
-        return dataset.begin(queries, grids, faults) if queries and hasattr(dataset, "begin") else _nothing
-
-    def _finish(self, side: int, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        dataset = self.datasets[side]
-        if not queries:
-            return []
-        if hasattr(dataset, "finish"):
-            return list(dataset.finish(queries, grids, raw))
-        times = [_lasting(dataset._disambiguate_slice(query)[2]) for query in queries]
-        # A stock dataset gets the snapped slices, so that its pixels lie where ours do.
-        return [self._in_crs_of(side, g)[snapped_slices(g, t)] for g, t in zip(grids, times, strict=True)]
-
     def _in_crs_of(self, side: int, grid: Grid) -> Any:
-        """The dataset, for a grid in its CRS; of a stock one a copy for each other CRS (ours take any grid)."""
+        """Return a side's dataset for a grid in any CRS: of a stock dataset a copy per CRS (ours take any grid)."""
         dataset, crs = self.datasets[side], str(grid.crs)
-        if hasattr(dataset, "begin") or same_crs(crs_text(dataset.crs), crs):
+        if is_readable(dataset) or same_crs(crs_text(dataset.crs), crs):
             return dataset
         if (side, crs) not in self._stock:
             self._stock[side, crs] = _own_copy(dataset)
@@ -124,65 +182,86 @@ class _Combination:
 class RasteretIntersection(_Combination, IntersectionDataset):
     """Samples of both sides at once, on the left side's grid.
 
-    Images join along C, validities by AND (see `join_samples`); where, when and of which record are the left side's.
-    The right side is copied first, so that it keeps its own CRS and resolution outside.
+    Images join along C and validities by AND (see `join_samples`); place, time and record are the left side's. The
+    right side is copied first, so that the original keeps its CRS and resolution.
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
         self._stock = {}
         super().__init__(left, _own_copy(right), collate_fn=join_samples, transforms=transforms)
 
+    @property
+    def sample_keys(self) -> set[str]:
+        """Keys of every sample, whatever the query; none of a stock dataset, which does not state them."""
+        sides = [_sample_keys(side) for side in self.datasets]
+        return set().union(*({scale_name(key, sorted(side)) for key in side} for side in sides))
+
+    @property
+    def pixel_types(self) -> dict[str, torch.dtype]:
+        """Types of the pixels by key; not known before reading."""
+        return {}
+
     def chip_grid(self, query: Any) -> Grid:
-        """The grid of the chip that `query` asks for."""
+        """Return the grid of a query's chip."""
         grid: Grid = self.datasets[0].chip_grid(query)
         return grid
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
-        """Both sides' work, started together; a query fails where either side does."""
-        return _together([self._begin(side, queries, grids, faults) for side in (0, 1)])
-
-    def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """Both sides' samples, joined."""
-        sides = [self._finish(side, queries, grids, part) for side, part in enumerate(raw)]
-        samples = [self.collate_fn(list(pair)) for pair in zip(*sides, strict=True)]
-        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
+    def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
+        """Join both sides' samples; a query fails where either side does."""
+        assert isinstance(batch, _CombinedBatch)
+        left, right = self._side_samples(batch, results)
+        samples = [self.collate_fn(list(pair)) for pair in zip(left.samples, right.samples, strict=True)]
+        if self.transforms is not None:
+            samples = [self.transforms(sample) for sample in samples]
+        errors = {i: [*left.errors.get(i, ()), *right.errors.get(i, ())] for i in {*left.errors, *right.errors}}
+        return SampleBatch(samples=samples, errors=errors)
 
     def has(self, query: Any, grid: Grid) -> bool:
-        """Whether both sides have something, and dates enough, for a chip."""
+        """Return whether both sides have data, and enough dates, for a chip."""
         return all(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
 
 
 class RasteretUnion(_Combination, UnionDataset):
     """Samples of the left side, its invalid pixels filled from the right side where that is valid.
 
-    See `merge_by_validity`. A stock dataset has no validity: with TorchGeo, what is 0 in all channels is empty. A chip
-    that only one side has, or that has too few dates on the other, is that side's; its sample has the keys of both
-    sides, with neutral values for what it does not know (see `fill_missing_keys`).
+    See `merge_by_validity`. A stock dataset has no validity: as in TorchGeo, pixels that are 0 in all channels are
+    empty. A chip that only one side covers, or that has too few dates on the other, is that side's; its sample has the
+    keys of both sides, with neutral values for what it does not know (see `fill_missing_keys`).
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:
         self._stock = {}
         super().__init__(left, _own_copy(right), collate_fn=merge_by_validity, transforms=transforms)
 
+    @property
+    def sample_keys(self) -> set[str]:
+        """Keys of every sample, whatever the query; none of a stock dataset, which does not state them."""
+        return set().union(*(_sample_keys(side) for side in self.datasets))
+
+    @property
+    def pixel_types(self) -> dict[str, torch.dtype]:
+        """Types of the pixels by key, where they are known before reading: the left side's."""
+        return {} if self.transforms is not None else dict(getattr(self.datasets[0], "pixel_types", {}))
+
     def chip_grid(self, query: Any) -> Grid:
-        """The grid of the chip that `query` asks for: the left side's, or the right's where only that has one.
+        """Return the grid of a query's chip: the left side's, or the right's where only that has one.
 
         Raises:
-            NoOverlapError: on native grids: no record of the left side there, and the right gives no grid.
+            NoOverlapError: on native grids: no record of the left side there, and the right side has no grid.
         """
         whole = self._disambiguate_slice(query)
-        asked = AOI(whole, query.details) if isinstance(query, AOI) else whole
+        query = AOI(whole, query.details) if isinstance(query, AOI) else whole
         left, right = self.datasets
         try:
-            grid: Grid = left.chip_grid(asked)
+            grid: Grid = left.chip_grid(query)
         except NoOverlapError as error:
-            if not hasattr(right, "chip_grid"):
+            if not is_readable(right):
                 raise NoOverlapError(
-                    f"{error} The right side of the `|` is a {type(right).__name__}, which has no pixels of its own "
-                    "to read on; give the left side a common grid (crs=, res=)."
+                    f"{error} The right side of the `|` is a {type(right).__name__}, which has no pixel grid of its "
+                    "own; give the left side a common grid (crs=, res=)."
                 ) from error
             try:
-                grid = right.chip_grid(asked)
+                grid = right.chip_grid(query)
             except UsageError as other:
                 raise NoOverlapError(
                     f"{error} The right side of the `|` cannot be read there either: {other}"
@@ -190,110 +269,122 @@ class RasteretUnion(_Combination, UnionDataset):
         return grid
 
     def target_grids(self) -> list[TargetGrid]:
-        """For samplers: on native grids the left side's pixels, and the right's where the left has none."""
+        """Return, on native grids, the left side's pixels, and the right's where the left has none; for samplers."""
         left, right = self.datasets
-        if not _is_native(left) or not len(left.index):
+        if not self.is_native or not len(left.index):
             return super().target_grids()
         own = target_grids_of(left)
-        others = target_grids_of(right) if hasattr(right, "chip_grid") and len(right.index) else []
+        others = target_grids_of(right) if is_readable(right) and len(right.index) else []
         return cut_target_grids(own + target_grids_beyond(others, own), self.index)
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
-        """The work of each side for the queries that it has, started together; a query fails where either side does."""
-        sides = self._sides(queries, grids)
-        parts = [None if faults is None else faults.within(having) for having in sides]
-        both = _together(
-            [self._begin(side, *_pick(having, queries, grids), parts[side]) for side, having in enumerate(sides)]
-        )
-
-        async def read(loop: WorkerLoop) -> Any:
-            return sides, await both(loop), faults
-
-        return read
-
-    def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """The sides' samples, filled by validity, all with the keys of both sides (see `fill_missing_keys`)."""
-        found: list[list[Sample]] = [[] for _ in queries]
-        keys = stated_keys(self.datasets[0]) | stated_keys(self.datasets[1])
-        types, ignored = pixel_types(self.datasets[0]), ignored_class(self)
-        sides, parts, faults = raw
-        for side, (having, part) in enumerate(zip(sides, parts, strict=True)):
-            stock = not hasattr(self.datasets[side], "begin")
-            samples = self._finish(side, *_pick(having, queries, grids), part)
-            for i, sample in zip(having, samples, strict=True):
-                sample = with_validity(sample)
+    def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
+        """Merge both sides' samples by validity, with the keys of both; a query fails where either side does."""
+        assert isinstance(batch, _CombinedBatch)
+        found: list[list[Sample]] = [[] for _ in batch.queries]
+        errors: dict[int, list[Any]] = {}
+        keys, types, ignored = self.sample_keys, getattr(self.datasets[0], "pixel_types", {}), ignored_class(self)
+        for part, side, dataset in zip(self._side_samples(batch, results), batch.sides, self.datasets, strict=True):
+            stock = not is_readable(dataset)
+            for k, (i, sample) in enumerate(zip(side.positions, part.samples, strict=True)):
+                grid, sample = batch.grids[i], with_validity(sample)
                 if stock:
-                    sample = stock_sample(sample, grids[i], self._disambiguate_slice(queries[i])[2], ignored)
-                found[i].append(fill_missing_keys(sample, keys, types, grids[i]))
-        for query, samples in zip(queries, found, strict=True):
-            if not samples:
-                raise NoOverlapError(f"Neither dataset has anything at {query}.")
+                    sample = stock_sample(sample, grid, self._disambiguate_slice(batch.queries[i])[2], ignored)
+                found[i].append(fill_missing_keys(sample, keys, types, grid))
+                if k in part.errors:
+                    errors.setdefault(i, []).extend(part.errors[k])
         for i, samples in enumerate(found):
-            if faults is not None and faults.has(i):
-                del samples[1:]  # what failed fills nothing, and states nothing that could contradict
+            if not samples:
+                raise NoOverlapError(f"Neither dataset has data at {batch.queries[i]}.")
+            if i in errors:
+                del samples[1:]  # a failed sample fills nothing, and states nothing that could contradict
         merged = [self.collate_fn(samples) for samples in found]
-        add_query_keys(merged, queries)
-        return merged if self.transforms is None else [self.transforms(sample) for sample in merged]
+        add_query_keys(merged, batch.queries)
+        if self.transforms is not None:
+            merged = [self.transforms(sample) for sample in merged]
+        return SampleBatch(samples=merged, errors=errors)
 
     def has(self, query: Any, grid: Grid) -> bool:
-        """Whether either side has something, and dates enough, for a chip."""
+        """Return whether either side has data, and enough dates, for a chip."""
         return any(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
 
-    def _sides(self, queries: Sequence[Any], grids: Sequence[Grid]) -> list[list[int]]:
-        """Per side, which of the queries it has."""
+    def _positions(self, queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[Sequence[int], Sequence[int]]:
         pairs = list(enumerate(zip(queries, grids, strict=True)))
-        return [[i for i, (query, grid) in pairs if _has(self._in_crs_of(side, grid), query, grid)] for side in (0, 1)]
+        left, right = (
+            [i for i, (query, grid) in pairs if _has(self._in_crs_of(side, grid), query, grid)] for side in (0, 1)
+        )
+        return left, right
 
 
 def ignored_class(dataset: Any) -> int | None:
-    """`ignore_index` of a dataset, of a combination the first that a part states; None = no part has labels."""
+    """Return `ignore_index` of a dataset, or of the first part of a combination that has one; None without labels."""
     if isinstance(dataset, (IntersectionDataset, UnionDataset)):
         return next((found for part in dataset.datasets if (found := ignored_class(part)) is not None), None)
     found = getattr(dataset, "ignore_index", None)
     return found if isinstance(found, int) else None
 
 
-def _is_native(dataset: Any) -> bool:
-    """Whether chips lie on their scenes' own grids; a combination is what its left side is."""
-    if isinstance(dataset, _Combination):
-        return _is_native(dataset.datasets[0])
-    rule = getattr(dataset, "_finding", None)
-    return rule is not None and bool(rule.native)
+def dataset_fingerprint(dataset: Any) -> list[str]:
+    """Return a line for each dataset that is read, left to right.
+
+    Lines are equal for the same records (by id, time and place), index and options. The addresses of the files do not
+    count: they may be moved or signed anew.
+    """
+    return [_part_fingerprint(part) for part in getattr(dataset, "parts", [dataset])]
+
+
+def _part_fingerprint(part: Any) -> str:
+    index = getattr(part, "index", None)
+    where = "" if index is None else f"{len(index)}:{_index_digest(index)}"
+    own = part.fingerprint() if hasattr(part, "fingerprint") else ""
+    return f"{type(part).__name__} {where} {own}".rstrip()
+
+
+def _index_digest(index: Any) -> str:
+    """Return a digest of an index's bounds, to a part in 10**9, and times."""
+    bounds = shapely.bounds(np.asarray(index.geometry, dtype=object))
+    step = 1e-9 * max(1.0, float(np.nanmax(np.abs(bounds), initial=1.0)))
+    times = [
+        np.asarray(getattr(index.index, side), dtype="datetime64[ns]").view(np.int64) for side in ("left", "right")
+    ]
+    return digest(np.round(bounds / step), *times)
+
+
+def _ignored(dataset: Any) -> dict[str, int]:
+    """Return the ignored class by key; also of stock datasets that state `key` and `ignore_index`, and combine ours."""
+    if is_readable(dataset):
+        return dict(dataset.ignored_classes)
+    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
+        return _ignored(dataset.datasets[1]) | _ignored(dataset.datasets[0])
+    return {}
+
+
+def _sample_keys(dataset: Any) -> set[str]:
+    if isinstance(dataset, (IntersectionDataset, UnionDataset)) and not isinstance(dataset, _Combination):
+        return set().union(*(_sample_keys(side) for side in dataset.datasets))
+    return set(getattr(dataset, "sample_keys", ()))
 
 
 def _own_copy(dataset: Any) -> Any:
-    """A copy whose CRS and resolution TorchGeo may set: in place, in a frame that a shallow copy would share."""
+    """Return a copy whose CRS and resolution TorchGeo may set in place without changing the original."""
     other = copy.copy(dataset)
     if isinstance(dataset, (IntersectionDataset, UnionDataset)):
         other.datasets = [_own_copy(part) for part in dataset.datasets]
     if isinstance(dataset, _Combination):
         other._stock = {}
-    if not hasattr(dataset, "begin") or isinstance(dataset, _Combination):
+    if not is_readable(dataset) or isinstance(dataset, _Combination):
         other.index = dataset.index.copy()
     return other
 
 
-def _lasting(t: slice) -> slice:
-    """A time that a stock dataset finds: an instant overlaps nothing in pandas, not even what lasts for ever."""
+def _extended(t: slice) -> slice:
+    """Return a time that a stock dataset matches: in pandas an instant overlaps no interval, not even an open one."""
     return slice(t.start, t.stop + INSTANT, t.step) if t.start == t.stop else t
 
 
 def _set_crs(dataset: Any, crs: str) -> None:
-    """TorchGeo's setter, without the line that it prints."""
+    """Call TorchGeo's setter without the line that it prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         dataset.crs = pyproj_crs(crs)
-
-
-async def _nothing(loop: WorkerLoop) -> None:
-    """A stock dataset reads in the caller's thread, in `_finish`."""
-
-
-def _together(readings: Sequence[Reading]) -> Reading:
-    return lambda loop: gather_or_cancel([reading(loop) for reading in readings])
-
-
-def _pick(chosen: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[list[Any], list[Grid]]:
-    return [queries[i] for i in chosen], [grids[i] for i in chosen]
 
 
 def _has(dataset: Any, query: Any, grid: Grid) -> bool:

@@ -15,21 +15,21 @@ from affine import Affine
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
+from rasteret_ml.datasets.batches import get_samples
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.datasets.config import label_key
 from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
 from rasteret_ml.datasets.index.scene_index import restore_index
 from rasteret_ml.datasets.index.search import Span
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
-from rasteret_ml.datasets.protocol import Reading
-from rasteret_ml.datasets.raster_dataset import RESERVED
+from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
 from rasteret_ml.datasets.rasterize import PolygonLookup, moved_polygons, paint
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.loader.failures import Faults
-from rasteret_ml.raster.worker_loop import WorkerLoop
+from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows
 from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
@@ -97,14 +97,12 @@ class PolygonDataset(GeoDataset):
         key: str = "mask",
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        if not key.startswith("mask") or key in RESERVED:
-            raise UsageError(f"key={key!r} begins with 'mask' and is none of {', '.join(RESERVED)}.")
         found = polygons_from(polygons, polygons_crs)
         self.ignore_index = int(ignore_index)
         self._labels = label_values(found, label, classes, continuous, background, self.ignore_index)
         self._table = polygon_table(found, order, time)
         self._extent = _extent(extent, found.crs, self._table) if extent is not None or background is not None else None
-        self.key, self.transforms = key, transforms
+        self.key, self.transforms = label_key(key, "mask"), transforms
         self.paths: list[str] = []
         self._all_touched = bool(all_touched)
         self._own_crs, self._crs = found.crs, found.crs if crs is None else crs_text(crs)
@@ -253,21 +251,36 @@ class PolygonDataset(GeoDataset):
         return self.__getitems__([query])[0]
 
     def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """A sample per query."""
-        return self.finish(queries, [self.chip_grid(query) for query in queries], None)
+        """Rasterize a sample per query."""
+        return get_samples(self, queries)
 
-    def batch_bytes(self, grids: Sequence[Grid]) -> int:
-        """Memory of a batch's labels and validity while it is painted."""
-        return sum(grid.height * grid.width for grid in grids) * 16
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """See `ReadableDataset`."""
+        return self._index, self._crs, self._res, self._corner
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
-        """Nothing has to be read, so that nothing can fail: all is done in `finish`."""
-        return _nothing
+    @property
+    def ignored_classes(self) -> dict[str, int]:
+        """See `ReadableDataset`."""
+        return {self.key: self.ignore_index}
 
-    def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """Samples of these chips, on grids in any CRS."""
+    @property
+    def sample_keys(self) -> set[str]:
+        """Keys of every sample, whatever the query."""
+        return {self.key, "mask_valid", "transform"}
+
+    def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
+        """Plan a batch (pure); polygons are in memory, so it reads nothing and cannot fail."""
+        if grids is None:
+            grids = [self.chip_grid(query) for query in queries]
+        nbytes = sum(grid.height * grid.width for grid in grids) * 16
+        return BatchRequest(queries=queries, grids=grids, nbytes=nbytes)
+
+    def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
+        """Rasterize the samples of a batch, on grids in any CRS."""
+        queries, grids = batch.queries, batch.grids
         if not queries:
-            return []
+            return SampleBatch(samples=[])
         dtype = torch.float32 if self._labels.values.dtype.kind == "f" else torch.int64
         shapes = [grid.shape for grid in grids]
         masks, valids = batch_rows(shapes, dtype), batch_rows([(1, *shape) for shape in shapes], torch.bool)
@@ -277,7 +290,9 @@ class PolygonDataset(GeoDataset):
         columns: dict[str, Sequence[Any]] = {self.key: masks, "mask_valid": valids}
         columns |= _identity(queries, grids, times)
         samples = [{name: column[i] for name, column in columns.items()} for i in range(len(queries))]
-        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
+        if self.transforms is not None:
+            samples = [self.transforms(sample) for sample in samples]
+        return SampleBatch(samples=samples)
 
     def _paint(self, query: Any, grid: Grid, t: slice, mask: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> None:
         """Write `[H, W]` labels and where they are known."""
@@ -343,10 +358,6 @@ def _extent(extent: Any, crs: str, table: gpd.GeoDataFrame) -> BaseGeometry:
     found = polygons_from(extent, crs if given is None else None)
     shapes = transform_geometries(found.geometries, found.crs, crs)
     return shapely.union_all(polygonal_each(shapes))
-
-
-async def _nothing(loop: WorkerLoop) -> None:
-    """Polygons are in memory."""
 
 
 def _identity(queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]) -> dict[str, Sequence[Any]]:

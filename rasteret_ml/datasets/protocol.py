@@ -1,46 +1,83 @@
-"""One loop run for a whole batch, of one dataset or of several combined."""
+"""What datasets promise to whoever reads them: two pure halves, requests of queries and samples of chips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeGuard
 
-from torch.utils.data import get_worker_info
-
+from rasteret_ml.errors import RasteretError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.loader.failures import Faults
-from rasteret_ml.raster.worker_loop import WorkerLoop, current_loop
+from rasteret_ml.raster.execute import TileError
+from rasteret_ml.raster.read import ReadResult
+from rasteret_ml.raster.worker_loop import Reads
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["BatchReadable", "Reading", "process_loop"]
-
-Reading = Callable[[WorkerLoop], Coroutine[Any, Any, Any]]
-"""What a batch needs from the loop, ready to be started on it."""
+__all__ = ["BatchRequest", "ReadableDataset", "SampleBatch", "is_readable"]
 
 
-class BatchReadable(Protocol):
-    """A dataset that reads a batch in two halves, so that several can share one run of the loop."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchRequest:
+    """Everything that a batch needs to read; datasets subclass it with what their `samples` needs to know."""
+
+    queries: Sequence[Any]
+    """The queries."""
+    grids: Sequence[Grid]
+    """The grid of each query's chip."""
+    reads: Reads = ()
+    """Chip requests, and how they are read."""
+    nbytes: int = 0
+    """Memory that the batch takes while it is read, roughly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleBatch:
+    """The samples of a batch, and which of them could not be read."""
+
+    samples: list[Sample]
+    """One per query; those with errors have the right keys and shapes, but no meaning."""
+    errors: dict[int, list[TileError | RasteretError]] = field(default_factory=dict)
+    """Why samples could not be read, by position; empty unless the read allowed errors."""
+
+
+class ReadableDataset(Protocol):
+    """A dataset whose batches can be planned, read and assembled apart, by a loader or a combination of datasets."""
 
     index: Any
-    """TorchGeo's index; another one means other samples."""
+    """TorchGeo's index."""
+
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """Objects that are replaced, never changed, when queries come to mean other pixels (another index or grid)."""
+
+    @property
+    def ignored_classes(self) -> Mapping[str, int]:
+        """Class of label pixels that do not count, by key of the labels."""
 
     def chip_grid(self, query: Any) -> Grid:
-        """The grid of the chip that `query` asks for."""
+        """Return the grid of a query's chip."""
 
-    def batch_bytes(self, grids: Sequence[Grid]) -> int:
-        """Memory that a batch takes while it is read, about."""
+    def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
+        """Plan the read of a batch (pure).
 
-    def begin(self, queries: Sequence[Any], grids: Sequence[Grid], faults: Faults | None = None) -> Reading:
-        """Plan (in the caller's thread) and give the work for the loop.
+        Args:
+            queries: Slices or AOIs.
+            grids: Grids of the chips, in any CRS; None = the dataset's own.
 
-        With `faults`, data that cannot be read are noted there, up to the end of `finish`, instead of raised.
+        Raises:
+            NoOverlapError: a query that matches nothing.
+            UsageError: something that is not a query.
         """
 
-    def finish(self, queries: Sequence[Any], grids: Sequence[Grid], raw: Any) -> list[Sample]:
-        """Turn that work's result into samples (in the caller's thread)."""
+    def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
+        """Turn the chips of a batch into samples (pure).
+
+        Args:
+            batch: What `requests` returned.
+            results: The chips of each of its `reads`.
+        """
 
 
-def process_loop() -> WorkerLoop:
-    """This process's loop; among a loader's workers the cores are shared out."""
-    info = get_worker_info()
-    return current_loop(workers=info.num_workers if info is not None else 1)
+def is_readable(dataset: Any) -> TypeGuard[ReadableDataset]:
+    """Return whether a dataset is a `ReadableDataset`; a stock TorchGeo dataset is not."""
+    return hasattr(dataset, "requests") and hasattr(dataset, "samples")

@@ -7,50 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torchgeo.datasets import IntersectionDataset, UnionDataset
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import epsg_code
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samples.buffers import torch_dtype
-from rasteret_ml.samples.merge import converted, dates_of, pixel_keys, scale_name
+from rasteret_ml.samples.merge import converted, dates_of, pixel_keys
 from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
 
-__all__ = ["add_query_keys", "fill_missing_keys", "pixel_types", "stated_keys", "stock_sample"]
-
-
-def stated_keys(dataset: Any) -> set[str]:
-    """Keys of a dataset's samples, whatever the query is; none of a stock dataset, which does not say them."""
-    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
-        sides = [stated_keys(side) for side in dataset.datasets]
-        if isinstance(dataset, IntersectionDataset):
-            sides = [{scale_name(key, sorted(side)) for key in side} for side in sides]
-        return set().union(*sides)
-    form = getattr(getattr(dataset, "_batches", None), "form", None)
-    if form is None:
-        return {dataset.key, "mask_valid", "transform"} if hasattr(dataset, "begin") else set()
-    parts = (
-        (True, {form.key, "mask_valid", "transform", "time", "record"}),
-        (form.with_scale and form.rule is None, {"scale", "offset"}),
-        (form.with_clear, {"mask_clear"}),
-        (form.with_epsg, {"epsg"}),
-        (form.series, {"time_valid", "length"}),
-    )
-    return set().union(*(keys for there, keys in parts if there))
-
-
-def pixel_types(dataset: Any) -> dict[str, torch.dtype]:
-    """Types of the pixels of a dataset, by key, where it is known before anything is read."""
-    if getattr(dataset, "transforms", None) is not None:
-        return {}
-    if isinstance(dataset, UnionDataset):
-        return pixel_types(dataset.datasets[0])
-    reader = getattr(dataset, "_batches", None)
-    if reader is None or reader.composite is not None:
-        return {}
-    rule = reader.form.rule
-    return {reader.form.key: torch_dtype(reader.dtype) if rule is None else rule.dtype}
+__all__ = ["add_query_keys", "fill_missing_keys", "stock_sample"]
 
 
 def stock_sample(sample: Sample, grid: Grid, t: slice, ignore_index: int | None) -> Sample:
@@ -77,7 +42,7 @@ def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dty
 
     Args:
         sample: With `mask_valid`.
-        keys: See `stated_keys`.
+        keys: The keys that the samples of both sides have.
         types: Of its pixels, where they are known.
         grid: Where it lies.
 

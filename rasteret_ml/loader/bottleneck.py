@@ -149,15 +149,15 @@ def knobs_of(loader: Any) -> LoaderKnobs:
         dataset = dataset.dataset
     parts = getattr(dataset, "parts", [dataset])
     transforms = any(getattr(part, "transforms", None) is not None for part in (dataset, *parts))
-    origins = [part._batches.origin for part in parts if hasattr(part, "_batches")]
-    if not origins:
+    configs = [part.reading for part in parts if hasattr(part, "reading")]
+    if not configs:
         return replace(knobs, transforms=transforms)
     return replace(
         knobs,
         transforms=transforms,
-        max_concurrent=min(origin.max_concurrent for origin in origins),
-        connections=min(origin.limits.connections for origin in origins),
-        cache_bytes=min(origin.cache_bytes for origin in origins),
+        max_concurrent=min(config.max_concurrent for config in configs),
+        connections=min(config.limits.connections for config in configs),
+        cache_bytes=min(config.cache_bytes for config in configs),
     )
 
 

@@ -1,9 +1,8 @@
-"""torch's DataLoader with the right defaults: it looks ahead, can be taken up anywhere, and says where time went."""
+"""torch's DataLoader with the right defaults: it prefetches, resumes anywhere, and reports where time went."""
 
 from __future__ import annotations
 
 import functools
-import uuid
 import warnings
 import weakref
 from collections import deque
@@ -14,47 +13,52 @@ from typing import Any
 
 import torch.utils.data
 
-from rasteret_ml.datasets.combine import ignored_class
-from rasteret_ml.datasets.dataset_fingerprint import dataset_fingerprint
+from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
+from rasteret_ml.datasets.protocol import is_readable
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_same_plan
 from rasteret_ml.loader.bottleneck import knobs_of
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
-from rasteret_ml.loader.prefetch import BatchIndices, Hints, end_lookahead
+from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
 from rasteret_ml.loader.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.collate import collate
 
 __all__ = ["DataLoader"]
 
-_VERSION = 1
-"""Of a state."""
+_VERSION = 2
+"""Version of a state; 1 had other fingerprints of datasets."""
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
-    """A `torch.utils.data.DataLoader` that looks ahead, collates natively, keeps its workers and counts epochs.
+    """A `torch.utils.data.DataLoader` that prefetches, resumes in mid-epoch and reports where time went.
 
-    Takes torch's arguments. Differences: `collate_fn` defaults to `rasteret_ml.collate`, which pads labels
-    with the dataset's own `ignore_index` (of several heads the first one's); `persistent_workers` to True where there
-    are workers; and each pass over it is another epoch of its sampler (0, 1, 2 …), unless
-    `sampler.set_epoch` chose one, as Lightning does.
+    Takes torch's arguments. Differences: `collate_fn` defaults to `rasteret_ml.collate`, which pads labels with the
+    dataset's own `ignore_index` (of several heads the first one's); `persistent_workers` defaults to True where there
+    are workers; and each pass is the next epoch of its sampler (0, 1, 2 …), unless `sampler.set_epoch` chose one, as
+    Lightning does.
 
     Args:
-        dataset: Ours, or any other (which then is not read ahead).
+        dataset: A dataset of this library, or any other (which is not prefetched).
         batch_size: As torch's.
         shuffle: As torch's.
-        lookahead: Batches beyond the one asked for that each worker (or the main process, where there are none) is
-            told of and reads meanwhile; 0 = none.
-        lookahead_bytes: Memory that all workers together may fill with batches read ahead; each reads one ahead
-            in any case.
-        errors: What is done about samples whose data cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
+        lookahead: Batches that each worker (or the main process, if there are none) reads before they are asked for;
+            0 = none.
+        lookahead_bytes: Memory that all workers together may fill with prefetched batches; each prefetches one batch in
+            any case.
+        errors: What is done about samples that cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
             "replace" or "fill"), or a mapping of its fields.
         **options: As torch's.
 
     Raises:
-        UsageError: options that cannot be; errors= other than "raise" without batches, "replace" with batches of one.
+        UsageError: invalid options; `errors` other than "raise" without batches, or "replace" with batches of one.
         ErrorBudgetError: (in a pass) more samples failed than `errors` allows.
+
+    Example:
+        >>> sampler = rm.RandomAOISampler(images, size=256, length=1000)  # doctest: +SKIP
+        >>> for batch in rm.DataLoader(images, batch_size=16, sampler=sampler, num_workers=2):  # doctest: +SKIP
+        ...     batch["image"].shape  # [16, C, 256, 256]
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         **options: Any,
     ) -> None:
         if lookahead < 0 or lookahead_bytes < 0:
-            raise UsageError(f"lookahead and lookahead_bytes are not negative, but {lookahead}, {lookahead_bytes}.")
+            raise UsageError(f"lookahead and lookahead_bytes must be >= 0, got {lookahead} and {lookahead_bytes}.")
         if "collate_fn" not in options:
             ignored = ignored_class(dataset)
             options["collate_fn"] = collate if ignored is None else functools.partial(collate, ignore_index=ignored)
@@ -78,39 +82,38 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.errors = ErrorPolicy.of(errors)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
-        self._board = StatsBoard(self.num_workers)
-        self._ledger = FailureBudget(self.errors)
-        tolerant = self.errors.action != "raise"
-        if tolerant and not self._auto_collation:
-            raise UsageError("errors= is for batches: give batch_size=, or leave errors= at 'raise'.")
+        if self._tolerates_errors and not self._auto_collation:
+            raise UsageError("errors= needs batches: give batch_size=, or leave errors= at 'raise'.")
         if self.errors.action == "replace" and self.batch_size == 1:
             raise UsageError(
-                "errors='replace' puts another sample of the same batch in the place of one that failed, and "
-                "batch_size=1 has no other; choose 'fill', or larger batches."
+                "errors='replace' replaces a failed sample by another one of its batch, and batch_size=1 has no other; "
+                "choose 'fill', or larger batches."
             )
+        self._board = StatsBoard(self.num_workers)
+        self._budget = FailureBudget(self.errors)
         self._began = 0, 0
-        self._stood: tuple[int, int] | None = None
-        self._data: tuple[list[Any], list[str]] | None = None
-        workers = max(1, self.num_workers)
-        self._telling = _PrefetchHints(
-            loader=uuid.uuid4().hex,
-            workers=workers,
-            lookahead=self.lookahead,
-            limit=self.lookahead_bytes // workers,
-            errors=self.errors if tolerant else None,
+        self._position: tuple[int, int] | None = None
+        self._fingerprint: tuple[list[Any], list[str]] | None = None
+        self._schedule = _Schedule(
+            workers=max(1, self.num_workers), lookahead=self.lookahead, hinted=self._tolerates_errors
         )
+        self._prefetching: PrefetchingDataset | None = None
+
+    @property
+    def _tolerates_errors(self) -> bool:
+        return self.errors.action != "raise"
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return _EpochIterator(self)
 
     def _begin(self) -> Iterator[Any]:
-        """A pass of torch's, over the epoch that was chosen by now."""
+        """Begin a pass of torch's over the current epoch."""
         sampler = self._own_sampler
         if hasattr(sampler, "start_pass"):
             sampler.start_pass()
-        self._telling.epoch += 1
-        self._telling.ends.clear()
-        self._stood = None
+        self._schedule.epoch += 1
+        self._schedule.ends.clear()
+        self._position = None
         self._began = (getattr(sampler, "epoch", 0), getattr(sampler, "start", 0))
         return super().__iter__()
 
@@ -118,90 +121,99 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     @property
     def _own_sampler(self) -> Any:
-        """The sampler that says where an epoch stands."""
+        """The sampler that knows where an epoch stands."""
         found = [self.sampler, getattr(self.batch_sampler, "sampler", None), self.batch_sampler]
         return next((sampler for sampler in found if hasattr(sampler, "start_pass")), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: version, plan, epoch, and the position behind the last batch handed over.
+        """Return where training stands: version, plan, epoch, and the position after the last batch handed over.
 
         Plain values, less than a kilobyte. The position counts the chips of all ranks: it is the same on every rank and
-        with any number of workers, however far they have read ahead. With a sampler that is not ours the state says
-        only that a pass cannot be taken up.
+        with any number of workers, however far they have read ahead. With a sampler of another library, the state says
+        only that a pass cannot be resumed.
         """
         sampler = self._own_sampler
         if sampler is None:
             return {"version": _VERSION, "sampler": type(self.sampler).__name__}
-        if self._stood is not None:
-            epoch, position = self._stood
-        else:
-            epoch, position = sampler.epoch, sampler.start
-        state = sampler.state_dict() | {"epoch": epoch, "position": position}
-        state["plan"] |= {"data": self._data_plan()}
+        epoch, position = self._position or (sampler.epoch, sampler.start)
+        state = sampler.state_dict() | {"epoch": epoch, "position": position, "loader": _VERSION}
+        state["plan"] |= {"data": self._data_fingerprint()}
         return dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on where `state_dict` was taken.
 
-        Workers, the size of batches and, as a state is always at the end of a global batch, ranks may be others. An
-        epoch that is set to another one afterwards (`sampler.set_epoch`) begins at its beginning.
+        The number of workers, the batch size and, since a state is always at the end of a global batch, the ranks may
+        differ. An epoch set afterwards (`sampler.set_epoch`) begins at its beginning.
 
         Raises:
-            ResumeError: the state is of another plan (Collection, filters, AOIs, sizes, seed …), each difference is
-                named; or it is none.
+            ResumeError: not a state of a loader, one of an older version, or one with another plan (Collection,
+                filters, AOIs, sizes, seed …); the message names each difference.
         """
         if not isinstance(state, Mapping) or not {"plan", "sampler"} & state.keys():
-            raise ResumeError("This is not a state of a loader; load what `state_dict()` gave.")
+            raise ResumeError("state must be what `DataLoader.state_dict()` returned.")
         sampler = self._own_sampler
         if sampler is None or "plan" not in state:
             warnings.warn(
-                f"A pass over a {type(self.sampler).__name__} cannot be taken up in its middle; the epoch begins anew. "
+                f"A pass over a {type(self.sampler).__name__} cannot be resumed in mid-epoch; the epoch starts anew. "
                 "Use a sampler of rasteret_ml.",
                 stacklevel=2,
             )
             return
+        if state.get("loader") != _VERSION:
+            raise ResumeError(
+                f"This state has version {state.get('loader', 1)}, and this version of rasteret_ml reads version "
+                f"{_VERSION}; start the epoch anew without it."
+            )
         plan = dict(state["plan"])
-        check_same_plan({"data": plan.pop("data", None)}, {"data": self._data_plan()}, "a loader")
-        sampler.load_state_dict({**state, "plan": plan})
-        self._stood = None
+        check_same_plan({"data": plan.pop("data", None)}, {"data": self._data_fingerprint()}, "a loader")
+        sampler.load_state_dict({k: v for k, v in state.items() if k != "loader"} | {"plan": plan})
+        self._position = None
 
-    def _data_plan(self) -> list[str]:
-        """The dataset's part of the plan: made once for an index, since it reads the ids of all records."""
+    def _data_fingerprint(self) -> list[str]:
+        """Return a line per dataset that is read; computed once per index, since it reads the ids of all records."""
         indexes = [getattr(part, "index", None) for part in getattr(self.dataset, "parts", [self.dataset])]
-        held = self._data
-        if held is None or any(a is not b for a, b in zip(held[0], indexes, strict=True)):
-            held = self._data = indexes, dataset_fingerprint(self.dataset)
-        return held[1]
+        known = self._fingerprint
+        if known is None or any(a is not b for a, b in zip(known[0], indexes, strict=True)):
+            known = self._fingerprint = indexes, dataset_fingerprint(self.dataset)
+        return known[1]
 
-    def _handed(self, batches: int) -> None:
-        """So many batches of the pass were handed over."""
+    def _handed_over(self, batches: int) -> None:
+        """Note that so many batches of the pass were handed over."""
         sampler = self._own_sampler
         if sampler is not None:
             epoch, start = self._began
             ranks = (sampler.ranks or Ranks.now()).count
-            self._stood = epoch, min(start + self._telling.ends[batches - 1] * ranks, sampler.total)
+            self._position = epoch, min(start + self._schedule.ends[batches - 1] * ranks, sampler.total)
 
     def _ended(self) -> None:
-        """The pass has no more batches: what comes next is the next epoch."""
+        """Note that the pass has no more batches: the next epoch comes next."""
         if self._own_sampler is not None:
-            self._stood = self._began[0] + 1, 0
+            self._position = self._began[0] + 1, 0
+
+    # torch's hooks ------------------------------------------------------------------------------------------
 
     @property
     def _index_sampler(self) -> Any:
-        """What torch takes batches of indices from; each tells of later ones."""
-        batches = super()._index_sampler
-        return _HintedBatches(self._telling, batches) if self._auto_collation else _Counting(self._telling, batches)
+        """Batches of indices with hints about later ones, or single indices, counted."""
+        indices = super()._index_sampler
+        return _HintedBatches(self._schedule, indices) if self._auto_collation else _Counted(self._schedule, indices)
 
     def _get_iterator(self) -> Any:
-        asked, collate_fn = self.worker_init_fn, self.collate_fn
-        self.worker_init_fn = self._board.reporting(asked)
+        # torch's iterators take these from the loader when they are made, and send them to the workers.
+        init, collate_fn, dataset = self.worker_init_fn, self.collate_fn, self.dataset
+        self.worker_init_fn = self._board.reporting(init)
         self.collate_fn = TimedCollate(collate_fn)
-        if self._telling.errors is not None:
-            self.collate_fn = CollateWithErrors(self.collate_fn, self._telling.loader)
+        if is_readable(dataset):
+            errors = self.errors if self._tolerates_errors else None
+            self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // self._schedule.workers, errors)
+            self.__dict__["dataset"] = self._prefetching
+        if self._tolerates_errors:
+            self.collate_fn = CollateWithErrors(self.collate_fn)
         try:
             return super()._get_iterator()
         finally:
-            self.worker_init_fn, self.collate_fn = asked, collate_fn
+            self.worker_init_fn, self.collate_fn, self.__dict__["dataset"] = init, collate_fn, dataset
 
     def close(self) -> None:
         """End the workers that are kept between passes; another pass starts new ones."""
@@ -211,34 +223,33 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             shut_down()
 
     def stats(self) -> LoaderStats:
-        """Where the time of the present pass went, or of the last one; `stats().bottleneck` says it in a sentence."""
-        return self._board.snapshot(knobs_of(self), self._ledger.report.failed)
+        """Return where the time of the current or last pass went; `stats().bottleneck` puts it in a sentence."""
+        return self._board.snapshot(knobs_of(self), self._budget.report.failed)
 
     @property
     def failures(self) -> FailureReport:
-        """What could not be read in the present pass so far, or in the last one, and what was done about it."""
-        return self._ledger.report
+        """What could not be read in the current or last pass, and what was done about it."""
+        return self._budget.report
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _PrefetchHints:
+class _Schedule:
     """What hints say of a loader; it does not hold the loader, whose workers must end when it is dropped."""
 
-    loader: str
     workers: int
     lookahead: int
-    limit: int
-    errors: ErrorPolicy | None
+    hinted: bool
+    """Whether batches carry hints even without lookahead, as recovery needs their numbers."""
     epoch: int = -1
     ends: list[int] = field(default_factory=list)
     """Samples of the pass up to the end of each batch of indices."""
 
 
-class _Counting:
+class _Counted:
     """Indices that are read one by one, counted."""
 
-    def __init__(self, telling: _PrefetchHints, indices: Iterable[Any]) -> None:
-        self._telling = telling
+    def __init__(self, schedule: _Schedule, indices: Iterable[Any]) -> None:
+        self._schedule = schedule
         self._indices = indices
 
     def __len__(self) -> int:
@@ -246,31 +257,31 @@ class _Counting:
 
     def __iter__(self) -> Iterator[Any]:
         for number, index in enumerate(self._indices, 1):
-            self._telling.ends.append(number)
+            self._schedule.ends.append(number)
             yield index
 
 
 class _HintedBatches:
     """Batches of indices, each with those that its worker will be asked for next."""
 
-    def __init__(self, telling: _PrefetchHints, batches: Iterable[Any]) -> None:
-        self._telling = telling
+    def __init__(self, schedule: _Schedule, batches: Iterable[Any]) -> None:
+        self._schedule = schedule
         self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        telling, epoch = self._telling, self._telling.epoch
-        reach = telling.lookahead * telling.workers
+        schedule, epoch = self._schedule, self._schedule.epoch
+        reach = schedule.lookahead * schedule.workers
         numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
         window = deque(islice(numbered, reach + 1))
         samples = 0
         while window:
             number, batch = window[0]
             samples += len(batch)
-            telling.ends.append(samples)
-            if reach or telling.errors is not None:
+            schedule.ends.append(samples)
+            if reach or schedule.hinted:
                 yield BatchIndices(batch, self._hints(epoch, number, window))
             else:
                 yield batch
@@ -278,20 +289,12 @@ class _HintedBatches:
             window.extend(islice(numbered, 1))
 
     def _hints(self, epoch: int, number: int, window: Iterable[tuple[int, list[Any]]]) -> Hints:
-        """What a batch tells, given it and the batches within reach of it."""
-        telling, workers = self._telling, self._telling.workers
-        # torch deals batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
-        # A worker's first batch tells of all of these, each later one of the one that came into reach.
-        first = workers if number < workers else max(1, telling.lookahead * workers)
-        ahead = tuple(islice(window, first, None, workers))
-        return Hints(
-            loader=telling.loader,
-            epoch=epoch,
-            number=number,
-            ahead=ahead,
-            limit=telling.limit,
-            errors=telling.errors,
-        )
+        """Return the hints of a batch, given it and the batches within reach of it."""
+        # torch hands batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
+        # A worker's first batch announces all of these, each later one the batch that came into reach.
+        workers = self._schedule.workers
+        first = workers if number < workers else max(1, self._schedule.lookahead * workers)
+        return Hints(epoch=epoch, number=number, ahead=tuple(islice(window, first, None, workers)))
 
 
 class _EpochIterator:
@@ -305,7 +308,7 @@ class _EpochIterator:
         self._loader = loader
         self._batches: Iterator[Any] | None = None
         self._count = 0
-        self._ledger = loader._ledger
+        self._budget = loader._budget
 
     def __iter__(self) -> _EpochIterator:
         return self
@@ -318,21 +321,22 @@ class _EpochIterator:
         if self._batches is None:
             loader._board.begin()
             loader._board.asked()
-            self._ledger = loader._ledger = FailureBudget(loader.errors)
-            weakref.finalize(self, self._ledger.sum_up)
+            self._budget = loader._budget = FailureBudget(loader.errors)
+            weakref.finalize(self, self._budget.log_summary)
             self._batches = loader._begin()
-            # A pass may be left before its end: what this process reads ahead for it is then cancelled.
-            weakref.finalize(self, end_lookahead, loader._telling.loader, loader._telling.epoch).atexit = False
+            # A pass may be left before its end: what this process prefetches for it is then cancelled.
+            if loader._prefetching is not None:
+                weakref.finalize(self, loader._prefetching.close, loader._schedule.epoch).atexit = False
             weakref.finalize(self, loader._board.left, loader._board.passes).atexit = False
         else:
             loader._board.asked()
         try:
-            batch = self._ledger.received(next(self._batches))
+            batch = self._budget.receive(next(self._batches))
         except StopIteration:
             loader._ended()
-            self._ledger.ended()
+            self._budget.end()
             raise
         self._count += 1
-        loader._handed(self._count)
+        loader._handed_over(self._count)
         loader._board.handed(samples_in(batch) if loader._auto_collation else 1)
         return batch

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from rasteret_ml.datasets.protocol import SampleBatch
 from rasteret_ml.errors import RasteretError, ReadError
 from rasteret_ml.loader.error_policy import ErrorPolicy
-from rasteret_ml.loader.failures import Fault, Faults, SampleError
+from rasteret_ml.loader.failures import SampleError, SamplesWithErrors, detached
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.blank import blank_sample
@@ -19,40 +20,40 @@ from rasteret_ml.samples.sample import Sample
 
 __all__ = ["FailureRecovery"]
 
-_MOST_FAULTS = 16
-"""Faults that are kept of a sample."""
+_MAX_ERRORS = 16
+"""Errors that are kept of a sample."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Case:
     """What went wrong with a sample."""
 
-    reasons: dict[str, TileError | RasteretError] = field(default_factory=dict)
-    """Each once, by its words."""
-    readings: int = 0
-    """In vain."""
+    errors: dict[str, TileError | RasteretError] = field(default_factory=dict)
+    """Each once, by its text."""
+    attempts: int = 0
+    """Failed reads."""
     lost: bool = False
-    """Whether the sample itself could not be read, however often."""
+    """Whether the sample itself could not be read in any attempt."""
     lost_spares: int = 0
-    """Spare places of it of which that is true."""
-    instead: str | None = None
+    """Spare places of it that could not be read in any attempt."""
+    replacement: str | None = None
     """What took its place."""
 
     @property
-    def ordered(self) -> list[TileError | RasteretError]:
-        """The reasons in an order that is not that of their arrival."""
-        return [self.reasons[words] for words in sorted(self.reasons)]
+    def sorted_errors(self) -> list[TileError | RasteretError]:
+        """The errors in an order that does not depend on timing."""
+        return [self.errors[text] for text in sorted(self.errors)]
 
 
 class FailureRecovery:
-    """One batch, and what became of the samples that failed.
+    """One batch, and what becomes of its samples that failed.
 
-    What is done is a function of the batch's queries and of which data cannot be read: not of workers or timing.
+    The result is a function of the batch's queries and of which data cannot be read, not of workers or timing.
 
     Args:
-        policy: Not "raise".
+        policy: Any action but "raise".
         queries: The batch's.
-        read: Reads queries, noting what fails: `read(queries, faults)`.
+        read: Reads queries, allowing errors.
         ignored: Class of label pixels that do not count, by key.
     """
 
@@ -60,8 +61,8 @@ class FailureRecovery:
         self,
         policy: ErrorPolicy,
         queries: Sequence[Any],
-        read: Callable[[Sequence[Any], Faults], list[Sample]],
-        ignored: dict[str, int],
+        read: Callable[[Sequence[Any]], SampleBatch],
+        ignored: Mapping[str, int],
     ) -> None:
         self._policy = policy
         self._queries = queries
@@ -69,118 +70,109 @@ class FailureRecovery:
         self._ignored = ignored
         self._cases: dict[int, _Case] = {}
 
-    def mended(self, samples: Sequence[Sample], faults: Faults) -> list[Sample]:
-        """As many samples as were asked for.
+    def recover(self, batch: SampleBatch, number: int) -> SamplesWithErrors:
+        """Return a sample for every query, and which of them failed.
 
         Args:
-            samples: As they were read.
-            faults: What was noted then.
+            batch: The first read.
+            number: Number of the batch in its pass.
 
         Raises:
             ReadError, DataError, FetchError: a sample that the policy has no remedy for.
         """
-        places = range(len(self._queries))
-        found: list[Sample | None]
-        found, forms = self._read_again(places, self._queries, samples, faults)
-        lost = [place for place in places if found[place] is None]
-        for place in lost:
-            self._cases[place].lost = True
-        filling = self._policy.action == "fill"
-        found = resample_low_valid(self._queries, found, self._read_spares, leave=lost if filling else ())
-        if filling:
-            return [forms[i] if sample is None else sample for i, sample in enumerate(found)]
-        return self._replaced(found)
+        positions = range(len(self._queries))
+        found, blanks = self._retry(positions, self._queries, batch)
+        lost = [i for i in positions if found[i] is None]
+        for i in lost:
+            self._cases[i].lost = True
+        fill = self._policy.action == "fill"
+        found = resample_low_valid(self._queries, found, self._read_spares, leave=lost if fill else ())
+        if fill:
+            samples = SamplesWithErrors(blanks[i] if sample is None else sample for i, sample in enumerate(found))
+        else:
+            samples = SamplesWithErrors(self._replace(found))
+        samples.errors = tuple(self._sample_error(number, i, case) for i, case in sorted(self._cases.items()))
+        return samples
 
-    def failures(self, batch: int) -> tuple[SampleError, ...]:
-        """What failed, by place.
-
-        Args:
-            batch: The batch's number in its pass.
-        """
-        return tuple(self._failure(batch, place, case) for place, case in sorted(self._cases.items()))
-
-    def _read_again(
-        self, places: Sequence[int], queries: Sequence[Any], samples: Sequence[Sample], faults: Faults
+    def _retry(
+        self, positions: Sequence[int], queries: Sequence[Any], batch: SampleBatch
     ) -> tuple[list[Sample | None], dict[int, Sample]]:
-        """Samples, None where even the last reading failed; and blank ones for those, by their order here."""
-        found: list[Sample | None] = list(samples)
-        failed = self._note(faults, places)
+        """Return the samples, None where every attempt failed, and blank samples for those by their order here."""
+        found: list[Sample | None] = list(batch.samples)
+        failed = self._note(batch, positions)
         for _ in range(self._policy.retries):
             if not failed:
                 break
-            again = Faults()
-            for i, sample in zip(failed, self._read([queries[i] for i in failed], again), strict=True):
+            again = self._read([queries[i] for i in failed])
+            for i, sample in zip(failed, again.samples, strict=True):
                 found[i] = sample
-            still = self._note(again, [places[i] for i in failed])
+            still = self._note(again, [positions[i] for i in failed])
             failed = [failed[k] for k in still]
         if failed and self._policy.action == "retry":
-            raise self._error(places[failed[0]], f"it was read {self._policy.retries + 1} times in vain")
-        forms = {i: blank_sample(last, self._ignored) for i in failed if (last := found[i]) is not None}
-        return [None if i in forms else sample for i, sample in enumerate(found)], forms
+            raise self._error(positions[failed[0]], f"{self._policy.retries + 1} attempts failed")
+        blanks = {i: blank_sample(last, self._ignored) for i in failed if (last := found[i]) is not None}
+        return [None if i in blanks else sample for i, sample in enumerate(found)], blanks
 
-    def _note(self, faults: Faults, places: Sequence[int]) -> list[int]:
-        """Keep what failed with the samples it belongs to; which queries did. One that is blank anyway cannot."""
-        failed = {i: reasons for i, reasons in faults.by_place.items() if not self._is_blank(places[i])}
-        for i, reasons in failed.items():
-            case = self._cases.setdefault(places[i], _Case())
-            case.readings += 1
-            case.reasons |= {str(why): why for why in reasons}
+    def _note(self, batch: SampleBatch, positions: Sequence[int]) -> list[int]:
+        """Note the errors of a read by sample, and return which queries failed; padding samples cannot fail."""
+        failed = {i: batch.errors[i] for i in sorted(batch.errors) if not self._is_padding(positions[i])}
+        for i, errors in failed.items():
+            case = self._cases.setdefault(positions[i], _Case())
+            case.attempts += 1
+            case.errors |= {str(error): error for error in errors}
         return list(failed)
 
-    def _is_blank(self, place: int) -> bool:
-        query = self._queries[place]
+    def _is_padding(self, position: int) -> bool:
+        query = self._queries[position]
         return isinstance(query, AOI) and bool(query.blank)
 
-    def _read_spares(self, places: Sequence[int], spares: Sequence[Any]) -> list[Sample | None]:
-        """Spare places of the samples at `places`, None where one cannot be read."""
-        faults = Faults()
-        samples = self._read(spares, faults)
-        found, _ = self._read_again(places, spares, samples, faults)
-        for place, sample in zip(places, found, strict=True):
+    def _read_spares(self, positions: Sequence[int], spares: Sequence[Any]) -> list[Sample | None]:
+        """Read spare places of the samples at `positions`; None where one cannot be read."""
+        found, _ = self._retry(positions, spares, self._read(spares))
+        for i, sample in zip(positions, found, strict=True):
             if sample is None:
-                self._cases[place].lost_spares += 1
-            elif place in self._cases:
-                self._cases[place].instead = "a spare place of its AOI"
+                self._cases[i].lost_spares += 1
+            elif i in self._cases:
+                self._cases[i].replacement = "a spare place of its AOI"
         return found
 
-    def _replaced(self, found: Sequence[Sample | None]) -> list[Sample]:
-        """With copies of the next good sample, in a circle; none is taken that only evens out ranks."""
-        whole, count = [], len(found)
-        for place, sample in enumerate(found):
-            chosen, other = sample, place
+    def _replace(self, found: Sequence[Sample | None]) -> list[Sample]:
+        """Replace missing samples by copies of the next good one, wrapping around; padding samples are not copied."""
+        samples, count = [], len(found)
+        for i, sample in enumerate(found):
+            chosen, other = sample, i
             while chosen is None:
                 other = (other + 1) % count
-                if other == place:
-                    raise self._error(place, "no other sample of its batch could be read to take its place")
-                chosen = None if self._is_blank(other) else found[other]
-            if other != place:
-                self._cases[place].instead = f"sample {other}"
+                if other == i:
+                    raise self._error(i, "no other sample of its batch could be read to replace it")
+                chosen = None if self._is_padding(other) else found[other]
+            if other != i:
+                self._cases[i].replacement = f"sample {other}"
                 chosen = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in chosen.items()}
-            whole.append(chosen)
-        return whole
+            samples.append(chosen)
+        return samples
 
-    def _error(self, place: int, why: str) -> RasteretError:
-        reason = self._cases[place].ordered[0]
-        if isinstance(reason, TileError):
-            return ReadError(f"{reason} (sample {place} of its batch: {why})")
-        return type(reason)(f"{reason} (sample {place} of its batch: {why})")
+    def _error(self, position: int, reason: str) -> RasteretError:
+        error = self._cases[position].sorted_errors[0]
+        kind = ReadError if isinstance(error, TileError) else type(error)
+        return kind(f"{error} (sample {position} of its batch: {reason})")
 
-    def _failure(self, batch: int, place: int, case: _Case) -> SampleError:
-        query = self._queries[place]
-        drawn = query if isinstance(query, AOI) else None
-        reasons = case.ordered
+    def _sample_error(self, batch: int, position: int, case: _Case) -> SampleError:
+        query = self._queries[position]
+        aoi = query if isinstance(query, AOI) else None
+        errors = case.sorted_errors
         if case.lost:
-            done = "filled" if self._policy.action == "fill" else "replaced"
+            outcome = "filled" if self._policy.action == "fill" else "replaced"
         else:
-            done = "passed over" if case.lost_spares else "retried"
+            outcome = "passed over" if case.lost_spares else "retried"
         return SampleError(
             batch=batch,
-            place=place,
-            draw=None if drawn is None else drawn.draw,
-            aoi=None if drawn is None or drawn.row < 0 else drawn.row,
-            done=done,  # type: ignore[arg-type]
-            instead=case.instead if case.lost else None,
-            readings=case.readings,
-            faults=tuple(Fault.of(why) for why in reasons[:_MOST_FAULTS]),
-            more=max(0, len(reasons) - _MOST_FAULTS),
+            position=position,
+            draw=None if aoi is None else aoi.draw,
+            aoi=None if aoi is None or aoi.row < 0 else aoi.row,
+            outcome=outcome,  # type: ignore[arg-type]
+            replacement=case.replacement if case.lost else None,
+            attempts=case.attempts,
+            errors=tuple(detached(error) for error in errors[:_MAX_ERRORS]),
+            more=max(0, len(errors) - _MAX_ERRORS),
         )

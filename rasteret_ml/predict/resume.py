@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rasteret_ml.datasets.dataset_fingerprint import dataset_fingerprint
+from rasteret_ml.datasets.combine import dataset_fingerprint
 from rasteret_ml.errors import ResumeError
 from rasteret_ml.fingerprint import digest
 from rasteret_ml.predict.mosaic_layout import MapExtent

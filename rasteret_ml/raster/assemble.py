@@ -12,7 +12,7 @@ from rasteret_ml.geo.resample.warp import warp
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
 
-__all__ = ["BandBuffers", "ChipBuffers", "allocate", "empty_chip", "equals_nodata", "finish", "valid_pixels"]
+__all__ = ["BandBuffers", "ChipBuffers", "allocate", "empty_chip", "equals_nodata", "finish_chip", "valid_pixels"]
 
 _NEAR = 2 * float(np.finfo(np.float32).eps)
 
@@ -123,7 +123,7 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], tr
             data[read.target.slices] = empty
         elif unread is not None:
             unread[read.target.slices] = True
-    has_mask = band.level.mask is not None and band.source.heeds_mask
+    has_mask = band.level.mask is not None and band.source.uses_mask
     return BandBuffers(
         data=data,
         unread=unread,
@@ -132,8 +132,8 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], tr
     )
 
 
-def finish(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """The chip: validity worked out, resampled bands put on the chip's grid."""
+def finish_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
+    """Compute validity, resample bands that lie on other grids, and return the chip."""
     shape = plan.grid.shape
     valid = np.empty(buffers.data.shape, bool)
     covered = np.zeros(shape, bool)
@@ -149,7 +149,7 @@ def finish(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
 
 
 def empty_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """The chip of what was not read: fill values, none of them valid."""
+    """Return a chip of fill values, none of them valid."""
     for band, channel in zip(plan.bands, buffers.data, strict=True):
         channel[:] = fill_value(band.source.nodata, plan.dtype)
     return _chip(plan, buffers, np.zeros(buffers.data.shape, bool), np.zeros(plan.grid.shape, bool))
@@ -170,7 +170,7 @@ def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], co
 def _finish_band(
     plan: ChipPlan, band: BandPlan, held: BandBuffers
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
-    """Pixels, which of them are valid, and which lie in the image (None: all)."""
+    """Return pixels, their validity, and which of them lie in the image (None: all)."""
     shape, source = plan.grid.shape, band.source
     if band.window is None:
         nothing = np.zeros(shape, bool)

@@ -1,4 +1,4 @@
-"""The stored tiles that some plans need, each once, and everybody who wants pixels of it (pure)."""
+"""The stored tiles that plans need, each once, and where their pixels go (pure)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rasteret_ml.storage.urls import sidecar_href
 __all__ = [
     "TileCopy",
     "TileJob",
+    "bounding_window",
     "check_tile",
     "check_unchanged",
     "copy_tile",
     "tile_jobs",
     "tile_payload",
-    "wanted_part",
 ]
 
 
@@ -39,21 +39,21 @@ class TileCopy:
     target: npt.NDArray[Any]
     """The chip's channel, or its mask."""
     unread: npt.NDArray[np.bool_] | None
-    """Set to False where the pixels land; None where nobody asks."""
+    """Set to False where the pixels land; None = not tracked."""
     invalid: npt.NDArray[np.bool_] | None
-    """Takes what the codec says is invalid; None where it says nothing."""
+    """Receives what the codec marks invalid; None = the codec has no validity."""
     read: TileRead
     """Which pixels of the tile, and where in the chip."""
     sample: int
-    """Which of the samples that the tile interleaves."""
+    """Which sample of an interleaved tile."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TileJob:
-    """One stored tile and everybody who wants pixels of it."""
+    """One stored tile and where its pixels go."""
 
     source: BandSource
-    """The first band that asked (bands of a chunky file share tiles)."""
+    """The first band that needs it (bands of a pixel-interleaved file share tiles)."""
     image: str
     """Which image of the file."""
     table: TileTable
@@ -61,15 +61,15 @@ class TileJob:
     read: TileRead
     """Which tile."""
     range: ByteRange
-    """What is fetched for it: its bytes, after the block leader where there is one."""
+    """The bytes to fetch: the tile, after its block leader where there is one."""
     href: str
     """The file that holds it: the band's, or a sidecar."""
-    pastes: list[TileCopy] = field(default_factory=list)
+    copies: list[TileCopy] = field(default_factory=list)
     """Where its pixels go."""
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two jobs one: the same bytes, read in the same way (some writers store equal tiles once)."""
+        """Equal for jobs of the same bytes decoded in the same way (some writers store equal tiles once)."""
         table, read = self.table, self.read
         shape = read.stored_rows, read.image_rows, read.image_cols, table.tile_width, table.samples_per_tile
         return self.href, self.range, shape, table.dtype, table.compression, self.indexed
@@ -88,21 +88,21 @@ class TileJob:
 
 
 def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None = None) -> list[TileJob]:
-    """Every stored tile of the plans, once."""
+    """Return every stored tile of the plans, once."""
     jobs: dict[tuple[Any, ...], TileJob] = {}
     for i, plan in enumerate(plans):
         for j, band in enumerate(plan.bands):
-            held = None if buffers is None else buffers[i].bands[j]
+            buffer = None if buffers is None else buffers[i].bands[j]
             for is_mask, table, reads in _images(band):
                 href = _href(band.source, table)
                 for read in reads:
                     if read.range is None:
                         continue
-                    # A short key, made per tile and chip; the long one, `TileJob.key`, joins what several tables ask.
+                    # A short key per tile and chip; the long one, `TileJob.key`, joins tiles that several tables share.
                     key = id(table), href, read.range, read.stored_rows, read.image_rows, read.image_cols
                     job = jobs.get(key) or _job(jobs, key, band, is_mask, table, read, href)
-                    if held is not None:
-                        job.pastes.append(_paste(band, held, read, is_mask))
+                    if buffer is not None:
+                        job.copies.append(_tile_copy(band, buffer, read, is_mask))
     return list(dict.fromkeys(jobs.values()))
 
 
@@ -115,7 +115,7 @@ def _job(
     read: TileRead,
     href: str,
 ) -> TileJob:
-    """The job of a tile that this table asks for the first time; bands of a chunky file have a table each."""
+    """Return the job of a tile that is new to this table; bands of a pixel-interleaved file have a table each."""
     assert read.range is not None
     image = _image_name(band, is_mask)
     job = TileJob(source=band.source, image=image, table=table, read=read, range=read.range, href=href)
@@ -138,44 +138,44 @@ def _image_name(band: BandPlan, is_mask: bool) -> str:
     return f"mask of {image}" if is_mask else image
 
 
-def _paste(band: BandPlan, held: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
+def _tile_copy(band: BandPlan, buffer: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
     if not is_mask:
         sample = _sample_of(band.level.image, band.source.sample)
-        return TileCopy(held.data, held.unread, held.codec_invalid, read, sample)
-    assert held.mask is not None
+        return TileCopy(buffer.data, buffer.unread, buffer.codec_invalid, read, sample)
+    assert buffer.mask is not None
     assert band.level.mask is not None
-    return TileCopy(held.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
+    return TileCopy(buffer.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
 
 
 def _sample_of(table: TileTable, sample: int) -> int:
-    """Where a band stands in a tile; overviews may be interleaved otherwise than their image."""
+    """Return the band's sample in a tile; overviews may be interleaved differently from their image."""
     return sample if table.samples_per_tile > 1 else 0
 
 
-def copy_tile(pastes: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
-    """Put a decoded tile's pixels `[rows, columns, samples]` where they are wanted."""
-    for paste in pastes:
-        rows, cols = paste.read.source.slices
-        target = paste.read.target.slices
-        paste.target[target] = pixels[rows, cols, paste.sample]
-        if paste.unread is not None:
-            paste.unread[target] = False
-        if valid is not None and paste.invalid is not None:
-            paste.invalid[target] = ~valid[rows, cols, paste.sample]
+def copy_tile(copies: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
+    """Copy the pixels `[rows, columns, samples]` of a decoded tile to every target."""
+    for copy in copies:
+        rows, cols = copy.read.source.slices
+        target = copy.read.target.slices
+        copy.target[target] = pixels[rows, cols, copy.sample]
+        if copy.unread is not None:
+            copy.unread[target] = False
+        if valid is not None and copy.invalid is not None:
+            copy.invalid[target] = ~valid[rows, cols, copy.sample]
 
 
-def wanted_part(pastes: Sequence[TileCopy]) -> Window | None:
-    """The part of a tile that holds all that anybody wants; None where nobody wants any."""
-    if not pastes:
+def bounding_window(copies: Sequence[TileCopy]) -> Window | None:
+    """Return the smallest window of a tile that holds all copies; None where there is none."""
+    if not copies:
         return None
-    sources = [paste.read.source for paste in pastes]
+    sources = [copy.read.source for copy in copies]
     row, col = min(s.row for s in sources), min(s.col for s in sources)
     height, width = max(s.row_stop for s in sources) - row, max(s.col_stop for s in sources) - col
     return Window(row=row, col=col, height=height, width=width)
 
 
 def check_tile(job: TileJob) -> CorruptTiffError | None:
-    """Why a tile is not even fetched: a byte count that no such tile has, or one past the end of its file."""
+    """Return why a tile must not be fetched: an implausible byte count, or a range past the end of the file."""
     size, _ = job.indexed
     if size is not None and job.range.stop > size:
         return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
@@ -186,31 +186,31 @@ def check_tile(job: TileJob) -> CorruptTiffError | None:
 
 
 def check_unchanged(job: TileJob, response: RangeResponse) -> None:
-    """Compare what a server says of a file with what it said when it was indexed.
+    """Compare the size and version of a file with those at the time of indexing.
 
     Raises:
-        FileChangedError: another size or version.
+        FileChangedError: the size or version differs.
     """
     size, etag = job.indexed
     if response.size is not None and size is not None and response.size != size:
-        what = f"the file has {response.size} bytes, but {size} when it was indexed"
+        what = f"the file has {response.size} bytes, but had {size} when it was indexed"
     elif response.etag and etag and response.etag != etag and _version(response.etag) != _version(etag):
-        what = f"the file's version is {response.etag}, but {etag} when it was indexed"
+        what = f"the file's version is {response.etag}, but was {etag} when it was indexed"
     else:
         return
     raise FileChangedError(f"{redact(job.href)}: {what}; it was rewritten: build the Collection again.")
 
 
 def _version(etag: str) -> str:
-    """An ETag without what servers add to it: the mark of a weak one, a note that the body was compressed."""
+    """Strip what servers add to an ETag: the weak mark and a compression suffix."""
     return etag.removeprefix("W/").strip('"').removesuffix("-gzip")
 
 
 def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
-    """The tile's own bytes, after a look at the size that a COG repeats before them.
+    """Check the size that a COG repeats before a tile, and return the tile's own bytes.
 
     Raises:
-        FileChangedError: it is another size.
+        FileChangedError: the sizes differ.
     """
     leader = job.read.leader
     if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:

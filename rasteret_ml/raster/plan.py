@@ -142,7 +142,7 @@ def _plan_band(source: BandSource, grid: Grid, wish: _Wish, copies: dict[Grid, _
             place = _place(needed, level.grid, wish, copied=True)
             if level.number == 0:  # bands on one grid share the answer
                 copies[level.grid] = place
-    mask = level.mask if source.heeds_mask else None
+    mask = level.mask if source.uses_mask else None
     return BandPlan(
         source=source,
         level=level,

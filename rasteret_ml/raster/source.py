@@ -1,49 +1,49 @@
-"""A band of a record, found: which file, which sample, which tile table."""
+"""Where the bands of a record are: file, sample in the file, and tile table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rasteret_ml.cog.codecs.decode import check_supported
 from rasteret_ml.cog.metadata import CogMetadata
-from rasteret_ml.errors import CollectionError, UnknownBandError, UnsupportedTiffError, redact
+from rasteret_ml.errors import CollectionError, UnknownBandError, UnsupportedTiffError, UsageError, redact
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.raster.raster_info import BandRegistry, RasterInfo, asset_href
 
-__all__ = ["BandSource", "available_bands", "find_source", "locate_band"]
+__all__ = ["BandSource", "available_bands", "find_source", "locate_band", "validate_bands"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandSource:
-    """One band of one record, found and readable."""
+    """One band of one record, located and readable."""
 
     record: str
     """Record id, for messages."""
     band: str
-    """Band as it was asked for."""
+    """Band name as the caller wrote it."""
     href: str
     """Address of its file, unsigned."""
     metadata: CogMetadata
     """Its tile table."""
     sample: int
-    """The band's index in the file, from 0: which sample of a tile that interleaves several."""
+    """Index of the band in the file, from 0: which sample of a pixel-interleaved tile."""
     nodata: int | float | None
     """The nodata value in force: the caller's, else the file's."""
     nodata_given: bool = False
-    """Whether `nodata` is the caller's: it then counts beside a mask, and not only where there is none."""
+    """Whether `nodata` is the caller's: it then applies beside a mask, not only where there is none."""
 
     @property
-    def heeds_mask(self) -> bool:
-        """Whether the mask or alpha decides: GDAL's order is mask, declared nodata, alpha."""
+    def uses_mask(self) -> bool:
+        """Whether the file's mask or alpha decides: GDAL's order is mask, declared nodata, alpha."""
         return self.nodata is None or self.nodata_given or not self.metadata.mask_is_alpha
 
 
 def locate_band(
     info: RasterInfo, data_source: str, band_code: str
 ) -> tuple[CogMetadata | None, str | None, int | None]:
-    """Metadata, address and band index of a band, or three Nones where any of it is missing."""
+    """Return metadata, address and band index of a band, or three Nones where any of them is missing."""
     asset_key, asset = _asset(info, data_source, band_code)
     href = asset_href(asset)
     if href is None:
@@ -65,17 +65,18 @@ def _asset(info: RasterInfo, data_source: str, band_code: str) -> tuple[str | No
 
 
 def available_bands(info: RasterInfo, data_source: str) -> list[str]:
-    """Bands that can be read: those with metadata and an address, sorted; no tile table is parsed for it."""
+    """Return the bands that have metadata and an address, sorted; parses no tile table."""
     names = (key.removesuffix("_metadata") for key in info.stored_bands)
     return sorted(name for name in names if asset_href(_asset(info, data_source, name)[1]) is not None)
 
 
 def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSource:
-    """A band, found and readable.
+    """Locate a band and check that it can be decoded.
 
     Raises:
-        UnknownBandError: the record has no such band; the message lists those it has.
-        UnsupportedTiffError: its tiles cannot be decoded here.
+        UnknownBandError: the record has no such band; the message lists the bands it has.
+        UnsupportedTiffError: this library cannot decode its tiles.
+        CollectionError: the file interleaves several samples and the asset does not say which one the band is.
     """
     metadata, href, index = locate_band(info, data_source, band_code)
     if metadata is None or href is None:
@@ -89,7 +90,7 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
     if chunky and index is None:
         raise CollectionError(
             f"Record {info.id}, band {band_code}, {redact(href)}: the file interleaves "
-            f"{metadata.samples_per_pixel} samples, and the asset has no band_index to say which."
+            f"{metadata.samples_per_pixel} samples, but the asset has no band_index."
         )
     return BandSource(
         record=info.id,
@@ -99,3 +100,14 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
         sample=int(index or 0),
         nodata=metadata.nodata,
     )
+
+
+def validate_bands(bands: Sequence[str]) -> Sequence[str]:
+    """Return `bands`.
+
+    Raises:
+        UsageError: they are a single string, or empty.
+    """
+    if isinstance(bands, str) or not len(bands):
+        raise UsageError(f"bands must be a non-empty list of band names, got {bands!r}.")
+    return bands

@@ -1,7 +1,7 @@
-"""Tiles of one process: those being read now, and those kept decoded. No tile is read twice at a time.
+"""Tiles of one process: those being read, and those kept decoded. No tile is read twice at the same time.
 
-A batch that wants a tile which another one is reading adds its wishes to that flight. Only the loop's thread boards
-and ends flights; the decode threads take the wishes of a flight, and keep tiles.
+A batch that needs a tile which another batch is reading adds its copies to that tile. Only the loop's thread schedules
+and ends tiles; decode threads take the copies of a tile and keep decoded tiles.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy.typing as npt
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.raster.jobs import TileCopy, TileJob
 
-__all__ = ["DecodedTile", "InFlightTile", "TileSchedule", "TileStore"]
+__all__ = ["DecodedTile", "InFlightTile", "TileCache", "TileSchedule"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedTile:
-    """A tile's pixels, read-only, for whoever wants a part of them."""
+    """A decoded tile; read-only."""
 
     pixels: npt.NDArray[Any]
     """`[rows, columns, samples]`."""
     valid: npt.NDArray[np.bool_] | None
-    """What the codec says of them (LERC), same shape."""
+    """Validity that the codec states (LERC), same shape; None = it states none."""
 
     @property
     def nbytes(self) -> int:
@@ -38,103 +38,103 @@ class DecodedTile:
 
 
 class InFlightTile:
-    """A tile on its way: fetched, decoded, pasted for all who boarded before it is decoded."""
+    """A tile being fetched and decoded, and where its pixels go."""
 
-    __slots__ = ("dead", "ended", "job", "key", "pastes", "taken")
+    __slots__ = ("abandoned", "copies", "ended", "job", "key", "taken")
 
     def __init__(self, job: TileJob, key: Hashable) -> None:
         self.job = job
         self.key = key
-        self.pastes: list[TileCopy] = job.pastes
+        self.copies: list[TileCopy] = job.copies
         self.taken = False
-        self.dead = False
+        self.abandoned = False
         self.ended: asyncio.Future[RasteretError | None] = asyncio.get_running_loop().create_future()
-        """None once the pixels are in place; the error where there are none; cancelled where the reader gave up."""
+        """None once the pixels are in place; an error where the tile failed; cancelled where its batch gave up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileSchedule:
-    """How the tiles of a batch will come."""
+    """How the tiles of a batch will be read."""
 
     own: list[InFlightTile]
-    """To be read now."""
+    """Read by this batch."""
     joined: list[tuple[TileJob, InFlightTile]]
     """Being read by another batch."""
-    kept: list[tuple[TileJob, DecodedTile]]
+    cached: list[tuple[TileJob, DecodedTile]]
     """In the cache."""
 
 
-class TileStore:
-    """What one process reads and keeps.
+class TileCache:
+    """The tiles in flight in one process, and a least-recently-used cache of decoded ones.
 
     Args:
-        cache_bytes: Decoded bytes kept, the least recently used dropped first; 0 = none.
+        max_bytes: Decoded bytes kept; 0 = none.
     """
 
-    def __init__(self, cache_bytes: int = 0) -> None:
-        self.cache_bytes = int(cache_bytes)
-        self.kept_bytes = 0
-        self._kept: OrderedDict[Hashable, DecodedTile] = OrderedDict()
-        self._flying: dict[Hashable, InFlightTile] = {}
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes = int(max_bytes)
+        self.nbytes = 0
+        self._cached: OrderedDict[Hashable, DecodedTile] = OrderedDict()
+        self._in_flight: dict[Hashable, InFlightTile] = {}
         self._lock = threading.Lock()
 
     def schedule(self, jobs: Iterable[TileJob]) -> TileSchedule:
-        """Sort jobs into those to read, those that another batch reads, and those that are kept."""
-        own, joined, kept = [], [], []
+        """Sort jobs into tiles to read, tiles that another batch is reading, and cached tiles."""
+        own, joined, cached = [], [], []
         with self._lock:
             for job in jobs:
                 key = job.key
-                tile, flight = self._kept.get(key), self._flying.get(key)
-                if tile is not None:
-                    self._kept.move_to_end(key)
-                    kept.append((job, tile))
-                elif flight is not None and not flight.taken:
-                    flight.pastes.extend(job.pastes)
-                    joined.append((job, flight))
+                decoded, tile = self._cached.get(key), self._in_flight.get(key)
+                if decoded is not None:
+                    self._cached.move_to_end(key)
+                    cached.append((job, decoded))
+                elif tile is not None and not tile.taken:
+                    tile.copies.extend(job.copies)
+                    joined.append((job, tile))
                 else:
-                    self._flying[key] = flight = InFlightTile(job, key)
-                    own.append(flight)
-        return TileSchedule(own=own, joined=joined, kept=kept)
+                    self._in_flight[key] = tile = InFlightTile(job, key)
+                    own.append(tile)
+        return TileSchedule(own=own, joined=joined, cached=cached)
 
-    def take(self, flight: InFlightTile) -> list[TileCopy] | None:
-        """All wishes for a tile that is about to be decoded; nobody boards after this. None: it was abandoned."""
+    def take(self, tile: InFlightTile) -> list[TileCopy] | None:
+        """Return the copies of a tile about to be decoded, to which none is added any more; None if abandoned."""
         with self._lock:
-            flight.taken = True
-            return None if flight.dead else flight.pastes
+            tile.taken = True
+            return None if tile.abandoned else tile.copies
 
-    def keep(self, flight: InFlightTile, tile: DecodedTile) -> None:
-        """Keep a decoded tile, dropping the least recently used ones."""
-        if tile.nbytes > self.cache_bytes:
+    def keep(self, tile: InFlightTile, decoded: DecodedTile) -> None:
+        """Cache a decoded tile, dropping the least recently used ones."""
+        if decoded.nbytes > self.max_bytes:
             return
         with self._lock:
-            if flight.key not in self._kept:
-                self._kept[flight.key] = tile
-                self.kept_bytes += tile.nbytes
-            while self.kept_bytes > self.cache_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self.kept_bytes -= dropped.nbytes
+            if tile.key not in self._cached:
+                self._cached[tile.key] = decoded
+                self.nbytes += decoded.nbytes
+            while self.nbytes > self.max_bytes:
+                _, dropped = self._cached.popitem(last=False)
+                self.nbytes -= dropped.nbytes
 
-    def end(self, flight: InFlightTile, error: RasteretError | None = None) -> None:
-        """The tile is in place, or cannot be had."""
-        if not flight.ended.done():
-            flight.ended.set_result(error)
-        self._forget(flight)
+    def end(self, tile: InFlightTile, error: RasteretError | None = None) -> None:
+        """Mark a tile as in place, or as failed."""
+        if not tile.ended.done():
+            tile.ended.set_result(error)
+        self._remove(tile)
 
-    def abandon(self, flights: Iterable[InFlightTile], *, taken: bool = False) -> None:
-        """Their batch gave up: whoever joined those that have not ended has to read them.
+    def abandon(self, tiles: Iterable[InFlightTile], *, taken: bool = False) -> None:
+        """Give up the tiles that have not ended: batches that joined them have to read them.
 
-        What a thread is decoding goes on (unless `taken`, after that thread has failed): it would paste into the
-        buffers of those who joined, so they wait for it.
+        A tile that a thread is decoding goes on (unless `taken`, after that thread has failed): the thread writes into
+        the buffers of those who joined, so they wait for it.
         """
-        for flight in flights:
+        for tile in tiles:
             with self._lock:
-                over = flight.ended.done() or (flight.taken and not taken)
-                flight.dead = flight.dead or not over
+                over = tile.ended.done() or (tile.taken and not taken)
+                tile.abandoned = tile.abandoned or not over
             if not over:
-                flight.ended.cancel()
-                self._forget(flight)
+                tile.ended.cancel()
+                self._remove(tile)
 
-    def _forget(self, flight: InFlightTile) -> None:
+    def _remove(self, tile: InFlightTile) -> None:
         with self._lock:
-            if self._flying.get(flight.key) is flight:
-                del self._flying[flight.key]
+            if self._in_flight.get(tile.key) is tile:
+                del self._in_flight[tile.key]

@@ -1,9 +1,8 @@
-"""The loop that reads: made on first use in each process, shared by everything in it.
+"""The event loop that reads: one per process, made on first use and shared by everything in the process.
 
-Rules. A process has at most one; a forked child forgets its parent's (the threads are not there, the sockets
-are not its own) and makes its own; a spawned one starts without. The thread is a daemon and an exit hook
-closes the session, so that a forgotten loop lets the interpreter end. Calling it from its own thread would wait
-for itself: refused.
+A forked child forgets its parent's loop (the threads do not exist there, and the sockets are not its own) and makes its
+own; a spawned one starts without. The thread is a daemon and an exit hook closes the session, so that a forgotten loop
+lets the interpreter exit. Waiting for the loop on its own thread would deadlock and is refused.
 """
 
 from __future__ import annotations
@@ -14,35 +13,53 @@ import concurrent.futures
 import gc
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rasteret_ml.errors import ClosedError
-from rasteret_ml.raster.execute import RequestLimiter
-from rasteret_ml.raster.tile_cache import TileStore
+from rasteret_ml.raster.engine import Engine, ReadConfig, RequestLimiter, gather_or_cancel, open_engine
+from rasteret_ml.raster.read import OnError, ReadResult, read_chips
+from rasteret_ml.raster.requests import ChipRequest
+from rasteret_ml.raster.tile_cache import TileCache
 from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SchemeReader, open_reader
+from rasteret_ml.storage.reader import as_reader
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["WorkerLoop", "close_idle_loop", "current_loop", "current_meter", "decode_threads", "relax_gc", "relaxed_gc"]
+__all__ = [
+    "Reads",
+    "WorkerLoop",
+    "close_idle_loop",
+    "current_loop",
+    "current_meter",
+    "decode_threads",
+    "read_in_process",
+    "relax_gc",
+    "relaxed_gc",
+]
 
-_ALLOCATIONS = 10_000
-"""New objects between two searches; Python's own 700 cost a fifth of the time that headers take, and a tenth of what
-batches take in a worker."""
+_T = TypeVar("_T")
+
+Reads = Sequence[tuple[ReadConfig, Sequence[ChipRequest]]]
+"""Requests, and how each group of them is read."""
+
+_GC_THRESHOLD = 10_000
+"""Allocations between two collections of the youngest generation; with Python's default of 700, collections take a
+fifth of the time of reading headers and a tenth of that of reading batches in a worker."""
 
 
 def relax_gc() -> None:
-    """Search less often from now on, where anybody searches at all."""
+    """Collect garbage less often from now on; does nothing where collection is disabled."""
     first, *others = gc.get_threshold()
-    if first:  # 0 = turned off
-        gc.set_threshold(max(first, _ALLOCATIONS), *others)
+    if first:
+        gc.set_threshold(max(first, _GC_THRESHOLD), *others)
 
 
 @contextmanager
 def relaxed_gc() -> Iterator[None]:
-    """The same for a while; then as it was."""
+    """Collect garbage less often inside the block."""
     before = gc.get_threshold()
     relax_gc()
     try:
@@ -51,11 +68,8 @@ def relaxed_gc() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-_T = TypeVar("_T")
-
-
 def decode_threads(workers: int = 1) -> int:
-    """Decode threads of one of `workers` processes that share this machine: cores shared out, at least one."""
+    """Return the decode threads of one of `workers` processes that share this machine's cores; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, workers))
 
@@ -63,18 +77,19 @@ def decode_threads(workers: int = 1) -> int:
 class WorkerLoop:
     """A thread that runs an asyncio loop, with a reader per set of limits and a decode pool.
 
-    Use `run`; `close` is idempotent and also happens at exit.
+    Args:
+        threads: Threads that decode.
+        meter: Counters; None = its own.
     """
 
     def __init__(self, threads: int, meter: Meter | None = None) -> None:
-        """Start the thread; `threads` decode."""
         self.meter = meter or Meter()
         self.meter.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rasteret-decode")
         self._pid = os.getpid()
         self._readers: dict[FetchLimits, SchemeReader] = {}
-        self._slots: dict[int, RequestLimiter] = {}
-        self._tiles: dict[tuple[int, int], tuple[object, TileStore]] = {}
+        self._limiters: dict[int, RequestLimiter] = {}
+        self._tiles: dict[tuple[int, int], tuple[object, TileCache]] = {}
         self._loop = asyncio.new_event_loop()
         self._closed = False
         self._thread = threading.Thread(target=self._main, name="rasteret-loop", daemon=True)
@@ -84,57 +99,94 @@ class WorkerLoop:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def reader(self, limits: FetchLimits) -> SchemeReader:
-        """The process's reader with these limits; connections are kept between runs."""
-        if limits not in self._readers:
-            self._readers[limits] = open_reader(limits, self.meter)
-        return self._readers[limits]
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop is closed or belongs to another process."""
+        return self._closed or self._pid != os.getpid()
 
-    def slots(self, max_concurrent: int) -> RequestLimiter:
-        """The process's requests in flight: one count for all that runs with this bound."""
-        return self._slots.setdefault(max_concurrent, RequestLimiter(max_concurrent))
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs on the loop."""
+        return threading.current_thread() is self._thread
 
-    def tiles(self, cache_bytes: int, origin: object) -> TileStore:
-        """The process's tiles that come from `origin`, so many decoded bytes of them kept."""
-        # The origin is held, so that its identity stays its own.
-        return self._tiles.setdefault((cache_bytes, id(origin)), (origin, TileStore(cache_bytes)))[1]
+    def engine(self, config: ReadConfig, progress: Callable[[int], object] | None = None) -> Engine:
+        """Return this process's engine for a config: connections, limiter and tile cache are shared between calls."""
+        if config.limits not in self._readers:
+            self._readers[config.limits] = open_reader(config.limits, self.meter)
+        own = self._readers[config.limits]
+        origin: object = own if config.backend is None else config.backend
+        # The origin is kept alive, so that its id stays unique.
+        key = config.cache_bytes, id(origin)
+        _, tiles = self._tiles.setdefault(key, (origin, TileCache(config.cache_bytes)))
+        return Engine(
+            reader=config.wrap(own if config.backend is None else as_reader(config.backend)),
+            pool=self.pool,
+            stop_early=True,
+            limiter=self._limiters.setdefault(config.max_concurrent, RequestLimiter(config.max_concurrent)),
+            tiles=tiles,
+            meter=self.meter,
+            progress=progress,
+        )
 
-    def run(self, work: Callable[[WorkerLoop], Coroutine[Any, Any, _T]]) -> _T:
-        """Run `work(self)` on the loop and wait for its result.
+    async def read(self, reads: Reads, on_error: OnError = "raise") -> list[ReadResult]:
+        """Read groups of requests on the loop; groups of one config share one `read_chips` call.
+
+        Returns:
+            A result per group, in order.
+        """
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, (config, _) in enumerate(reads):
+            groups.setdefault(config.key, []).append(i)
+
+        async def read_group(members: list[int]) -> list[ReadResult]:
+            requests = [request for i in members for request in reads[i][1]]
+            whole = await read_chips(requests, self.engine(reads[members[0]][0]), on_error=on_error)
+            parts, start = [], 0
+            for i in members:
+                stop = start + len(reads[i][1])
+                parts.append(whole.part(start, stop))
+                start = stop
+            return parts
+
+        results: list[Any] = [None] * len(reads)
+        for members, parts in zip(
+            groups.values(), await gather_or_cancel(map(read_group, groups.values())), strict=True
+        ):
+            for i, part in zip(members, parts, strict=True):
+                results[i] = part
+        return results
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Start a coroutine on the loop; cancelling the future cancels it.
 
         Raises:
-            ClosedError: the loop is closed, belongs to another process, or this is its own thread.
+            ClosedError: the loop is closed, belongs to another process, or the caller runs on its thread.
         """
-        return self.wait(self.start(work))
-
-    def start(self, work: Callable[[WorkerLoop], Coroutine[Any, Any, _T]]) -> concurrent.futures.Future[_T]:
-        """Start `work(self)` on the loop; cancelling the future cancels the work.
-
-        Raises:
-            ClosedError: as `run`.
-        """
-        if self._closed or self._pid != os.getpid():
-            raise ClosedError("This worker loop is closed, or was made in another process; ask current_loop() again.")
-        if threading.current_thread() is self._thread:
-            raise ClosedError("A worker loop cannot wait for itself: call the dataset from another thread.")
-        return asyncio.run_coroutine_threadsafe(work(self), self._loop)
+        if self.is_closed or self.is_own_thread:
+            work.close()
+            if self.is_closed:
+                raise ClosedError(
+                    "This worker loop is closed or belongs to another process; call current_loop() again."
+                )
+            raise ClosedError("A worker loop cannot wait for itself: use the dataset from another thread.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(self, future: concurrent.futures.Future[_T]) -> _T:
-        """The result of what was started."""
+        """Return the result of a started coroutine."""
         try:
             return future.result()
         except concurrent.futures.CancelledError:
             raise ClosedError("The worker loop was closed while it was reading.") from None
         except BaseException:
-            future.cancel()  # Ctrl-C in the caller: do not leave requests running
+            future.cancel()  # Ctrl-C in the caller: leave no requests running
             raise
 
     def close(self) -> None:
-        """Cancel what runs, close the sessions, end the thread."""
-        if self._closed or self._pid != os.getpid():
+        """Cancel what runs, close the sessions and end the thread; idempotent, and also called at exit."""
+        if self.is_closed:
             return
         self._closed = True
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and not self.is_own_thread:
             asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
@@ -142,7 +194,7 @@ class WorkerLoop:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def is_idle(self) -> bool:
-        """Whether nothing runs on it."""
+        """Return whether nothing runs on the loop."""
         return bool(asyncio.run_coroutine_threadsafe(self._runs_alone(), self._loop).result(10))
 
     async def _runs_alone(self) -> bool:
@@ -168,7 +220,7 @@ class _Process:
         self.inherited: list[WorkerLoop] = []
 
     def after_fork(self) -> None:
-        # The parent's loop is kept, untouched: collecting it here would close sockets that the parent uses.
+        # The parent's loop is kept untouched: collecting it here would close sockets that the parent uses.
         if self.loop is not None:
             self.inherited.append(self.loop)
         self.lock, self.meter, self.loop = threading.Lock(), Meter(), None
@@ -178,27 +230,49 @@ _process = _Process()
 
 
 def current_loop(workers: int = 1) -> WorkerLoop:
-    """This process's loop, made now if need be.
+    """Return this process's loop, making it if there is none.
 
     Args:
-        workers: How many processes share the machine; decides the decode threads of a loop made now.
+        workers: How many processes share the machine; decides the decode threads of a new loop.
     """
     with _process.lock:
-        if _process.loop is None or _process.loop._closed:
+        if _process.loop is None or _process.loop.is_closed:
             _process.loop = WorkerLoop(decode_threads(workers), _process.meter)
         return _process.loop
+
+
+async def read_in_process(
+    requests: Sequence[ChipRequest],
+    config: ReadConfig,
+    *,
+    on_error: OnError = "raise",
+    progress: Callable[[int], object] | None = None,
+) -> ReadResult:
+    """Read requests on this process's worker loop if it has one, else on an engine that is closed afterwards.
+
+    A backend belongs to the caller's event loop, so with one the read stays there.
+    """
+    loop = _process.loop
+    if loop is None or loop.is_closed or (config.backend is not None and not loop.is_own_thread):
+        async with open_engine(config, progress) as engine:
+            return await read_chips(requests, engine, on_error=on_error)
+
+    async def read() -> ReadResult:
+        return await read_chips(requests, loop.engine(config, progress), on_error=on_error)
+
+    return await read() if loop.is_own_thread else await asyncio.wrap_future(loop.start(read()))
 
 
 def close_idle_loop() -> None:
     """Close this process's loop, its connections and tiles, unless something runs on it; the next use makes another."""
     with _process.lock:
         loop = _process.loop
-        if loop is not None and not loop._closed and loop.is_idle():
+        if loop is not None and not loop.is_closed and loop.is_idle():
             loop.close()
 
 
 def current_meter() -> Meter:
-    """This process's counters; asking for them makes no loop."""
+    """Return this process's counters without making a loop."""
     return _process.meter
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torchgeo.datasets import IntersectionDataset, UnionDataset
 
+from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["NO_LABEL", "blank_sample", "ignored_by_key"]
+__all__ = ["NO_LABEL", "blank_padding", "blank_sample"]
 
 NO_LABEL = -100
 """Class of a sample without one: what torch's losses ignore by default."""
@@ -37,7 +37,7 @@ def blank_sample(sample: Sample, ignore_index: int | Mapping[str, int] = NO_LABE
 
     Args:
         sample: Of the kind that is wanted.
-        ignore_index: Class of label pixels that do not count; by key where there are several heads (`ignored_by_key`).
+        ignore_index: Class of label pixels that do not count; by key where there are several heads.
     """
     return {key: _blank(key, value, ignore_index) for key, value in sample.items()}
 
@@ -63,12 +63,15 @@ def _without_label(value: torch.Tensor, ignored: int) -> torch.Tensor:
     return torch.full_like(value, math.nan if value.is_floating_point() else ignored)
 
 
-def ignored_by_key(dataset: Any) -> dict[str, int]:
-    """Class of label pixels that do not count, by key of each head; of combinations those of their parts."""
-    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
-        sides = [ignored_by_key(side) for side in dataset.datasets]
-        return sides[1] | sides[0]
-    ignored = getattr(dataset, "ignore_index", None)
-    form = getattr(getattr(dataset, "_batches", None), "form", None)
-    key = getattr(dataset, "key", None) if form is None else form.key
-    return {key: ignored} if isinstance(ignored, int) and isinstance(key, str) else {}
+def blank_padding(queries: Sequence[Any], samples: list[Sample], ignored: Mapping[str, int]) -> list[Sample]:
+    """Blank the samples that only pad a rank's epoch, so that they count for nothing.
+
+    Args:
+        queries: Of the samples.
+        samples: One per query.
+        ignored: Class of label pixels that do not count, by key.
+    """
+    padding = [isinstance(query, AOI) and query.blank for query in queries]
+    if not any(padding):
+        return samples
+    return [blank_sample(sample, ignored) if pad else sample for sample, pad in zip(samples, padding, strict=True)]

@@ -1,4 +1,4 @@
-"""Mosaics to samples: dictionaries of tensors, as TorchGeo and Kornia expect them."""
+"""Chips to samples: dictionaries of tensors, as TorchGeo and Kornia expect them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import torch
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.errors import DataError
-from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs, transform_geometries
-from rasteret_ml.geo.geometries import polygon_mask
+from rasteret_ml.geo.crs import epsg_code, pyproj_crs
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.raster.mosaic import Mosaic
+from rasteret_ml.raster.chip import Chip
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows, torch_dtype
 from rasteret_ml.samples.composite import Composite
@@ -68,12 +67,29 @@ class SampleSpec:
     series: bool
     """Whether they have an axis T."""
 
+    @property
+    def keys(self) -> set[str]:
+        """Keys that every sample has, whatever the query."""
+        groups = (
+            (True, {self.key, "mask_valid", "transform", "time", "record"}),
+            (self.with_scale and self.rule is None, {"scale", "offset"}),
+            (self.with_clear, {"mask_clear"}),
+            (self.with_epsg, {"epsg"}),
+            (self.series, {"time_valid", "length"}),
+        )
+        return set().union(*(keys for present, keys in groups if present))
+
+    @property
+    def uses_aoi(self) -> bool:
+        """Whether samples depend on the AOI's polygon."""
+        return self.mask_aoi or self.mask_outside
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipSeries:
     """What was read for one query."""
 
-    mosaics: tuple[Mosaic, ...]
+    chips: tuple[Chip, ...]
     """One a date, ascending; just one where there is no axis T."""
     seconds: tuple[float, ...]
     """Time of each, POSIX seconds UTC, NaN = undated."""
@@ -83,7 +99,13 @@ class ChipSeries:
     @property
     def grid(self) -> Grid:
         """Where the pixels lie."""
-        return self.mosaics[0].grid
+        return self.chips[0].grid
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """Pixels inside the AOI's polygon `[H, W]`."""
+        inside: npt.NDArray[np.bool_] = self.chips[0].inside
+        return inside
 
 
 def apply_composite(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
@@ -92,128 +114,124 @@ def apply_composite(composite: Composite, reading: ChipSeries, harmonize: bool) 
     Raises:
         DataError: dates of different scale or offset, which `harmonize` brings to the first one's.
     """
-    mosaics = reading.mosaics
-    first = next((m for m in mosaics if m.record is not None), mosaics[0])
+    chips = reading.chips
+    first = next((m for m in chips if m.record is not None), chips[0])
     own, images = first.scaling, []
-    for mosaic in mosaics:
-        data, its = mosaic.data, mosaic.scaling
-        if mosaic.record is not None and its.numbers != own.numbers:
+    for chip in chips:
+        data, its = chip.data, chip.scaling
+        if chip.record is not None and its.numbers != own.numbers:
             if not harmonize:
                 raise DataError(
-                    f"Record {mosaic.record.id} meets others in a composite, but states a different scale or offset "
+                    f"Record {chip.record.id} meets others in a composite, but states a different scale or offset "
                     f"({its}; {own}); bring them to one with harmonize=True, or split the "
                     "Collection by them, for example with where()."
                 )
-            data = own.restore(its.values(data), data, mosaic.valid, first.fill)
+            data = own.restore(its.values(data), data, chip.valid, first.fill)
         images.append(data)
-    valid = np.stack([m.valid for m in mosaics])
-    clear = None if mosaics[0].clear is None else np.stack([np.asarray(m.clear) for m in mosaics])
+    valid = np.stack([m.valid for m in chips])
+    clear = None if chips[0].clear is None else np.stack([np.asarray(m.clear) for m in chips])
     data, valid, clear = composite.apply(np.stack(images), valid, clear, own)
-    one = replace(first, data=data, valid=valid, clear=clear, record=None)
-    return ChipSeries(mosaics=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
+    one = replace(first, data=data, valid=valid, clear=clear, inside=chips[0].inside, record=None)
+    return ChipSeries(chips=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
 
 
 def make_samples(
-    form: SampleSpec,
+    spec: SampleSpec,
     queries: Sequence[Any],
     times: Sequence[slice],
     readings: Sequence[ChipSeries],
     images: torch.Tensor | None,
 ) -> list[Sample]:
-    """Samples by `design` 4.3, their tensors rows of one buffer a key where all chips are of one size.
+    """Make the samples of a batch; where all chips have one size, their tensors are rows of one buffer per key.
 
     Args:
-        form: What they hold.
+        spec: What they hold.
         queries: What was asked for.
         times: Its time slices.
         readings: What was read.
         images: The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels of all dates are in, where there is one.
     """
-    columns: dict[str, Sequence[Any]] = {form.key: _pixels(form, readings, images)}
-    columns["mask_valid"] = _validity(form, readings)
-    if form.with_clear:
-        columns["mask_clear"] = _flags(form, readings, 1, lambda mosaic: np.asarray(mosaic.clear)[None])
-    if form.mask_aoi or form.mask_outside:
-        inside = [_aoi_mask(query, r.grid, form.all_touched) for query, r in zip(queries, readings, strict=True)]
-        if form.mask_aoi:
-            columns["mask_aoi"] = [
-                _repeated(form, mask[None], r.length) for mask, r in zip(inside, readings, strict=True)
-            ]
-        if form.mask_outside:
-            for pixels, mask, reading in zip(columns[form.key], inside, readings, strict=True):
-                _fill_outside(form, pixels, mask, reading)
-    if form.with_scale and form.rule is None:
-        columns["scale"] = _scales(form, readings, "scale", 1.0)
-        columns["offset"] = _scales(form, readings, "offset", 0.0)
-    columns |= _identity(form, queries, times, readings)
+    columns: dict[str, Sequence[Any]] = {spec.key: _pixels(spec, readings, images)}
+    columns["mask_valid"] = _validity(spec, readings)
+    if spec.with_clear:
+        columns["mask_clear"] = _flags(spec, readings, 1, lambda chip: np.asarray(chip.clear)[None])
+    if spec.mask_aoi:
+        columns["mask_aoi"] = [_repeated(spec, r.inside[None], r.length) for r in readings]
+    if spec.mask_outside:
+        for pixels, reading in zip(columns[spec.key], readings, strict=True):
+            _fill_outside(spec, pixels, reading)
+    if spec.with_scale and spec.rule is None:
+        columns["scale"] = _scales(spec, readings, "scale", 1.0)
+        columns["offset"] = _scales(spec, readings, "offset", 0.0)
+    columns |= _identity(spec, queries, times, readings)
     return [{name: column[i] for name, column in columns.items()} for i in range(len(readings))]
 
 
-def _pixels(form: SampleSpec, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
+def _pixels(spec: SampleSpec, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
     shapes = [reading.grid.shape for reading in readings]
-    if form.rule is not None:
-        rows = batch_rows(shapes, form.rule.dtype)
+    if spec.rule is not None:
+        rows = batch_rows(shapes, spec.rule.dtype)
         for row, reading in zip(rows, readings, strict=True):
-            form.rule.apply(reading.mosaics[0].data[0], reading.mosaics[0].valid[0], row.numpy())
+            spec.rule.apply(reading.chips[0].data[0], reading.chips[0].valid[0], row.numpy())
         return rows
-    if images is None and not form.series:
-        return [torch.from_numpy(reading.mosaics[0].data) for reading in readings]
+    if images is None and not spec.series:
+        return [torch.from_numpy(reading.chips[0].data) for reading in readings]
     if images is None:
-        first = readings[0].mosaics[0].data
+        first = readings[0].chips[0].data
         rows = batch_rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
         for row, reading in zip(rows, readings, strict=True):
-            for t, mosaic in enumerate(reading.mosaics):
-                row[t].numpy()[:] = mosaic.data
+            for t, chip in enumerate(reading.chips):
+                row[t].numpy()[:] = chip.data
     else:
         rows = images.unbind(0)
-    if form.series:
+    if spec.series:
         for row, reading in zip(rows, readings, strict=True):
-            for t in range(len(reading.mosaics), reading.length):  # padding
-                row[t].numpy()[:] = np.array(reading.mosaics[0].fill, reading.mosaics[0].data.dtype)[:, None, None]
+            for t in range(len(reading.chips), reading.length):  # padding
+                row[t].numpy()[:] = np.array(reading.chips[0].fill, reading.chips[0].data.dtype)[:, None, None]
     return rows
 
 
-def _validity(form: SampleSpec, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
-    if form.valid_per_band:
-        return _flags(form, readings, len(readings[0].mosaics[0].valid), lambda mosaic: mosaic.valid)
-    return _flags(form, readings, 1, lambda mosaic: mosaic.valid.all(axis=0, keepdims=True))
+def _validity(spec: SampleSpec, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
+    if spec.valid_per_band:
+        return _flags(spec, readings, len(readings[0].chips[0].valid), lambda chip: chip.valid)
+    return _flags(spec, readings, 1, lambda chip: chip.valid.all(axis=0, keepdims=True))
 
 
-def _flags(form: SampleSpec, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
+def _flags(spec: SampleSpec, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
     """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
-    lead = [(r.length,) if form.series else () for r in readings]
+    lead = [(r.length,) if spec.series else () for r in readings]
     rows = batch_rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
     for row, reading in zip(rows, readings, strict=True):
-        dates = row if form.series else row[None]
-        for t, mosaic in enumerate(reading.mosaics):
-            dates[t].numpy()[:] = of(mosaic)
-        dates[len(reading.mosaics) :] = False
+        dates = row if spec.series else row[None]
+        for t, chip in enumerate(reading.chips):
+            dates[t].numpy()[:] = of(chip)
+        dates[len(reading.chips) :] = False
     return rows
 
 
-def _repeated(form: SampleSpec, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
-    return torch.from_numpy(np.repeat(mask[None], length, axis=0) if form.series else mask)
+def _repeated(spec: SampleSpec, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(mask[None], length, axis=0) if spec.series else mask)
 
 
-def _fill_outside(form: SampleSpec, pixels: torch.Tensor, inside: npt.NDArray[np.bool_], reading: ChipSeries) -> None:
-    if form.rule is not None:
-        pixels.numpy()[~inside] = form.rule.invalid
+def _fill_outside(spec: SampleSpec, pixels: torch.Tensor, reading: ChipSeries) -> None:
+    if spec.rule is not None:
+        pixels.numpy()[~reading.inside] = spec.rule.invalid
         return
-    fill = np.array(reading.mosaics[0].fill, pixels.numpy().dtype)
-    np.copyto(pixels.numpy(), fill[:, None, None], where=~inside)
+    fill = np.array(reading.chips[0].fill, pixels.numpy().dtype)
+    np.copyto(pixels.numpy(), fill[:, None, None], where=~reading.inside)
 
 
-def _scales(form: SampleSpec, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
+def _scales(spec: SampleSpec, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
     found = []
     for reading in readings:
-        stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.mosaics]
+        stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.chips]
         stated += [[unknown] * len(stated[0])] * (reading.length - len(stated))
-        found.append(stated if form.series else stated[0])
+        found.append(stated if spec.series else stated[0])
     return _floats(found, torch.float32)
 
 
 def _identity(
-    form: SampleSpec, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
+    spec: SampleSpec, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
 ) -> dict[str, Sequence[Any]]:
     """Where, when, from which record and for whom."""
     slices = [snapped_slices(reading.grid, t) for reading, t in zip(readings, times, strict=True)]
@@ -223,17 +241,17 @@ def _identity(
     else:
         columns["bounds"] = slices
         columns["crs"] = [pyproj_crs(str(reading.grid.crs)) for reading in readings]
-    if form.with_epsg:
+    if spec.with_epsg:
         columns["epsg"] = _integers([[epsg_code(reading.grid.crs) or 0] for reading in readings])
     columns["transform"] = _floats([tuple(reading.grid.transform)[:9] for reading in readings])
-    padding = [r.length - len(r.mosaics) for r in readings]
+    padding = [r.length - len(r.chips) for r in readings]
     columns["time"] = _floats([[*r.seconds, *[math.nan] * pad] for r, pad in zip(readings, padding, strict=True)])
-    rows = [[-1 if m.record is None else m.record.info.row for m in r.mosaics] for r in readings]
+    rows = [[-1 if m.record is None else m.record.row for m in r.chips] for r in readings]
     columns["record"] = _integers([[*row, *[-1] * pad] for row, pad in zip(rows, padding, strict=True)])
-    if form.series:
-        there = [[True] * len(r.mosaics) + [False] * pad for r, pad in zip(readings, padding, strict=True)]
+    if spec.series:
+        there = [[True] * len(r.chips) + [False] * pad for r, pad in zip(readings, padding, strict=True)]
         columns["time_valid"] = [torch.tensor(flags) for flags in there]
-        columns["length"] = _integers([[len(r.mosaics)] for r in readings])
+        columns["length"] = _integers([[len(r.chips)] for r in readings])
     return columns | _of_aois(queries)
 
 
@@ -273,19 +291,9 @@ def _tensors(values: Sequence[Any], dtype: torch.dtype) -> Sequence[torch.Tensor
     return torch.tensor(values, dtype=dtype).unbind(0)
 
 
-def _aoi_mask(query: Any, grid: Grid, all_touched: bool) -> npt.NDArray[np.bool_]:
-    geometry = query.geometry if isinstance(query, AOI) else None
-    if geometry is None:
-        return np.ones(grid.shape, bool)
-    if query.crs is not None and query.crs != grid.crs:
-        given = np.array([geometry], dtype=object)
-        geometry = transform_geometries(given, query.crs, crs_text(grid.crs), near=grid.bounds)[0]
-    return polygon_mask(geometry, grid, all_touched=all_touched)
-
-
-def seconds_of(mosaic: Mosaic) -> float:
-    """When a mosaic's first pixels were taken, POSIX seconds UTC; NaN = undated."""
-    when = None if mosaic.record is None else mosaic.record.datetime
+def seconds_of(chip: Chip) -> float:
+    """When a chip's first pixels were taken, POSIX seconds UTC; NaN = undated."""
+    when = None if chip.record is None else chip.record.datetime
     return math.nan if when is None else _posix(when)
 
 

@@ -98,8 +98,8 @@ class DataHandles:
         bands = [self._label_band] if self._label_band else collection.bands
         if len(bands) != 1:
             raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
-        cached: dict[str, Any] = {"cache_bytes": self._image_options["cache_bytes"]}
-        return RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, **cached)
+        reading = self._image_options["reading"]
+        return RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, reading=reading)
 
     @cached_property
     def train_set(self) -> Any:
@@ -109,7 +109,9 @@ class DataHandles:
     @cached_property
     def eval_set(self) -> Any:
         """Images and labels with `mask_aoi`, as validation and test read them."""
-        return self._with_labels(RasteretDataset(self.collection, self.bands, mask_aoi=True, **self._image_options))
+        return self._with_labels(
+            RasteretDataset(self.collection, self.bands, sample={"mask_aoi": True}, **self._image_options)
+        )
 
     def _with_labels(self, images: RasteretDataset) -> Any:
         raw = self._stored_labels
@@ -120,9 +122,8 @@ class DataHandles:
             raw.bands,
             is_image=False,
             crs=self.images.crs,
-            remap=self.class_values or None,
-            ignore_index=self.ignore_index,
-            cache_bytes=self._image_options["cache_bytes"],
+            labels={"remap": self.class_values or None, "ignore_index": self.ignore_index},
+            reading=self._image_options["reading"],
         )
 
     # What is measured, or known -----------------------------------------------------------------------------------

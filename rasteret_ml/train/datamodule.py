@@ -241,14 +241,11 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         self._image_options: dict[str, Any] = {
             "crs": crs,
             "res": tuple(res) if isinstance(res, list) else res,
-            "nodata": nodata,
-            "order": order,
-            "harmonize": harmonize,
+            "mosaic": {"nodata": nodata, "order": order, "harmonize": harmonize, "clear_first": clear_first},
             "quality": self._quality,
-            "clear_first": clear_first,
             "series": TimeSeries.of(series),
             "composite": composite,
-            "cache_bytes": int(cache_bytes),
+            "reading": {"cache_bytes": int(cache_bytes)},
         }
         self._draws: dict[str, Any] = {
             "seed": int(seed),

@@ -22,7 +22,8 @@ import numpy as np
 from rasteret_ml.collection.build.headers import read_header
 from rasteret_ml.errors import DataError, ReadError
 from rasteret_ml.geo.window import Window
-from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import execute
 from rasteret_ml.raster.plan import plan_chip
 from rasteret_ml.raster.source import BandSource
 from rasteret_ml.testing import MemoryReader

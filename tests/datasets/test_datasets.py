@@ -114,7 +114,9 @@ def test_a_time_in_between_finds_the_record_of_that_instant(scenes):
 
 def test_labels_are_remapped_and_invalid_ones_ignored(scenes):
     """Listed values become classes; nodata and the rest become ignore_index."""
-    dataset = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap={1: 0, 2: 1, 3: 7}, ignore_index=-1)
+    dataset = rm.RasteretDataset(
+        scenes.labels, ["B1"], is_image=False, labels={"remap": {1: 0, 2: 1, 3: 7}, "ignore_index": -1}
+    )
     mask = dataset[pixel_slices(0, 0, 100, 80)]["mask"]
     stored = scenes.cover[:80, 1:101]
     expected = np.select([stored == 1, stored == 2, stored == 3], [0, 1, 7], -1)
@@ -220,7 +222,7 @@ def test_a_rotated_record_needs_a_grid_and_is_then_read_north_up(tmp_path):
     collection = rm.build(str(tmp_path / "r.tif"), tmp_path / "c.parquet")
     with pytest.raises(UsageError, match="Record r is rotated"):
         rm.RasteretDataset(collection, ["B1"])
-    dataset = rm.RasteretDataset(collection, ["B1"], res=10, resampling="nearest")
+    dataset = rm.RasteretDataset(collection, ["B1"], res=10, mosaic={"resampling": "nearest"})
     x, y, _ = dataset.bounds
     sample = dataset[x, y]
     expected = np.zeros(sample["image"].shape[1:], np.uint8)
@@ -236,7 +238,7 @@ def test_nodata_override(scenes):
     """The caller's nodata counts, whatever the file says."""
     value = int(scenes.old[0, 5, 5])
     oldest = scenes.images.where(pc.field("id") == "S_20230801")
-    sample = rm.RasteretDataset(oldest, ["B02"], nodata=value)[pixel_slices(0, 0, 20, 20)]
+    sample = rm.RasteretDataset(oldest, ["B02"], mosaic={"nodata": value})[pixel_slices(0, 0, 20, 20)]
     np.testing.assert_array_equal(sample["mask_valid"][0].numpy(), scenes.old[0, :20, :20] != value)
 
 
@@ -309,7 +311,7 @@ def test_a_failed_tile_raises_with_all_its_names(tmp_path):
         (lambda s: rm.RasteretDataset(s.images, []), UsageError, "non-empty list"),
         (lambda s: rm.RasteretDataset(s.images, "B02"), UsageError, "'B02'"),
         (lambda s: rm.RasteretDataset(s.images.subset(bbox=(0, 0, 1, 1)), BANDS), UsageError, "empty"),
-        (lambda s: rm.RasteretDataset(s.images, BANDS, remap={1: 0}), UsageError, "is_image=False"),
+        (lambda s: rm.RasteretDataset(s.images, BANDS, labels={"remap": {1: 0}}), UsageError, "is_image=False"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, is_image=False), UsageError, "one band"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, res=0), UsageError, "positive"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, crs="nonsense"), UsageError, "nonsense"),

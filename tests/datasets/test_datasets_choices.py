@@ -57,7 +57,7 @@ def days(tmp_path_factory) -> rm.Collection:
 )
 def test_the_order_decides_pixel_by_pixel(days, order, left, right):
     """The first valid pixel in the order asked for; invalid ones from the next record."""
-    dataset = rm.RasteretDataset(days, ["A"], order=order)
+    dataset = rm.RasteretDataset(days, ["A"], mosaic={"order": order})
     t = slice(pd.Timestamp("2023-05-01"), pd.Timestamp("2023-05-08"))
     image = dataset[(*WHOLE, t)]["image"][0]
     assert (image[:, :16] == left).all()
@@ -79,7 +79,7 @@ def test_records_of_another_scale_are_refused_or_brought_to_one(tmp_path):
         table = table.set_column(table.schema.get_field_index(f"{band}_metadata"), f"{band}_metadata", column)
     with pytest.raises(DataError, match=r"scale.*harmonize=True"):
         rm.RasteretDataset(Collection(table), ["A", "B"])[WHOLE]
-    sample = rm.RasteretDataset(Collection(table), ["A", "B"], harmonize=True)[WHOLE]
+    sample = rm.RasteretDataset(Collection(table), ["A", "B"], mosaic={"harmonize": True})[WHOLE]
     assert (sample["image"][:, :, 16:] == 1000).all()
     assert (sample["image"][:, :, :16] == 500).all()  # (2000 * 0.0001 - 0.1) / 0.0002
     assert sample["scale"].tolist() == pytest.approx([0.0002, 0.0002])
@@ -115,7 +115,7 @@ def test_composites_of_two_scalings(tmp_path):
     two = Collection(scaled(table, "A", [{"scale": 1.0, "offset": 0.0}, {"scale": 0.5, "offset": 0.0}]))
     with pytest.raises(DataError, match="harmonize=True"):
         rm.RasteretDataset(two, ["A"], composite="mean")[WHOLE]
-    mean = rm.RasteretDataset(two, ["A"], composite="mean", harmonize=True)[WHOLE]
+    mean = rm.RasteretDataset(two, ["A"], composite="mean", mosaic={"harmonize": True})[WHOLE]
     assert (mean["image"] == 125).all()  # 100 and 300 * 0.5
     alike = Collection(scaled(table, "A", [{"scale": 1.0, "offset": 0.0}, {}]))
     assert (rm.RasteretDataset(alike, ["A"], composite="mean")[WHOLE]["image"] == 200).all()
@@ -136,13 +136,15 @@ def test_a_record_without_a_valid_pixel_decides_nothing(tmp_path):
 
 def test_keys_tell_heads_apart(days, scenes):
     """Two label datasets in one sample, each with its own name; reserved names are refused."""
-    heads = [rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, key=key) for key in (None, "mask_again")]
+    heads = [
+        rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, sample={"key": key}) for key in (None, "mask_again")
+    ]
     both = rm.RasteretDataset(scenes.images, ["B02"]) & heads[0] & heads[1]
     sample = both[slice(500000.0, 500320.0), slice(4999680.0, 5000000.0)]
     torch.testing.assert_close(sample["mask"], sample["mask_again"])
     for key, is_image in (("mask_valid", False), ("label", False), ("mask", True)):
         with pytest.raises(UsageError, match="key="):
-            rm.RasteretDataset(days, ["A"], is_image=is_image, key=key)
+            rm.RasteretDataset(days, ["A"], is_image=is_image, sample={"key": key})
 
 
 def triangle(dataset: rm.RasteretDataset) -> rm.AOI:
@@ -157,17 +159,19 @@ def triangle(dataset: rm.RasteretDataset) -> rm.AOI:
 
 def test_outside_the_polygon_is_filled_where_asked(days, scenes):
     """With nodata or 0, of labels with `ignore_index`; validity is not touched."""
-    plain = rm.RasteretDataset(days, ["A"], mask_aoi=True)
+    plain = rm.RasteretDataset(days, ["A"], sample={"mask_aoi": True})
     inside = plain[triangle(plain)]["mask_aoi"][0]
     assert 0.4 < inside.float().mean() < 0.6
-    filled = rm.RasteretDataset(days, ["A"], mask_outside=True)
+    filled = rm.RasteretDataset(days, ["A"], sample={"mask_outside": True})
     sample = filled[triangle(filled)]
     assert (sample["image"][0][~inside] == 0).all()
     assert (sample["image"][0][inside] == 80).all()
     assert sample["mask_valid"].all()
     assert sample["label"].tolist() == [2]
     assert sample["aoi"].tolist() == [3]
-    labels = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, mask_outside=True, ignore_index=250)
+    labels = rm.RasteretDataset(
+        scenes.labels, ["B1"], is_image=False, sample={"mask_outside": True}, labels={"ignore_index": 250}
+    )
     assert (labels[triangle(labels)]["mask"][~inside] == 250).all()
 
 
@@ -201,7 +205,7 @@ def test_series_need_dates_and_images(days, scenes):
     with pytest.raises(UsageError, match="labels"):
         rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, series=3)
     with pytest.raises(UsageError, match="quality="):
-        rm.RasteretDataset(days, ["A"], clear_first=True)
+        rm.RasteretDataset(days, ["A"], mosaic={"clear_first": True})
     with pytest.raises(NoOverlapError, match="min_dates=5"):
         rm.RasteretDataset(days, ["A"], series=rm.TimeSeries(length=6, min_dates=5))[WHOLE]
 

@@ -33,7 +33,7 @@ def images(scenes):
 
 @pytest.fixture
 def labels(scenes):
-    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap=REMAP)
+    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, labels={"remap": REMAP})
 
 
 def test_images_and_labels_line_up(scenes, images, labels):

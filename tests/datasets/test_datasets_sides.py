@@ -96,7 +96,7 @@ def test_a_side_without_the_dates_leaves_a_chip_to_the_other(tmp_path, west, eas
             assert union[LEFT]["image"].unique().tolist() == [9]
         with pytest.raises(NoOverlapError, match="Neither"):
             (left | left)[LEFT]
-        both = rm.RasteretDataset(collected(west), ["A"], key="image_b") & left
+        both = rm.RasteretDataset(collected(west), ["A"], sample={"key": "image_b"}) & left
         assert not both.has((*LEFT, both.bounds[2]), both.chip_grid(LEFT))
 
 
@@ -118,14 +118,15 @@ def test_a_batch_of_the_left_and_of_the_right_alone(west, east, tmp_path):
     native = batch_of(rm.RasteretDataset(collected(west), ["A"], grid="native") | told)
     assert native["epsg"].tolist() == [32633, 32633]
     joined = batch_of(
-        (rm.RasteretDataset(collected(west), ["A"], key="image_b") & plain) | (told_as("image_b", east) & told)
+        (rm.RasteretDataset(collected(west), ["A"], sample={"key": "image_b"}) & plain)
+        | (told_as("image_b", east) & told)
     )
     assert joined["scale_image_b"].tolist() == [[1], [0.5]]
     assert joined["scale"].tolist() == [[1], [0.5]]
 
 
 def told_as(key: str, folder):
-    return rm.RasteretDataset(collected(folder, ("A", "SCL"), scale=0.5), ["A"], key=key)
+    return rm.RasteretDataset(collected(folder, ("A", "SCL"), scale=0.5), ["A"], sample={"key": key})
 
 
 def test_a_batch_of_ours_and_of_a_stock_side_alone(west, east):
@@ -170,7 +171,7 @@ def test_invalid_labels_of_a_stock_side_alone_are_ignored(west, east):
     half = np.full((N, N), 3)
     half[:8] = 0
     write(east, "e_20230501", half, corner(N))
-    labels = rm.RasteretDataset(collected(west), ["A"], is_image=False, ignore_index=255)
+    labels = rm.RasteretDataset(collected(west), ["A"], is_image=False, labels={"ignore_index": 255})
     batch = batch_of(labels | StockLabels(str(east)))
     assert batch["mask"].dtype == torch.int64
     assert batch["mask"][1, :, 0].tolist() == [255] * 8 + [3] * 8
@@ -180,7 +181,7 @@ def test_invalid_labels_of_a_stock_side_alone_are_ignored(west, east):
 def test_sides_with_other_pixels_are_refused_where_only_the_right_has_any(west, east):
     """They could not be batched."""
     left = rm.RasteretDataset(collected(west), ["A"])
-    for right in (rm.RasteretDataset(collected(east), ["A"], key="image_x"), StockLabels(str(east))):
+    for right in (rm.RasteretDataset(collected(east), ["A"], sample={"key": "image_x"}), StockLabels(str(east))):
         with pytest.raises(UsageError, match=r"different pixels, \['image'\]"):
             (left | right)[RIGHT]
     series = rm.RasteretDataset(collected(west), ["A"], series=2)
@@ -232,7 +233,7 @@ def test_the_sides_of_a_batch_are_those_it_was_begun_with(west, east):
 @pytest.mark.parametrize("kind", ["alone", "right of &", "left of |", "TorchGeo's", "images"])
 def test_the_loader_pads_labels_with_the_datasets_class(west, kind):
     """Not with one that the loss counts."""
-    labels = rm.RasteretDataset(collected(west), ["A"], is_image=False, ignore_index=255)
+    labels = rm.RasteretDataset(collected(west), ["A"], is_image=False, labels={"ignore_index": 255})
     images = rm.RasteretDataset(collected(west), ["A"])
     dataset = {
         "alone": labels,

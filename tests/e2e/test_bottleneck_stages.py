@@ -34,7 +34,7 @@ class Stage:
         """A loader in which that is slow; the model is its consumer's affair."""
         self.server.latency = 0.15 if kind == "network" else 0.0
         collection = self.dear if kind == "decode" else self.cheap
-        dataset = rm.RasteretDataset(collection, ["B1"], max_concurrent=4 if kind == "network" else 50)
+        dataset = rm.RasteretDataset(collection, ["B1"], reading={"max_concurrent": 4 if kind == "network" else 50})
         sampler = rm.RandomAOISampler(dataset, 64, BATCHES * BATCH, seed=0)
         options: dict[str, Any] = {"collate_fn": slow_collate} if kind == "collate" else {}
         if kind == "decode":

@@ -21,7 +21,8 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import execute
 from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import RangeServer
 

@@ -82,7 +82,7 @@ def test_other_resolutions_are_resampled_onto_the_common_grid(tmp_path: Path, rn
     finer = collection.where(pc.field("id") == "b_20230101")
     common = rm.RasteretDataset(collection, ["A"])
     np.testing.assert_array_equal(common[WHOLE]["image"][0].numpy(), coarse)
-    averaged = rm.RasteretDataset(finer, ["A"], res=20.0, resampling="average")[WHOLE]["image"][0].numpy()
+    averaged = rm.RasteretDataset(finer, ["A"], res=20.0, mosaic={"resampling": "average"})[WHOLE]["image"][0].numpy()
     wanted = np.zeros((32, 32), np.uint16)
     with rasterio.open(tmp_path / "b_20230101_A.tif") as file:
         reproject(
@@ -90,7 +90,7 @@ def test_other_resolutions_are_resampled_onto_the_common_grid(tmp_path: Path, rn
             resampling=Resampling.average,
         )  # fmt: skip
     assert np.abs(averaged.astype(int) - wanted).max() <= 1
-    native = rm.RasteretDataset(collection, ["A"], grid="native", order="oldest")
+    native = rm.RasteretDataset(collection, ["A"], grid="native", mosaic={"order": "oldest"})
     x, y, _ = native.bounds
     sample = native[x.start + 100 : x.start + 420 : 10.0, y.stop - 420 : y.stop - 100 : 10.0]
     np.testing.assert_array_equal(sample["image"][0].numpy(), fine[10:42, 10:42])

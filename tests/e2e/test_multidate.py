@@ -70,7 +70,9 @@ def day_mosaic(shared: Path, items: rm.Collection, day: str, grid: Grid) -> tupl
 def test_a_series_of_day_mosaics_with_scl_and_padding(shared_data: Path, items: rm.Collection) -> None:
     """Dates, pixels, validity and clear share of each day are those of a mosaic by rasterio; T is as asked for."""
     series = rm.TimeSeries(length=7)
-    dataset = rm.RasteretDataset(items, BANDS, series=series, quality="sentinel-2-scl", resampling="nearest")
+    dataset = rm.RasteretDataset(
+        items, BANDS, series=series, quality="sentinel-2-scl", mosaic={"resampling": "nearest"}
+    )
     place = on_the_seam(dataset)
     sample = dataset[place]
     grid = dataset.chip_grid(place)
@@ -100,7 +102,7 @@ def test_a_series_of_day_mosaics_with_scl_and_padding(shared_data: Path, items: 
 
 def test_shares_of_each_date_are_those_that_scl_says(shared_data: Path, items: rm.Collection) -> None:
     """Read from SCL alone: how much of the place each day shows at all, and how much of that is clear."""
-    dataset = rm.RasteretDataset(items, BANDS, series=5, quality="sentinel-2-scl", resampling="nearest")
+    dataset = rm.RasteretDataset(items, BANDS, series=5, quality="sentinel-2-scl", mosaic={"resampling": "nearest"})
     place = on_the_seam(dataset, 400)
     sample, grid = dataset[place], dataset.chip_grid(place)
     newest_first = items.to_table(["id", "datetime"]).to_pandas().sort_values("datetime", ascending=False)["id"]
@@ -172,7 +174,10 @@ def _inside(part, res: float) -> tuple[slice, slice]:
 def test_clear_pixels_of_other_dates_replace_clouds(shared_data: Path, items: rm.Collection) -> None:
     """The least cloudy date first, then clear pixels of the next ones: pixel by pixel as by hand."""
     dataset = rm.RasteretDataset(
-        items, BANDS, order="clearest", quality="sentinel-2-scl", clear_first=True, resampling="nearest"
+        items,
+        BANDS,
+        mosaic={"order": "clearest", "clear_first": True, "resampling": "nearest"},
+        quality="sentinel-2-scl",
     )
     place = on_the_seam(dataset)
     sample, grid = dataset[place], dataset.chip_grid(place)

@@ -51,7 +51,7 @@ def test_native_chips_of_both_zones_in_one_batch(shared_data: Path, pair: rm.Col
 
 def test_a_common_grid_equals_gdals_warp(shared_data: Path, pair: rm.Collection) -> None:
     """On the first zone's grid, the other zone's scene by GDAL's exact bilinear warp, to a level of rounding."""
-    dataset = rm.RasteretDataset(pair, ["R", "G"], crs="EPSG:26917", resampling="bilinear")
+    dataset = rm.RasteretDataset(pair, ["R", "G"], crs="EPSG:26917", mosaic={"resampling": "bilinear"})
     path = next((shared_data / "utm_pair").glob("*_18_*"))
     only = rm.RasteretDataset(pair, ["R", "G"], crs="EPSG:26917")
     other = only.index[only.index.rid == _row_of(pair, path.stem)].geometry.iloc[0]
@@ -66,7 +66,7 @@ def test_a_common_grid_equals_gdals_warp(shared_data: Path, pair: rm.Collection)
         ) as warped,
     ):  # fmt: skip
         wanted = warped.read([1, 2])
-    found = rm.RasteretDataset(pair, ["R", "G"], crs="EPSG:26917", resampling="bilinear", order="oldest")
+    found = rm.RasteretDataset(pair, ["R", "G"], crs="EPSG:26917", mosaic={"resampling": "bilinear", "order": "oldest"})
     sample = _only(found, path.stem, pair)[place]
     assert np.abs(sample["image"].numpy().astype(int) - wanted).max() <= 1
 
@@ -115,7 +115,7 @@ def test_labels_stay_on_their_image_across_the_zone_edge(tmp_path: Path, grid: s
     collection = rm.build(str(tmp_path / "*_B1.tif"), tmp_path / "i.parquet", bands=["B1"])
     labels = rm.build(str(tmp_path / "label.tif"), tmp_path / "l.parquet", datetime=None)
     options = {"grid": "native"} if grid == "native" else {"crs": "EPSG:32633"}
-    images = rm.RasteretDataset(collection, ["B1"], resampling="nearest", **options)
+    images = rm.RasteretDataset(collection, ["B1"], mosaic={"resampling": "nearest"}, **options)
     both = images & rm.RasteretDataset(labels, labels.bands, is_image=False)
     loader = rm.DataLoader(both, batch_size=8, sampler=rm.RandomAOISampler(both, 64, 32))
     zones = set()

@@ -83,16 +83,18 @@ def served(_served: Served) -> Iterator[Served]:
 
 
 def _images(s: Served, **options: Any) -> rm.RasteretDataset:
-    return rm.RasteretDataset(s.images, BANDS, limits=ONCE, sign=sign, **options)
+    return rm.RasteretDataset(s.images, BANDS, reading={"limits": ONCE, "sign": sign}, **options)
 
 
 def _day(s: Served, day: int, **options: Any) -> rm.RasteretDataset:
     chosen = s.images.subset(date_range=(f"2023-08-{day:02}", f"2023-08-{day:02}"))
-    return rm.RasteretDataset(chosen, BANDS, limits=ONCE, sign=sign, **options)
+    return rm.RasteretDataset(chosen, BANDS, reading={"limits": ONCE, "sign": sign}, **options)
 
 
 def _labels(s: Served, **options: Any) -> rm.RasteretDataset:
-    return rm.RasteretDataset(s.labels, ["B1"], is_image=False, remap=REMAP, limits=ONCE, sign=sign, **options)
+    return rm.RasteretDataset(
+        s.labels, ["B1"], is_image=False, labels={"remap": REMAP}, reading={"limits": ONCE, "sign": sign}, **options
+    )
 
 
 KINDS: dict[str, Callable[[Served], Any]] = {
@@ -723,7 +725,7 @@ def test_a_side_of_a_union_that_failed_states_nothing_that_contradicts_the_other
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(rows, table[name].type))
     scaled = Collection(table)
     sides = [
-        rm.RasteretDataset(scaled.subset(date_range=(day, day)), BANDS, limits=ONCE)
+        rm.RasteretDataset(scaled.subset(date_range=(day, day)), BANDS, reading={"limits": ONCE})
         for day in ("2023-08-01", "2023-08-11")
     ]
     dataset = sides[0] | sides[1]

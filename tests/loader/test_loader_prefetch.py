@@ -49,7 +49,9 @@ def _images(scenes: Any, **options: Any) -> rm.RasteretDataset:
 
 
 def _labelled(scenes: Any, **options: Any) -> Any:
-    labels = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap={1: 0, 2: 1, 3: 2, 4: 3}, **options)
+    labels = rm.RasteretDataset(
+        scenes.labels, ["B1"], is_image=False, labels={"remap": {1: 0, 2: 1, 3: 2, 4: 3}}, **options
+    )
     return _images(scenes, mask_aoi=True, **options) & labels
 
 
@@ -201,7 +203,7 @@ def test_reading_ahead_is_bounded_in_bytes(scenes: Any) -> None:
     for lookahead, limit, batches in ((4, 0, 2), (4, 2 * 4 * 64 * 64 * 2 * 3, 3), (4, 10**9, 5), (0, 10**9, 1)):
         backend = Backend()
         east = scenes.images.where(pc.starts_with(pc.field("id"), "E_"))  # no gaps, so that explain is exact
-        dataset = rm.RasteretDataset(east, BANDS, backend=backend, max_concurrent=1000)
+        dataset = rm.RasteretDataset(east, BANDS, reading={"backend": backend, "max_concurrent": 1000})
         queries = list(rm.RandomAOISampler(dataset, 64, 40, seed=1))
         most = [dataset.explain(queries[i : i + 4]) for i in range(0, 40, 4)]
         iterator = iter(rm.DataLoader(dataset, 4, sampler=queries, lookahead=lookahead, lookahead_bytes=limit))

@@ -77,7 +77,7 @@ def test_labels_and_combinations_are_taken_up(scenes: Scenes) -> None:
     """The plan covers both sides; label and AOI come along."""
 
     def make(remap: dict[int, int] | None = None) -> rm.DataLoader:
-        labels = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap=remap)
+        labels = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, labels={"remap": remap})
         both = rm.RasteretDataset(scenes.images, BANDS) & labels
         table = rm.AOITable.of(fields(), label="crop")
         return rm.DataLoader(both, batch_size=3, sampler=rm.RandomAOISampler(both, SIZE, 8, table), lookahead=2)

@@ -127,7 +127,7 @@ def test_scores_that_are_not_finite_do_not_count(scene, tmp_path):
 def test_polygons_alone(scene, tmp_path):
     """The map is as large as they are; with `mask_aoi` only what is in them is predicted."""
     pixels, plain = scene
-    dataset = rm.RasteretDataset(plain.collection, plain.bands, mask_aoi=True)
+    dataset = rm.RasteretDataset(plain.collection, plain.bands, sample={"mask_aoi": True})
     fields = [shapely.Point(500600, 4999300).buffer(400), shapely.box(502005, 4998205, 502995, 4999005)]
     table = gpd.GeoDataFrame(geometry=fields, crs=32633)
     (path,) = rm.predict_map(identity, loader_of(dataset, aois=table), tmp_path / "map.tif", block=128)

@@ -28,7 +28,8 @@ from rasteret_ml.errors import (
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, ReadResult, RequestLimiter, TileError, execute
+from rasteret_ml.raster.engine import Engine, RequestLimiter
+from rasteret_ml.raster.execute import ExecuteResult, TileError, execute
 from rasteret_ml.raster.explain import explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.storage.open import open_reader
@@ -83,7 +84,7 @@ def test_explain_says_what_execute_then_does(scene: Any, windows: list[tuple[int
     limits = CoalesceLimits(gap=gap)
     estimate = explain(plans, limits)
     reader, meter = RecordingReader(memory), Meter()
-    result: ReadResult = run(execute(plans, Engine(reader=reader, coalesce=limits, meter=meter)))
+    result: ExecuteResult = run(execute(plans, Engine(reader=reader, coalesce=limits, meter=meter)))
     stats = meter.snapshot()
     assert estimate.requests == len(reader.calls)
     assert estimate.bytes_fetched == sum(span.length for _, span in reader.calls)
@@ -180,7 +181,7 @@ def test_max_concurrent_bounds_the_requests(scene: Any) -> None:
         reader = Counting()
         limits = CoalesceLimits(gap=0, touching=0)
         plans = _plans(record, corners, ["B1"])
-        run(execute(plans, Engine(reader=reader, slots=RequestLimiter(bound), coalesce=limits)))
+        run(execute(plans, Engine(reader=reader, limiter=RequestLimiter(bound), coalesce=limits)))
         seen.append(reader.most)
     assert seen == [1, 2]
 
@@ -256,8 +257,8 @@ def test_a_broken_mask_tile_is_a_failure_too(scene: Any) -> None:
     start, count = int(mask.tile_offsets[0]), int(mask.tile_byte_counts[0])
     content[start : start + count] = b"\xff" * count
     plans = _plans(record, [(0, 0, 100, 100)], ["B1"])
-    result = run(execute(plans, Engine(reader=MemoryReader({path: bytes(content)})), allow_failures=True))
-    assert len(result.failures) == 1
+    result = run(execute(plans, Engine(reader=MemoryReader({path: bytes(content)})), allow_errors=True))
+    assert len(result.errors) == 1
     data, valid = window_by_rasterio(path, (0, 0, 100, 100), [1])
     valid[:, :64, :64] = False
     assert_chip(result.chips[0], data, valid)

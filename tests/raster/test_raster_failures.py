@@ -14,7 +14,8 @@ from rasteret_ml.errors import AccessDeniedError, FetchError, ReadError, ServerE
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, TileError, execute
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import TileError, execute
 from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.testing import MemoryReader, make_cog
 
@@ -71,11 +72,11 @@ def test_only_the_broken_tiles_fail_and_each_tells_who_wanted_it(
     reader = _reader(scene, _tiles(record, tiles, of_mask=of_mask))
     grid = record.grid("B1")
     plans = [record.plan(grid.window(Window(row=r, col=c, height=h, width=w)), ["B1", "B2"]) for r, c, h, w in _WINDOWS]
-    result = run(execute(plans, Engine(reader=reader), allow_failures=True))
-    assert sorted(failure.tile for failure in result.failures) == tiles
+    result = run(execute(plans, Engine(reader=reader), allow_errors=True))
+    assert sorted(failure.tile for failure in result.errors) == tiles
     wanted = [{0}, {0, 1}, {5, 6, 9, 10}, set(range(16))]
-    for failure in result.failures:
-        assert failure.plans == tuple(i for i, own in enumerate(wanted) if failure.tile in own)
+    for failure in result.errors:
+        assert failure.positions == tuple(i for i, own in enumerate(wanted) if failure.tile in own)
         assert isinstance(failure.error, ServerError)
         assert ("mask" in failure.image) == of_mask
     whole = run(execute(plans, Engine(reader=_reader(scene, []))))
@@ -91,9 +92,9 @@ def test_a_chip_may_be_had_whole_or_not_at_all(scene: tuple[str, RasterAccessor]
     record = scene[1]
     grid, broken = record.grid("B1"), _tiles(record, [1, 6])
     plans = [record.plan(grid.window(Window(row=r, col=c, height=h, width=w)), ["B1", "B2"]) for r, c, h, w in _WINDOWS]
-    some = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_failures=True))
-    none = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_failures=True, whole=True))
-    assert [(f.tile, f.plans) for f in none.failures] == [(f.tile, f.plans) for f in some.failures]
+    some = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_errors=True))
+    none = run(execute(plans, Engine(reader=_reader(scene, broken)), allow_errors=True, drop_incomplete=True))
+    assert [(f.tile, f.positions) for f in none.errors] == [(f.tile, f.positions) for f in some.errors]
     for i, (chip, other) in enumerate(zip(none.chips, some.chips, strict=True)):
         if i == 0:
             assert (chip.data == other.data).all()
@@ -112,12 +113,12 @@ def test_what_is_wrong_with_the_whole_file_is_not_asked_for_again(scene: tuple[s
     plans = [record.plan(record.grid("B1"), ["B1"])]
     broken = _tiles(record, [3])
     denied, strict, apart = (_reader(scene, broken, kind) for kind in (AccessDeniedError, ServerError, ServerError))
-    result = run(execute(plans, Engine(reader=denied), allow_failures=True))
-    assert len(result.failures) >= 16
+    result = run(execute(plans, Engine(reader=denied), allow_errors=True))
+    assert len(result.errors) >= 16
     with pytest.raises(ReadError, match="refused"):
         run(execute(plans, Engine(reader=strict)))
     assert len(strict.asked) <= len(denied.asked) < 16
-    run(execute(plans, Engine(reader=apart), allow_failures=True))
+    run(execute(plans, Engine(reader=apart), allow_errors=True))
     assert len(apart.asked) > 16
 
 
@@ -130,9 +131,9 @@ def test_a_batch_that_shares_a_tile_with_a_failing_one_has_its_own_failure(scene
     plans = [[record.plan(grid.window(window), ["B1"])] for window in windows]
 
     async def both() -> list[Any]:
-        return list(await asyncio.gather(*(execute(own, engine, allow_failures=True) for own in plans)))
+        return list(await asyncio.gather(*(execute(own, engine, allow_errors=True) for own in plans)))
 
     for result in run(both()):
-        (failure,) = result.failures
-        assert (failure.tile, failure.plans) == (1, (0,))
+        (failure,) = result.errors
+        assert (failure.tile, failure.positions) == (1, (0,))
         assert isinstance(failure, TileError)

@@ -27,7 +27,8 @@ from rasteret_ml.errors import CorruptTiffError, FileChangedError, ReadError, Us
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.execute import Engine, TileError, execute
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import TileError, execute
 from rasteret_ml.raster.explain import ReadEstimate, explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
@@ -63,7 +64,7 @@ def _grid(factor: float, shape: tuple[int, int], shift: tuple[float, float] = (0
 
 def _execute(plans: Sequence[ChipPlan], path: str, content: bytes | None = None, failing: bool = False) -> Any:
     memory = MemoryReader({path: Path(path).read_bytes() if content is None else content})
-    return run(execute(plans, Engine(reader=memory), allow_failures=failing))
+    return run(execute(plans, Engine(reader=memory), allow_errors=failing))
 
 
 def _overview(path: str, level: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -145,7 +146,7 @@ def test_an_aligned_grid_is_copied(
 def test_a_level_that_is_not_there_is_refused(scene: tuple[str, RasterAccessor]) -> None:
     """The message counts those that are."""
     _, record = scene
-    with pytest.raises(UsageError, match="levels 0 to 3, not 4"):
+    with pytest.raises(UsageError, match="level must be from 0 to 3, got 4"):
         record.grid("B1", 4)
 
 
@@ -203,7 +204,7 @@ def test_overviews_without_their_mask_are_not_used(tmp_path: Path) -> None:
     record = build_one(_reduce(path, TIFF_USE_OVR=True), tmp_path)
     assert len(record.source("B1").metadata.overviews) == 2
     assert explain([record.plan(_grid(4.4, (50, 50)), ["B1"])]).levels == {"B1": (0,)}
-    with pytest.raises(UsageError, match="levels 0 to 0"):
+    with pytest.raises(UsageError, match="level must be from 0 to 0"):
         record.grid("B1", 1)
 
 
@@ -309,7 +310,7 @@ def test_a_block_leader_that_says_otherwise(masked: tuple[str, RasterAccessor], 
     assert _message(path, image, 3, offset, count) in str(caught.value)
     assert isinstance(cause_of(caught.value), FileChangedError)
     result = _execute([plan], path, bytes(content), failing=True)
-    (failure,) = result.failures
+    (failure,) = result.errors
     assert (failure.image, failure.tile, type(failure.error)) == (image, 3, FileChangedError)
     data, valid = _overview(path, level)
     hole = tuple(slice(i * _TILE, (i + 1) * _TILE) for i in divmod(3, table.tiles_across))
@@ -356,8 +357,8 @@ def test_absurd_entries_are_refused_before_a_byte_is_asked_for(
     assert reader.calls == []
     assert _message(path, image, 2, start, length) + f"CorruptTiffError: {why}" in str(caught.value)
     assert isinstance(cause_of(caught.value), CorruptTiffError)
-    result = run(execute(plans, Engine(reader=reader), allow_failures=True))
-    assert [(f.image, f.tile) for f in result.failures] == [(image, 2)]
+    result = run(execute(plans, Engine(reader=reader), allow_errors=True))
+    assert [(f.image, f.tile) for f in result.errors] == [(image, 2)]
 
 
 @pytest.mark.parametrize(

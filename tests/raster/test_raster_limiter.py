@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_oracle import run
 
-from rasteret_ml.raster.execute import RequestLimiter
+from rasteret_ml.raster.engine import RequestLimiter
 
 
 @settings(max_examples=200, deadline=None, database=None)

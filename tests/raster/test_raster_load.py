@@ -21,7 +21,8 @@ from rasterio.warp import calculate_default_transform
 from rasteret_ml.errors import GeometryError, UnknownBandError, UsageError
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.raster.execute import Engine, execute
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import execute
 from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import make_cog
 

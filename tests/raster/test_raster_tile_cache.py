@@ -18,11 +18,12 @@ from rasteret_ml.errors import FetchError, FileChangedError, ReadError
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
-from rasteret_ml.raster.assemble import allocate, finish
-from rasteret_ml.raster.execute import Engine, ReadResult, execute
+from rasteret_ml.raster.assemble import allocate, finish_chip
+from rasteret_ml.raster.engine import Engine
+from rasteret_ml.raster.execute import ExecuteResult, execute
 from rasteret_ml.raster.jobs import copy_tile, tile_jobs
 from rasteret_ml.raster.plan import ChipPlan
-from rasteret_ml.raster.tile_cache import TileStore
+from rasteret_ml.raster.tile_cache import TileCache
 from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
@@ -76,8 +77,8 @@ def test_any_batches_at_once_or_in_turn_with_any_cache_are_right(
     path, record, memory = scene
     meter, reader = Meter(), RecordingReader(memory)
 
-    async def main() -> list[ReadResult]:
-        engine = Engine(reader=reader, tiles=TileStore(cache), meter=meter, coalesce=_APART)
+    async def main() -> list[ExecuteResult]:
+        engine = Engine(reader=reader, tiles=TileCache(cache), meter=meter, coalesce=_APART)
         works = [execute([_plan(record, w) for w in windows], engine) for windows in batches]
         if gather_or_cancel:
             return list(await asyncio.gather(*works))
@@ -112,18 +113,18 @@ def test_a_batch_joins_what_another_one_is_reading(scene: Any) -> None:
     """One request for both; other rows and another band of the tile are served as well."""
     path, record, memory = scene
 
-    async def main() -> tuple[ReadResult, ReadResult]:
+    async def main() -> tuple[ExecuteResult, ExecuteResult]:
         reader, meter = GatedReader(memory), Meter()
         engine = Engine(reader=reader, meter=meter)
         first = asyncio.create_task(execute([_plan(record, (0, 0, 5, 64), ("B2",))], engine))
         await _until(lambda: reader.calls)
         second = asyncio.create_task(execute([_plan(record, (50, 3, 14, 9), ("B1",))], engine))
-        await _until(lambda: sum(len(f.pastes) for f in engine.tiles._flying.values()) == 2)
+        await _until(lambda: sum(len(f.copies) for f in engine.tiles._in_flight.values()) == 2)
         reader.gate.set()
         both = await first, await second
         assert len(reader.calls) == 1
         assert (meter.snapshot().tiles_decoded, meter.snapshot().tiles_shared) == (1, 1)
-        assert not engine.tiles._flying
+        assert not engine.tiles._in_flight
         return both
 
     one, other = run(main())
@@ -143,18 +144,18 @@ def test_who_joined_a_batch_that_gives_up_reads_for_itself(scene: Any, running: 
     path, record, memory = scene
     windows = [(0, 0, 10, 10), (0, 70, 10, 10)]
 
-    async def main() -> ReadResult:
+    async def main() -> ExecuteResult:
         reader = GatedReader(memory)
         engine = Engine(reader=reader, coalesce=_APART)
         first = asyncio.create_task(execute([_plan(record, w) for w in windows], engine))
-        await _until(lambda: len(reader.calls) == 2 if running else engine.tiles._flying)
+        await _until(lambda: len(reader.calls) == 2 if running else engine.tiles._in_flight)
         second = asyncio.create_task(execute([_plan(record, w) for w in windows], engine))
-        await _until(lambda: all(len(f.pastes) == 4 for f in engine.tiles._flying.values()))
+        await _until(lambda: all(len(f.copies) == 4 for f in engine.tiles._in_flight.values()))
         first.cancel()
         reader.gate.set()
         result = await second
         assert first.cancelled()
-        assert not engine.tiles._flying
+        assert not engine.tiles._in_flight
         return result
 
     result = run(main())
@@ -179,9 +180,9 @@ def test_a_failure_is_everybodys_who_wanted_the_tile(scene: Any) -> None:
         works = [
             asyncio.create_task(execute(plans[0], engine)),
             asyncio.create_task(execute(plans[1], engine)),
-            asyncio.create_task(execute(plans[1], engine, allow_failures=True)),
+            asyncio.create_task(execute(plans[1], engine, allow_errors=True)),
         ]
-        await _until(lambda: sum(len(f.pastes) for f in engine.tiles._flying.values()) == 3)
+        await _until(lambda: sum(len(f.copies) for f in engine.tiles._in_flight.values()) == 3)
         reader.gate.set()
         return await asyncio.gather(*works, return_exceptions=True)
 
@@ -190,14 +191,14 @@ def test_a_failure_is_everybodys_who_wanted_the_tile(scene: Any) -> None:
     assert "band B1" in str(one)
     assert isinstance(other, ReadError)
     assert "band B2" in str(other)
-    assert [failure.band for failure in listed.failures] == ["B2"]
+    assert [failure.band for failure in listed.errors] == ["B2"]
     assert not listed.chips[0].valid.any()
 
 
 def test_the_cache_keeps_within_its_bytes_the_tiles_last_used(scene: Any) -> None:
     """Three tiles fit: the fourth drops the one that was not looked at for longest."""
     path, record, memory = scene
-    reader, store = RecordingReader(memory), TileStore(3 * _TILE_BYTES)
+    reader, store = RecordingReader(memory), TileCache(3 * _TILE_BYTES)
     columns = [0, 1, 2, 0, 3, 0, 2, 1]
 
     async def main() -> list[int]:
@@ -206,7 +207,7 @@ def test_the_cache_keeps_within_its_bytes_the_tiles_last_used(scene: Any) -> Non
             window = (0, column * _TILE, 8, 8)
             result = await execute([_plan(record, window)], engine)
             assert_chip(result.chips[0], *window_by_rasterio(path, window))
-            assert store.kept_bytes <= store.cache_bytes
+            assert store.nbytes <= store.max_bytes
             seen.append(len(reader.calls))
         return seen
 
@@ -220,24 +221,24 @@ def test_a_tile_that_is_dropped_before_it_is_pasted_keeps_its_pixels(scene: Any)
     plans = [_plan(record, window) for window in windows]
 
     async def main() -> None:
-        engine = Engine(reader=memory, tiles=TileStore(_TILE_BYTES))
+        engine = Engine(reader=memory, tiles=TileCache(_TILE_BYTES))
         for turn in range(3):
             await execute(plans[turn : turn + 1], engine)
             buffers = allocate(plans[turn])
             boarding = engine.tiles.schedule(tile_jobs(plans[turn : turn + 1], [buffers]))
-            assert boarding.kept
+            assert boarding.cached
             for other in (*plans[turn + 1 :], *plans[:turn]):
                 await execute([other], engine)
-            for job, tile in boarding.kept:
-                copy_tile(job.pastes, tile.pixels, tile.valid)
-            assert_chip(finish(plans[turn], buffers), *window_by_rasterio(path, windows[turn]))
+            for job, tile in boarding.cached:
+                copy_tile(job.copies, tile.pixels, tile.valid)
+            assert_chip(finish_chip(plans[turn], buffers), *window_by_rasterio(path, windows[turn]))
 
     run(main())
 
 
 def test_a_file_that_was_rewritten_is_not_answered_from_the_cache(tmp_path: Path) -> None:
     """The same address, indexed anew, is another file."""
-    path, store = tmp_path / "a.tif", TileStore(10**9)
+    path, store = tmp_path / "a.tif", TileCache(10**9)
     for value in (1, 2):
         make_cog(path, np.full((1, 64, 64), value, np.uint16), blocksize=64, compress="none")
         record = build_one(path, tmp_path)
@@ -256,7 +257,7 @@ def test_a_stale_index_still_raises_with_a_cache(scene: Any) -> None:
             return RangeResponse(data=response.data, size=17, etag=None)
 
     with pytest.raises(ReadError) as caught:
-        run(execute([_plan(record, (0, 0, 4, 4))], Engine(reader=Other(memory), tiles=TileStore(10**9))))
+        run(execute([_plan(record, (0, 0, 4, 4))], Engine(reader=Other(memory), tiles=TileCache(10**9))))
     assert isinstance(caught.value.__cause__, FileChangedError)
     assert path in str(caught.value)
 
@@ -286,7 +287,7 @@ def test_a_thread_of_a_batch_that_gave_up_never_writes_into_another(scene: Any) 
             first = asyncio.create_task(execute([_plan(record, (0, 0, 10, 10))], engine))
             await _until(started.is_set)
             second = asyncio.create_task(execute([_plan(record, (0, 0, 10, 10))], engine))
-            await _until(lambda: all(len(f.pastes) == 4 for f in engine.tiles._flying.values()))
+            await _until(lambda: all(len(f.copies) == 4 for f in engine.tiles._in_flight.values()))
             first.cancel()
             chip = (await second).chips[0] if not taken.is_set() else None
             assert chip is not None

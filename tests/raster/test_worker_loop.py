@@ -6,35 +6,42 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rasteret_ml.errors import ClosedError
-from rasteret_ml.raster.execute import gather_or_cancel
+from rasteret_ml.raster.engine import gather_or_cancel
 from rasteret_ml.raster.worker_loop import WorkerLoop, current_loop, decode_threads
 
 
-async def answer(loop: WorkerLoop) -> int:
+async def answer() -> int:
     """Something to run."""
     return 42
 
 
+def run(loop: WorkerLoop, work: Coroutine[Any, Any, Any]) -> Any:
+    """Start and wait."""
+    return loop.wait(loop.start(work))
+
+
 def test_runs_and_is_shared():
     """The process has one."""
-    assert current_loop().run(answer) == 42
+    assert run(current_loop(), answer()) == 42
     assert current_loop() is current_loop()
 
 
 def test_close_is_idempotent_and_final():
     """A closed loop says so; the process then makes another."""
     loop = WorkerLoop(1)
-    assert loop.run(answer) == 42
+    assert run(loop, answer()) == 42
     loop.close()
     loop.close()
     with pytest.raises(ClosedError, match="closed"):
-        loop.run(answer)
-    assert current_loop().run(answer) == 42
+        run(loop, answer())
+    assert run(current_loop(), answer()) == 42
 
 
 def test_it_refuses_to_wait_for_itself():
@@ -43,22 +50,22 @@ def test_it_refuses_to_wait_for_itself():
 
     async def nested(running: WorkerLoop) -> str:
         try:
-            running.run(answer)
+            run(running, answer())
         except ClosedError as error:
             return str(error)
         return "it ran"
 
-    assert "wait for itself" in loop.run(nested)
+    assert "wait for itself" in run(loop, nested(loop))
 
 
 def test_errors_come_through():
     """As they are."""
 
-    async def fail(loop: WorkerLoop) -> None:
+    async def fail() -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        current_loop().run(fail)
+        run(current_loop(), fail())
 
 
 def test_the_first_failure_cancels_the_others():
@@ -76,7 +83,7 @@ def test_the_first_failure_cancels_the_others():
         raise KeyError("first")
 
     with pytest.raises(KeyError, match="first"):
-        current_loop().run(lambda loop: gather_or_cancel([wait_forever(), fail()]))
+        run(current_loop(), gather_or_cancel([wait_forever(), fail()]))
     assert cancelled == [True]
 
 
@@ -84,15 +91,15 @@ def test_the_first_failure_cancels_the_others():
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_makes_its_own():
     """The parent's threads are not there; the parent goes on as before."""
-    current_loop().run(answer)
+    run(current_loop(), answer())
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if current_loop().run(answer) == 42 else 1)
+            os._exit(0 if run(current_loop(), answer()) == 42 else 1)
         except BaseException:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-    assert current_loop().run(answer) == 42
+    assert run(current_loop(), answer()) == 42
 
 
 def test_decode_threads_are_shared_out():
@@ -106,14 +113,15 @@ def test_a_forgotten_loop_lets_the_interpreter_end(tmp_path: Path, ending: str):
     """With a session open and warnings as errors."""
     code = (
         "import asyncio, pathlib, sys\n"
-        "from rasteret_ml.storage.limits import FetchLimits\n"
+        "from rasteret_ml.raster.engine import ReadConfig\n"
         "from rasteret_ml.ranges import ByteRange\n"
         "from rasteret_ml.raster.worker_loop import current_loop\n"
         "from rasteret_ml.testing import RangeServer\n"
         "pathlib.Path(sys.argv[1], 'f').write_bytes(b'x' * 100)\n"
         "with RangeServer(sys.argv[1]) as server:\n"
-        "    read = lambda loop: loop.reader(FetchLimits()).read(server.url + '/f', ByteRange(0, 10))\n"
-        "    assert current_loop().run(read).data == b'x' * 10\n"
+        "    loop = current_loop()\n"
+        "    read = loop.engine(ReadConfig()).reader.read(server.url + '/f', ByteRange(0, 10))\n"
+        "    assert loop.wait(loop.start(read)).data == b'x' * 10\n"
     ) + ending
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(tmp_path)],

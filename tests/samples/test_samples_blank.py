@@ -16,11 +16,11 @@ KEPT = ("aoi", "draw", "bounds", "transform", "epsg", "crs")
 
 
 def _labels(scenes: Any, **options: Any) -> rm.RasteretDataset:
-    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, remap=REMAP, **options)
+    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, labels={"remap": REMAP}, **options)
 
 
 KINDS = {
-    "image": lambda s: rm.RasteretDataset(s.images, BANDS, mask_aoi=True, valid_per_band=True),
+    "image": lambda s: rm.RasteretDataset(s.images, BANDS, sample={"mask_aoi": True, "valid_per_band": True}),
     "native": lambda s: rm.RasteretDataset(s.images, BANDS, grid="native"),
     "series": lambda s: rm.RasteretDataset(s.images, BANDS, series=3),
     "series & labels": lambda s: rm.RasteretDataset(s.images, BANDS, series=3) & _labels(s),

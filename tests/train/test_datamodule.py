@@ -323,7 +323,7 @@ def test_every_order_of_calls_works(scenes, tmp_path, workers):
 def test_a_loop_that_reads_is_left_open():
     """Somebody else's reading goes on."""
     loop = worker_loop.current_loop()
-    held = loop.start(lambda _: worker_loop.asyncio.sleep(3600))
+    held = loop.start(worker_loop.asyncio.sleep(3600))
     worker_loop.close_idle_loop()
     assert worker_loop.current_loop() is loop
     held.cancel()

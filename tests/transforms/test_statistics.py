@@ -146,7 +146,9 @@ def test_each_of_several_heads_is_counted_by_its_key(scenes):
     """Alone and beside images; a key that no sample has is refused with those there are."""
     images = rm.RasteretDataset(scenes.images, ["B02"])
     cover = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False)
-    head = rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, key="mask_cover", remap={1: 7, 2: 8})
+    head = rm.RasteretDataset(
+        scenes.labels, ["B1"], is_image=False, sample={"key": "mask_cover"}, labels={"remap": {1: 7, 2: 8}}
+    )
     both = images & cover & head
     every = {"size": 100, "max_chips": None}
     plain, other = rm.dataset_statistics(both, **every), rm.dataset_statistics(both, **every, key="mask_cover")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.storage.reader import RangeReader
 from rasteret_ml.storage.urls import is_remote, local_path
-from rasteret_ml.raster.execute import gather_or_cancel
+from rasteret_ml.raster.engine import gather_or_cancel
 import asyncio
 import logging
 from collections import deque

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import shapely
 import yaml
 
-from rasteret_ml.datasets.raster_dataset import RESERVED
+from rasteret_ml.datasets.config import MASK_KEYS
 from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.samplers.ranks import uniforms
 from rasteret_ml.transforms.statistics.chip_pass import ChipPass, CountedChip
@@ -160,7 +160,7 @@ def dataset_statistics(
     for chip in chips:
         image, labels = chip.sample.get("image"), chip.labels
         if labels is None and (image is None or key != "mask"):
-            heads = [name for name in chip.sample if name.startswith("mask") and name not in RESERVED]
+            heads = [name for name in chip.sample if name.startswith("mask") and name not in MASK_KEYS]
             have = f"say key=, which of their labels to count: {heads}" if heads else f"they have {list(chip.sample)}"
             raise UsageError(f"The samples have no {key!r}; {have}.")
         if image is not None:

@@ -1,0 +1,164 @@
+"""Options of `RasteretDataset`, grouped by what they are about, and the checks that they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+
+from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.column_arrays import band_kinds
+from rasteret_ml.datasets.index.dates import TimeSeries
+from rasteret_ml.datasets.index.order import RecordOrder, checked_order
+from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
+from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.resample.warp import Resampling
+from rasteret_ml.raster.quality import QualityMask
+
+__all__ = [
+    "MASK_KEYS",
+    "GridKind",
+    "LabelConfig",
+    "MosaicConfig",
+    "SampleConfig",
+    "check_grid",
+    "check_quality",
+    "config_from",
+    "label_key",
+    "resolve_series",
+]
+
+_T = TypeVar("_T")
+
+GridKind = Literal["common", "native"]
+"""Whether all chips lie on one grid, or each on that of its own scene."""
+
+MASK_KEYS = ("mask_valid", "mask_aoi", "mask_clear")
+"""Keys of masks that are not labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosaicConfig:
+    """How overlapping records fill a chip.
+
+    Raises:
+        UsageError: an unknown order.
+    """
+
+    order: RecordOrder = "newest"
+    """Which record comes first: "newest", "oldest", "clearest" (least cloud), "nearest" (to the middle of the query's
+    time), or a date: nearest to it."""
+    resampling: Resampling | None = None
+    """Kernel for records or bands on other grids; None = nearest for labels, colour tables and bits, else bilinear."""
+    nodata: int | float | None = None
+    """Overrides the files' nodata."""
+    harmonize: bool = False
+    """Whether records with another scale or offset are converted to the first one's; else such records in one chip are
+    refused."""
+    clear_first: bool = False
+    """With `quality=`: whether clear pixels of later records replace valid pixels that are not clear."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        checked_order(self.order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig:
+    """How stored values become classes (`is_image=False`)."""
+
+    remap: Mapping[int, int] | None = None
+    """Stored value to class; values that are not listed become `ignore_index`. None = values are classes."""
+    ignore_index: int = -100
+    """Class of invalid pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """What samples hold beside the pixels and their validity."""
+
+    key: str | None = None
+    """Key of the pixels, beginning with "image" or "mask"; None = exactly that. For several label heads in an `&`."""
+    mask_aoi: bool = False
+    """Whether `mask_aoi`, the AOI's own polygon, is in each sample."""
+    all_touched: bool = False
+    """For the polygon: whether pixels that it touches are inside, not only those whose centre is."""
+    mask_outside: bool = False
+    """Whether pixels outside the polygon are filled: with nodata or 0, of labels with `ignore_index` or NaN."""
+    valid_per_band: bool = False
+    """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
+
+
+def config_from(cls: type[_T], value: _T | Mapping[str, Any] | None, argument: str) -> _T:
+    """Return a config from itself, from a mapping of its fields (as in YAML), or the default for None.
+
+    Raises:
+        UsageError: another type, or unknown fields; the message lists the known ones.
+    """
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{argument} must be a {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}.")
+    unknown = sorted(str(name) for name in value if name not in known)
+    if unknown:
+        raise UsageError(f"{argument} has no field {', '.join(unknown)}; the fields are {', '.join(known)}.")
+    return cls(**value)
+
+
+def label_key(key: str | None, kind: Literal["image", "mask"]) -> str:
+    """Return the key of a dataset's pixels.
+
+    Raises:
+        UsageError: it does not begin with its kind, by which Kornia and `collate` know it, or is reserved.
+    """
+    if key is None:
+        return kind
+    if not key.startswith(kind) or key in MASK_KEYS:
+        raise UsageError(f"key must begin with {kind!r} and be none of {', '.join(MASK_KEYS)}, got {key!r}.")
+    return key
+
+
+def check_grid(grid: str, crs: Any, res: Any) -> None:
+    """Refuse an unknown kind of grid, or a CRS or pixel size for native grids.
+
+    Raises:
+        UsageError: the message says which.
+    """
+    if grid not in get_args(GridKind):
+        raise UsageError(f"grid must be 'common' or 'native', got {grid!r}.")
+    if grid == "native" and (crs is not None or res is not None):
+        raise UsageError("grid='native' keeps each scene's own CRS and pixels: leave out crs= and res=.")
+
+
+def check_quality(collection: Collection, quality: QualityMask | None, mosaic: MosaicConfig) -> None:
+    """Refuse a quality band that cannot tell clear pixels, or `clear_first` without one.
+
+    Raises:
+        UsageError: the message says which.
+    """
+    if mosaic.clear_first and quality is None:
+        raise UsageError("clear_first= needs quality=, the band that tells clear pixels.")
+    if quality is not None:
+        for kind, nodata in band_kinds(collection, band_column(collection, quality.band)):
+            quality.check(None if kind is None else np.dtype(kind), nodata)
+
+
+def resolve_series(series: Any, composite: Any, scenes: SceneTable) -> TimeSeries | None:
+    """Return how dates are chosen; None = records are not told apart by date.
+
+    Raises:
+        UsageError: a record without a date.
+    """
+    dates = TimeSeries.of(series) or (None if composite is None else TimeSeries())
+    undated = np.isnat(scenes.times)
+    if dates is not None and undated.any():
+        raise UsageError(
+            f"Record {scenes.id_of(int(np.argmax(undated)))} has no date, so it cannot be in a series "
+            f"({int(undated.sum())} records have none); leave such records out, for example with where()."
+        )
+    return dates
