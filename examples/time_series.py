@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  {date}         {valid.float().mean():4.0%} valid, {clear.float().mean():4.0%} clear")
 
     images = {
-        "newest pixel": dataset(order="newest"),
-        "clear pixels first": dataset(order="newest", clear_first=True),
+        "newest pixel": dataset(mosaic={"order": "newest"}),
+        "clear pixels first": dataset(mosaic={"clear_first": True}),
         "median of clear pixels": dataset(composite="median"),
     }
     found = {name: each[place] for name, each in images.items()}

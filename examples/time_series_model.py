@@ -72,7 +72,7 @@ def learn(images: rm.RasteretDataset, cover: rm.Collection, options: argparse.Na
     torch.manual_seed(options.seed)
     labels = partial(rm.RasteretDataset, cover, cover.bands, is_image=False, crs=images.crs)
     remap = {value: i for i, value in enumerate(rm.dataset_statistics(labels()).classes)}
-    data = images & labels(remap=remap)
+    data = images & labels(labels={"remap": remap})
     blocks = rm.split_blocks(data, 2 * options.size * images.res[0], {"train": 0.7, "val": 0.3}, seed=options.seed)
     train, val = (blocks[blocks["split"] == name] for name in ("train", "val"))
     statistics = rm.dataset_statistics(images, aois=train, size=options.size)

@@ -28,12 +28,17 @@ def process_loop() -> WorkerLoop:
 def get_samples(dataset: ReadableDataset, queries: Sequence[Any]) -> list[Sample]:
     """Read a sample per query, all together; `__getitems__` of every dataset.
 
-    Samples below their AOI's `min_valid` are read again from its spare places, and padding samples are blanked.
+    Samples below their AOI's `min_valid` are read again from its spare places, and padding samples are blanked. Queries
+    that come from a `DataLoader` by way of a wrapping dataset bring its reader, which prefetches.
 
     Raises:
         NoOverlapError: (an IndexError) a query that matches nothing.
         ReadError: a tile could not be read.
     """
+    reader = getattr(queries, "reader", None)
+    if reader is not None:
+        found: list[Sample] = reader.read(dataset, queries)
+        return found
     samples = read_batch(dataset, queries).samples
     kept = resample_low_valid(queries, samples, lambda _, spares: read_batch(dataset, spares).samples)
     return blank_padding(queries, [sample for sample in kept if sample is not None], dataset.ignored_classes)

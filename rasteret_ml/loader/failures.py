@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -20,7 +20,6 @@ __all__ = [
     "FailureBudget",
     "FailureReport",
     "SampleError",
-    "SamplesWithErrors",
     "detached",
 ]
 
@@ -62,19 +61,24 @@ class SampleError:
     """What took its place."""
     attempts: int
     """Failed reads, spare places included."""
-    errors: tuple[TileError | RasteretError, ...]
+    errors: tuple[TileError | RasteretError, ...] = field(compare=False)
     """What was wrong, each once."""
     more: int
     """Errors beyond these."""
+    causes: tuple[str, ...] = field(init=False, repr=False)
+    """`errors` as text; exceptions do not compare, these do."""
+
+    def __post_init__(self) -> None:
+        """Describe the errors."""
+        causes = (str(e) if isinstance(e, TileError) else f"{type(e).__name__}: {e}" for e in self.errors)
+        object.__setattr__(self, "causes", tuple(causes))
 
     def __str__(self) -> str:
         drawn = "" if self.draw is None else " (seed {}, epoch {}, position {})".format(*self.draw)
         aoi = "" if self.aoi is None else f", AOI {self.aoi}"
         replacement = "" if self.replacement is None else f" by {self.replacement}"
         more = f" and {self.more} more" if self.more else ""
-        causes = "; ".join(
-            str(error) if isinstance(error, TileError) else f"{type(error).__name__}: {error}" for error in self.errors
-        )
+        causes = "; ".join(self.causes)
         return f"batch {self.batch}, sample {self.position}{drawn}{aoi} was {self.outcome}{replacement}: {causes}{more}"
 
 
@@ -106,12 +110,6 @@ class FailureReport:
         return "\n".join(lines)
 
 
-class SamplesWithErrors(list[Any]):
-    """The samples of a batch on their way to the collate function, and which of them failed."""
-
-    errors: tuple[SampleError, ...] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchWithErrors:
     """A collated batch on its way from the process that read it to the loader's."""
@@ -129,21 +127,23 @@ class BatchWithErrors:
 
 
 class CollateWithErrors:
-    """A collate function that keeps the errors of `SamplesWithErrors` with the batch.
+    """A collate function that keeps the errors of a batch with it.
 
     They travel together, so that the budget is exceeded at the same batch however far workers have read ahead.
 
     Args:
         collate: The loader's own.
+        take_errors: Returns the errors of the batch that was read last in this process.
     """
 
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any], take_errors: Callable[[], tuple[SampleError, ...]]) -> None:
         self._collate = collate
+        self._take_errors = take_errors
 
     def __call__(self, samples: Any) -> BatchWithErrors:
         """Collate."""
-        errors = samples.errors if isinstance(samples, SamplesWithErrors) else ()
-        return BatchWithErrors(batch=self._collate(list(samples)), samples=len(samples), errors=errors)
+        errors = self._take_errors()
+        return BatchWithErrors(batch=self._collate(samples), samples=len(samples), errors=errors)
 
 
 class FailureBudget:

@@ -14,7 +14,6 @@ from typing import Any
 import torch.utils.data
 
 from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
-from rasteret_ml.datasets.protocol import is_readable
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_same_plan
 from rasteret_ml.loader.bottleneck import knobs_of
@@ -204,12 +203,12 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         init, collate_fn, dataset = self.worker_init_fn, self.collate_fn, self.dataset
         self.worker_init_fn = self._board.reporting(init)
         self.collate_fn = TimedCollate(collate_fn)
-        if is_readable(dataset):
-            errors = self.errors if self._tolerates_errors else None
-            self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // self._schedule.workers, errors)
+        if not isinstance(dataset, torch.utils.data.IterableDataset):
+            policy = self.errors if self._tolerates_errors else None
+            self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // self._schedule.workers, policy)
             self.__dict__["dataset"] = self._prefetching
-        if self._tolerates_errors:
-            self.collate_fn = CollateWithErrors(self.collate_fn)
+            if policy is not None:
+                self.collate_fn = CollateWithErrors(self.collate_fn, self._prefetching.take_errors)
         try:
             return super()._get_iterator()
         finally:

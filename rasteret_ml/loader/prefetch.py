@@ -14,9 +14,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rasteret_ml.datasets.batches import finish_batch, get_samples, process_loop, read_batch
-from rasteret_ml.datasets.protocol import BatchRequest, ReadableDataset, SampleBatch
+from rasteret_ml.datasets.batches import finish_batch, process_loop, read_batch
+from rasteret_ml.datasets.protocol import BatchRequest, ReadableDataset, SampleBatch, is_readable
 from rasteret_ml.loader.error_policy import ErrorPolicy
+from rasteret_ml.loader.failures import SampleError
 from rasteret_ml.loader.recovery import FailureRecovery
 from rasteret_ml.raster.read import OnError, ReadResult
 from rasteret_ml.raster.worker_loop import WorkerLoop
@@ -45,6 +46,8 @@ class BatchIndices(list[Any]):
     """A batch's indices with hints; a plain list to any other dataset."""
 
     hints: Hints
+    reader: PrefetchingDataset | None = None
+    """Reads the batch, for a wrapping dataset that hands it on to one of this library."""
 
     def __init__(self, indices: Sequence[Any], hints: Hints) -> None:
         super().__init__(indices)
@@ -80,85 +83,97 @@ class PrefetchingDataset:
     The loader makes one for each set of workers; it travels to them empty.
 
     Args:
-        dataset: What is read.
+        dataset: Any map-style dataset; one that is not of this library is read as it is.
         max_bytes: Bytes of batches that this process may read ahead; one batch in any case.
-        errors: What is done about samples that cannot be read; None = they raise.
+        policy: What is done about samples that cannot be read; None = they raise.
     """
 
-    def __init__(self, dataset: ReadableDataset, max_bytes: int, errors: ErrorPolicy | None) -> None:
+    def __init__(self, dataset: Any, max_bytes: int, policy: ErrorPolicy | None) -> None:
         self.dataset = dataset
         self._max_bytes = max_bytes
-        self._errors = errors
-        self._on_error: OnError = "raise" if errors is None else "drop"
+        self._policy = policy
+        self._on_error: OnError = "raise" if policy is None else "drop"
+        self._errors: list[SampleError] = []
         self._forget()
 
     def _forget(self) -> None:
-        self._loop: WorkerLoop | None = None
+        self._source: tuple[ReadableDataset, WorkerLoop] | None = None
         self._epoch = -1
         self._ahead: dict[int, list[Any]] = {}
         self._planned: dict[int, _Planned] = {}
         self._prefetched: dict[int, _Prefetched] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "max_bytes": self._max_bytes, "errors": self._errors}
+        return {"dataset": self.dataset, "max_bytes": self._max_bytes, "policy": self._policy}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
-    def __getitem__(self, query: Any) -> Sample:
+    def __getitem__(self, query: Any) -> Any:
         """Read one sample, for loaders without batches."""
-        return get_samples(self.dataset, [query])[0]
+        return self.dataset[query]
 
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Return the samples of a batch, prefetched where the batches before announced it."""
-        if not isinstance(queries, BatchIndices):
-            return get_samples(self.dataset, queries)
-        found = self._take(list(queries), queries.hints)
-        ignored = self.dataset.ignored_classes
-        if self._errors is None:
-            read = resample_low_valid(
-                queries, found.samples, lambda _, spares: read_batch(self.dataset, spares).samples
-            )
-            return blank_padding(queries, [sample for sample in read if sample is not None], ignored)
-        recovery = FailureRecovery(
-            self._errors, queries, lambda again: read_batch(self.dataset, again, "drop"), ignored
-        )
-        samples = recovery.recover(found, queries.hints.number)
-        samples[:] = blank_padding(queries, samples, ignored)
-        return samples
+    def __getitems__(self, queries: Sequence[Any]) -> list[Any]:
+        """Return the samples of a batch."""
+        self._errors.clear()
+        if isinstance(queries, BatchIndices):
+            if is_readable(self.dataset):
+                return self.read(self.dataset, queries)
+            queries.reader = self
+        batched = getattr(self.dataset, "__getitems__", None)
+        return [self.dataset[query] for query in queries] if batched is None else list(batched(queries))
 
-    def _take(self, queries: list[Any], hints: Hints) -> SampleBatch:
+    def take_errors(self) -> tuple[SampleError, ...]:
+        """Return the errors of the last batch, once."""
+        errors = tuple(self._errors)
+        self._errors.clear()
+        return errors
+
+    def read(self, dataset: ReadableDataset, queries: BatchIndices) -> list[Sample]:
+        """Read a batch of `dataset`, prefetched where the batches before announced it."""
+        found = self._take(dataset, list(queries), queries.hints)
+        ignored = dataset.ignored_classes
+        if self._policy is None:
+            read = resample_low_valid(queries, found.samples, lambda _, spares: read_batch(dataset, spares).samples)
+            samples = [sample for sample in read if sample is not None]
+        else:
+            recovery = FailureRecovery(self._policy, queries, lambda again: read_batch(dataset, again, "drop"), ignored)
+            samples, errors = recovery.recover(found, queries.hints.number)
+            self._errors += errors
+        return blank_padding(queries, samples, ignored)
+
+    def _take(self, dataset: ReadableDataset, queries: list[Any], hints: Hints) -> SampleBatch:
         """Read a batch, or wait for it where it was prefetched, and start the batches that follow."""
         began, loop = time.perf_counter(), process_loop()
-        self._update(hints, loop)
+        self._update(hints, dataset, loop)
         prefetched = self._prefetched.pop(hints.number, None)
-        if prefetched is not None and prefetched.serves(self.dataset, queries):
+        if prefetched is not None and prefetched.serves(dataset, queries):
             loop.meter.add(batches_ahead=1, batches_late=not prefetched.reading.done())
         else:
             if prefetched is not None:
                 prefetched.reading.cancel()
-            prefetched = self._start(self._plan(queries), loop)
-        self._start_ahead(loop)
-        return finish_batch(self.dataset, prefetched.batch, prefetched.reading, loop, began)
+            prefetched = self._start(self._plan(dataset, queries), loop)
+        self._start_ahead(dataset, loop)
+        return finish_batch(dataset, prefetched.batch, prefetched.reading, loop, began)
 
-    def _plan(self, queries: list[Any]) -> _Planned:
-        version = self.dataset.version
-        return _Planned(batch=self.dataset.requests(queries), version=version)
+    def _plan(self, dataset: ReadableDataset, queries: list[Any]) -> _Planned:
+        version = dataset.version
+        return _Planned(batch=dataset.requests(queries), version=version)
 
     def _start(self, planned: _Planned, loop: WorkerLoop) -> _Prefetched:
         reading = loop.start(loop.read(planned.batch.reads, self._on_error))
         return _Prefetched(batch=planned.batch, version=planned.version, reading=reading)
 
-    def _update(self, hints: Hints, loop: WorkerLoop) -> None:
+    def _update(self, hints: Hints, dataset: ReadableDataset, loop: WorkerLoop) -> None:
         """Drop what belongs to another pass, another loop or an earlier batch, and take new hints."""
-        if loop is not self._loop:  # closed, which cancelled its reads, or another process's
-            self._forget()
-        elif hints.epoch != self._epoch:
+        if self._source is not None and loop is not self._source[1]:
+            self._forget()  # of a closed loop, which cancelled its reads, or of another process
+        elif hints.epoch != self._epoch or (self._source is not None and dataset is not self._source[0]):
             self.close()
-        self._epoch, self._loop = hints.epoch, loop
+        self._epoch, self._source = hints.epoch, (dataset, loop)
         for number in [n for n in self._prefetched if n < hints.number]:
             self._prefetched.pop(number).reading.cancel()
         self._ahead.update(hints.ahead)
@@ -166,12 +181,12 @@ class PrefetchingDataset:
             del self._ahead[number]
             self._planned.pop(number, None)
 
-    def _start_ahead(self, loop: WorkerLoop) -> None:
+    def _start_ahead(self, dataset: ReadableDataset, loop: WorkerLoop) -> None:
         """Start the batches that fit in memory; one in any case, or large batches would never be prefetched."""
         size = sum(prefetched.batch.nbytes for prefetched in self._prefetched.values())
         for number in sorted(self._ahead):
             try:
-                planned = self._planned.get(number) or self._plan(self._ahead[number])
+                planned = self._planned.get(number) or self._plan(dataset, self._ahead[number])
                 if self._prefetched and size + planned.batch.nbytes > self._max_bytes:
                     self._planned[number] = planned
                     loop.meter.add(batches_held=1)

@@ -11,7 +11,7 @@ import torch
 from rasteret_ml.datasets.protocol import SampleBatch
 from rasteret_ml.errors import RasteretError, ReadError
 from rasteret_ml.loader.error_policy import ErrorPolicy
-from rasteret_ml.loader.failures import SampleError, SamplesWithErrors, detached
+from rasteret_ml.loader.failures import SampleError, detached
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.blank import blank_sample
@@ -70,8 +70,8 @@ class FailureRecovery:
         self._ignored = ignored
         self._cases: dict[int, _Case] = {}
 
-    def recover(self, batch: SampleBatch, number: int) -> SamplesWithErrors:
-        """Return a sample for every query, and which of them failed.
+    def recover(self, batch: SampleBatch, number: int) -> tuple[list[Sample], list[SampleError]]:
+        """Return a sample for every query, and the errors of those that failed.
 
         Args:
             batch: The first read.
@@ -88,11 +88,10 @@ class FailureRecovery:
         fill = self._policy.action == "fill"
         found = resample_low_valid(self._queries, found, self._read_spares, leave=lost if fill else ())
         if fill:
-            samples = SamplesWithErrors(blanks[i] if sample is None else sample for i, sample in enumerate(found))
+            samples = [blanks[i] if sample is None else sample for i, sample in enumerate(found)]
         else:
-            samples = SamplesWithErrors(self._replace(found))
-        samples.errors = tuple(self._sample_error(number, i, case) for i, case in sorted(self._cases.items()))
-        return samples
+            samples = self._replace(found)
+        return samples, [self._sample_error(number, i, case) for i, case in sorted(self._cases.items())]
 
     def _retry(
         self, positions: Sequence[int], queries: Sequence[Any], batch: SampleBatch

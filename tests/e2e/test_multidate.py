@@ -199,7 +199,7 @@ def test_clear_pixels_of_other_dates_replace_clouds(shared_data: Path, items: rm
 
 def test_a_median_over_clear_dates(shared_data: Path, items: rm.Collection) -> None:
     """Each pixel's median over its clear dates equals numpy's."""
-    options = {"quality": "sentinel-2-scl", "resampling": "nearest"}
+    options = {"quality": "sentinel-2-scl", "mosaic": {"resampling": "nearest"}}
     dataset = rm.RasteretDataset(items, BANDS, composite="median", **options)
     place = on_the_seam(dataset, 96)
     sample, series = dataset[place], rm.RasteretDataset(items, BANDS, series=5, **options)[place]

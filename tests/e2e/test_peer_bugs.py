@@ -132,7 +132,7 @@ def test_nodata_never_bleeds(tmp_path: Path, hole: int, options: dict[str, Any],
     data[0, 20:44:3, 20:40] = hole
     options = {"mask": data[0] != hole} if "mask" in options else options
     path = make_cog(tmp_path / "a.tif", data, overviews="none", **options)
-    dataset = dataset_of(path, tmp_path, resampling="bilinear", **grid)
+    dataset = dataset_of(path, tmp_path, mosaic={"resampling": "bilinear"}, **grid)
     x, y, _ = dataset.bounds
     sample = dataset[x, y]
     valid = sample["mask_valid"].numpy()

@@ -268,7 +268,7 @@ def test_a_pixel_needs_all_its_bands(tmp_path: Path) -> None:
     """lazycogs: masked only where all bands are nodata, and never by an internal mask."""
     data = np.full((2, 32, 32), 5, np.uint8)
     data[0, :8], data[1, :16] = 0, 0
-    dataset = dataset_of(make_cog(tmp_path / "n.tif", data, nodata=0), tmp_path, valid_per_band=True)
+    dataset = dataset_of(make_cog(tmp_path / "n.tif", data, nodata=0), tmp_path, sample={"valid_per_band": True})
     np.testing.assert_array_equal(dataset[slices(0, 0, 32, 32)]["mask_valid"].numpy(), data != 0)
     dataset = dataset_of(tmp_path / "n.tif", tmp_path)
     np.testing.assert_array_equal(dataset[slices(0, 0, 32, 32)]["mask_valid"].numpy(), (data != 0).all(0)[None])

@@ -233,13 +233,13 @@ def test_a_sampler_is_made_without_a_loop_over_rows(images, monkeypatch):
 def test_combinations_read_a_batch_at_once(images, labels, monkeypatch):
     """Without `__getitems__`, a loader falls back to sample by sample."""
     begun = []
-    begin = rm.RasteretDataset.begin
+    requests = rm.RasteretDataset.requests
 
-    def counted(self, queries, grids, *others):
+    def counted(self, queries, grids=None):
         begun.append(len(queries))
-        return begin(self, queries, grids, *others)
+        return requests(self, queries, grids)
 
-    monkeypatch.setattr(rm.RasteretDataset, "begin", counted)
+    monkeypatch.setattr(rm.RasteretDataset, "requests", counted)
     frame = gpd.GeoDataFrame(geometry=[images.index.geometry.union_all()], crs=images.crs)
     for combined in (images & labels, images | images, (images & labels) & rm.PolygonDataset(frame, key="mask_field")):
         begun.clear()

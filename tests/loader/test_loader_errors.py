@@ -24,10 +24,11 @@ from pixel_oracle import PATIENT
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import DataError, ErrorBudgetError, NoOverlapError, ReadError, ServerError, UsageError
-from rasteret_ml.loader.failures import FailureCounter, Fault, SampleError
+from rasteret_ml.loader.failures import BatchWithErrors, FailureBudget, SampleError
 from rasteret_ml.ranges import ByteRange
+from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.ranks import Ranks
-from rasteret_ml.samples.blank import blank_sample, ignored_by_key
+from rasteret_ml.samples.blank import blank_sample
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
@@ -86,27 +87,36 @@ def _images(s: Served, **options: Any) -> rm.RasteretDataset:
     return rm.RasteretDataset(s.images, BANDS, reading={"limits": ONCE, "sign": sign}, **options)
 
 
-def _day(s: Served, day: int, **options: Any) -> rm.RasteretDataset:
+def _day(s: Served, day: int, **reading: Any) -> rm.RasteretDataset:
     chosen = s.images.subset(date_range=(f"2023-08-{day:02}", f"2023-08-{day:02}"))
-    return rm.RasteretDataset(chosen, BANDS, reading={"limits": ONCE, "sign": sign}, **options)
+    return rm.RasteretDataset(chosen, BANDS, reading={"limits": ONCE, "sign": sign} | reading)
 
 
 def _labels(s: Served, **options: Any) -> rm.RasteretDataset:
     return rm.RasteretDataset(
-        s.labels, ["B1"], is_image=False, labels={"remap": REMAP}, reading={"limits": ONCE, "sign": sign}, **options
+        s.labels,
+        ["B1"],
+        is_image=False,
+        reading={"limits": ONCE, "sign": sign},
+        **({"labels": {"remap": REMAP}} | options),
     )
+
+
+def _heads(s: Served) -> Any:
+    first = _labels(s, sample={"key": "mask_a"})
+    return first & _labels(s, sample={"key": "mask_b"}, labels={"remap": REMAP, "ignore_index": 255})
 
 
 KINDS: dict[str, Callable[[Served], Any]] = {
     "mosaic": _images,
     "one record": partial(_day, day=1),
-    "native grid": partial(_images, grid="native", mask_aoi=True),
+    "native grid": partial(_images, grid="native", sample={"mask_aoi": True}),
     "series": partial(_images, series=3),
     "composite": partial(_images, composite="median"),
-    "images & labels": lambda s: _images(s, valid_per_band=True) & _labels(s),
-    "series & labels": lambda s: _images(s, series=2) & _labels(s, ignore_index=-1),
+    "images & labels": lambda s: _images(s, sample={"valid_per_band": True}) & _labels(s),
+    "series & labels": lambda s: _images(s, series=2) & _labels(s, labels={"remap": REMAP, "ignore_index": -1}),
     "images & polygons": lambda s: _day(s, 11) & rm.PolygonDataset(s.fields, "crop", background=9),
-    "two heads": lambda s: _day(s, 1) & _labels(s, key="mask_a") & _labels(s, key="mask_b", ignore_index=255),
+    "two heads": lambda s: _day(s, 1) & _heads(s),
     "one day | another": lambda s: _day(s, 11) | _day(s, 1),
     "labels | labels": lambda s: _labels(s) | _labels(s),
 }
@@ -157,7 +167,7 @@ def _unreadable(dataset: Any, queries: Sequence[Any]) -> list[int]:
 
 def _mended(action: str, good: list[Any], bad: Sequence[int], dataset: Any, batch_size: int) -> list[Any]:
     """What the batches should be."""
-    blank = ignored_by_key(dataset)
+    blank = dataset.ignored_classes
     whole = []
     for i, sample in enumerate(good):
         start = i - i % batch_size
@@ -188,8 +198,8 @@ def test_what_cannot_be_read_is_mended_and_nothing_else_is_touched(served: Serve
         loader = rm.DataLoader(dataset, 6, sampler=queries, errors=errors)
         _assert_equal(list(loader), _mended(action, good, bad, dataset, 6))
         report = loader.failures
-        assert (report.samples, report.failed, report.done) == (16, len(bad), {done: len(bad)})
-        assert [6 * failure.batch + failure.place for failure in report.failures] == bad
+        assert (report.samples, report.failed, report.outcomes) == (16, len(bad), {done: len(bad)})
+        assert [6 * failure.batch + failure.position for failure in report.failures] == bad
         assert [failure.draw for failure in report.failures] == [queries[i].draw for i in bad]
         assert [failure.aoi for failure in report.failures] == [queries[i].row for i in bad]
         _assert_complete(served, report)
@@ -204,20 +214,20 @@ def test_tiles_that_are_kept_need_no_server(served: Served) -> None:
         _broken_tile(served, "B02", tile)
     loader = rm.DataLoader(dataset, 5, sampler=queries, errors="fill")
     list(loader)
-    assert [5 * failure.batch + failure.place for failure in loader.failures.failures] == [12]
+    assert [5 * failure.batch + failure.position for failure in loader.failures.failures] == [12]
 
 
 def _assert_complete(s: Served, report: Any) -> None:
     """What the server refused is what is reported, and the other way round."""
     assert all(failure.more == 0 for failure in report.failures)
-    faults = {fault for failure in report.failures for fault in failure.faults}
-    told = {(fault.href.rsplit("/", 1)[1].split("?")[0], fault.range.start, fault.range.stop) for fault in faults}
+    errors = [error for failure in report.failures for error in failure.errors]
+    told = {(error.href.rsplit("/", 1)[1].split("?")[0], error.range.start, error.range.stop) for error in errors}
     refused = [(request.path, request.range) for request in s.server.requests if request.failed]
     broken = {(bad.path, bad.start, bad.stop) for bad in s.server.broken}
     met = {b for b in broken for path, (start, stop) in refused if path == b[0] and b[1] < stop and start < b[2]}
     assert told == met
-    assert all(fault.kind == "ServerError" and "503" in fault.reason for fault in faults)
-    assert report.kinds == {"ServerError": sum(len(failure.faults) for failure in report.failures)}
+    assert all(type(error.error) is ServerError and "503" in str(error.error) for error in errors)
+    assert report.kinds == {"ServerError": sum(len(failure.errors) for failure in report.failures)}
     assert sum(report.files.values()) == report.kinds["ServerError"]
     assert "HUSH" not in f"{report} {report!r}"
 
@@ -275,10 +285,10 @@ def test_retry_reads_again_until_it_is_right(served: Served, workers: int) -> No
     loader = rm.DataLoader(dataset, 6, sampler=queries, errors=errors, num_workers=workers)
     _assert_equal(list(loader), expected)
     report = loader.failures
-    assert report.done == {"retried": report.failed}
+    assert report.outcomes == {"retried": report.failed}
     assert 0 < report.failed <= len(bad)
-    assert {6 * failure.batch + failure.place for failure in report.failures} <= set(bad)
-    assert all(1 <= failure.readings <= 3 for failure in report.failures)
+    assert {6 * failure.batch + failure.position for failure in report.failures} <= set(bad)
+    assert all(1 <= failure.attempts <= 3 for failure in report.failures)
 
 
 def _broken_tile(s: Served, name: str, tile: int, **options: Any) -> BrokenBytes:
@@ -310,7 +320,7 @@ def test_what_is_raised_names_file_band_tile_and_address_without_secrets(
     for part in (bad.path, f"bytes {bad.start}-{bad.stop - 1}", "tile 2,", "band B03", served.server.url, "503"):
         assert part in message, part
     assert "HUSH" not in message
-    assert ("read 2 times in vain" in message) == (errors == "retry")
+    assert ("2 attempts failed" in message) == (errors == "retry")
     served.server.broken.clear()
     _assert_equal([*got, *iterator], [expected[0], expected[1], *expected[3:]])
 
@@ -375,11 +385,11 @@ def test_a_replaced_sample_is_from_a_spare_place_of_its_own_aoi_where_there_is_o
         j = i if k is not None else next(j for j in others if expected[j] is not None)
         whole.append(good[j][expected[j]])
     _assert_equal(batches, [rm.collate(whole[i : i + 6]) for i in range(0, 24, 6)])
-    assert [6 * f.batch + f.place for f in loader.failures.failures] == [i for i in range(24) if 0 in lost[i]]
+    assert [6 * f.batch + f.position for f in loader.failures.failures] == [i for i in range(24) if 0 in lost[i]]
     for failure in loader.failures.failures:
-        k = expected[6 * failure.batch + failure.place]
-        assert failure.instead == ("a spare place of its AOI" if k else failure.instead)
-        assert failure.done == "replaced"
+        k = expected[6 * failure.batch + failure.position]
+        assert failure.replacement == ("a spare place of its AOI" if k else failure.replacement)
+        assert failure.outcome == "replaced"
 
 
 def _without_spares(query: Any) -> Any:
@@ -413,8 +423,8 @@ def test_a_spare_that_cannot_be_read_costs_no_sample(served: Served, action: str
         return
     (batch,) = loader
     assert torch.equal(batch["image"][0], dataset[query.spare(1)]["image"])
-    assert loader.failures.done == {"passed over": 1}
-    assert loader.failures.failures[0].faults[0].tile == 0
+    assert loader.failures.outcomes == {"passed over": 1}
+    assert loader.failures.failures[0].errors[0].tile == 0
 
 
 def _requests_of(s: Served, dataset: Any, query: Any) -> list[Any]:
@@ -436,7 +446,7 @@ def test_a_batch_without_a_good_sample_is_filled_or_raised(served: Served) -> No
     assert not batch["mask_valid"].any()
     assert not batch["image"].any()
     assert batch["draw"].tolist() == [list(query.draw) for query in queries]
-    assert loader.failures.done == {"filled": 4}
+    assert loader.failures.outcomes == {"filled": 4}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -603,15 +613,15 @@ def test_two_bands_of_one_sample_are_one_failure_with_two_faults(served: Served)
     loader = rm.DataLoader(dataset, 2, sampler=list(rm.GridAOISampler(dataset, 32))[:2], errors="fill")
     list(loader)
     (failure,) = loader.failures.failures
-    assert {fault.band for fault in failure.faults} == set(BANDS)
-    assert failure.readings == 2
+    assert {error.band for error in failure.errors} == set(BANDS)
+    assert failure.attempts == 2
     for tile in range(1, 25):
         _broken_tile(served, "B02", tile)
     loader = rm.DataLoader(dataset, 2, sampler=list(rm.GridAOISampler(dataset, 160)), errors="fill")
     list(loader)
     (failure,) = loader.failures.failures
-    assert len(failure.faults) + failure.more == 26
-    assert len(failure.faults) == 16
+    assert len(failure.errors) + failure.more == 26
+    assert len(failure.errors) == 16
 
 
 @pytest.mark.parametrize("action", ["replace", "fill"])
@@ -635,7 +645,7 @@ def test_a_users_collate_function_and_a_wrapping_dataset_lose_nothing(served: Se
     batches = list(loader)
     assert [type(batch) for batch in batches] == [tuple] * 4
     _assert_equal([rm.collate(batch) for batch in batches], expected)
-    assert [5 * failure.batch + failure.place for failure in loader.failures.failures] == bad
+    assert [5 * failure.batch + failure.position for failure in loader.failures.failures] == bad
 
 
 def test_torch_own_loader_and_plain_reading_raise_as_ever(served: Served) -> None:
@@ -654,13 +664,13 @@ def test_pinning_keeps_what_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's pinning thread asks an object that it does not know to pin itself."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    import rasteret_ml.loader.failures as ledger
+    import rasteret_ml.loader.failures as failures
 
-    monkeypatch.setattr(ledger, "pin_memory", lambda batch: {key: value + 1 for key, value in batch.items()})
-    carried = ledger.BatchWithErrors(batch={"a": torch.zeros(1)}, samples=3, failures=())
+    monkeypatch.setattr(failures, "pin_memory", lambda batch: {key: value + 1 for key, value in batch.items()})
+    carried = BatchWithErrors(batch={"a": torch.zeros(1)}, samples=3, errors=())
     pinned = pin_memory(carried)
     assert pinned.batch["a"].tolist() == [1]
-    assert (pinned.samples, pinned.failures) == (3, ())
+    assert (pinned.samples, pinned.errors) == (3, ())
 
 
 @pytest.mark.parametrize("composite", [None, "median"])
@@ -706,9 +716,10 @@ def test_what_cannot_be_decoded_and_what_does_not_go_together_are_faults_as_well
         if i in bad:
             assert not image.any()
             assert not valid.any()
-            (fault,) = loader.failures.failures[bad.index(i)].faults
-            assert fault.reason in str(found)
-            assert fault.kind == ("CorruptTiffError" if i == 3 else "DataError")
+            (error,) = loader.failures.failures[bad.index(i)].errors
+            reason = error.error if isinstance(error, TileError) else error
+            assert str(reason) in str(found)
+            assert type(reason).__name__ == ("CorruptTiffError" if i == 3 else "DataError")
         else:
             assert torch.equal(image, found["image"])
             assert torch.equal(valid, found["mask_valid"])
@@ -756,7 +767,7 @@ def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) ->
         refused = {request.path for request in served.server.requests if request.failed}
         assert {name.rsplit("/", 1)[1].split("?")[0] for name in report.files} <= refused
         asked = [query.draw for query in whole[rank::2]]
-        failed = {8 * failure.batch + failure.place for failure in report.failures}
+        failed = {8 * failure.batch + failure.position for failure in report.failures}
         assert {failure.draw for failure in report.failures} == {asked[i] for i in failed}
         for i, draw in enumerate(asked):
             batch = {key: value[i % 8] for key, value in batches[i // 8].items()}
@@ -785,8 +796,8 @@ def test_ranks_stay_even_and_what_evens_them_out_neither_fails_nor_stands_in(ser
         assert len(batch["image"]) == len(asked) == 13
         assert blank == [False] * 12 + [rank == 1]
         lost = {0: 0, 1: 11}[rank]
-        assert [failure.place for failure in loader.failures.failures] == [lost]
-        assert loader.failures.failures[0].instead == (None if action == "fill" else f"sample {(lost + 1) % 12}")
+        assert [failure.position for failure in loader.failures.failures] == [lost]
+        assert loader.failures.failures[0].replacement == (None if action == "fill" else f"sample {(lost + 1) % 12}")
         empty = {i for i, valid in enumerate(batch["mask_valid"]) if not valid.any()}
         assert empty == ({lost} if action == "fill" else set()) | ({12} if rank == 1 else set())
 
@@ -839,16 +850,32 @@ def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -
 
 def test_counts_stay_bounded_however_much_fails() -> None:
     """A thousand failures are kept and as many files named; all are counted."""
-    counts = FailureCounter(keep=10)
+    budget = FailureBudget(rm.ErrorPolicy(action="fill", budget=None))
     for batch in range(1500):
-        fault = Fault(kind="ServerError", reason="no", href=f"https://h/{batch}.tif", range=ByteRange(0, 1))
-        failure = SampleError(
-            batch=batch, place=0, draw=None, aoi=None, done="filled", instead=None, readings=1, faults=(fault,), more=0
+        error = TileError(
+            record="r",
+            band="B1",
+            href=f"https://h/{batch}.tif",
+            image="full resolution",
+            tile=0,
+            range=ByteRange(0, 1),
+            error=ServerError("no"),
         )
-        counts.add(2, (failure,))
-    report = counts.report()
+        failure = SampleError(
+            batch=batch,
+            position=0,
+            draw=None,
+            aoi=None,
+            outcome="filled",
+            replacement=None,
+            attempts=1,
+            errors=(error,),
+            more=0,
+        )
+        budget.receive(BatchWithErrors(batch=None, samples=2, errors=(failure,)))
+    report = budget.report
     assert (report.samples, report.failed) == (3000, 1500)
-    assert [failure.batch for failure in report.failures] == list(range(10))
+    assert [failure.batch for failure in report.failures] == list(range(1000))
     assert len(report.files) == 1001
     assert report.files["others"] == 500
     assert "1500 of 3000 samples" in str(report)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import rasteret_ml as rm
 from rasteret_ml.errors import NoOverlapError, ReadError, UsageError
-from rasteret_ml.loader.prefetch import BatchIndices, Hints
+from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.worker_loop import current_loop
 from rasteret_ml.storage.local import LocalReader
@@ -52,7 +52,7 @@ def _labelled(scenes: Any, **options: Any) -> Any:
     labels = rm.RasteretDataset(
         scenes.labels, ["B1"], is_image=False, labels={"remap": {1: 0, 2: 1, 3: 2, 4: 3}}, **options
     )
-    return _images(scenes, mask_aoi=True, **options) & labels
+    return _images(scenes, sample={"mask_aoi": True}, **options) & labels
 
 
 def _slow(dataset: Any, sampler: Any, batch_size: int) -> list[Any]:
@@ -86,7 +86,7 @@ def test_samples_are_those_of_the_slow_path(
 ) -> None:
     """In one process: any depth, bound, cache and batch size; twice over, as epochs are."""
     make = _labelled if labelled else _images
-    slow, fast = make(scenes), make(scenes, cache_bytes=cache)
+    slow, fast = make(scenes), make(scenes, reading={"cache_bytes": cache})
     sampler = rm.RandomAOISampler(fast, size, 9, seed=seed)
     loader = rm.DataLoader(fast, batch_size, sampler=sampler, lookahead=lookahead, lookahead_bytes=limit)
     for epoch in range(2):
@@ -99,7 +99,7 @@ def test_samples_are_those_of_the_slow_path(
 @pytest.mark.parametrize(("lookahead", "cache"), [(0, 0), (3, 0), (3, 10**8)])
 def test_workers_give_the_samples_of_the_slow_path(scenes: Any, context: str, lookahead: int, cache: int) -> None:
     """Two workers, every start method, two epochs with the workers kept."""
-    dataset = _labelled(scenes, cache_bytes=cache)
+    dataset = _labelled(scenes, reading={"cache_bytes": cache})
     sampler = rm.RandomAOISampler(dataset, 64, 22, seed=3)
     loader = rm.DataLoader(
         dataset, 4, sampler=sampler, num_workers=2, multiprocessing_context=context, lookahead=lookahead
@@ -149,18 +149,19 @@ def test_collating_copies_nothing(scenes: Any) -> None:
         assert torch.equal(part["image"], batch["image"][1:3])
 
 
-def _hints(number: int, ahead: Sequence[tuple[int, list[Any]]] = (), *, epoch: int = 0, limit: int = 10**9) -> Hints:
-    return Hints(loader="by hand", epoch=epoch, number=number, ahead=tuple(ahead), limit=limit)
+def _hints(number: int, ahead: Sequence[tuple[int, list[Any]]] = (), *, epoch: int = 0) -> Hints:
+    return Hints(epoch=epoch, number=number, ahead=tuple(ahead))
 
 
 def test_a_wrong_hint_costs_bytes_but_never_a_wrong_sample(scenes: Any) -> None:
     """Other queries than told, a batch that never comes, another epoch, a place without data."""
     dataset = _images(scenes)
+    prefetching = PrefetchingDataset(dataset, 10**9, None)
     a, b, c, d = (list(rm.RandomAOISampler(dataset, 40, 3, seed=s)) for s in range(4))
     nowhere = [(slice(0.0, 400.0, 10.0), slice(0.0, 400.0, 10.0), slice(*(dataset.bounds[2].start,) * 2, 1))]
 
     def read(batch: list[Any], hints: Hints) -> Any:
-        return rm.collate(dataset.__getitems__(BatchIndices(batch, hints)))
+        return rm.collate(prefetching.__getitems__(BatchIndices(batch, hints)))
 
     def right(batch: list[Any]) -> Any:
         return rm.collate([dataset[query] for query in batch])
@@ -182,19 +183,20 @@ def test_a_wrong_hint_costs_bytes_but_never_a_wrong_sample(scenes: Any) -> None:
 def test_a_dataset_that_changes_is_read_anew(scenes: Any) -> None:
     """Another resolution or index between telling and asking: what was read ahead is of no use."""
     dataset = _images(scenes)
+    prefetching = PrefetchingDataset(dataset, 10**9, None)
     a, b = (list(rm.RandomAOISampler(dataset, 40, 3, seed=s)) for s in range(2))
     free = [tuple(slice(part.start, part.stop) for part in query) for query in b]
-    dataset.__getitems__(BatchIndices(a, _hints(0, [(1, free)])))
+    prefetching.__getitems__(BatchIndices(a, _hints(0, [(1, free)])))
     dataset.res = 20.0
-    got = rm.collate(dataset.__getitems__(BatchIndices(free, _hints(1))))
+    got = rm.collate(prefetching.__getitems__(BatchIndices(free, _hints(1))))
     _assert_equal([got], [rm.collate([dataset[query] for query in free])])
     assert got["image"].shape[-1] == 20
     whole = dataset.index
     dataset.index = whole.iloc[:1]
     places = list(rm.RandomAOISampler(dataset, 20, 3, seed=5))
-    dataset.__getitems__(BatchIndices(places, _hints(2, [(3, places)])))
+    prefetching.__getitems__(BatchIndices(places, _hints(2, [(3, places)])))
     dataset.index = whole
-    got = rm.collate(dataset.__getitems__(BatchIndices(places, _hints(3))))
+    got = rm.collate(prefetching.__getitems__(BatchIndices(places, _hints(3))))
     _assert_equal([got], [rm.collate([dataset[query] for query in places])])
 
 
@@ -208,7 +210,7 @@ def test_reading_ahead_is_bounded_in_bytes(scenes: Any) -> None:
         most = [dataset.explain(queries[i : i + 4]) for i in range(0, 40, 4)]
         iterator = iter(rm.DataLoader(dataset, 4, sampler=queries, lookahead=lookahead, lookahead_bytes=limit))
         next(iterator)
-        current_loop().run(_settled)
+        current_loop().wait(current_loop().start(_settled()))
         read = sum(length for _, _, length in backend.calls)
         at_most = sum(estimate.bytes_fetched for estimate in most[:batches])
         at_least = dataset.explain(queries[: 4 * batches]).bytes_wanted  # tiles that batches share are read once
@@ -216,7 +218,7 @@ def test_reading_ahead_is_bounded_in_bytes(scenes: Any) -> None:
         del iterator
 
 
-async def _settled(loop: Any) -> None:
+async def _settled() -> None:
     """When everything else on the loop has ended."""
     own = asyncio.current_task()
     while others := [task for task in asyncio.all_tasks() if task is not own]:
@@ -231,7 +233,7 @@ def test_a_pass_that_is_left_cancels_what_it_read_ahead(scenes: Any) -> None:
     for _ in loader:
         break
     gc.collect()
-    current_loop().run(_settled)
+    current_loop().wait(current_loop().start(_settled()))
     sampler.set_epoch(0)
     expected = _slow(_images(scenes), sampler, 2)
     sampler.set_epoch(0)
@@ -325,7 +327,7 @@ def test_bad_arguments_are_refused(scenes: Any) -> None:
     with pytest.raises(UsageError, match="lookahead_bytes"):
         rm.DataLoader(dataset, lookahead_bytes=-1)
     with pytest.raises(UsageError, match="cache_bytes"):
-        _images(scenes, cache_bytes=-1)
+        _images(scenes, reading={"cache_bytes": -1})
 
 
 def test_a_loader_that_is_dropped_ends_its_workers(scenes: Any) -> None:

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 import rasteret_ml as rm
-from rasteret_ml.samples.blank import blank_sample, ignored_by_key
+from rasteret_ml.samples.blank import blank_sample
 
 BANDS = ("B02", "B03")
 REMAP = {1: 0, 2: 1, 3: 2, 4: 3}
 KEPT = ("aoi", "draw", "bounds", "transform", "epsg", "crs")
 
 
-def _labels(scenes: Any, **options: Any) -> rm.RasteretDataset:
-    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, labels={"remap": REMAP}, **options)
+def _labels(scenes: Any, ignore_index: int = -100, key: str = "mask") -> rm.RasteretDataset:
+    labels = {"remap": REMAP, "ignore_index": ignore_index}
+    return rm.RasteretDataset(scenes.labels, ["B1"], is_image=False, labels=labels, sample={"key": key})
 
 
 KINDS = {
@@ -25,11 +26,9 @@ KINDS = {
     "series": lambda s: rm.RasteretDataset(s.images, BANDS, series=3),
     "series & labels": lambda s: rm.RasteretDataset(s.images, BANDS, series=3) & _labels(s),
     "images & two heads": lambda s: (
-        rm.RasteretDataset(s.images, BANDS)
-        & _labels(s, key="mask_a", ignore_index=-1)
-        & _labels(s, key="mask_b", ignore_index=255)
+        rm.RasteretDataset(s.images, BANDS) & _labels(s, -1, "mask_a") & _labels(s, 255, "mask_b")
     ),
-    "labels | labels": lambda s: _labels(s, ignore_index=7) | _labels(s, ignore_index=7),
+    "labels | labels": lambda s: _labels(s, 7) | _labels(s, 7),
 }
 
 
@@ -37,7 +36,7 @@ KINDS = {
 def test_a_blank_batches_with_its_like_and_counts_for_nothing(scenes: Any, kind: str) -> None:
     """Same keys, shapes and types; no pixel valid, no label; whose it is and where it lies stays."""
     dataset = KINDS[kind](scenes)
-    ignored = ignored_by_key(dataset)
+    ignored = dataset.ignored_classes
     for query in rm.RandomAOISampler(dataset, 48, 3, seed=1):
         sample = dataset[query]
         before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
@@ -96,6 +95,6 @@ def test_values_that_are_not_there_say_so() -> None:
 
 def test_ignored_classes_are_told_by_head(scenes: Any) -> None:
     """Of each part; polygons too; none where there are no labels."""
-    assert ignored_by_key(KINDS["images & two heads"](scenes)) == {"mask_a": -1, "mask_b": 255}
-    assert ignored_by_key(KINDS["labels | labels"](scenes)) == {"mask": 7}
-    assert ignored_by_key(KINDS["image"](scenes)) == {}
+    assert KINDS["images & two heads"](scenes).ignored_classes == {"mask_a": -1, "mask_b": 255}
+    assert KINDS["labels | labels"](scenes).ignored_classes == {"mask": 7}
+    assert KINDS["image"](scenes).ignored_classes == {}

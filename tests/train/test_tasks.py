@@ -63,7 +63,7 @@ def trained(module: pl.LightningModule, *batches: dict[str, torch.Tensor]) -> di
 def batch(scenes) -> dict[str, torch.Tensor]:
     """Ours, prepared and augmented, with labels -100 outside the scenes and where the raster is 0."""
     images = rm.RasteretDataset(scenes.images, ("B02", "B03"))
-    rule = {"is_image": False, "crs": images.crs, "remap": {1: 0, 2: 1, 3: 2, 4: 3}}
+    rule = {"is_image": False, "crs": images.crs, "labels": {"remap": {1: 0, 2: 1, 3: 2, 4: 3}}}
     joined = images & rm.RasteretDataset(scenes.labels, scenes.labels.bands, **rule)
     loader = rm.DataLoader(joined, 4, sampler=rm.RandomAOISampler(joined, 32, 4, seed=1))
     ready = rm.Augmentation()(rm.normalize(next(iter(loader)), (2500, 2500), (1400, 1400)))
