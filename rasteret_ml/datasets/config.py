@@ -11,8 +11,8 @@ import numpy as np
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import band_kinds
 from rasteret_ml.datasets.index.dates import TimeSeries
-from rasteret_ml.datasets.index.order import RecordOrder, checked_order
 from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
+from rasteret_ml.datasets.index.search import RecordOrder, checked_order
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.raster.quality import QualityMask

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rasteret_ml.datasets.index.dates import TimeSeries, choose_dates
-from rasteret_ml.datasets.index.order import checked_order, preference
+from rasteret_ml.datasets.index.search import checked_order, preference
 from rasteret_ml.errors import NoOverlapError, UsageError
 
 HOUR = 3_600_000_000_000

@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.datasets.index.extents import cut_to_footprints, follows_the_edge, grid_outlines
 from rasteret_ml.datasets.index.pickling import pack_index
-from rasteret_ml.datasets.index.scene_index import scene_index, tile_layout
+from rasteret_ml.datasets.index.scene_index import (
+    cut_to_footprints,
+    follows_the_edge,
+    grid_outlines,
+    scene_index,
+    tile_layout,
+)
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_geometries

@@ -13,7 +13,7 @@ import shapely
 
 import rasteret_ml as rm
 from rasteret_ml.collection.select import interval
-from rasteret_ml.datasets.index.order import checked_order, preference
+from rasteret_ml.datasets.index.search import checked_order, preference
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.times import instant, middle, nearest_ns, windows_of
 
