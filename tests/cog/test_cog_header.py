@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
-from whole_file import header_of, read_bands, read_table
+from whole_file import header_of, read_bands, read_image
 
 from rasteret_ml.cog.header.gdal_tags import parse_nodata
+from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
 from rasteret_ml.errors import DataError, NotATiffError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.testing import make_cog
@@ -102,7 +102,7 @@ def test_facts_equal_rasterio(cog: bytes) -> None:
         levels = len(dataset.overviews(1))
         assert [b.description or None for b in header.bands] == list(dataset.descriptions)
         assert header.mask is not None
-        found = read_table(cog, header.mask).values[..., 0]
+        found = read_image(cog, header.mask).values[..., 0]
         assert np.array_equal(found != 0, dataset.read_masks(1) != 0)
     assert levels == len(header.overviews) == len(header.overview_masks) == 3
 
@@ -112,8 +112,8 @@ def test_masks_of_overviews_lie_with_them(cog: bytes, level: int) -> None:
     """Each overview's pixels and mask equal rasterio's of that level."""
     header = header_of(cog)
     with MemoryFile(cog) as memory, memory.open(overview_level=level) as dataset:
-        pixels = read_table(cog, header.overviews[level]).values
-        mask = read_table(cog, header.overview_masks[level]).values[..., 0]
+        pixels = read_image(cog, header.overviews[level]).values
+        mask = read_image(cog, header.overview_masks[level]).values[..., 0]
         assert np.array_equal(np.moveaxis(pixels, -1, 0), dataset.read())
         assert np.array_equal(mask != 0, dataset.read_masks(1) != 0)
 

@@ -15,8 +15,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.header.ifd import Directory, read_directories
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
 from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError
 from rasteret_ml.ranges import ByteRange
 
@@ -146,7 +145,7 @@ def test_every_type_as_tifffile_reads_it(data: st.DataObject, order: str, big: b
                 np.testing.assert_array_equal(ours, value)
                 np.testing.assert_array_equal(directory.numbers(code, 2), ours[:2])
                 if ours.dtype == np.int64:  # the short ways give what the array holds
-                    assert directory.number(code, -1) == ours[0]
+                    assert directory.integer(code, -1) == ours[0]
                     assert directory.distinct(code, -1) == set(ours.tolist())
                     assert directory.is_signed(code) or (ours >= 0).all()
 
@@ -180,7 +179,7 @@ def test_absent_tags() -> None:
     assert directory.count(257) == 0
     assert directory.data(257) is directory.text(257) is None
     assert directory.numbers(257).tolist() == directory.integers(257, 3).tolist() == []
-    assert directory.number(257, 42) == 42
+    assert directory.integer(257, 42) == 42
     assert directory.missing([257]) == []
 
 
@@ -212,7 +211,7 @@ def test_integers_are_asked_for_and_a_float_is_there() -> None:
     page = [(256, 12, 1, struct.pack("<d", 7.5)), (324, 16, 1, struct.pack("<Q", 2**63 + 1))]
     (directory,) = _directories(Tiff(big=True, pages=[page]).content())
     with pytest.raises(CorruptTiffError, match=r"tag 256 holds 7\.5, not an integer"):
-        directory.number(256, 0)
+        directory.integer(256, 0)
     with pytest.raises(CorruptTiffError, match=f"tag 324 holds {2**63 + 1}"):
         directory.integers(324)
 
@@ -223,13 +222,13 @@ def test_a_chain_that_closes_is_read_once(to: int) -> None:
     tiff = Tiff(pages=[[(256, 3, 1, b"\1\0")], [(256, 3, 1, b"\2\0")]])
     starts = [tifffile.TiffFile(io.BytesIO(tiff.content())).pages[i].offset for i in (0, 1)]
     tiff.last_link = starts[to]
-    assert [d.number(256, 0) for d in _directories(tiff.content())] == [1, 2]
+    assert [d.integer(256, 0) for d in _directories(tiff.content())] == [1, 2]
 
 
 def test_a_chain_without_end_is_cut() -> None:
     """At 256 directories."""
     tiff = Tiff(pages=[[(256, 3, 1, struct.pack("<H", i))] for i in range(300)])
-    assert [d.number(256, 0) for d in _directories(tiff.content())] == list(range(256))
+    assert [d.integer(256, 0) for d in _directories(tiff.content())] == list(range(256))
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -248,8 +247,8 @@ def test_the_last_link_may_be_missing() -> None:
     """Where the file ends with its table."""
     content = Tiff(pages=[[(256, 3, 1, b"\5\0")]]).content()
     for cut in range(1, 5):
-        assert [d.number(256, 0) for d in _directories(content[:-cut])] == [5]
-    with pytest.raises(CorruptTiffError, match="goes on past the end of the file"):
+        assert [d.integer(256, 0) for d in _directories(content[:-cut])] == [5]
+    with pytest.raises(CorruptTiffError, match="extends past the end of the file"):
         _directories(content[:-5])
 
 

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 
-from rasteret_ml.cog.header.ifd import Directory, read_directories
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
-from rasteret_ml.cog.header.tile_layout import read_table, unknown_bytes
+from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
+from rasteret_ml.cog.header.tile_layout import missing_ranges, read_tile_table
 from rasteret_ml.cog.tile_reads import plan_tiles
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
@@ -42,7 +41,7 @@ def _pages(data: bytes, size: int | None = None) -> list[Directory]:
 
 
 def _tables(data: bytes) -> list[TileTable]:
-    return [read_table(page) for page in _pages(data)]
+    return [read_tile_table(page) for page in _pages(data)]
 
 
 def _header(*, order: str = "<", **tags: int | list[int]) -> bytes:
@@ -223,15 +222,15 @@ def test_everything_missing_is_known_at_once(order: str) -> None:
     tags = {"t256": 100, "t257": 100, "t278": 1, "t258": [8, 8, 8], "t277": 3, "t273": [9] * 500, "t279": [300] * 500}
     content = _header(order=order, **tags)
     (page,) = _pages(content[: 16 + 8 + 20 * 7 + 8], len(content))
-    wanted = unknown_bytes(page)
+    wanted = missing_ranges(page)
     assert sorted(span.length for span in wanted) == [24, 800, 800]
     file = SparseFile(len(content))
     file.add(0, content[: 16 + 8 + 20 * 7 + 8])
     for span in wanted:
         file.add(span.start, content[span.start : span.stop])
     (page,), _ = read_directories(file)
-    assert unknown_bytes(page) == []
-    assert len(read_table(page).tile_offsets) == 100
+    assert missing_ranges(page) == []
+    assert len(read_tile_table(page).tile_offsets) == 100
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_absurd_claims_are_refused_before_their_arrays_are_asked_for(
     content = _header(**({"t273": [1] * 9, "t279": [1] * 9} | _GREY | tags))
     (page,) = _pages(content[:-144], 2**50)
     with pytest.raises(error):
-        unknown_bytes(page)
+        missing_ranges(page)
 
 
 def test_an_array_of_gigabytes_is_never_read() -> None:
@@ -259,11 +258,11 @@ def test_an_array_of_gigabytes_is_never_read() -> None:
         if struct.unpack_from("<H", content, at)[0] in (273, 279):
             struct.pack_into("<Q", content, at + 4, 2**58)
     (page,) = _pages(bytes(content[:-144]), 2**62)
-    assert [span.length for span in unknown_bytes(page)] == [8, 8]
+    assert [span.length for span in missing_ranges(page)] == [8, 8]
     with pytest.raises(NeedBytes):
-        read_table(page)
+        read_tile_table(page)
     (page,) = _pages(bytes(content), 2**62)
-    assert read_table(page).tile_offsets.tolist() == [100]
+    assert read_tile_table(page).tile_offsets.tolist() == [100]
 
 
 # --- huge plain strips ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from affine import Affine
-from whole_file import header_of, read_table
+from whole_file import header_of, read_image
 
 from rasteret_ml.cog.metadata import CogMetadata, transform_from_list, transform_to_list
 from rasteret_ml.cog.tile_table import TileTable, slice_plane
@@ -51,7 +51,7 @@ def test_a_struct_brings_everything_back(tmp_path) -> None:
     for a, b in zip(
         (after.image, after.mask, *after.overviews), (before.image, before.mask, *before.overviews), strict=True
     ):
-        assert np.array_equal(read_table(content, a).values, read_table(content, b).values)
+        assert np.array_equal(read_image(content, a).values, read_image(content, b).values)
 
 
 def test_metadata_pickles() -> None:

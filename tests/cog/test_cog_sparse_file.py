@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.errors import CorruptTiffError
 
 CONTENT = bytes(i * 37 % 256 for i in range(300))

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs.decode import decode_tile
+from rasteret_ml.cog.header.ifd import SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.header.sparse_file import SparseFile
 from rasteret_ml.cog.tile_reads import plan_tiles
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
@@ -28,7 +28,7 @@ def header_of(data: bytes) -> CogHeader:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What `read_table` found."""
+    """What `read_image` found."""
 
     values: npt.NDArray[Any]
     """`[h, w, samples]`, zero where nothing is stored."""
@@ -38,7 +38,7 @@ class Pixels:
     """`[h, w, samples]`: false where the codec itself says so (LERC)."""
 
 
-def read_table(data: bytes, table: TileTable) -> Pixels:
+def read_image(data: bytes, table: TileTable) -> Pixels:
     """All pixels of one table (one plane of a planar file)."""
     values = np.zeros((table.height, table.width, table.samples_per_tile), table.dtype)
     stored = np.zeros((table.height, table.width), bool)
@@ -61,7 +61,7 @@ def read_table(data: bytes, table: TileTable) -> Pixels:
 def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
     """One band `[h, w, 1]` of a file, by the metadata that a Collection would keep of it."""
     table = header.band(index).image
-    found = read_table(data, table)
+    found = read_image(data, table)
     if table.samples_per_tile == 1:
         return found
     one = slice(index, index + 1)
@@ -74,7 +74,7 @@ def read_bands(data: bytes) -> Pixels:
     if header.image.width * header.image.height > MOST_PIXELS:
         raise UnsupportedTiffError("too large for a test to hold whole")
     if header.image.planar_configuration == 1:
-        return read_table(data, header.image)
+        return read_image(data, header.image)
     planes = [read_band(data, header, i) for i in range(header.count)]
     values = np.concatenate([plane.values for plane in planes], axis=-1)
     stored = np.logical_and.reduce([plane.stored for plane in planes])
