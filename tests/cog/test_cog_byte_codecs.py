@@ -15,7 +15,7 @@ from made_tiffs import LAYOUTS, assert_same, gdal_pixels, gtiff, make_table, raw
 from whole_file import header_of, read_bands
 
 from rasteret_ml.cog.codecs.decode import check_supported, decode_tile
-from rasteret_ml.cog.codecs.ycbcr import to_rgb, unpack_units
+from rasteret_ml.cog.codecs.unpack import unpack_units, ycbcr_to_rgb
 from rasteret_ml.errors import CorruptTiffError
 
 
@@ -181,7 +181,7 @@ def test_ycbcr_becomes_rgb_as_in_gdal(
         fractions = [n for value in coefficients for n in (round(value * 10000), 10000)]
         content = _with_rationals(stored, (rows, width), tags, fractions)
         units = unpack_units(np.frombuffer(stored, np.uint8), rows, width, across, down)
-        assert np.array_equal(to_rgb(units, coefficients), gdal_pixels(content))
+        assert np.array_equal(ycbcr_to_rgb(units, coefficients), gdal_pixels(content))
         return
     assert np.array_equal(_decoded(stored, (rows, width), "uint8", 3, **facts), gdal_pixels(content))
 

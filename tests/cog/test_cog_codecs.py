@@ -292,7 +292,7 @@ REFUSED = [
     ({"dtype": "uint32", "bits_per_sample": 24, "big_endian": True}, "big-endian 24-bit"),
     ({"dtype": "float32", "compression": 7}, "JPEG"),
     ({"dtype": "uint16", "compression": 50001, "samples_per_pixel": 3}, "WebP"),
-    ({"compression": 50001}, "1 samples a pixel in WebP"),
+    ({"compression": 50001}, "1 samples per pixel in WebP"),
     ({"dtype": "int64", "compression": 34887}, "LERC"),
     ({"compression": 50002, "fill_order": 2}, "reversed bits"),
 ]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from made_tiffs import gtiff, make_table, photo
 from whole_file import header_of
 
+from rasteret_ml.cog.codecs.byte_codecs import check_lzw_codes
 from rasteret_ml.cog.codecs.decode import decode_tile
-from rasteret_ml.cog.codecs.lzw import refuse_dangling_codes
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
@@ -140,7 +140,7 @@ def test_jpeg_tables_that_hold_a_picture_are_refused() -> None:
     """Or its size would go unchecked."""
     stored = _stored("JPEG")
     table = make_table("uint8", (48, 64), 3, compression=7, photometric=2, jpeg_tables=stored)
-    with pytest.raises(CorruptTiffError, match="tables hold a picture"):
+    with pytest.raises(CorruptTiffError, match="tables hold an image"):
         decode_tile(stored, table, 48)
 
 
@@ -154,7 +154,7 @@ def test_jpeg_frames() -> None:
         (stored.replace(segment, segment * 2), "two frames"),
         (stored.replace(segment, b"\xff\xd8" + segment), "second start"),
         (b"\xff\xd8\xff\xd9", "no frame"),
-        (b"\xff\xd8\xff\xc0\0\x11", "cut off"),
+        (b"\xff\xd8\xff\xc0\0\x11", "truncated"),
     ):
         with pytest.raises(CorruptTiffError, match=problem):
             decode_tile(altered, _table("JPEG"), 48)
@@ -190,9 +190,9 @@ def test_the_lzw_guard_finds_every_restart(tables: list[int], dangling: int) -> 
     """Whatever the lengths of the tables before it, a code that dangles after a CLEAR is found; sound ones pass."""
     sound = [code for size in tables for code in (256, *[7] * size)] + [256, 7]
     assert len(imagecodecs.lzw_decode(_packed([*sound, 257]), out=np.empty(20_000, np.uint8))) == sound.count(7)
-    refuse_dangling_codes(_packed([*sound, 257]))
+    check_lzw_codes(_packed([*sound, 257]))
     with pytest.raises(CorruptTiffError, match=f"code {dangling}"):
-        refuse_dangling_codes(_packed([*sound, 256, dangling, 7, 257]))
+        check_lzw_codes(_packed([*sound, 256, dangling, 7, 257]))
 
 
 def test_memory_that_is_not_there_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

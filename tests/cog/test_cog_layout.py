@@ -18,8 +18,7 @@ from rasterio.io import MemoryFile
 
 from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
 from rasteret_ml.cog.header.tile_layout import missing_ranges, read_tile_table
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.geo.window import Window
 

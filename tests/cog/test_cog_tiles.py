@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 

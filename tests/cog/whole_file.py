@@ -12,8 +12,7 @@ import numpy.typing as npt
 from rasteret_ml.cog.codecs.decode import decode_tile
 from rasteret_ml.cog.header.ifd import SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 
 MOST_PIXELS = 2**26

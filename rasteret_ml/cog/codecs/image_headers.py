@@ -1,7 +1,8 @@
-"""What a compressed picture says of its own size, read before a decoder allocates anything for it.
+"""The image size that a compressed stream declares, read before a decoder allocates memory for it.
 
-Codecs such as JPEG carry their width and height; a stream of a few bytes may claim a gigapixel. Only the fields
-that are needed for that are read here; the decoders check the rest.
+imagecodecs allocates what a stream declares, and a few bytes may declare a gigapixel. libjpeg decodes a truncated
+stream to a full image with a garbage tail, without an error. Only the fields needed to prevent both are read here;
+the decoders check the rest.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from rasteret_ml.errors import CorruptTiffError
 
 __all__ = [
     "ImageHeader",
-    "jpeg2000_frame",
-    "jpeg_frame",
-    "jpegxl_frame",
-    "lerc_frame",
-    "refuse_frames_in_tables",
-    "webp_frame",
+    "check_jpeg_tables",
+    "jpeg2000_header",
+    "jpeg_header",
+    "jpegxl_header",
+    "lerc_header",
+    "webp_header",
 ]
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MAX_SCANS = 100
-"""libtiff's limit as well: each scan of a progressive JPEG costs a pass over the whole picture."""
+"""As libtiff: each scan of a progressive JPEG costs a pass over the whole image."""
 _MAX_J2K_TILES = 4096
 _JXL_CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -36,27 +37,25 @@ _LERC_TYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """The size that a stream declares."""
+    """The size and sample type that a stream declares."""
 
     height: int
     """Rows."""
     width: int
     """Columns."""
     samples: int | None = None
-    """Samples a pixel; None where the header was not read that far."""
+    """Samples per pixel; None if not read."""
     dtype: str | None = None
-    """numpy's name of the sample type; None where the header was not read that far."""
+    """numpy's name of the sample type; None if not read."""
     subsampled: bool = False
     """Whether some samples are stored at a lower resolution than others."""
 
 
-def jpeg_frame(data: memoryview) -> ImageHeader:
-    """Frame header of a JPEG stream (ITU-T T.81, annex B), which must run to its end-of-image marker.
-
-    libjpeg decodes a stream that is cut off to a full picture of rubbish, without an error.
+def jpeg_header(data: memoryview) -> ImageHeader:
+    """Read the frame header of a JPEG stream (ITU-T T.81, annex B), which must have an end-of-image marker.
 
     Raises:
-        CorruptTiffError: no frame, more than one, no end of image, or more than 100 scans.
+        CorruptTiffError: No frame, more than one, no end of image, or more than 100 scans.
     """
     if bytes(data[:2]) != b"\xff\xd8":
         raise CorruptTiffError(f"JPEG starts with {bytes(data[:2]).hex() or 'nothing'}, ffd8 expected")
@@ -64,7 +63,7 @@ def jpeg_frame(data: memoryview) -> ImageHeader:
     while True:
         found = _MARKER.search(data, position)
         if found is None:
-            raise CorruptTiffError(f"JPEG of {len(data)} bytes is cut off: it has no end-of-image marker")
+            raise CorruptTiffError(f"JPEG of {len(data)} bytes is truncated: it has no end-of-image marker")
         marker, position = data[found.end() - 1], found.end()
         if marker == _EOI:
             break
@@ -73,21 +72,21 @@ def jpeg_frame(data: memoryview) -> ImageHeader:
         if marker in _SOF:
             if frame is not None:
                 raise CorruptTiffError("JPEG holds two frames")
-            frame = _sof(data[position:])
+            frame = _frame_header(data[position:])
         scans += marker == _SOS
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
     if frame is None:
         raise CorruptTiffError("JPEG holds no frame")
     if scans > _MAX_SCANS:
-        raise CorruptTiffError(f"JPEG holds {scans} scans, {_MAX_SCANS} at most are expected")
+        raise CorruptTiffError(f"JPEG holds {scans} scans, at most {_MAX_SCANS} expected")
     return frame
 
 
-def _sof(field: memoryview) -> ImageHeader:
+def _frame_header(field: memoryview) -> ImageHeader:
     samples = field[7] if len(field) > 7 else 0
     factors = bytes(field[9 : 8 + 3 * samples : 3])
     if not samples or len(factors) < samples:
-        raise CorruptTiffError("JPEG is cut off in its frame header")
+        raise CorruptTiffError("JPEG is truncated in its frame header")
     return ImageHeader(
         height=int.from_bytes(field[3:5], "big"),
         width=int.from_bytes(field[5:7], "big"),
@@ -97,25 +96,25 @@ def _sof(field: memoryview) -> ImageHeader:
     )
 
 
-def refuse_frames_in_tables(tables: bytes) -> None:
-    """JPEGTables (TIFF tag 347) hold quantisation and Huffman tables only: never a picture to be decoded.
+def check_jpeg_tables(tables: bytes) -> None:
+    """Check that JPEGTables (TIFF tag 347) hold tables only, and no image to be decoded.
 
     Raises:
-        CorruptTiffError: there is a frame or a scan in them.
+        CorruptTiffError: They hold a frame or a scan.
     """
     position = 2
     while (found := _MARKER.search(tables, position)) is not None:
         marker, position = tables[found.end() - 1], found.end()
         if marker in _SOF or marker == _SOS:
-            raise CorruptTiffError("the JPEG tables hold a picture")
+            raise CorruptTiffError("the JPEG tables hold an image")
         position += max(2, int.from_bytes(tables[position : position + 2], "big")) if marker != _EOI else 0
 
 
-def webp_frame(data: memoryview) -> ImageHeader:
-    """Canvas size of a still WebP file (RFC 9649): RIFF with VP8, VP8L or VP8X.
+def webp_header(data: memoryview) -> ImageHeader:
+    """Read the canvas size of a still WebP file (RFC 9649): RIFF with VP8, VP8L or VP8X.
 
     Raises:
-        CorruptTiffError: not WebP, or an animation.
+        CorruptTiffError: Not WebP, or an animation.
     """
     head = bytes(data[:30])
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
@@ -123,7 +122,7 @@ def webp_frame(data: memoryview) -> ImageHeader:
     kind = head[12:16]
     if kind == b"VP8X":
         if head[20] & 2:
-            raise CorruptTiffError("WebP holds an animation, one picture expected")
+            raise CorruptTiffError("WebP holds an animation, a still image expected")
         return ImageHeader(
             width=int.from_bytes(head[24:27], "little") + 1, height=int.from_bytes(head[27:30], "little") + 1
         )
@@ -133,14 +132,14 @@ def webp_frame(data: memoryview) -> ImageHeader:
     if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
         return ImageHeader(width=width & 0x3FFF, height=height & 0x3FFF)
-    raise CorruptTiffError(f"WebP holds {kind!r}, a VP8 picture expected")
+    raise CorruptTiffError(f"WebP holds {kind!r}, a VP8 image expected")
 
 
-def jpegxl_frame(data: memoryview) -> ImageHeader:
-    """SizeHeader of a JPEG XL codestream (ISO/IEC 18181-1), bare or in its container.
+def jpegxl_header(data: memoryview) -> ImageHeader:
+    """Read the SizeHeader of a JPEG XL codestream (ISO/IEC 18181-1), bare or in its container.
 
     Raises:
-        CorruptTiffError: no codestream.
+        CorruptTiffError: There is no codestream.
     """
     start = _box(data, (b"jxlc", b"jxlp")) if bytes(data[:12]) == _JXL_CONTAINER else 0
     if bytes(data[start : start + 2]) != b"\xff\x0a":
@@ -166,13 +165,13 @@ def jpegxl_frame(data: memoryview) -> ImageHeader:
     return ImageHeader(height=height, width=side())
 
 
-def jpeg2000_frame(data: memoryview) -> tuple[ImageHeader, memoryview]:
-    """SIZ of a JPEG 2000 codestream (ISO/IEC 15444-1, A.5.1), and the codestream, out of a JP2 box where it is in one.
+def jpeg2000_header(data: memoryview) -> tuple[ImageHeader, memoryview]:
+    """Read the SIZ marker of a JPEG 2000 codestream (ISO/IEC 15444-1, A.5.1), and return the codestream too.
 
-    The bare codestream is what gets decoded, so that no colour box changes the samples.
+    A codestream in a JP2 box is returned without the box, so that no colour box changes the samples.
 
     Raises:
-        CorruptTiffError: no codestream, subsampled or unlike components, or too many tiles.
+        CorruptTiffError: No codestream, components that are subsampled or differ, or too many tiles.
     """
     start = _box(data, (b"jp2c",)) if bytes(data[4:8]) == b"jP  " else 0
     head = data[start : start + 42]
@@ -182,24 +181,24 @@ def jpeg2000_frame(data: memoryview) -> tuple[ImageHeader, memoryview]:
         int.from_bytes(head[8 + 4 * k : 12 + 4 * k], "big") for k in range(8)
     )
     samples = int.from_bytes(head[40:42], "big")
-    parts = bytes(data[start + 42 : start + 42 + 3 * samples])
-    if len(parts) < 3 * samples or not samples:
-        raise CorruptTiffError("JPEG 2000 is cut off in its size header")
-    if any(parts[k : k + 3] != bytes([parts[0], 1, 1]) for k in range(0, len(parts), 3)):
-        raise CorruptTiffError("JPEG 2000 components differ in type or size, all alike expected")
+    components = bytes(data[start + 42 : start + 42 + 3 * samples])
+    if len(components) < 3 * samples or not samples:
+        raise CorruptTiffError("JPEG 2000 is truncated in its size header")
+    if any(components[k : k + 3] != bytes([components[0], 1, 1]) for k in range(0, len(components), 3)):
+        raise CorruptTiffError("JPEG 2000 components differ in type or size")
     if tile_width < 1 or tile_height < 1 or left < tile_left or top < tile_top or right <= left or bottom <= top:
-        raise CorruptTiffError("JPEG 2000 has no sound size")
+        raise CorruptTiffError("JPEG 2000 declares an impossible size")
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > _MAX_J2K_TILES:
-        raise CorruptTiffError(f"JPEG 2000 holds {tiles} tiles of its own, {_MAX_J2K_TILES} at most are expected")
-    bits = (parts[0] & 0x7F) + 1
+        raise CorruptTiffError(f"JPEG 2000 holds {tiles} tiles, at most {_MAX_J2K_TILES} expected")
+    bits = (components[0] & 0x7F) + 1
     item = 1 if bits <= 8 else 2 if bits <= 16 else 4
-    dtype = f"{'i' if parts[0] & 0x80 else 'u'}{item}"
+    dtype = f"{'i' if components[0] & 0x80 else 'u'}{item}"
     return ImageHeader(height=bottom - top, width=right - left, samples=samples, dtype=dtype), data[start:]
 
 
 def _box(data: memoryview, kinds: tuple[bytes, ...]) -> int:
-    """Where the contents of the first box of a kind start (ISO/IEC 15444-1, annex I); the end where there is none."""
+    """Start of the contents of the first box of these kinds (ISO/IEC 15444-1, annex I), else the end of `data`."""
     position = 0
     while position + 8 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), bytes(data[position + 4 : position + 8])
@@ -214,11 +213,11 @@ def _box(data: memoryview, kinds: tuple[bytes, ...]) -> int:
     return len(data)
 
 
-def lerc_frame(data: memoryview) -> ImageHeader:
-    """Header of a Lerc2 blob (github.com/Esri/lerc, Lerc2.h); its depth as `samples`.
+def lerc_header(data: memoryview) -> ImageHeader:
+    """Read the header of a Lerc2 blob (github.com/Esri/lerc, Lerc2.h); its depth is `samples`.
 
     Raises:
-        CorruptTiffError: not Lerc2, or a field that makes no sense.
+        CorruptTiffError: Not Lerc2, or an impossible value.
     """
     if bytes(data[:6]) != b"Lerc2 ":
         raise CorruptTiffError(f"LERC starts with {bytes(data[:6])!r}, 'Lerc2 ' expected")
@@ -231,5 +230,5 @@ def lerc_frame(data: memoryview) -> ImageHeader:
         fields.insert(2, 1)
     height, width, depth, kind = fields[0], fields[1], fields[2], fields[6]
     if height < 1 or width < 1 or depth < 1 or not 0 <= kind < len(_LERC_TYPES):
-        raise CorruptTiffError(f"LERC of {height} x {width} x {depth} of type {kind} makes no sense")
+        raise CorruptTiffError(f"LERC of {height} x {width} x {depth} of type {kind} is impossible")
     return ImageHeader(height=height, width=width, samples=depth, dtype=_LERC_TYPES[kind])

@@ -266,11 +266,13 @@ def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | Non
 def _read_format(magic: bytes) -> _Format:
     order: _ByteOrder = "<" if magic[:2] == b"II" else ">"
     if magic[:4] in (b"II*\0", b"MM\0*"):
-        return _Format(order, *(struct.Struct(order + code) for code in ("HHI4s", "H", "I")), first_link=4)
+        entry, count, offset = (struct.Struct(order + code) for code in ("HHI4s", "H", "I"))
+        return _Format(order, entry, count, offset, first_link=4)
     if magic[:4] in (b"II+\0", b"MM\0+"):
         if magic[4:8] not in (b"\x08\0\0\0", b"\0\x08\0\0"):
             raise CorruptTiffError("the BigTIFF header does not declare 8-byte offsets")
-        return _Format(order, *(struct.Struct(order + code) for code in ("HHQ8s", "Q", "Q")), first_link=8)
+        entry, count, offset = (struct.Struct(order + code) for code in ("HHQ8s", "Q", "Q"))
+        return _Format(order, entry, count, offset, first_link=8)
     raise NotATiffError(f"not a TIFF: it starts with {_describe_content(magic)}")
 
 
