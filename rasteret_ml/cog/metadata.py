@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from affine import Affine
 
 from rasteret_ml.cog.tile_table import TileTable, slice_plane
@@ -17,6 +16,10 @@ from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
 
 __all__ = ["CogMetadata", "Level", "transform_from_list", "transform_to_list"]
+
+
+def _image_field(name: str, doc: str) -> Any:
+    return property(operator.attrgetter(f"image.{name}"), doc=doc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,70 +74,23 @@ class CogMetadata:
     """TIFF tag 33922 as stored."""
 
     # Fields of the full resolution image, under the names that rasteret's `CogMetadata` has too.
-    @property
-    def width(self) -> int:
-        """Columns at full resolution."""
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        """Rows at full resolution."""
-        return self.image.height
-
-    @property
-    def tile_width(self) -> int:
-        """Columns of a tile."""
-        return self.image.tile_width
-
-    @property
-    def tile_height(self) -> int:
-        """Rows of a tile."""
-        return self.image.tile_height
+    width = _image_field("width", "Columns at full resolution.")
+    height = _image_field("height", "Rows at full resolution.")
+    tile_width = _image_field("tile_width", "Columns of a tile.")
+    tile_height = _image_field("tile_height", "Rows of a tile.")
+    compression = _image_field("compression", "TIFF tag 259.")
+    predictor = _image_field("predictor", "TIFF tag 317.")
+    tile_offsets = _image_field("tile_offsets", "Byte offset of each tile, int64.")
+    tile_byte_counts = _image_field("tile_byte_counts", "Compressed bytes of each tile, int64.")
+    samples_per_pixel = _image_field("samples_per_pixel", "TIFF tag 277.")
+    planar_configuration = _image_field("planar_configuration", "TIFF tag 284.")
+    photometric = _image_field("photometric", "TIFF tag 262.")
+    extra_samples = _image_field("extra_samples", "TIFF tag 338.")
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Sample type."""
         return self.image.dtype
-
-    @property
-    def compression(self) -> int:
-        """TIFF tag 259."""
-        return self.image.compression
-
-    @property
-    def predictor(self) -> int:
-        """TIFF tag 317."""
-        return self.image.predictor
-
-    @property
-    def tile_offsets(self) -> npt.NDArray[np.int64]:
-        """Byte offset of each tile."""
-        return self.image.tile_offsets
-
-    @property
-    def tile_byte_counts(self) -> npt.NDArray[np.int64]:
-        """Bytes of each tile."""
-        return self.image.tile_byte_counts
-
-    @property
-    def samples_per_pixel(self) -> int:
-        """TIFF tag 277."""
-        return self.image.samples_per_pixel
-
-    @property
-    def planar_configuration(self) -> int:
-        """TIFF tag 284."""
-        return self.image.planar_configuration
-
-    @property
-    def photometric(self) -> int | None:
-        """TIFF tag 262."""
-        return self.image.photometric
-
-    @property
-    def extra_samples(self) -> tuple[int, ...]:
-        """TIFF tag 338."""
-        return self.image.extra_samples
 
     @functools.cached_property
     def full(self) -> Level:
