@@ -118,39 +118,40 @@ class HttpReader:
             return self._check_response(await _read_aiohttp(aiohttp_response, span), url, span)
 
     def _check_response(self, response: Response, url: str, span: ByteRange) -> RangeResponse:
-        """Return the bytes of a response; an error status or a wrong length raises."""
-        head, data, where = response.head, response.body, _describe(url, span)
-        etag = head.headers.get("etag")
-        if head.status == 200:
-            return _check_whole_file(response, where)
-        if head.status == 416 and head.headers.get("content-range", "").strip() == "bytes */0":
-            return RangeResponse(data=b"", size=0, etag=etag)  # the file is empty
+        """Return the bytes of a response, or raise if the status or the length is wrong."""
+        head, data = response.head, response.body
         if head.status != 206:
-            raise self._status_error(head, where)
+            return self._check_status(response, _describe(url, span))
         content_range = head.headers.get("content-range", "")
         match = _CONTENT_RANGE.match(content_range)
         if not match or int(match[1]) != span.start:
+            where = _describe(url, span)
             raise RangeNotSupportedError(f"{where}: the server responded with Content-Range {content_range!r}.")
         size = None if match[3] == "*" else int(match[3])
         length = head.length if data is None else len(data)
         expected = min(span.length, size - span.start) if size is not None else length
         if data is None or length != expected or len(data) > span.length:
-            raise _TransientError(ServerError(f"{where}: got {length} bytes, {expected} expected."))
+            raise _TransientError(ServerError(f"{_describe(url, span)}: got {length} bytes, {expected} expected."))
         self._meter.add(body_seconds=response.seconds)
-        return RangeResponse(data=data, size=size, etag=etag)
+        return RangeResponse(data=data, size=size, etag=head.headers.get("etag"))
 
-    def _status_error(self, head: ResponseHead, where: str) -> Exception:
-        status = head.status
+    def _check_status(self, response: Response, where: str) -> RangeResponse:
+        """Return the bytes of a response other than 206 if it has any, else raise."""
+        head, status = response.head, response.head.status
+        if status == 200:
+            return _check_whole_file(response, where)
         message = f"{where}: HTTP {status} {head.reason}".rstrip()
         if status in self._limits.retry.statuses:
-            return _TransientError(ServerError(f"{message}."), _retry_after(head))
+            raise _TransientError(ServerError(f"{message}."), _retry_after(head))
         if status in (404, 410):
-            return FetchNotFoundError(f"{message}; check the address.")
+            raise FetchNotFoundError(f"{message}; check the address.")
         if status in (401, 403):
-            return AccessDeniedError(f"{message}; a private or expired address needs sign=, called at each read.")
+            raise AccessDeniedError(f"{message}; a private or expired address needs sign=, called at each read.")
+        if status == 416 and head.headers.get("content-range", "").strip() == "bytes */0":
+            return RangeResponse(data=b"", size=0, etag=head.headers.get("etag"))  # the file is empty
         if status == 416:
-            return FetchError(f"{message}; the file ends before this range: it is not the file that was indexed.")
-        return FetchError(f"{message}.")
+            raise FetchError(f"{message}; the file ends before this range: it is not the file that was indexed.")
+        raise FetchError(f"{message}.")
 
     def _get_transports(self) -> _Transports:
         if self._transports is None:

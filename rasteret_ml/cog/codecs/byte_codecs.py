@@ -131,11 +131,8 @@ def _can_stop_early() -> bool:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, 80_000, np.uint8).tobytes()
     mixed = rng.integers(0, 5, 60_000, np.uint8).tobytes() + bytes(40_000)
-    for plain, level, strategy in (
-        (noise, 0, zlib.Z_DEFAULT_STRATEGY),
-        (mixed, 1, zlib.Z_DEFAULT_STRATEGY),
-        (mixed, 1, zlib.Z_FIXED),
-    ):
+    default, fixed = zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED
+    for plain, level, strategy in ((noise, 0, default), (mixed, 1, default), (mixed, 1, fixed)):
         compressor = zlib.compressobj(level, strategy=strategy)
         stream = compressor.compress(plain) + compressor.flush()
         for size in (1, 12_001, 70_000):

@@ -54,7 +54,8 @@ def decode_image(data: memoryview, table: TileTable, rows: int, image_part: _Ima
     return _crop_or_pad(pixels, shape), None if valid is None else _crop_or_pad(valid, shape)
 
 
-def _check_header(header: ImageHeader, table: TileTable, image_part: _ImagePart, name: str) -> ImageHeader:
+def _allocate(header: ImageHeader, table: TileTable, image_part: _ImagePart, name: str) -> npt.NDArray[Any]:
+    """Check a declared size, and return scratch memory for it: `[h, w, samples]`, or `[h, w]` for one sample."""
     samples = table.samples_per_tile
     limits = (_round_up(table.tile_height), _round_up(table.tile_width))
     if not (image_part[0] <= header.height <= limits[0] and image_part[1] <= header.width <= limits[1]):
@@ -66,19 +67,13 @@ def _check_header(header: ImageHeader, table: TileTable, image_part: _ImagePart,
         raise CorruptTiffError(f"{name} holds {header.samples} samples per pixel, {samples} expected")
     if header.dtype is not None and np.dtype(header.dtype) != table.dtype:
         raise CorruptTiffError(f"{name} holds {np.dtype(header.dtype)} samples, {table.dtype} expected")
-    return header
+    shape = (header.height, header.width, samples) if samples > 1 else (header.height, header.width)
+    size = header.height * header.width * samples * table.dtype.itemsize
+    return scratch(size, "image").view(table.dtype).reshape(shape)
 
 
 def _round_up(size: int) -> int:
     return -(-size // _JPEG_BLOCK) * _JPEG_BLOCK
-
-
-def _out_array(header: ImageHeader, table: TileTable) -> npt.NDArray[Any]:
-    """Scratch memory `[h, w, samples]`, or `[h, w]` for one sample, as imagecodecs expects it."""
-    samples = table.samples_per_tile
-    shape = (header.height, header.width, samples) if samples > 1 else (header.height, header.width)
-    size = header.height * header.width * samples * table.dtype.itemsize
-    return scratch(size, "image").view(table.dtype).reshape(shape)
 
 
 def _crop_or_pad(pixels: npt.NDArray[Any], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
@@ -96,24 +91,24 @@ def _jpeg(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decode
     tables = table.jpeg_tables or None
     if tables is not None:
         check_jpeg_tables(tables)
-    header = _check_header(jpeg_header(data), table, image_part, "JPEG")
+    header = jpeg_header(data)
+    out = _allocate(header, table, image_part, "JPEG")
     if header.subsampled and table.photometric != _YCBCR:  # libtiff refuses it too
         raise CorruptTiffError("JPEG stores some samples at a lower resolution, which only YCbCr pixels may")
     # TIFF decides whether pixels are YCbCr, whatever an Adobe marker says; libjpeg would guess by itself.
     stored = {3: "YCBCR" if table.photometric == _YCBCR else "RGB", 4: "CMYK"}.get(table.samples_per_tile)
     output = "RGB" if stored == "YCBCR" else stored
-    out = _out_array(header, table)
     return imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=output, out=out), None
 
 
 def _webp(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decoded:
-    out = _out_array(_check_header(webp_header(data), table, image_part, "WebP"), table)
+    out = _allocate(webp_header(data), table, image_part, "WebP")
     # Encoders drop an opaque alpha band; `hasalpha` restores it.
     return imagecodecs.webp_decode(data, hasalpha=table.samples_per_tile == 4, out=out), None
 
 
 def _jpegxl(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decoded:
-    out = _out_array(_check_header(jpegxl_header(data), table, image_part, "JPEG XL"), table)
+    out = _allocate(jpegxl_header(data), table, image_part, "JPEG XL")
     options = {"index": 0, "keeporientation": True, "numthreads": 1}
     if out.ndim == 2:
         return imagecodecs.jpegxl_decode(data, out=out, **options), None
@@ -126,7 +121,7 @@ def _jpegxl(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Deco
 
 def _jpeg2000(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decoded:
     header, codestream = jpeg2000_header(data)
-    out = _out_array(_check_header(header, table, image_part, "JPEG 2000"), table)
+    out = _allocate(header, table, image_part, "JPEG 2000")
     return imagecodecs.jpeg2k_decode(codestream, numthreads=1, out=out), None
 
 
@@ -136,7 +131,7 @@ def _lerc(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decode
     planes = samples > 1 and header.samples == 1  # each band has its own mask
     if planes:
         header = ImageHeader(height=header.height, width=header.width, samples=samples, dtype=header.dtype)
-    out = _out_array(_check_header(header, table, image_part, "LERC"), table)
+    out = _allocate(header, table, image_part, "LERC")
     if planes:
         out = out.reshape(samples, header.height, header.width)
     out[...] = 0
