@@ -1,4 +1,4 @@
-"""The beginning of a deflate stream is the beginning of what the whole one gives, or is not given."""
+"""Decoding the start of a deflate stream equals the start of the whole stream, or is declined."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def _plain(kind: str, length: int, seed: int) -> bytes:
     seed=st.integers(0, 9),
 )
 def test_the_front_is_the_front(kind: str, length: int, share: float, level: int, strategy: int, seed: int) -> None:
-    """For every kind of block; where the rest is long enough, it is really given."""
+    """For every kind of block; it is not declined if the rest of the stream is long enough."""
     plain = _plain(kind, length, seed)
     packer = zlib.compressobj(level, strategy=strategy)
     packed = packer.compress(plain) + packer.flush()
     size, out = int(share * length), np.full(length, 77, np.uint8)
     given_ = inflate_start(packed, size, out)
     room = 0.95 * length - size - 2064
-    assert given_ == (room >= 0) or kind in ("noise", "both") or not level  # a stored block is not written in part
+    assert given_ == (room >= 0) or kind in ("noise", "both") or not level  # a stored block is never written in part
     if given_:
         assert out[:size].tobytes() == plain[:size]
 
 
 def test_what_is_broken_or_short_is_not_given() -> None:
-    """A bad header, a stream that ends early: the caller decodes it whole, and hears why."""
+    """A bad header and a truncated stream are declined: decoding the whole stream gives the error."""
     plain = _plain("few values", 300_000, 1)
     packed = zlib.compress(plain)
     out = np.empty(len(plain), np.uint8)

@@ -1,4 +1,4 @@
-"""Every pixel of a TIFF by way of the cog room alone: header, tile plan, decoder."""
+"""Read every pixel of a TIFF with the cog room alone: header, tile plan, decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_PIXELS = 2**26
 
 
 def header_of(data: bytes) -> CogHeader:
-    """The header of a file that is wholly in memory."""
+    """Parse the header of a file in memory."""
     file = SparseFile(len(data))
     file.add(0, data)
     return parse_header(file)
@@ -27,18 +27,18 @@ def header_of(data: bytes) -> CogHeader:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What `read_image` found."""
+    """The pixels of an image."""
 
     values: npt.NDArray[Any]
     """`[h, w, samples]`, zero where nothing is stored."""
     stored: npt.NDArray[np.bool_]
     """`[h, w]`: false in sparse tiles."""
     valid: npt.NDArray[np.bool_]
-    """`[h, w, samples]`: false where the codec itself says so (LERC)."""
+    """`[h, w, samples]`: false where the codec has no valid value (LERC)."""
 
 
 def read_image(data: bytes, table: TileTable) -> Pixels:
-    """All pixels of one table (one plane of a planar file)."""
+    """Read all pixels of one table (one plane of a planar file)."""
     values = np.zeros((table.height, table.width, table.samples_per_tile), table.dtype)
     stored = np.zeros((table.height, table.width), bool)
     valid = np.ones(values.shape, bool)
@@ -58,7 +58,7 @@ def read_image(data: bytes, table: TileTable) -> Pixels:
 
 
 def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
-    """One band `[h, w, 1]` of a file, by the metadata that a Collection would keep of it."""
+    """Read one band `[h, w, 1]` of a file, by the metadata that a Collection stores."""
     table = header.band(index).image
     found = read_image(data, table)
     if table.samples_per_tile == 1:
@@ -68,7 +68,7 @@ def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
 
 
 def read_bands(data: bytes) -> Pixels:
-    """All bands `[h, w, count]` of a file."""
+    """Read all bands `[h, w, count]` of a file."""
     header = header_of(data)
     if header.image.width * header.image.height > MOST_PIXELS:
         raise UnsupportedTiffError("too large for a test to hold whole")
