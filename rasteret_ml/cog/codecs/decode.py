@@ -67,7 +67,7 @@ def check_supported(table: TileTable) -> None:
     _check_compression(table)
     code = table.compression
     if table.photometric in _COLOUR_SPACES:
-        raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels")
+        raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels are not supported")
     if table.photometric == _YCBCR:
         _check_ycbcr(table)
     if code in IMAGE_CODECS:
@@ -79,7 +79,7 @@ def check_supported(table: TileTable) -> None:
 def _check_compression(table: TileTable) -> None:
     code = table.compression
     if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"compression {code} ({_UNSUPPORTED.get(code, 'unknown')})")
+        raise UnsupportedTiffError(f"compression {code} ({_UNSUPPORTED.get(code, 'unknown')}) is not supported")
 
 
 def _check_size(table: TileTable) -> None:
@@ -96,46 +96,48 @@ def _check_size(table: TileTable) -> None:
 def _check_ycbcr(table: TileTable) -> None:
     if table.compression == _JPEG:
         if table.planar_configuration == 1 and table.samples_per_pixel != 3:
-            raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples")
+            raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples are not supported")
         return
     if table.compression in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"YCbCr pixels in {IMAGE_CODECS[table.compression][0]}")
+        raise UnsupportedTiffError(f"YCbCr pixels in {IMAGE_CODECS[table.compression][0]} are not supported")
     if table.planar_configuration != 1:
-        raise UnsupportedTiffError("YCbCr pixels in separate planes")
+        raise UnsupportedTiffError("YCbCr pixels in separate planes are not supported")
     if table.samples_per_pixel != 3 or table.dtype != np.uint8 or table.bits != 8:
-        raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples of {table.bits} bits")
+        raise UnsupportedTiffError(
+            f"YCbCr pixels of {table.samples_per_pixel} samples of {table.bits} bits are not supported"
+        )
     subsampling = chroma_subsampling(table)
     if subsampling not in _SUBSAMPLINGS:
-        raise UnsupportedTiffError(f"YCbCr pixels subsampled by {subsampling[0]} x {subsampling[1]}")
+        raise UnsupportedTiffError(f"YCbCr pixels subsampled by {subsampling[0]} x {subsampling[1]} are not supported")
     if subsampling != (1, 1) and applied_predictor(table) != 1:
-        raise UnsupportedTiffError("a predictor on subsampled YCbCr pixels")
+        raise UnsupportedTiffError("a predictor on subsampled YCbCr pixels is not supported")
 
 
 def _check_image(table: TileTable, name: str) -> None:
     packed = table.bits_per_sample and name not in _ANY_WIDTH
     if packed or table.dtype not in [np.dtype(t) for t in _IMAGE_TYPES[name]]:
-        raise UnsupportedTiffError(f"{table.bits}-bit {table.dtype} samples in {name}")
+        raise UnsupportedTiffError(f"{table.bits}-bit {table.dtype} samples in {name} are not supported")
     if name != "LERC" and table.big_endian and table.dtype.itemsize > 1:  # libtiff and tifffile disagree on them
-        raise UnsupportedTiffError(f"big-endian {table.bits}-bit samples in {name}")
+        raise UnsupportedTiffError(f"big-endian {table.bits}-bit samples in {name} are not supported")
     if name == "WebP" and table.samples_per_tile not in (3, 4):
-        raise UnsupportedTiffError(f"{table.samples_per_tile} samples per pixel in WebP")
+        raise UnsupportedTiffError(f"{table.samples_per_tile} samples per pixel in WebP are not supported")
     if table.fill_order == 2 and name.startswith(("JPEG XL", "JPEG 2000")):
-        raise UnsupportedTiffError(f"{name} with reversed bits")
+        raise UnsupportedTiffError(f"{name} with reversed bits is not supported")
 
 
 def _check_samples(table: TileTable) -> None:
     predictor, kind, bits = applied_predictor(table), table.dtype.kind, table.bits
     packed = bool(table.bits_per_sample) and kind not in "c"
     if kind == "f" and packed and bits != 24:
-        raise UnsupportedTiffError(f"{bits}-bit floats")
+        raise UnsupportedTiffError(f"{bits}-bit floats are not supported")
     if kind == "u" and bits == 24 and table.big_endian:  # GDAL and tifffile disagree on them
-        raise UnsupportedTiffError("big-endian 24-bit samples")
+        raise UnsupportedTiffError("big-endian 24-bit samples are not supported")
     if predictor not in (1, 2, 3):
-        raise UnsupportedTiffError(f"predictor {predictor}")
+        raise UnsupportedTiffError(f"predictor {predictor} is not supported")
     if predictor == 3 and kind != "f":
-        raise UnsupportedTiffError(f"the floating point predictor on {table.dtype}")
+        raise UnsupportedTiffError(f"the floating point predictor on {table.dtype} is not supported")
     if predictor == 2 and (packed or bits > 64):
-        raise UnsupportedTiffError(f"predictor 2 on {bits}-bit samples")
+        raise UnsupportedTiffError(f"predictor 2 on {bits}-bit samples is not supported")
 
 
 def decode_tile(

@@ -95,7 +95,7 @@ def _chroma(page: Directory) -> tuple[tuple[int, int], tuple[float, float, float
     """Subsampling and coefficients of YCbCr pixels outside JPEG (TIFF 6.0, section 21)."""
     black_white = page.numbers(_REFERENCE_BLACK_WHITE, 6)
     if len(black_white) and tuple(black_white) != (0, 255, 128, 255, 128, 255):
-        raise UnsupportedTiffError(f"YCbCr pixels with ReferenceBlackWhite {black_white.tolist()}")
+        raise UnsupportedTiffError(f"YCbCr pixels with ReferenceBlackWhite {black_white.tolist()} are not supported")
     subsampling = page.integers(_SUBSAMPLING, 2)
     across, down = (int(v) for v in subsampling) if len(subsampling) == 2 else (2, 2)
     red, green, blue = page.numbers(_COEFFICIENTS, 3) if page.count(_COEFFICIENTS) >= 3 else BT601_COEFFICIENTS
@@ -107,7 +107,7 @@ def _chroma(page: Directory) -> tuple[tuple[int, int], tuple[float, float, float
 def _sizes(page: Directory) -> tuple[int, int, int, int]:
     """Width and height of the image, and of its tiles."""
     if max(page.integer(_IMAGE_DEPTH, 1), page.integer(_TILE_DEPTH, 1)) > 1:
-        raise UnsupportedTiffError("an image with depth (SGI ImageDepth, a volume)")
+        raise UnsupportedTiffError("an image with depth (SGI ImageDepth, a volume) is not supported")
     width, height = page.integer(_WIDTH, 0), page.integer(_HEIGHT, 0)
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         raise CorruptTiffError(f"the image is {width} x {height} pixels, each side must be 1 to {_MAX_SIDE}")
@@ -137,7 +137,7 @@ def _tile_arrays(page: Directory) -> tuple[int, int, int]:
     samples, planar = _planes(page)
     tiles = -(-width // tile_width) * -(-height // tile_height) * (samples if planar == 2 else 1)
     if tiles > _MAX_TILES:
-        raise UnsupportedTiffError(f"{tiles} tiles (limit {_MAX_TILES})")
+        raise UnsupportedTiffError(f"{tiles} tiles (limit {_MAX_TILES}) are not supported")
     tiled = page.count(_TILE_OFFSETS) > 0  # some writers keep tiles under the strip tags
     offsets, counts = (_TILE_OFFSETS, _TILE_COUNTS) if tiled else (_STRIP_OFFSETS, _STRIP_COUNTS)
     plain = page.integer(_COMPRESSION, 1) == 1
@@ -188,7 +188,8 @@ def _sample_type(page: Directory) -> tuple[np.dtype[Any], int]:
     """The dtype in which samples are returned, and the bits of a sample in the file."""
     bits, formats = page.distinct(_BITS, 1), page.distinct(_SAMPLE_FORMAT, 1)
     if len(bits) > 1 or len(formats - {4}) > 1:  # 4 = undefined
-        raise UnsupportedTiffError(f"bands of different types (bits {sorted(bits)}, formats {sorted(formats)})")
+        types = f"bits {sorted(bits)}, formats {sorted(formats)}"
+        raise UnsupportedTiffError(f"bands of different types ({types}) are not supported")
     width, kind = bits.pop(), (formats - {4} or {1}).pop()
     if width in (8, 16, 32, 64) and kind in (1, 2):
         return np.dtype(f"{'u' if kind == 1 else 'i'}{width // 8}"), width
@@ -203,4 +204,4 @@ def _sample_type(page: Directory) -> tuple[np.dtype[Any], int]:
     if kind == 1 and 1 <= width < 32:
         return np.dtype(np.uint8 if width <= 8 else np.uint16 if width <= 16 else np.uint32), width
     names = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
-    raise UnsupportedTiffError(f"{width}-bit {names.get(kind, f'format {kind}')} samples")
+    raise UnsupportedTiffError(f"{width}-bit {names.get(kind, f'format {kind}')} samples are not supported")
