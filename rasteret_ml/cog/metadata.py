@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,12 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # no slots: cached properties need a __dict__
 class CogMetadata:
-    """One band's tile tables and georeferencing, as a row of a Collection stores them in `{band}_metadata`."""
+    """One band's tile tables and georeferencing, as a row of a Collection stores them in `{band}_metadata`.
+
+    >>> metadata, url, band_index = record.try_get_band_cog_metadata("B04")
+    >>> metadata.width, metadata.dtype, len(metadata.levels)
+    (10980, dtype('uint16'), 5)
+    """
 
     image: TileTable
     """Full resolution."""
@@ -68,9 +73,9 @@ class CogMetadata:
     """Bytes of the file when it was indexed; None = unknown."""
     etag: str | None = None
     """The server's ETag when it was indexed."""
-    pixel_scale: tuple[float, ...] = field(default=())
+    pixel_scale: tuple[float, ...] = ()
     """TIFF tag 33550 as stored."""
-    tiepoint: tuple[float, ...] = field(default=())
+    tiepoint: tuple[float, ...] = ()
     """TIFF tag 33922 as stored."""
 
     # Fields of the full resolution image, under the names that rasteret's `CogMetadata` has too.
