@@ -1,15 +1,14 @@
-"""What is known of one band of one file: enough to turn byte ranges into pixels."""
+"""Metadata of one band of one file: everything needed to turn byte ranges into pixels."""
 
 from __future__ import annotations
 
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from affine import Affine
 
 from rasteret_ml.cog.tile_table import TileTable, slice_plane
@@ -19,159 +18,120 @@ from rasteret_ml.geo.grid import Grid
 __all__ = ["CogMetadata", "Level", "transform_from_list", "transform_to_list"]
 
 
+def _image_field(name: str, doc: str) -> Any:
+    return property(operator.attrgetter(f"image.{name}"), doc=doc)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Level:
-    """A resolution that a band can be read at."""
+    """A resolution at which a band can be read."""
 
     number: int
     """0 = full resolution, 1 = the first overview …"""
     image: TileTable
     """Its pixels."""
     mask: TileTable | None
-    """Its validity (non-zero = valid), None where no mask and no alpha say anything."""
+    """Its validity mask (non-zero = valid); None if the file has neither a mask nor an alpha band."""
     grid: Grid
-    """Where the pixels lie: the full extent divided by this level's columns and rows."""
+    """The full extent divided into this level's columns and rows."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: what follows from the fields is worked out once and kept
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: cached properties need a __dict__
 class CogMetadata:
-    """One band's tile table with its georeferencing: what a row of a Collection stores per band."""
+    """One band's tile tables and georeferencing, as a row of a Collection stores them in `{band}_metadata`.
+
+    >>> metadata, url, band_index = record.try_get_band_cog_metadata("B04")
+    >>> metadata.width, metadata.dtype, len(metadata.levels)
+    (10980, dtype('uint16'), 5)
+    """
 
     image: TileTable
     """Full resolution."""
     transform: Affine | None
-    """(column, row) of pixel corners to (x, y), PixelIsArea; None where the file is not georeferenced."""
+    """(column, row) of pixel corners to (x, y), PixelIsArea; None = the file is not georeferenced."""
     crs: str | None = None
-    """CRS text of the record, None where unknown."""
+    """CRS text of the record; None = unknown."""
     nodata: int | float | None = None
     """Declared nodata value, exact for integers; None = none declared."""
     mask: TileTable | None = None
-    """The internal validity mask of the full resolution image (non-zero = valid)."""
+    """Validity mask of the full resolution image (non-zero = valid)."""
     overviews: tuple[TileTable, ...] = ()
     """Reduced images, largest first."""
     overview_masks: tuple[TileTable, ...] = ()
     """Masks of the overviews, matched to them by size."""
     mask_sample: int = 0
-    """Which sample of the mask speaks for this band, where its tiles interleave several."""
+    """Sample of the mask that applies to this band, if its tiles interleave several."""
     mask_is_alpha: bool = False
-    """Whether the masks are an alpha band: then a declared nodata value comes before them."""
+    """Whether the masks are an alpha band; a declared nodata value then takes precedence over them."""
     overview_resampling: str | None = None
-    """The kernel that made the overviews (GDAL's name, lower case), None where the file does not tell."""
+    """Resampling method of the overviews (GDAL's name, lower case); None = not stored in the file."""
     scale: float | None = None
-    """Factor from stored to physical values; a fact, never applied here."""
+    """Factor from stored to physical values; never applied here."""
     offset: float | None = None
-    """Added after `scale`; a fact, never applied here."""
+    """Added after `scale`; never applied here."""
     file_size: int | None = None
-    """Bytes of the file when it was indexed; None = not known."""
+    """Bytes of the file when it was indexed; None = unknown."""
     etag: str | None = None
     """The server's ETag when it was indexed."""
-    pixel_scale: tuple[float, ...] = field(default=())
+    pixel_scale: tuple[float, ...] = ()
     """TIFF tag 33550 as stored."""
-    tiepoint: tuple[float, ...] = field(default=())
+    tiepoint: tuple[float, ...] = ()
     """TIFF tag 33922 as stored."""
 
-    # The names of the tile table's facts that readers of the Parquet contract know this class by.
-    @property
-    def width(self) -> int:
-        """Columns at full resolution."""
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        """Rows at full resolution."""
-        return self.image.height
-
-    @property
-    def tile_width(self) -> int:
-        """Columns of a tile."""
-        return self.image.tile_width
-
-    @property
-    def tile_height(self) -> int:
-        """Rows of a tile."""
-        return self.image.tile_height
+    # Fields of the full resolution image, under the names that rasteret's `CogMetadata` has too.
+    width = _image_field("width", "Columns at full resolution.")
+    height = _image_field("height", "Rows at full resolution.")
+    tile_width = _image_field("tile_width", "Columns of a tile.")
+    tile_height = _image_field("tile_height", "Rows of a tile.")
+    compression = _image_field("compression", "TIFF tag 259.")
+    predictor = _image_field("predictor", "TIFF tag 317.")
+    tile_offsets = _image_field("tile_offsets", "Byte offset of each tile, int64.")
+    tile_byte_counts = _image_field("tile_byte_counts", "Compressed bytes of each tile, int64.")
+    samples_per_pixel = _image_field("samples_per_pixel", "TIFF tag 277.")
+    planar_configuration = _image_field("planar_configuration", "TIFF tag 284.")
+    photometric = _image_field("photometric", "TIFF tag 262.")
+    extra_samples = _image_field("extra_samples", "TIFF tag 338.")
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Sample type."""
         return self.image.dtype
 
-    @property
-    def compression(self) -> int:
-        """TIFF tag 259."""
-        return self.image.compression
-
-    @property
-    def predictor(self) -> int:
-        """TIFF tag 317."""
-        return self.image.predictor
-
-    @property
-    def tile_offsets(self) -> npt.NDArray[np.int64]:
-        """Byte offset of each tile."""
-        return self.image.tile_offsets
-
-    @property
-    def tile_byte_counts(self) -> npt.NDArray[np.int64]:
-        """Bytes of each tile."""
-        return self.image.tile_byte_counts
-
-    @property
-    def samples_per_pixel(self) -> int:
-        """TIFF tag 277."""
-        return self.image.samples_per_pixel
-
-    @property
-    def planar_configuration(self) -> int:
-        """TIFF tag 284."""
-        return self.image.planar_configuration
-
-    @property
-    def photometric(self) -> int | None:
-        """TIFF tag 262."""
-        return self.image.photometric
-
-    @property
-    def extra_samples(self) -> tuple[int, ...]:
-        """TIFF tag 338."""
-        return self.image.extra_samples
-
     @functools.cached_property
     def full(self) -> Level:
-        """Full resolution."""
+        """The full resolution."""
         return Level(number=0, image=self.image, mask=self.mask, grid=self.grid)
 
     @functools.cached_property
     def levels(self) -> tuple[Level, ...]:
-        """The resolutions that can be read, finest first: an overview without the mask that it needs is none."""
-        found = [self.full]
+        """The readable resolutions, finest first; an overview that lacks its mask is left out."""
+        levels = [self.full]
         masks = {(table.height, table.width): table for table in self.overview_masks}
         for table in self.overviews:
             mask = masks.get((table.height, table.width))
             if self.mask is not None and mask is None:
                 continue
-            step = Affine.scale(self.width / table.width, self.height / table.height)
-            grid = Grid(crs=self.crs, transform=self.grid.transform @ step, shape=(table.height, table.width))
-            found.append(Level(number=len(found), image=table, mask=mask, grid=grid))
-        return tuple(found)
+            scale = Affine.scale(self.width / table.width, self.height / table.height)
+            grid = Grid(crs=self.crs, transform=self.grid.transform @ scale, shape=(table.height, table.width))
+            levels.append(Level(number=len(levels), image=table, mask=mask, grid=grid))
+        return tuple(levels)
 
     @functools.cached_property
     def grid(self) -> Grid:
-        """The grid of the full resolution image; without georeferencing, plain pixel coordinates."""
+        """The grid of the full resolution; plain pixel coordinates if the file is not georeferenced."""
         transform = Affine.identity() if self.transform is None else self.transform
         return Grid(crs=self.crs, transform=transform, shape=(self.height, self.width))
 
     def to_struct(self) -> dict[str, Any]:
-        """The Parquet contract's `{band}_metadata` struct as plain values."""
-        whole = isinstance(self.nodata, int)
-        # Interleaved alpha: the same tiles as the band's, not stored twice.
+        """Return the `{band}_metadata` struct of a Collection as plain values."""
+        # The tiles of an interleaved alpha band are the band's own; they are not stored twice.
         own_alpha = self.mask is self.image and all(map(operator.is_, self.overview_masks, self.overviews))
         return self.image.to_struct() | {
             "transform": transform_to_list(self.transform),
             "pixel_scale": list(self.pixel_scale) or None,
             "tiepoint": list(self.tiepoint) or None,
             "nodata": None if self.nodata is None else float(self.nodata),
-            "nodata_int": _as_int64(int(self.nodata or 0)) if whole else None,
+            "nodata_int": _as_int64(self.nodata) if isinstance(self.nodata, int) else None,
             "mask": None if self.mask is None or own_alpha else self.mask.to_struct(),
             "overviews": [table.to_struct() for table in self.overviews],
             "overview_masks": [] if own_alpha else [table.to_struct() for table in self.overview_masks],
@@ -186,18 +146,19 @@ class CogMetadata:
 
     @classmethod
     def from_struct(cls, struct: Mapping[str, Any], *, crs: str | None, band_index: int | None = None) -> CogMetadata:
-        """Read a `{band}_metadata` struct as this library or rasteret 0.3/0.4 writes it.
+        """Read a `{band}_metadata` struct that this library or rasteret 0.3/0.4 has written.
 
         Args:
-            struct: The mapping; absent or null extra children take their defaults.
+            struct: The mapping; absent or null fields that rasteret does not write take their defaults.
             crs: CRS text of the record.
-            band_index: Which sample of the file; slices a planar table that was stored whole.
+            band_index: Index of the band in the file; selects its plane of a planar table that was stored whole.
+
+        Raises:
+            CollectionError: Required fields are missing, or the number of tiles does not match the image.
         """
-        image = _own_plane(TileTable.from_struct(struct), band_index)
-        masks = struct.get("mask"), _or_empty(struct.get("overview_masks"))
-        overviews = tuple(TileTable.from_struct(s) for s in _or_empty(struct.get("overviews")))
-        mask = None if masks[0] is None else TileTable.from_struct(masks[0])
-        overview_masks = tuple(TileTable.from_struct(s) for s in masks[1])
+        image = _band_plane(TileTable.from_struct(struct), band_index)
+        mask = None if struct.get("mask") is None else TileTable.from_struct(struct["mask"])
+        overviews, overview_masks = _tables(struct.get("overviews")), _tables(struct.get("overview_masks"))
         if mask is None and struct.get("mask_is_alpha"):
             mask, overview_masks = image, overviews
         return cls(
@@ -221,7 +182,7 @@ class CogMetadata:
 
 
 def transform_to_list(transform: Affine | None) -> list[float] | None:
-    """`[scale_x, translate_x, scale_y, translate_y]`, or the six of an affine where it is rotated."""
+    """Return `[scale_x, translate_x, scale_y, translate_y]`, or all six coefficients of a rotated affine."""
     if transform is None:
         return None
     t = transform
@@ -229,20 +190,19 @@ def transform_to_list(transform: Affine | None) -> list[float] | None:
 
 
 def transform_from_list(values: Any) -> Affine | None:
-    """The inverse of `transform_to_list`; six values are an affine's a, b, c, d, e, f."""
+    """Return the affine of a list from `transform_to_list`; six values are a, b, c, d, e, f."""
     if values is None or len(values) == 0:
         return None
     return _affine(tuple(map(float, values)))
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # the bands of a record share a transform
 def _affine(v: tuple[float, ...]) -> Affine:
-    # The bands of a record have one in common.
     if len(v) == 4:
         return Affine(v[0], 0.0, v[1], 0.0, v[2], v[3])
     if len(v) in (6, 9):
         return Affine(*v[:6])
-    raise CollectionError(f"A stored transform has 4 or 6 values, not {len(v)}.")
+    raise CollectionError(f"A stored transform must have 4 or 6 values, got {len(v)}; rebuild the Collection.")
 
 
 def _nodata(struct: Mapping[str, Any], dtype: np.dtype[Any]) -> int | float | None:
@@ -255,22 +215,27 @@ def _nodata(struct: Mapping[str, Any], dtype: np.dtype[Any]) -> int | float | No
 
 
 def _as_int64(value: int) -> int | None:
-    """An integer of up to 64 bits as Parquet's int64 holds it: large unsigned ones in two's complement."""
+    """An integer as Parquet's int64 stores it: large unsigned values in two's complement, None if it does not fit."""
     if not -(2**63) <= value < 2**64:
         return None
     return value - 2**64 if value >= 2**63 else value
 
 
-def _own_plane(table: TileTable, band_index: int | None) -> TileTable:
+def _band_plane(table: TileTable, band_index: int | None) -> TileTable:
+    """The tiles of one band, from a table that may hold all planes of a planar file."""
     tiles = table.tiles_across * table.tiles_down
-    stored = len(table.tile_offsets)
-    if stored != len(table.tile_byte_counts):
-        raise CollectionError(f"Band metadata has {stored} tile offsets but {len(table.tile_byte_counts)} counts.")
-    if stored == tiles:
+    offsets, counts = len(table.tile_offsets), len(table.tile_byte_counts)
+    if offsets != counts:
+        raise CollectionError(f"Band metadata has {offsets} tile offsets but {counts} counts; rebuild the Collection.")
+    if offsets == tiles:
         return table
-    if table.planar_configuration == 2 and stored == tiles * table.samples_per_pixel:
+    if table.planar_configuration == 2 and offsets == tiles * table.samples_per_pixel:
         return slice_plane(table, band_index or 0)
-    raise CollectionError(f"Band metadata has {stored} tile offsets for {tiles} tiles.")
+    raise CollectionError(f"Band metadata has {offsets} tile offsets for {tiles} tiles; rebuild the Collection.")
+
+
+def _tables(structs: Any) -> tuple[TileTable, ...]:
+    return tuple(map(TileTable.from_struct, _or_empty(structs)))
 
 
 def _or_empty(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The tile table of one image of a TIFF: where its tiles are, and how they are stored."""
+"""The tile table of one TIFF image: where its tiles are, how they are stored, and which of them a window needs."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ import numpy.typing as npt
 
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.window import Window
+from rasteret_ml.ranges import ByteRange
 
-__all__ = ["BT601_COEFFICIENTS", "Sidecar", "TileTable", "slice_plane"]
+__all__ = ["BT601_COEFFICIENTS", "Sidecar", "TileRead", "TileTable", "plan_tiles", "slice_plane"]
 
 BT601_COEFFICIENTS = (0.299, 0.587, 0.114)
-"""TIFF 6.0's default of tag 529 (ITU-R BT.601): the shares of red, green and blue in Y."""
+"""Default of TIFF tag 529 (ITU-R BT.601): the shares of red, green and blue in Y."""
+_LEADER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
-    """A file beside the raster that holds its overviews or its mask."""
+    """A file next to the raster that holds its overviews or its mask."""
 
     suffix: str
-    """What follows the raster's own path: ".ovr", ".msk" or ".msk.ovr"."""
+    """Appended to the path of the raster: ".ovr", ".msk" or ".msk.ovr"."""
     size: int | None = None
-    """Bytes of the file when it was indexed; None = not known."""
+    """Bytes of the file when it was indexed; None = unknown."""
     etag: str | None = None
-    """Its version tag when it was indexed."""
+    """Its ETag when it was indexed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileTable:
-    """One image of a TIFF (full resolution, overview or mask), as far as one band needs it."""
+    """One image of a TIFF (full resolution, overview or mask), as one band needs it."""
 
     width: int
     """Columns."""
     height: int
     """Rows."""
     tile_width: int
-    """Columns of a tile; of a striped image, the image's width."""
+    """Columns of a tile; in a striped image, columns of the image."""
     tile_height: int
-    """Rows of a tile; of a striped image, rows per strip."""
+    """Rows of a tile; in a striped image, rows per strip."""
     dtype: np.dtype[Any]
     """Sample type as returned, native byte order."""
     tile_offsets: npt.NDArray[np.int64]
-    """Byte offset of each tile, row-major; 0 with count 0 = sparse. For planar files, this band's plane only."""
+    """Byte offset of each tile, row-major; 0 with count 0 = sparse. In a planar file, of this band's plane only."""
     tile_byte_counts: npt.NDArray[np.int64]
     """Compressed bytes of each tile."""
     compression: int = 1
@@ -62,23 +64,23 @@ class TileTable:
     extra_samples: tuple[int, ...] = ()
     """TIFF tag 338."""
     bits_per_sample: int = 0
-    """TIFF tag 258; 0 means the dtype's own width."""
+    """TIFF tag 258; 0 = the dtype's own width."""
     big_endian: bool = False
     """Whether samples wider than a byte are stored most significant byte first."""
     fill_order: int = 1
-    """TIFF tag 266; 2 = bits of a byte reversed."""
+    """TIFF tag 266; 2 = the bits of each byte are reversed."""
     striped: bool = False
-    """Whether the last row of tiles is cut at the image's edge (strips), not padded (tiles)."""
+    """Whether the last row of tiles ends with the image (strips) and is not padded (tiles)."""
     jpeg_tables: bytes | None = None
     """TIFF tag 347."""
     ycbcr_subsampling: tuple[int, int] = (1, 1)
-    """TIFF tag 530 (columns, rows of luma to one of chroma), of YCbCr pixels outside JPEG."""
+    """TIFF tag 530 of YCbCr pixels outside JPEG: (columns, rows) of luma per chroma sample."""
     ycbcr_coefficients: tuple[float, float, float] = BT601_COEFFICIENTS
-    """TIFF tag 529, likewise."""
+    """TIFF tag 529 of YCbCr pixels outside JPEG."""
     block_leaders: bool = False
     """Whether the 4 bytes before each tile repeat its byte count (GDAL's COG layout)."""
     sidecar: Sidecar | None = None
-    """The file that holds the tiles, where it is not the raster's own."""
+    """The file that holds the tiles; None = the raster itself."""
 
     @property
     def bits(self) -> int:
@@ -97,7 +99,7 @@ class TileTable:
 
     @property
     def samples_per_tile(self) -> int:
-        """Samples interleaved in a tile: all of them, or one where planes are separate."""
+        """Samples interleaved in a tile: all of them, or one if planes are separate."""
         return 1 if self.planar_configuration == 2 else self.samples_per_pixel
 
     @property
@@ -107,28 +109,28 @@ class TileTable:
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of a whole decoded tile."""
+        """Bytes of a full decoded tile."""
         return self.tile_height * self.tile_width * self.samples_per_tile * self.dtype.itemsize
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row of an uncompressed tile, as stored: packed samples are padded to a byte."""
+        """Stored bytes of a row of an uncompressed tile; packed samples are padded to a byte."""
         return -(-self.tile_width * self.samples_per_tile * self.bits // 8)
 
     def stored_rows(self, tile_row: int) -> int:
-        """Rows stored in a tile of this row: short only in the last strip."""
+        """Return the rows stored in a tile of this row of tiles; fewer than `tile_height` only in the last strip."""
         if self.striped:
             return min(self.tile_height, self.height - tile_row * self.tile_height)
         return self.tile_height
 
     def to_struct(self) -> dict[str, Any]:
-        """Plain values, named as in the Parquet contract (arrays stay arrays)."""
+        """Return plain values under the names of the Parquet struct; arrays stay arrays."""
         return {
             "image_width": self.width,
             "image_height": self.height,
             "tile_width": self.tile_width,
             "tile_height": self.tile_height,
-            "dtype": _name(self.dtype),
+            "dtype": _dtype_name(self.dtype),
             "predictor": self.predictor,
             "compression": self.compression,
             "tile_offsets": self.tile_offsets,
@@ -150,70 +152,72 @@ class TileTable:
 
     @classmethod
     def from_struct(cls, struct: Mapping[str, Any]) -> TileTable:
-        """Read `to_struct`'s mapping, or what older writers leave of it.
+        """Read the mapping of `to_struct`; absent or null fields of older writers take their defaults.
 
         Raises:
-            CollectionError: a size, the dtype or a tile array is missing.
+            CollectionError: A size, the dtype or a tile array is missing.
         """
         offsets, counts = struct.get("tile_offsets"), struct.get("tile_byte_counts")
         if offsets is None or counts is None or struct.get("dtype") is None:
             raise CollectionError(
                 "Band metadata lacks tile_offsets, tile_byte_counts or dtype; rebuild the Collection."
             )
+        subsampling, coefficients = struct.get("ycbcr_subsampling"), struct.get("ycbcr_coefficients")
+        extra_samples, sidecar = struct.get("extra_samples"), struct.get("sidecar")
         return cls(
-            **_form(tuple(map(struct.get, _FORM))),
+            **_layout_fields(tuple(map(struct.get, _LAYOUT_KEYS))),
             tile_offsets=np.asarray(offsets, dtype=np.int64),
             tile_byte_counts=np.asarray(counts, dtype=np.int64),
-            extra_samples=_integers(struct.get("extra_samples")),
+            extra_samples=() if extra_samples is None else tuple(int(v) for v in extra_samples),
             jpeg_tables=struct.get("jpeg_tables"),
-            ycbcr_subsampling=_pair(struct.get("ycbcr_subsampling")),
-            ycbcr_coefficients=_coefficients(struct.get("ycbcr_coefficients")),
-            sidecar=None if struct.get("sidecar") is None else Sidecar(**struct["sidecar"]),
+            ycbcr_subsampling=(1, 1) if subsampling is None else (int(subsampling[0]), int(subsampling[1])),
+            ycbcr_coefficients=BT601_COEFFICIENTS if coefficients is None else tuple(map(float, coefficients[:3])),  # type: ignore[arg-type]
+            sidecar=None if sidecar is None else Sidecar(**sidecar),
         )
 
 
-_FORM = (
-    "image_width", "width", "image_height", "height", "tile_width", "tile_height", "dtype", "predictor", "compression",
-    "samples_per_pixel", "planar_configuration", "photometric", "bits_per_sample", "big_endian", "fill_order",
-    "striped", "block_leaders",
-)  # fmt: skip
-"""What most files of a Collection have in common."""
+_DEFAULTS = {
+    "predictor": 1, "compression": 1, "samples_per_pixel": 1, "planar_configuration": 1, "bits_per_sample": 0,
+    "fill_order": 1,
+}  # fmt: skip
+_FLAGS = ("big_endian", "striped", "block_leaders")
+_SIZES = ("image_width", "width", "image_height", "height", "tile_width", "tile_height")
+_LAYOUT_KEYS = (*_SIZES, "dtype", "photometric", *_DEFAULTS, *_FLAGS)
+"""Keys whose values most files of a Collection share."""
 
 
 @lru_cache(maxsize=1024)
-def _form(values: tuple[Any, ...]) -> dict[str, Any]:
-    """Fields of a table out of the values of `_FORM`; shared, so not to be changed."""
-    struct = dict(zip(_FORM, values, strict=True))
+def _layout_fields(values: tuple[Any, ...]) -> dict[str, Any]:
+    """Fields of a table from the values of `_LAYOUT_KEYS`; cached, so do not change the result."""
+    struct = dict(zip(_LAYOUT_KEYS, values, strict=True))
     photometric = struct["photometric"]
-    return {
+    sizes = {
         "width": _size(struct, "image_width", "width"),
         "height": _size(struct, "image_height", "height"),
         "tile_width": _size(struct, "tile_width"),
         "tile_height": _size(struct, "tile_height"),
+    }
+    integers = {key: default if struct[key] is None else int(struct[key]) for key, default in _DEFAULTS.items()}
+    return {
+        **sizes,
+        **integers,
+        **{key: bool(struct[key]) for key in _FLAGS},
         "dtype": _dtype(str(struct["dtype"])),
-        "predictor": _or(struct["predictor"], 1),
-        "compression": _or(struct["compression"], 1),
-        "samples_per_pixel": _or(struct["samples_per_pixel"], 1),
-        "planar_configuration": _or(struct["planar_configuration"], 1),
         "photometric": None if photometric is None else int(photometric),
-        "bits_per_sample": _or(struct["bits_per_sample"], 0),
-        "big_endian": bool(struct["big_endian"]),
-        "fill_order": _or(struct["fill_order"], 1),
-        "striped": bool(struct["striped"]),
-        "block_leaders": bool(struct["block_leaders"]),
     }
 
 
-def slice_plane(table: TileTable, sample: int) -> TileTable:
-    """The plane of one sample out of a planar table that holds them all."""
-    tiles = table.tiles_across * table.tiles_down
-    part = slice(sample * tiles, (sample + 1) * tiles)
-    return replace(table, tile_offsets=table.tile_offsets[part], tile_byte_counts=table.tile_byte_counts[part])
+def _size(struct: Mapping[str, Any], *names: str) -> int:
+    """The first value that is not None under these names."""
+    for name in names:
+        if struct[name] is not None:
+            return int(struct[name])
+    raise CollectionError(f"Band metadata lacks {names[0]!r}; rebuild the Collection.")
 
 
 @cache
-def _name(dtype: np.dtype[Any]) -> str:
-    return dtype.name  # worked out by numpy each time, at the cost of parsing a directory
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # numpy computes it on each access, which costs as much as parsing a directory
 
 
 @cache
@@ -221,26 +225,91 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name).newbyteorder("=")
 
 
-def _size(struct: Mapping[str, Any], *names: str) -> int:
-    """The value under the first of the names that has one."""
-    for name in names:
-        value = struct.get(name)
-        if value is not None:
-            return int(value)
-    raise CollectionError(f"Band metadata lacks {names[0]!r}; rebuild the Collection.")
+def slice_plane(table: TileTable, sample: int) -> TileTable:
+    """Return the plane of one sample of a planar table; a table of interleaved samples is returned unchanged."""
+    if table.planar_configuration != 2:
+        return table
+    tiles = table.tiles_across * table.tiles_down
+    plane = slice(sample * tiles, (sample + 1) * tiles)
+    return replace(table, tile_offsets=table.tile_offsets[plane], tile_byte_counts=table.tile_byte_counts[plane])
 
 
-def _or(value: Any, default: int) -> int:
-    return default if value is None else int(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileRead:
+    """The part of a window that one tile covers."""
+
+    index: int
+    """Position in the tile table, row-major."""
+    range: ByteRange | None
+    """Bytes to fetch: the tile, and its block leader if the file has those. None = sparse, nothing is stored."""
+    leader: int
+    """Bytes of `range` before the tile itself: 4 or 0."""
+    source: Window
+    """The required pixels, relative to the tile."""
+    target: Window
+    """Where they go, relative to the window."""
+    stored_rows: int
+    """Rows that the tile stores: `tile_height`, or fewer in the last strip."""
+    image_rows: int
+    """Rows of the tile that lie in the image."""
+    image_cols: int
+    """Columns of the tile that lie in the image."""
 
 
-def _integers(values: Any) -> tuple[int, ...]:
-    return () if values is None else tuple(int(v) for v in values)
+def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
+    """Return the tiles that hold the pixels of `window`, row-major.
+
+    Every pixel of the window that lies in the image is covered exactly once; a window outside it needs no tiles.
+    """
+    layout = table.height, table.width, table.tile_height, table.tile_width
+    leader, reads = _LEADER_BYTES if table.block_leaders else 0, []
+    for begin, overlaps in _tile_rows(layout, window.row, window.col, window.height, window.width):
+        end, stored_rows = begin + len(overlaps), table.stored_rows(begin // table.tiles_across)
+        offsets, counts = table.tile_offsets[begin:end].tolist(), table.tile_byte_counts[begin:end].tolist()
+        for index, overlap, offset, count in zip(range(begin, end), overlaps, offsets, counts, strict=True):
+            source, target, image_rows, image_cols = overlap
+            reads.append(
+                TileRead(
+                    index=index,
+                    range=ByteRange(offset - leader, leader + count) if count > 0 and offset > leader else None,
+                    leader=leader,
+                    source=source,
+                    target=target,
+                    stored_rows=stored_rows,
+                    image_rows=image_rows,
+                    image_cols=image_cols,
+                )
+            )
+    return tuple(reads)
 
 
-def _pair(values: Any) -> tuple[int, int]:
-    return (1, 1) if values is None else (int(values[0]), int(values[1]))
+_Layout = tuple[int, int, int, int]
+"""Rows and columns of the image, and of a tile."""
+_Overlap = tuple[Window, Window, int, int]
+"""`source`, `target`, `image_rows` and `image_cols` of a `TileRead`."""
 
 
-def _coefficients(values: Any) -> tuple[float, float, float]:
-    return BT601_COEFFICIENTS if values is None else (float(values[0]), float(values[1]), float(values[2]))
+@lru_cache(maxsize=64)  # the bands of a chip, and its mask, need the same
+def _tile_rows(
+    layout: _Layout, row: int, col: int, height: int, width: int
+) -> tuple[tuple[int, tuple[_Overlap, ...]], ...]:
+    """For each row of tiles under a window: the index of its first tile, and the overlap of each tile."""
+    # Plain integers, because a batch plans thousands of tiles.
+    rows, cols, tile_height, tile_width = layout
+    top, left, bottom, right = max(row, 0), max(col, 0), min(row + height, rows), min(col + width, cols)
+    if top >= bottom or left >= right:
+        return ()
+    tiles_across, tile_rows = -(-cols // tile_width), []
+    first, last = left // tile_width, (right - 1) // tile_width
+    for tile_row in range(top // tile_height, (bottom - 1) // tile_height + 1):
+        y = tile_row * tile_height
+        image_rows, y_start = min(tile_height, rows - y), max(top, y)
+        overlap_height, overlaps = min(bottom, y + tile_height) - y_start, []
+        for x in range(first * tile_width, (last + 1) * tile_width, tile_width):
+            x_start = max(left, x)
+            overlap_width = min(right, x + tile_width) - x_start
+            source = Window(row=y_start - y, col=x_start - x, height=overlap_height, width=overlap_width)
+            target = Window(row=y_start - row, col=x_start - col, height=overlap_height, width=overlap_width)
+            overlaps.append((source, target, image_rows, min(tile_width, cols - x)))
+        tile_rows.append((tile_row * tiles_across + first, tuple(overlaps)))
+    return tuple(tile_rows)

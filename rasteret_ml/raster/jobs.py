@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.tile_reads import TileRead
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileRead, TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange

@@ -9,8 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rasteret_ml.cog.metadata import CogMetadata, Level
-from rasteret_ml.cog.tile_reads import TileRead, plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileRead, TileTable, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.warp import Resampling, needed_window, steady_ratio

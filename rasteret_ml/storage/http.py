@@ -1,4 +1,8 @@
-"""HTTP range requests, each answer checked, transient failures tried again."""
+"""HTTP range requests: every response is checked, transient failures are retried.
+
+Most requests go through the connections of `http1`. aiohttp handles the rest: hosts that need a proxy or a netrc login,
+redirects, and responses that do not state their length.
+"""
 
 from __future__ import annotations
 
@@ -31,246 +35,237 @@ from rasteret_ml.errors import (
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http1.connection import Response, ResponseHead, ResponseTimeoutError, UnsupportedResponseError
 from rasteret_ml.storage.http1.pool import ConnectionPool
-from rasteret_ml.storage.limits import FetchLimits
+from rasteret_ml.storage.limits import FetchLimits, Timeouts
 from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.storage.urls import public_url
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["Environment", "HttpReader"]
+__all__ = ["HttpReader"]
 
-
-class Environment:
-    """The proxies and logins as they stand when it is made; answers are kept by scheme and host."""
-
-    def __init__(self) -> None:
-        self._proxies = getproxies()
-        self._netrc = _netrc()
-        self._answers: dict[tuple[str, str], bool] = {}
-
-    def concerns(self, scheme: str, host: str) -> bool:
-        """Whether requests to this host may need a proxy or a login from the environment."""
-        key = (scheme, host)
-        if key not in self._answers:
-            proxied = scheme in self._proxies and not proxy_bypass(host)
-            self._answers[key] = proxied or (self._netrc is not None and self._netrc.authenticators(host) is not None)
-        return self._answers[key]
-
-    def note(self, scheme: str, host: str) -> None:
-        """From now on it concerns this host: it sends requests on to others, about which nothing is known here."""
-        self._answers[scheme, host] = True
-
-
-def _netrc() -> netrc.netrc | None:
-    """The logins that aiohttp would find; None where there are none."""
-    named = os.environ.get("NETRC")
-    try:
-        return netrc.netrc(named or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
-        return None  # as for aiohttp, which says so in its log
-
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "rasteret-ml"}
-"""Of each request; a range of a compressed stream would not be a range of the file."""
+"""Identity, because a range of a compressed response is not a range of the file."""
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-class _Transient(Exception):  # noqa: N818 - a signal between two functions, never seen outside
-    """An attempt that may be repeated; carries the error to raise when patience ends."""
+class _TransientError(Exception):
+    """A failed attempt that may be retried, with the error to raise after the last one."""
 
-    def __init__(self, error: FetchError, pause: float | None = None) -> None:
+    def __init__(self, error: FetchError, retry_after: float | None = None) -> None:
         super().__init__(str(error))
         self.error = error
-        self.pause = pause
+        self.retry_after = retry_after
 
 
 class HttpReader:
-    """Range reads over connections that are made on first use and closed by `aclose`."""
+    """Reads byte ranges over connections that are opened on first use and closed by `aclose`."""
 
     def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
         self._limits = limits
         self._meter = meter or Meter()
-        self._lines: _Transports | None = None
+        self._transports: _Transports | None = None
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """See `RangeReader.read`.
 
         Raises:
-            FetchNotFoundError, AccessDeniedError, RangeNotSupportedError: at once.
-            ServerError, FetchTimeoutError: after all attempts.
+            FetchNotFoundError, AccessDeniedError, RangeNotSupportedError: Without retries.
+            ServerError, FetchTimeoutError: After all attempts.
         """
         url, policy = public_url(href), self._limits.retry
-        pause, began = policy.base, time.perf_counter()
+        pause, start = policy.base, time.perf_counter()
         for attempt in range(1, policy.attempts + 1):
             try:
                 response = await self._attempt(url, span)
-            except _Transient as failure:
-                if attempt == policy.attempts or (failure.pause or 0) > policy.cap:
-                    raise _after(failure.error, attempt) from None
+            except _TransientError as failure:
+                if attempt == policy.attempts or (failure.retry_after or 0) > policy.cap:
+                    attempts = f"{attempt} attempt{'s' if attempt > 1 else ''}"
+                    raise type(failure.error)(f"{failure.error} ({attempts})") from None
                 pause = min(policy.cap, random.uniform(policy.base, max(policy.base, 3 * pause)))
-                await asyncio.sleep(failure.pause if failure.pause is not None else pause)
+                await asyncio.sleep(pause if failure.retry_after is None else failure.retry_after)
                 self._meter.add(retries=1)
             else:
-                self._meter.add(requests=1, bytes_fetched=len(response.data), fetch_seconds=time.perf_counter() - began)
+                self._meter.add(requests=1, bytes_fetched=len(response.data), fetch_seconds=time.perf_counter() - start)
                 return response
         raise AssertionError("unreachable")
 
     async def _attempt(self, url: str, span: ByteRange) -> RangeResponse:
-        # The plain way first: an exception costs what it must, a request that goes well pays for no wrapper.
+        # aiohttp's errors become ours without the original exception, whose text may contain the signed address.
         try:
-            return await self._request(_encoded(url), url, span)
-        except (_Transient, FetchError, NotATiffError, UsageError):
+            return await self._request(_parse_url(url), url, span)
+        except (_TransientError, FetchError, NotATiffError, UsageError):
             raise
         except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-            late = FetchTimeoutError(f"{_place(url, span)}: {self._what_is_late(error)}.")
-            raise _Transient(late) from None
-        # Aiohttp's failures as ours, without their chain: it spells the address, signature and all.
+            message = f"{_describe(url, span)}: {_describe_timeout(error, self._limits.timeouts)}."
+            raise _TransientError(FetchTimeoutError(message)) from None
         except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, ValueError) as error:
-            raise FetchError(f"{_place(url, span)}: {type(error).__name__}: {redact(str(error))}") from None
+            raise FetchError(f"{_describe(url, span)}: {type(error).__name__}: {redact(str(error))}") from None
         except (aiohttp.ClientError, OSError) as error:
-            what = f"{_place(url, span)}: {type(error).__name__}: {redact(str(error))}"
-            raise _Transient(ServerError(what)) from None
-
-    def _what_is_late(self, error: Exception) -> str:
-        timeouts = self._limits.timeouts
-        limit = error.limit if isinstance(error, ResponseTimeoutError) else "total"
-        if limit == "connect" or isinstance(error, aiohttp.ConnectionTimeoutError):
-            return f"no connection in time ({timeouts.connect:g} s)"
-        if limit == "read" or isinstance(error, aiohttp.SocketTimeoutError):
-            return f"no answer in time (no byte for {timeouts.read:g} s)"
-        return f"no answer in time (at most {timeouts.total:g} s)"
+            message = f"{_describe(url, span)}: {type(error).__name__}: {redact(str(error))}"
+            raise _TransientError(ServerError(message)) from None
 
     async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
-        """One request; by aiohttp where the environment has a say, or the server answers in a way of its own."""
-        lines = self._get_transports()
+        transports = self._get_transports()
         headers = {**_HEADERS, "Range": f"bytes={span.start}-{span.stop - 1}"}
         scheme, host = address.scheme, address.host or ""
-        if address.user is None and not lines.environment.concerns(scheme, host):
+        if address.user is None and not transports.environment.applies_to(scheme, host):
             with contextlib.suppress(UnsupportedResponseError):
-                answer = await lines.pool.get(address, headers, partial(_wanted, span))
-                if answer.head.status not in _REDIRECTS:
-                    return self._answer(answer, url, span)
-            lines.environment.note(scheme, host)  # where it leads, the environment may have its say
-        async with lines.session.get(address, headers=headers) as response:
-            return self._answer(await _by_aiohttp(response, span), url, span)
+                response = await transports.pool.get(address, headers, partial(_accepts_body, span))
+                if response.head.status not in _REDIRECTS:
+                    return self._check_response(response, url, span)
+            transports.environment.add_host(scheme, host)  # a redirect may lead to a host that needs a proxy or a login
+        async with transports.session.get(address, headers=headers) as aiohttp_response:
+            return self._check_response(await _read_aiohttp(aiohttp_response, span), url, span)
 
-    def _answer(self, answer: Response, url: str, span: ByteRange) -> RangeResponse:
-        head, data = answer.head, answer.body
+    def _check_response(self, response: Response, url: str, span: ByteRange) -> RangeResponse:
+        """Return the bytes of a response, or raise if the status or the length is wrong."""
+        head, data = response.head, response.body
         if head.status != 206:
-            return self._unusual(answer, _place(url, span), span)
-        said = head.headers.get("content-range", "")
-        found = _CONTENT_RANGE.match(said)
-        if not found or int(found[1]) != span.start:
-            raise RangeNotSupportedError(f"{_place(url, span)}: the server answered with Content-Range {said!r}.")
-        size = None if found[3] == "*" else int(found[3])
+            return self._check_status(response, _describe(url, span))
+        content_range = head.headers.get("content-range", "")
+        match = _CONTENT_RANGE.match(content_range)
+        if not match or int(match[1]) != span.start:
+            where = _describe(url, span)
+            raise RangeNotSupportedError(f"{where}: the server responded with Content-Range {content_range!r}.")
+        size = None if match[3] == "*" else int(match[3])
         length = head.length if data is None else len(data)
         expected = min(span.length, size - span.start) if size is not None else length
         if data is None or length != expected or len(data) > span.length:
-            raise _Transient(ServerError(f"{_place(url, span)}: got {length} bytes, {expected} expected."))
-        self._meter.add(body_seconds=answer.seconds)
+            raise _TransientError(ServerError(f"{_describe(url, span)}: got {length} bytes, {expected} expected."))
+        self._meter.add(body_seconds=response.seconds)
         return RangeResponse(data=data, size=size, etag=head.headers.get("etag"))
 
-    def _unusual(self, answer: Response, where: str, span: ByteRange) -> RangeResponse:
-        head = answer.head
-        self._check_status(head, where)
-        if head.status == 416:  # an empty file has no byte to give
-            return RangeResponse(data=b"", size=0, etag=head.headers.get("etag"))
-        return self._whole_object(answer, where)
-
-    def _check_status(self, head: ResponseHead, where: str) -> None:
-        status = head.status
+    def _check_status(self, response: Response, where: str) -> RangeResponse:
+        """Return the bytes of a response other than 206 if it has any, else raise."""
+        head, status = response.head, response.head.status
         if status == 200:
-            return
-        what = f"{where}: HTTP {status} {head.reason}".rstrip()
+            return _check_whole_file(response, where)
+        message = f"{where}: HTTP {status} {head.reason}".rstrip()
         if status in self._limits.retry.statuses:
-            raise _Transient(ServerError(f"{what}."), _retry_after(head))
+            raise _TransientError(ServerError(f"{message}."), _retry_after(head))
         if status in (404, 410):
-            raise FetchNotFoundError(f"{what}; check the address.")
+            raise FetchNotFoundError(f"{message}; check the address.")
         if status in (401, 403):
-            raise AccessDeniedError(f"{what}; a private or expired address needs sign=, called at each read.")
+            raise AccessDeniedError(f"{message}; a private or expired address needs sign=, called at each read.")
         if status == 416 and head.headers.get("content-range", "").strip() == "bytes */0":
-            return
+            return RangeResponse(data=b"", size=0, etag=head.headers.get("etag"))  # the file is empty
         if status == 416:
-            raise FetchError(f"{what}; the file ends before this range: it is not the file that was indexed.")
-        raise FetchError(f"{what}.")
-
-    def _whole_object(self, answer: Response, where: str) -> RangeResponse:
-        """A 200 answer: usable only where the object is no larger than what was asked for."""
-        head, data = answer.head, answer.body
-        if _is_page(head):
-            raise NotATiffError(f"{where}: the server answered with an HTML page, not a file; check the address.")
-        if data is not None:
-            return RangeResponse(data=data, size=len(data), etag=head.headers.get("etag"))
-        raise RangeNotSupportedError(
-            f"{where}: the server ignores range requests (HTTP 200, {head.length} bytes); "
-            "serve the file from a store that supports them, or download it and use its path."
-        )
+            raise FetchError(f"{message}; the file ends before this range: it is not the file that was indexed.")
+        raise FetchError(f"{message}.")
 
     def _get_transports(self) -> _Transports:
-        if self._lines is None:
-            limits = self._limits
-            connector = aiohttp.TCPConnector(
-                limit=limits.connections,
-                keepalive_timeout=limits.keepalive,
-                ttl_dns_cache=int(limits.dns_ttl),
-            )
+        if self._transports is None:
+            limits, timeouts = self._limits, self._limits.timeouts
             session = aiohttp.ClientSession(
-                connector=connector,
+                connector=aiohttp.TCPConnector(
+                    limit=limits.connections,
+                    keepalive_timeout=limits.keepalive,
+                    ttl_dns_cache=int(limits.dns_ttl),
+                ),
                 timeout=aiohttp.ClientTimeout(
-                    total=limits.timeouts.total, sock_connect=limits.timeouts.connect, sock_read=limits.timeouts.read
+                    total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
                 ),
                 auto_decompress=False,
                 trust_env=True,
             )
-            self._lines = _Transports(ConnectionPool(limits), session, Environment())
-        return self._lines
+            self._transports = _Transports(ConnectionPool(limits), session, _Environment())
+        return self._transports
 
     async def aclose(self) -> None:
         """Close the connections."""
-        lines, self._lines = self._lines, None
-        if lines is not None:
-            await lines.session.close()
-            await lines.pool.aclose()
+        transports, self._transports = self._transports, None
+        if transports is not None:
+            await transports.session.close()
+            await transports.pool.aclose()
+
+
+class _Environment:
+    """The proxies and netrc logins of the process, read once; results are cached by scheme and host.
+
+    aiohttp looks them up on other threads twice per request, which costs more than the request itself.
+    """
+
+    def __init__(self) -> None:
+        self._proxies = getproxies()
+        self._netrc = _read_netrc()
+        self._applies: dict[tuple[str, str], bool] = {}
+
+    def applies_to(self, scheme: str, host: str) -> bool:
+        """Whether requests to this host need a proxy or a login, or may be redirected to one that does."""
+        key = (scheme, host)
+        if key not in self._applies:
+            proxied = scheme in self._proxies and not proxy_bypass(host)
+            self._applies[key] = proxied or (self._netrc is not None and self._netrc.authenticators(host) is not None)
+        return self._applies[key]
+
+    def add_host(self, scheme: str, host: str) -> None:
+        """Make `applies_to` true for this host from now on."""
+        self._applies[scheme, host] = True
 
 
 class _Transports(NamedTuple):
-    """The two ways to a host, and what says which."""
+    """The two HTTP clients, and the environment that decides between them."""
 
     pool: ConnectionPool
     session: aiohttp.ClientSession
-    environment: Environment
+    environment: _Environment
 
 
-def _wanted(span: ByteRange, head: ResponseHead) -> bool:
-    """Whether a body is what was asked for, and not an error's page or a file of gigabytes."""
+def _read_netrc() -> netrc.netrc | None:
+    """The logins that aiohttp would find; None if there are none, or the file is invalid (aiohttp logs it)."""
+    path = os.environ.get("NETRC")
+    try:
+        return netrc.netrc(path or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
+        return None
+
+
+def _accepts_body(span: ByteRange, head: ResponseHead) -> bool:
+    """Whether to receive the body: not an error page, nor a file of gigabytes."""
     if head.length is None or head.length > span.length:
         return False
-    return head.status == 206 or (head.status == 200 and span.start == 0 and not _is_page(head))
+    return head.status == 206 or (head.status == 200 and span.start == 0 and not _is_html(head))
 
 
-def _is_page(head: ResponseHead) -> bool:
+def _is_html(head: ResponseHead) -> bool:
     return head.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html"
 
 
-async def _by_aiohttp(response: aiohttp.ClientResponse, span: ByteRange) -> Response:
-    """What aiohttp received, as an answer."""
+async def _read_aiohttp(response: aiohttp.ClientResponse, span: ByteRange) -> Response:
+    """Receive a response of aiohttp."""
     headers = {name.lower(): value for name, value in response.headers.items()}
-    head, began = (
-        ResponseHead(response.status, response.reason or "", headers, response.content_length),
-        time.perf_counter(),
+    head = ResponseHead(response.status, response.reason or "", headers, response.content_length)
+    start = time.perf_counter()
+    # The length of a chunked 206 is known only after it was received.
+    body = await response.read() if head.status == 206 or _accepts_body(span, head) else None
+    return Response(head, body, time.perf_counter() - start)
+
+
+def _check_whole_file(response: Response, where: str) -> RangeResponse:
+    """Return the body of a 200 response, which is usable only if the file is no larger than the range."""
+    head, data = response.head, response.body
+    if _is_html(head):
+        raise NotATiffError(f"{where}: the server responded with an HTML page, not a file; check the address.")
+    if data is not None:
+        return RangeResponse(data=data, size=len(data), etag=head.headers.get("etag"))
+    raise RangeNotSupportedError(
+        f"{where}: the server ignores range requests (HTTP 200, {head.length} bytes); "
+        "serve the file from a store that supports them, or download it and use its path."
     )
-    # A part may come in chunks: its length is seen when it is there.
-    taken = await response.read() if head.status == 206 or _wanted(span, head) else None
-    return Response(head, taken, time.perf_counter() - began)
 
 
-def _after(error: FetchError, attempts: int) -> FetchError:
-    return type(error)(f"{error} ({attempts} attempt{'s' if attempts > 1 else ''})")
-
-
-def _place(url: str, span: ByteRange) -> str:
-    """An address and a range for a message."""
+def _describe(url: str, span: ByteRange) -> str:
+    """An address without secrets, and a range, for a message."""
     return f"{redact(url)}, {span}"
+
+
+def _describe_timeout(error: Exception, timeouts: Timeouts) -> str:
+    limit = error.limit if isinstance(error, ResponseTimeoutError) else "total"
+    if limit == "connect" or isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {timeouts.connect:g} s"
+    if limit == "read" or isinstance(error, aiohttp.SocketTimeoutError):
+        return f"no data received for {timeouts.read:g} s"
+    return f"no complete response within {timeouts.total:g} s"
 
 
 def _retry_after(head: ResponseHead) -> float | None:
@@ -280,12 +275,12 @@ def _retry_after(head: ResponseHead) -> float | None:
         return None
 
 
-def _encoded(url: str) -> URL:
-    # A signed URL must go out exactly as it came; yarl would re-quote it.
+def _parse_url(url: str) -> URL:
+    # A signed URL must be sent exactly as it is; yarl would quote it again.
     try:
         address = URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
     except ValueError as error:
         raise UsageError(f"{redact(url)}: not a URL ({error}).") from None
     if not address.host:
-        raise UsageError(f"{redact(url)}: not a URL (it names no host).")
+        raise UsageError(f"{redact(url)}: not a URL, it has no host.")
     return address

@@ -1,4 +1,4 @@
-"""The reader that everything uses: signing, then the right scheme."""
+"""The default reader: choose by scheme, sign addresses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rasteret_ml.telemetry import Meter
 __all__ = ["SchemeReader", "SignHook", "SigningReader", "open_reader"]
 
 SignHook = Callable[[str], str | Awaitable[str]]
-"""Turns a stored href into one that may be read now. Called at each read; its answer is never stored."""
+"""Turns a stored href into one that can be read now. Called before each read; its result is never stored."""
 
 
 class SchemeReader:
-    """Local paths to the file system, everything else to HTTP."""
+    """Reads local paths from the file system, everything else by HTTP."""
 
     def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
         self._local = LocalReader(meter)
@@ -43,9 +43,9 @@ class SchemeReader:
 
 
 class SigningReader:
-    """A reader that signs every address just before it is read.
+    """A reader that signs every address just before reading it.
 
-    An address that is refused is signed and read once more: a token may have expired in between.
+    If access is denied, it signs and reads once more, because a token may have expired in between.
     """
 
     def __init__(self, reader: RangeReader, sign: SignHook) -> None:
@@ -61,23 +61,26 @@ class SigningReader:
 
     async def _signed(self, href: str) -> str:
         try:
-            answer = self._sign(href)
-            signed = await answer if inspect.isawaitable(answer) else answer
-        except Exception as error:  # without its chain, which may spell a signed address
-            what = f"{type(error).__name__}: {redact(str(error))}"
-            raise AccessDeniedError(f"{redact(href)}: sign= raised {what}") from None
+            result = self._sign(href)
+            signed = await result if inspect.isawaitable(result) else result
+        except Exception as error:  # without the original exception, whose text may contain a signed address
+            reason = f"{type(error).__name__}: {redact(str(error))}"
+            raise AccessDeniedError(f"{redact(href)}: sign= raised {reason}") from None
         if not isinstance(signed, str) or not signed:
-            raise UsageError(f"{redact(href)}: sign= must return an address, not {type(signed).__name__}.")
+            raise UsageError(f"{redact(href)}: sign= must return an address, got {type(signed).__name__}.")
         return signed
 
     async def aclose(self) -> None:
-        """Close the reader inside."""
+        """Close the wrapped reader."""
         await self._reader.aclose()
 
 
 def open_reader(limits: FetchLimits | None = None, meter: Meter | None = None) -> SchemeReader:
-    """A reader for paths and URLs; `async with` closes it.
+    """Return a reader for paths and URLs; `async with` closes it.
 
-    Use one for many `load_bands` calls (`backend=reader`), so that they share connections.
+    Pass one reader to many `load_bands` calls, so that they share connections:
+
+        async with rm.open_reader() as reader:
+            chips = await record.load_bands(geometries, ["B04"], backend=reader, output="tensor")
     """
     return SchemeReader(limits or FetchLimits(), meter)

@@ -1,4 +1,4 @@
-"""The seam between pixels and bytes."""
+"""The `RangeReader` protocol, through which the other rooms read bytes, and an adapter for stores of the caller."""
 
 from __future__ import annotations
 
@@ -13,45 +13,43 @@ __all__ = ["BackendReader", "RangeReader", "RangeResponse", "as_reader"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RangeResponse:
-    """What came back for one range."""
+    """The bytes of one range."""
 
     data: bytes | memoryview
-    """The bytes; as many as were asked for, fewer only where the file ends inside the range."""
+    """As many bytes as requested; fewer only if the file ends inside the range."""
     size: int | None
-    """Length of the whole file, None where the source does not say."""
+    """Length of the whole file in bytes; None = unknown."""
     etag: str | None = None
-    """The file's version tag, None where there is none."""
+    """The file's ETag; None = unknown."""
 
 
 class RangeReader(Protocol):
-    """Anything that can read a byte range of an address."""
+    """Reads byte ranges of files by address."""
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """Read `span` of the file at `href`.
 
-        A range that starts past the end of the file is an error; one that reaches past it comes back short.
+        A range that starts past the end of the file is an error; one that extends past it is returned short.
 
         Raises:
-            FetchError: a subclass says why; the message carries the address without its secrets.
+            FetchError: The subclass gives the reason; the message shows the address without its secrets.
         """
 
     async def aclose(self) -> None:
-        """Release connections; the reader is unusable afterwards."""
+        """Release connections; the reader cannot be used afterwards."""
 
 
 class BackendReader:
-    """A `RangeReader` over a caller's own store.
+    """A `RangeReader` over a store of the caller.
 
     Args:
-        backend: An object with async `get_range(url, start, length)` (the protocol that rasteret uses), or an
-            obstore store, whose `get_range_async(path, start=, length=)` is called with the path of the URL.
+        backend: An object with async `get_range(url, start, length)` (as rasteret's backends), or an obstore store,
+            whose `get_range_async(path, start=, length=)` receives the path of the URL.
     """
 
     def __init__(self, backend: Any) -> None:
         if not any(hasattr(backend, name) for name in ("get_range", "get_range_async", "get_ranges")):
-            raise UsageError(
-                f"backend= needs async get_range(url, start, length); {type(backend).__name__} has no such method."
-            )
+            raise UsageError(f"backend must have async get_range(url, start, length), got {type(backend).__name__}.")
         self._backend = backend
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
@@ -59,9 +57,9 @@ class BackendReader:
         try:
             data = await self._get(href, span)
         except Exception as error:
-            # Without the chain: it may spell the address, signature and all.
-            what = f"{type(error).__name__}: {redact(str(error))}"
-            raise FetchError(f"{redact(href)}: the backend failed to read {span}: {what}") from None
+            # Without the original exception, whose text may contain the signed address.
+            reason = f"{type(error).__name__}: {redact(str(error))}"
+            raise FetchError(f"{redact(href)}: the backend failed to read {span}: {reason}") from None
         if not len(data) and span.start:
             raise FetchError(f"{redact(href)}: the backend has no bytes at {span}.")
         if len(data) > span.length:
@@ -77,9 +75,9 @@ class BackendReader:
         return memoryview((await self._backend.get_ranges(href, [(span.start, span.length)]))[0])
 
     async def aclose(self) -> None:
-        """Does nothing: the caller owns the backend."""
+        """Do nothing: the caller owns the backend."""
 
 
 def as_reader(backend: Any) -> RangeReader:
-    """`backend` itself where it is a `RangeReader`, else wrapped as one."""
+    """Return `backend` itself if it is a `RangeReader`, else a `BackendReader` over it."""
     return backend if hasattr(backend, "read") and hasattr(backend, "aclose") else BackendReader(backend)

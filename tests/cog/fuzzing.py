@@ -31,7 +31,7 @@ from rasteret_ml.testing import MemoryReader
 SECONDS = 2.0
 """A file that takes longer is a finding (by hand only: no test asserts a time)."""
 MEMORY = 500 * 1024 * 1024
-"""More than this over what the process held before is a finding."""
+"""More memory than this, beyond what the process used before, is a finding."""
 _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 64, 255, 256, 32767, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63)
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34712, 34887, 34925, 50000, 50001, 50002)
 
@@ -93,7 +93,7 @@ def _edit_entry(content: bytearray, rng: np.random.Generator) -> None:
 
 
 def read_some(content: bytes) -> str:
-    """Read the corners of the first and last band at every level: "read", or the name of the error of ours."""
+    """Read the corners of the first and last band at every level: "read", or the name of our error."""
 
     async def work() -> None:
         reader = MemoryReader({"fuzz.tif": content})

@@ -1,4 +1,4 @@
-"""TIFFs and tile tables that tests make up."""
+"""TIFFs and tile tables made for tests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def make_table(dtype: str, shape: tuple[int, int], samples: int = 1, **facts: An
 def raw_tiff(
     strips: Sequence[bytes], shape: tuple[int, int], *, big_endian: bool = False, tags: dict[int, Any] | None = None
 ) -> bytes:
-    """A TIFF around ready-made strips (tiles, where `tags` hold 322 and 323); `tags` by number, ints or bytes."""
+    """A TIFF of given strips (tiles if `tags` holds 322 and 323); `tags` by number, ints or bytes."""
     order = ">" if big_endian else "<"
     fields = {256: shape[1], 257: shape[0], 258: 8, 259: 1, 262: 1, 277: 1, 278: shape[0]} | (tags or {})
     where, counts = (324, 325) if 322 in fields else (273, 279)

@@ -15,7 +15,7 @@ from made_tiffs import LAYOUTS, assert_same, gdal_pixels, gtiff, make_table, raw
 from whole_file import header_of, read_bands
 
 from rasteret_ml.cog.codecs.decode import check_supported, decode_tile
-from rasteret_ml.cog.codecs.ycbcr import to_rgb, unpack_units
+from rasteret_ml.cog.codecs.unpack import unpack_units, ycbcr_to_rgb
 from rasteret_ml.errors import CorruptTiffError
 
 
@@ -66,7 +66,7 @@ def _decoded(stored: bytes, shape: tuple[int, int], dtype: str, samples: int = 1
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_complex_integers(bits: int, big_endian: bool, predictor: int) -> None:
-    """Two integers a sample; libtiff takes differences of the two as one word."""
+    """Two integers per sample; libtiff takes differences of the two as one word."""
     order, item = ">" if big_endian else "<", bits // 16
     parts = np.random.default_rng(0).integers(-30000, 30000, (8, 9, 3, 2)).astype(f"{order}i{item}")
     stored = imagecodecs.zstd_encode(parts.tobytes())
@@ -140,7 +140,7 @@ STREAMS = {
 @pytest.mark.parametrize("code", STREAMS)
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_a_predictor_belongs_to_some_codecs_only(code: int, predictor: int) -> None:
-    """libtiff ignores the tag where nothing is compressed and for PackBits; so do we."""
+    """As libtiff, the tag is ignored for uncompressed data and PackBits."""
     data = np.random.default_rng(0).integers(0, 60, (16, 20)).astype(np.uint8)
     stored = bytes(STREAMS[code](data.tobytes()))
     expected = gdal_pixels(raw_tiff([stored], (16, 20), tags={259: code, 317: predictor}))
@@ -149,7 +149,7 @@ def test_a_predictor_belongs_to_some_codecs_only(code: int, predictor: int) -> N
 
 @pytest.mark.parametrize("code", [*STREAMS, 7, 34887, 50001])
 def test_reversed_bits_of_every_codec(code: int) -> None:
-    """libtiff reverses the whole stream, pictures included, but not JPEG."""
+    """libtiff reverses the whole stream, image codecs included, except JPEG."""
     data = np.random.default_rng(0).integers(0, 60, (16, 16, 3 if code == 50001 else 1)).astype(np.uint8)
     image = {7: imagecodecs.jpeg8_encode, 34887: imagecodecs.lerc_encode}
     if code == 50001:
@@ -181,7 +181,7 @@ def test_ycbcr_becomes_rgb_as_in_gdal(
         fractions = [n for value in coefficients for n in (round(value * 10000), 10000)]
         content = _with_rationals(stored, (rows, width), tags, fractions)
         units = unpack_units(np.frombuffer(stored, np.uint8), rows, width, across, down)
-        assert np.array_equal(to_rgb(units, coefficients), gdal_pixels(content))
+        assert np.array_equal(ycbcr_to_rgb(units, coefficients), gdal_pixels(content))
         return
     assert np.array_equal(_decoded(stored, (rows, width), "uint8", 3, **facts), gdal_pixels(content))
 
@@ -220,7 +220,7 @@ def test_a_tile_that_stores_only_the_rows_of_the_image(code: int, stored_rows: i
 
 @pytest.mark.parametrize("code", STREAMS)
 def test_more_than_a_full_tile_is_an_error(code: int) -> None:
-    """But for uncompressed data, where what follows is ignored."""
+    """Except for uncompressed data, where further bytes are ignored."""
     data = np.random.default_rng(0).integers(1, 60, (17, 16)).astype(np.uint8)
     stored = bytes(STREAMS[code](data.tobytes()))
     table = make_table("uint8", (16, 16), compression=code)

@@ -181,7 +181,7 @@ def test_a_last_strip_that_is_padded_to_full_height(codec: str, rows: int) -> No
     seed=st.integers(0, 1000),
 )
 def test_float_predictor_equals_imagecodecs(dtype, rows, width, samples, big_endian: bool, seed: int) -> None:
-    """The fast path gives what `floatpred_decode` gives on arbitrary bits, NaN payloads included."""
+    """The fast path equals `floatpred_decode` on arbitrary bits, NaN payloads included."""
     item = np.dtype(dtype).itemsize
     raw = np.random.default_rng(seed).integers(0, 256, (rows, width, samples * item)).astype(np.uint8)
     order = ">" if big_endian else "<"
@@ -215,7 +215,7 @@ def test_horizontal_predictor_is_a_running_sum(dtype, rows, width, samples, seed
 
 
 def test_threads_do_not_share_scratch() -> None:
-    """Tiles decoded at once in eight threads are those that one thread decodes."""
+    """Tiles decoded in eight threads equal those decoded in one."""
     datas = [pixels("float32", seed=i) for i in range(8)]
     contents = [gtiff(d, compress="deflate", predictor=3, **LAYOUTS["tiled"])[0] for d in datas]
     with ThreadPoolExecutor(8) as pool:
@@ -225,7 +225,7 @@ def test_threads_do_not_share_scratch() -> None:
 
 
 def test_a_giant_tile_is_refused() -> None:
-    """A strip that decodes to more than the limit is refused with its size and the way out."""
+    """A strip that decodes to more than the limit is refused with its size and a remedy."""
     file = io.BytesIO()
     tifffile.imwrite(
         file, iter([b"\0"]), shape=(20_000, 20_000), dtype="u1", rowsperstrip=20_000, compression="deflate"
@@ -292,7 +292,7 @@ REFUSED = [
     ({"dtype": "uint32", "bits_per_sample": 24, "big_endian": True}, "big-endian 24-bit"),
     ({"dtype": "float32", "compression": 7}, "JPEG"),
     ({"dtype": "uint16", "compression": 50001, "samples_per_pixel": 3}, "WebP"),
-    ({"compression": 50001}, "1 samples a pixel in WebP"),
+    ({"compression": 50001}, "1 samples per pixel in WebP"),
     ({"dtype": "int64", "compression": 34887}, "LERC"),
     ({"compression": 50002, "fill_order": 2}, "reversed bits"),
 ]
@@ -308,7 +308,7 @@ def test_what_is_not_supported_is_named(facts: dict[str, Any], name: str) -> Non
 
 
 def test_a_giant_tile_is_refused_unless_nothing_is_stored() -> None:
-    """The limit protects the decoder; sparse tiles never get there."""
+    """The limit protects the decoder; sparse tiles are not decoded."""
     table = make_table("uint8", (20_000, 20_000))
     for check in (check_supported, lambda t: decode_tile(b"", t, 20_000)):
         with pytest.raises(UnsupportedTiffError, match="381 MiB"):
@@ -317,7 +317,7 @@ def test_a_giant_tile_is_refused_unless_nothing_is_stored() -> None:
 
 
 def test_scratch_of_giants_is_not_kept() -> None:
-    """A thread holds on to scratch of up to 32 MiB only."""
+    """A thread keeps scratch memory of at most 32 MiB."""
     small, giant = scratch(1000, "test"), scratch(40 * 2**20, "test")
     assert giant.size == 40 * 2**20
     assert np.shares_memory(scratch(1000, "test"), small)

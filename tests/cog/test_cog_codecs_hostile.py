@@ -1,4 +1,4 @@
-"""Streams that are cut off, altered or lie about their size: an error of ours, within the tile's memory."""
+"""Streams that are truncated, altered or declare a false size: our error, within the tile's memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from made_tiffs import gtiff, make_table, photo
 from whole_file import header_of
 
+from rasteret_ml.cog.codecs.byte_codecs import check_lzw_codes
 from rasteret_ml.cog.codecs.decode import decode_tile
-from rasteret_ml.cog.codecs.lzw import refuse_dangling_codes
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
@@ -45,7 +45,7 @@ STREAMS: dict[str, tuple[int, Callable[[Any], Any]]] = {
 
 @cache
 def _stored(name: str) -> bytes:
-    """Made once: some encoders do not give the same bytes twice."""
+    """Encoded once, because some encoders do not produce the same bytes twice."""
     return bytes(STREAMS[name][1](PICTURE))
 
 
@@ -57,7 +57,7 @@ def _table(name: str, size: tuple[int, int] = (48, 64)) -> TileTable:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_altered_streams(name: str, data: st.DataObject) -> None:
-    """Bytes changed, cut off, put in or repeated: pixels of the tile's shape, or CorruptTiffError."""
+    """Bytes changed, removed, inserted or repeated: pixels of the tile's shape, or CorruptTiffError."""
     stored = bytearray(_stored(name))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(stored) - 1))
@@ -79,7 +79,7 @@ def test_altered_streams(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.8, 0.97])
 def test_streams_that_are_cut_off(name: str, part: float) -> None:
-    """Never pixels: neither rubbish (JPEG) nor zeros (LZW, PackBits)."""
+    """Never pixels: neither garbage (JPEG) nor zeros (LZW, PackBits)."""
     stored = _stored(name)
     with pytest.raises(CorruptTiffError):
         decode_tile(stored[: int(len(stored) * part)], _table(name), 48)
@@ -90,7 +90,7 @@ def _patched(stored: bytes, at: int, value: bytes) -> bytes:
 
 
 def _bomb(name: str) -> bytes:
-    """A stream that is, or claims to be, of 8000 x 8000 or more."""
+    """A stream that declares 8000 x 8000 pixels or more."""
     code, encode = STREAMS[name]
     if code in (5, 8, 32773, 34925, 50000):
         return bytes(encode(np.zeros(300_000 if code in (5, 32773) else 50_000_000, np.uint8)))
@@ -116,7 +116,7 @@ def _bomb(name: str) -> bytes:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_bombs(name: str) -> None:
-    """Refused before anything of the claimed size is allocated, and the message has both sizes."""
+    """Refused before the declared size is allocated; the message has both sizes."""
     bomb = _bomb(name)
     decode_tile(_stored(name), _table(name), 48)
     tracemalloc.start()
@@ -129,7 +129,7 @@ def test_bombs(name: str) -> None:
 
 
 def test_a_jpeg_of_many_scans_is_refused() -> None:
-    """Each scan of a progressive JPEG costs a pass over the whole picture; libtiff allows 100 of them too."""
+    """Each scan of a progressive JPEG costs a pass over the whole image; libtiff allows 100 too."""
     stored = _stored("JPEG")
     scan = stored[stored.index(b"\xff\xda") : -2]
     with pytest.raises(CorruptTiffError, match="scans"):
@@ -137,15 +137,15 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
 
 
 def test_jpeg_tables_that_hold_a_picture_are_refused() -> None:
-    """Or its size would go unchecked."""
+    """Otherwise its size would not be checked."""
     stored = _stored("JPEG")
     table = make_table("uint8", (48, 64), 3, compression=7, photometric=2, jpeg_tables=stored)
-    with pytest.raises(CorruptTiffError, match="tables hold a picture"):
+    with pytest.raises(CorruptTiffError, match="tables hold an image"):
         decode_tile(stored, table, 48)
 
 
 def test_jpeg_frames() -> None:
-    """No frame, two frames, a second picture inside the first."""
+    """No frame, two frames, a second image inside the first."""
     stored = _stored("JPEG")
     sof = stored.index(b"\xff\xc0")
     segment = stored[sof : sof + 2 + int.from_bytes(stored[sof + 2 : sof + 4], "big")]
@@ -154,14 +154,14 @@ def test_jpeg_frames() -> None:
         (stored.replace(segment, segment * 2), "two frames"),
         (stored.replace(segment, b"\xff\xd8" + segment), "second start"),
         (b"\xff\xd8\xff\xd9", "no frame"),
-        (b"\xff\xd8\xff\xc0\0\x11", "cut off"),
+        (b"\xff\xd8\xff\xc0\0\x11", "truncated"),
     ):
         with pytest.raises(CorruptTiffError, match=problem):
             decode_tile(altered, _table("JPEG"), 48)
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_ignored() -> None:
-    """Padding and rubbish behind the end marker do no harm."""
+    """Padding and garbage after the end marker are ignored."""
     stored = _stored("JPEG")
     expected = decode_tile(stored, _table("JPEG"), 48)[0].copy()
     for tail in (b"\0" * 9, b"\xff\xda\xff\xc0\xff\xd8"):
@@ -169,7 +169,7 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored() -> None:
 
 
 def test_lzw_that_crashes_older_decoders() -> None:
-    """A code after CLEAR that is no byte: a crash of imagecodecs before 2026.5, found by altering streams."""
+    """A code after CLEAR that is not a byte crashes imagecodecs before 2026.5; found by fuzzing."""
     with pytest.raises(CorruptTiffError, match="LZW"):
         decode_tile(bytes.fromhex("805fe0488432"), _table("LZW"), 48)
 
@@ -187,16 +187,16 @@ def _packed(codes: list[int]) -> np.ndarray[Any, Any]:
 @settings(max_examples=30, deadline=None)
 @given(tables=st.lists(st.integers(1, 3836), max_size=4), dangling=st.integers(258, 511))
 def test_the_lzw_guard_finds_every_restart(tables: list[int], dangling: int) -> None:
-    """Whatever the lengths of the tables before it, a code that dangles after a CLEAR is found; sound ones pass."""
+    """An invalid code after a CLEAR is found whatever the lengths of the tables before it; valid streams pass."""
     sound = [code for size in tables for code in (256, *[7] * size)] + [256, 7]
     assert len(imagecodecs.lzw_decode(_packed([*sound, 257]), out=np.empty(20_000, np.uint8))) == sound.count(7)
-    refuse_dangling_codes(_packed([*sound, 257]))
+    check_lzw_codes(_packed([*sound, 257]))
     with pytest.raises(CorruptTiffError, match=f"code {dangling}"):
-        refuse_dangling_codes(_packed([*sound, 256, dangling, 7, 257]))
+        check_lzw_codes(_packed([*sound, 256, dangling, 7, 257]))
 
 
 def test_memory_that_is_not_there_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MemoryError of one tile is the tile's problem, with its size in the message."""
+    """A MemoryError of one tile becomes its CorruptTiffError, with its size in the message."""
 
     def none_left(size: int, slot: str) -> None:
         raise MemoryError
@@ -209,14 +209,14 @@ def test_memory_that_is_not_there_is_an_error_of_ours(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("codec", [1, 5, 7, 8, 32773, 32946, 33005, 34712, 34887, 34925, 50000, 50001, 50002, 52546])
 @pytest.mark.parametrize("junk", [b"", b"\0", b"x\x9c", b"(\xb5/\xfd", b"Lerc2 ", b"RIFF", bytes(range(200))])
 def test_junk_is_an_error_of_ours(codec: int, junk: bytes) -> None:
-    """Bytes that no codec can decode: CorruptTiffError, whatever the codec raises."""
+    """Bytes that no codec can decode raise CorruptTiffError, whatever the codec raises."""
     with pytest.raises(CorruptTiffError):
         decode_tile(junk, make_table("uint8", (16, 16), compression=codec), 16)
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "webp", "lerc"])
 def test_a_tile_of_the_wrong_size_is_an_error(codec: str) -> None:
-    """A picture smaller than the tile, or with other samples, is corrupt."""
+    """An image smaller than the tile, or with other samples, is corrupt."""
     block = {"tiled": True, "blockxsize": 32, "blockysize": 32, "interleave": "pixel"}
     content, _ = gtiff(photo(3), compress=codec, **block)
     table = header_of(content).image

@@ -28,14 +28,14 @@ def test_lerc(codec: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_lossy_lerc_equals_gdal(dtype: str) -> None:
-    """What the encoder lost is lost for both: the decoded pixels are the same."""
+    """The decoded pixels equal GDAL's, whatever the encoder lost."""
     content, expected = gtiff(pixels(dtype), compress="lerc", max_z_error=2, **LAYOUTS["tiled"])
     assert_same(content, expected)
 
 
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
 def test_lerc_says_where_nan_was(interleave: str) -> None:
-    """LERC stores NaN as a mask: a pixel is valid exactly where GDAL gives a number."""
+    """LERC stores NaN as a mask: a pixel is valid exactly where GDAL reads a number."""
     data = pixels("float32", count=2)
     data[:, 5:9, 3:30] = np.nan
     content, expected = gtiff(data, compress="lerc", max_z_error=0, interleave=interleave, **LAYOUTS["tiled"])
@@ -49,7 +49,7 @@ def test_lerc_says_where_nan_was(interleave: str) -> None:
 
 
 def test_lerc_bands_may_differ_in_where_they_are_nan() -> None:
-    """A hole in one interleaved band is not a hole in the other, and never a made-up number."""
+    """Each interleaved band has its own mask, and invalid pixels are never valid numbers."""
     data = pixels("float32", count=2)
     data[0, 2:6, 2:6] = np.nan
     data[1, 10:12, 20:30] = np.nan
@@ -106,7 +106,7 @@ def test_webp(count: int, lossless: bool) -> None:
 
 
 def test_webp_opaque_alpha_comes_back() -> None:
-    """The encoder drops an alpha band that is 255 everywhere; it is there again after decoding."""
+    """The encoder drops an alpha band that is 255 everywhere; decoding restores it."""
     data = photo(4)
     data[3] = 255
     content, expected = gtiff(
@@ -157,7 +157,7 @@ def test_jpegxl_in_a_container_and_lossy() -> None:
 
 
 def test_jpegxl_extra_channels_that_are_not_alpha() -> None:
-    """Grey with extra channels comes as planes from the codec, as pixels from here."""
+    """The codec returns grey with extra channels as planes; we return interleaved pixels."""
     data = np.random.default_rng(0).integers(0, 256, (5, 16, 24)).astype(np.uint8)
     stored = imagecodecs.jpegxl_encode(data, lossless=True, planar=True, photometric="gray")
     assert imagecodecs.jpegxl_decode(stored).shape == (5, 16, 24)
@@ -212,7 +212,7 @@ def test_jpeg_of_other_widths_and_lossless(bits: int, lossless: bool, samples: i
 
 
 def test_four_jpeg_samples_are_never_converted() -> None:
-    """Inks as stored where an Adobe marker says YCCK, as libtiff does, which sees to no marker."""
+    """CMYK as stored even if an Adobe marker says YCCK: as libtiff, markers are ignored."""
     data = np.random.default_rng(0).integers(0, 256, (16, 16, 4)).astype(np.uint8)
     plain = bytes(imagecodecs.jpeg8_encode(data, level=95))
     stored = plain[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\2" + plain[2:]
@@ -228,7 +228,7 @@ def test_four_jpeg_samples_are_never_converted() -> None:
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_inks_stay_inks(planar: bool, dtype: str) -> None:
-    """CMYK is data here: as stored and as tifffile reads it, where GDAL would make RGBA of 8-bit files."""
+    """CMYK is read as stored, as in tifffile; GDAL converts 8-bit files to RGBA."""
     data = pixels(dtype, 4)
     content, expected = _tifffile(data, planar, photometric="separated", tile=(16, 16), compression="deflate")
     assert np.array_equal(expected, np.moveaxis(data, 0, -1))
@@ -236,7 +236,7 @@ def test_inks_stay_inks(planar: bool, dtype: str) -> None:
 
 
 def test_subsampled_jpeg_that_is_not_ycbcr_is_an_error() -> None:
-    """libtiff refuses it as well: the colours would be anything."""
+    """libtiff refuses it as well, because the colour space is undefined."""
     stored = imagecodecs.jpeg8_encode(np.ascontiguousarray(np.moveaxis(photo(3), 0, -1)), subsampling="420")
     with pytest.raises(CorruptTiffError, match="only YCbCr"):
         decode_tile(stored, make_table("uint8", (70, 90), 3, compression=7, photometric=2), 70)
@@ -253,7 +253,7 @@ CROPPED = {
 
 @pytest.mark.parametrize("code", CROPPED)
 def test_pictures_cropped_to_the_image(code: int) -> None:
-    """An edge tile may hold the image's part only, both ways; a column or a row less is corrupt."""
+    """An edge tile may hold only the part in the image; one column or row less is corrupt."""
     data = np.moveaxis(photo(3), 0, -1)[:40, :50]
     stored = bytes(CROPPED[code](np.ascontiguousarray(data)))
     table = make_table("uint8", (64, 64), 3, compression=code, photometric=6 if code == 7 else 2)
@@ -281,7 +281,7 @@ def test_a_last_strip_of_a_jpeg_may_be_of_full_height() -> None:
 
 @pytest.mark.parametrize("wrap", [bytes, imagecodecs.zlib_encode, imagecodecs.zstd_encode])
 def test_lerc_masks_of_cropped_tiles(wrap: Any) -> None:
-    """The codec's validity has the tile's shape, and is false where nothing is stored."""
+    """The codec's validity mask has the tile's shape, and is false where nothing is stored."""
     data = np.arange(80, dtype=np.float32).reshape(8, 10)
     holes = data % 7 == 0
     stored = bytes(wrap(bytes(imagecodecs.lerc_encode(data, masks=~holes))))

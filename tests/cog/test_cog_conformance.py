@@ -1,4 +1,4 @@
-"""Hundreds of other people's files: GDAL's pixels and georeferencing, or a refusal."""
+"""Hundreds of files of other projects: GDAL's pixels and georeferencing, or an error."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """GDAL's and tifffile's remarks on broken files are expected."""
+    """GDAL and tifffile warn about broken files."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
 def _opened(folder: Path) -> Iterator[tuple[Path, bytes, Any]]:
-    """Files of a folder that GDAL opens, with their bytes and dataset."""
+    """Files of a folder that GDAL can open, with their bytes and dataset."""
     for path in sorted(folder.glob("*.tif*")):
         try:
             dataset = rasterio.open(path)
@@ -42,7 +42,7 @@ def _opened(folder: Path) -> Iterator[tuple[Path, bytes, Any]]:
 
 
 def _same_place(dataset: Any, header: CogHeader) -> bool:
-    """Whether the corners of the image land on the same spot with our CRS as with GDAL's."""
+    """Whether the corners of the image have the same position in our CRS and in GDAL's."""
     if header.crs is None or dataset.crs is None:
         return header.crs is None and dataset.crs is None
     try:
@@ -61,7 +61,7 @@ def _same_place(dataset: Any, header: CogHeader) -> bool:
 
 
 def test_georeferencing_equals_gdal(shared_data: Path) -> None:
-    """Transforms to a billionth, CRSs by where the corners land (20 m leaves room for datum shifts, not for units)."""
+    """Transforms agree to 1e-9, CRSs by the positions of the corners (20 m allows for datum shifts, not units)."""
     wrong = {}
     for path, content, dataset in _opened(shared_data / "conformance"):
         try:
@@ -100,7 +100,7 @@ def test_one_band_equals_the_same_band_of_all(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("name", ["conformance", "malformed"])
 def test_nothing_but_our_errors(shared_data: Path, name: str) -> None:
-    """Whatever a file holds, GDAL or no GDAL: pixels or a DataError with a message; PNG and JP2 are no TIFFs."""
+    """Every file gives pixels or a DataError with a message; PNG and JP2 are not TIFFs."""
     seen = 0
     for path in sorted((shared_data / name).iterdir()):
         if path.suffix == ".json":
@@ -116,7 +116,7 @@ def test_nothing_but_our_errors(shared_data: Path, name: str) -> None:
 
 
 def test_malformed_files_that_are_read_equal_gdal(shared_data: Path) -> None:
-    """Where GDAL reads a broken file as a whole and so do we, the pixels are the same."""
+    """If both GDAL and we read all of a broken file, the pixels are equal."""
     compared = 0
     for path, content, dataset in _opened(shared_data / "malformed"):
         try:

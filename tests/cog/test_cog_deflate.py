@@ -1,4 +1,4 @@
-"""The beginning of a deflate stream is the beginning of what the whole one gives, or is not given."""
+"""Decoding the start of a deflate stream equals the start of the whole stream, or is declined."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rasteret_ml.cog.codecs.byte_codecs import inflate_start
 from rasteret_ml.cog.codecs.decode import decode_tile
-from rasteret_ml.cog.codecs.deflate import inflate_front
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.geo.window import Window
 
@@ -36,26 +36,26 @@ def _plain(kind: str, length: int, seed: int) -> bytes:
     seed=st.integers(0, 9),
 )
 def test_the_front_is_the_front(kind: str, length: int, share: float, level: int, strategy: int, seed: int) -> None:
-    """For every kind of block; where the rest is long enough, it is really given."""
+    """For every kind of block; it is not declined if the rest of the stream is long enough."""
     plain = _plain(kind, length, seed)
     packer = zlib.compressobj(level, strategy=strategy)
     packed = packer.compress(plain) + packer.flush()
     size, out = int(share * length), np.full(length, 77, np.uint8)
-    given_ = inflate_front(packed, size, out)
+    given_ = inflate_start(packed, size, out)
     room = 0.95 * length - size - 2064
-    assert given_ == (room >= 0) or kind in ("noise", "both") or not level  # a stored block is not written in part
+    assert given_ == (room >= 0) or kind in ("noise", "both") or not level  # a stored block is never written in part
     if given_:
         assert out[:size].tobytes() == plain[:size]
 
 
 def test_what_is_broken_or_short_is_not_given() -> None:
-    """A bad header, a stream that ends early: the caller decodes it whole, and hears why."""
+    """A bad header and a truncated stream are declined: decoding the whole stream gives the error."""
     plain = _plain("few values", 300_000, 1)
     packed = zlib.compress(plain)
     out = np.empty(len(plain), np.uint8)
-    assert not inflate_front(bytes(20) + packed[20:], 1000, out)
-    assert not inflate_front(packed[:2000], 100_000, out)
-    assert not inflate_front(zlib.compress(plain[:11_000]), 10_000, out)
+    assert not inflate_start(bytes(20) + packed[20:], 1000, out)
+    assert not inflate_start(packed[:2000], 100_000, out)
+    assert not inflate_start(zlib.compress(plain[:11_000]), 10_000, out)
 
 
 @settings(max_examples=100, deadline=None, database=None)

@@ -1,4 +1,4 @@
-"""Random damage to real and generated TIFFs: pixels or an error of ours, a fixed number of times."""
+"""Random damage to real and generated TIFFs: pixels or our error, for a fixed number of files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fuzzing import load_seeds, mutate, read_some
 
 from rasteret_ml.testing import make_cog
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # GDAL's remarks on damaged georeferencing
+pytestmark = pytest.mark.filterwarnings("ignore")  # GDAL warns about damaged georeferencing
 
 FILES = 1500
 

@@ -41,7 +41,7 @@ def _write(transform: Affine, crs="EPSG:32633", *, point: bool = False) -> tuple
     point=st.booleans(),
 )
 def test_transforms_equal_gdal(origin, size, angle: int, south_up: bool, point: bool) -> None:
-    """North-up, south-up, rotated, PixelIsPoint: where GDAL puts the corners, to a millionth of a pixel."""
+    """North-up, south-up, rotated, PixelIsPoint: corners equal GDAL's to a millionth of a pixel."""
     scale = Affine.scale(size[0], size[1] if south_up else -size[1])
     transform = Affine.translation(*origin) @ Affine.rotation(angle) @ scale
     content, expected, _ = _write(transform, point=point)
@@ -53,7 +53,7 @@ def test_transforms_equal_gdal(origin, size, angle: int, south_up: bool, point: 
 
 
 def test_pixel_is_point_moves_half_a_pixel() -> None:
-    """The tiepoint is a pixel's centre there: OGC 19-008r4, 7.1.2.2."""
+    """The tiepoint is a pixel's centre (OGC 19-008r4, 7.1.2.2)."""
     tags = GeoTags(
         pixel_scale=(10, 10, 0), tiepoint=(0, 0, 0, 500000, 5000000, 0), directory=(1, 1, 0, 1, 1025, 0, 1, 2)
     )
@@ -75,7 +75,7 @@ def test_pixel_is_point_moves_half_a_pixel() -> None:
     ],
 )
 def test_transform_of_tags(tags: GeoTags, expected: Affine | None) -> None:
-    """What is no transform is None, never a made-up one; a tiepoint need not be the first pixel."""
+    """Invalid transforms are None; a tiepoint need not be at the first pixel."""
     assert read_transform(tags) == expected
 
 
@@ -85,7 +85,7 @@ def test_transform_of_tags(tags: GeoTags, expected: Affine | None) -> None:
     origin=st.lists(st.sampled_from([0.0, 399960.0, -5e6, 1e12, math.inf, math.nan]), min_size=2, max_size=2),
 )
 def test_a_transform_counts_where_its_inverse_finds_pixels(linear: list[float], origin: list[float]) -> None:
-    """As asked of `Affine` itself, point by point; only where it is a matter of rounding may the two differ."""
+    """As computed with `Affine`, point by point; the two may differ only near the tolerance."""
     a, b, d, e = linear
     transform = Affine(a, b, origin[0], d, e, origin[1])
     found = read_transform(GeoTags(transformation=(a, b, 0, origin[0], d, e, 0, origin[1], *[0] * 7, 1)))
@@ -118,21 +118,21 @@ CRSES = [
 
 
 def _displacement(a: object, b: object, x: np.ndarray, y: np.ndarray) -> float:
-    """How far points given in `a` land from themselves in `b`, relative to their distance from the origin."""
+    """Distance of points in `a` from themselves in `b`, relative to their distance from the origin."""
     other = pyproj.Transformer.from_crs(pyproj.CRS(a), pyproj.CRS(b), always_xy=True).transform(x, y)
     return float(np.hypot(other[0] - x, other[1] - y).max() / (1 + np.hypot(x, y).max()))
 
 
 @pytest.mark.parametrize("crs", CRSES)
 def test_crs_equals_gdal(crs: str) -> None:
-    """With and without an EPSG code: what rasterio says of the same file."""
+    """With and without an EPSG code, as rasterio reads the same file."""
     content, _, expected = _write(Affine(10, 0, 1000, 0, -10, 2000), crs=crs)
     found = header_of(content).crs
     assert found == crs_text(expected.to_wkt())
 
 
 def test_no_crs_and_rubbish_is_none() -> None:
-    """No keys, or keys that mean nothing, are no CRS and no error."""
+    """Missing or meaningless keys give no CRS and no error."""
     assert read_crs(GeoTags()) is None
     assert read_crs(GeoTags(directory=(1, 1))) is None
     assert read_crs(GeoTags(directory=(9, 9, 9, 9, 9, 9, 9))) is None
@@ -175,7 +175,7 @@ ESRI_MERCATOR = (
     ids=["us-feet", "feet", "arcgis-web-mercator", "metres", "degrees"],
 )  # fmt: skip
 def test_keys_that_overrule_a_code(content: bytes) -> None:
-    """Units that differ from the code's, and ArcGIS's own description: points land where GDAL puts them."""
+    """Units that differ from the code's, and ArcGIS descriptions: points agree with GDAL."""
     with MemoryFile(content) as memory, memory.open() as dataset:
         expected = dataset.crs.to_wkt()
         points = np.array([dataset.transform @ corner for corner in ((0, 0), (8, 6))]).T

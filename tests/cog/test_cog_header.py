@@ -1,4 +1,4 @@
-"""Headers: as rasterio reads them, from bytes that arrive in any way, and from broken files."""
+"""Headers: as rasterio reads them, however their bytes arrive, and from broken files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
-from whole_file import header_of, read_bands, read_table
+from whole_file import header_of, read_bands, read_image
 
 from rasteret_ml.cog.header.gdal_tags import parse_nodata
+from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
 from rasteret_ml.errors import DataError, NotATiffError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.testing import make_cog
@@ -41,7 +41,7 @@ def cog(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def _facts(header: CogHeader) -> str:
-    """Everything that a Collection would store of every band."""
+    """Everything that a Collection stores of every band."""
     with np.printoptions(threshold=10**6):
         return repr(
             [header.band(i).to_struct() | {"crs": header.crs, "band": header.bands[i]} for i in range(header.count)]
@@ -60,7 +60,7 @@ def _sample_files(cog: bytes) -> dict[str, bytes]:
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_header_does_not_depend_on_how_its_bytes_arrive(name: str, cog: bytes, data: st.DataObject) -> None:
-    """Fed by requests, with any prefix, any excess around each answer and stray extents: the same header."""
+    """The same header from any prefix, any excess around each fetched range and stray extents."""
     content = _sample_files(cog)[name]
     size = len(content)
     file = SparseFile(size)
@@ -84,14 +84,14 @@ def test_a_header_does_not_depend_on_how_its_bytes_arrive(name: str, cog: bytes,
 
 
 def test_a_cog_header_needs_few_requests(cog: bytes) -> None:
-    """With a first request of 16 KiB the whole header of a COG is there at once."""
+    """A first request of 16 KiB contains the whole header of a COG."""
     file = SparseFile(len(cog))
     file.add(0, cog[: 16 * 1024])
     assert parse_header(file).count == 3
 
 
 def test_facts_equal_rasterio(cog: bytes) -> None:
-    """Size, tiles, type, transform, CRS, overviews, mask, descriptions: what rasterio says of the same file."""
+    """Size, tiles, type, transform, CRS, overviews, mask, descriptions: as rasterio reads the same file."""
     header = header_of(cog)
     with MemoryFile(cog) as memory, memory.open() as dataset:
         assert (header.image.width, header.image.height, header.count) == (dataset.width, dataset.height, dataset.count)
@@ -102,7 +102,7 @@ def test_facts_equal_rasterio(cog: bytes) -> None:
         levels = len(dataset.overviews(1))
         assert [b.description or None for b in header.bands] == list(dataset.descriptions)
         assert header.mask is not None
-        found = read_table(cog, header.mask).values[..., 0]
+        found = read_image(cog, header.mask).values[..., 0]
         assert np.array_equal(found != 0, dataset.read_masks(1) != 0)
     assert levels == len(header.overviews) == len(header.overview_masks) == 3
 
@@ -112,8 +112,8 @@ def test_masks_of_overviews_lie_with_them(cog: bytes, level: int) -> None:
     """Each overview's pixels and mask equal rasterio's of that level."""
     header = header_of(cog)
     with MemoryFile(cog) as memory, memory.open(overview_level=level) as dataset:
-        pixels = read_table(cog, header.overviews[level]).values
-        mask = read_table(cog, header.overview_masks[level]).values[..., 0]
+        pixels = read_image(cog, header.overviews[level]).values
+        mask = read_image(cog, header.overview_masks[level]).values[..., 0]
         assert np.array_equal(np.moveaxis(pixels, -1, 0), dataset.read())
         assert np.array_equal(mask != 0, dataset.read_masks(1) != 0)
 
@@ -131,7 +131,7 @@ def _write(**facts: Any) -> bytes:
 
 
 def test_scale_and_offset_are_facts_of_each_band() -> None:
-    """GDAL's per-band scale and offset; None where a band says nothing."""
+    """GDAL's scale and offset per band; None if a band has none."""
 
     def after(dataset) -> None:
         dataset.scales, dataset.offsets = (0.5, 1.0), (-3.0, 0.0)
@@ -179,7 +179,7 @@ def test_nodata_equals_rasterio(dtype: str, nodata: float) -> None:
     ],
 )
 def test_parse_nodata(text: str | None, dtype: str, value: float | None) -> None:
-    """Exact for 64-bit integers, None for what is no number."""
+    """Exact for 64-bit integers, None if it is not a number."""
     found = parse_nodata(text, np.dtype(dtype))
     assert type(found) is type(value)
     assert found == value or (isinstance(found, float) and math.isnan(found) and math.isnan(value))
@@ -220,7 +220,7 @@ def test_nodata_of_old_windows_writers(text: str, value: float) -> None:
     ],
 )
 def test_what_is_no_tiff_is_named(content: bytes, word: str) -> None:
-    """An error page, a picture, an empty file: the message says what it looks like."""
+    """An error page, an image, an empty file: the message says what it looks like."""
     with pytest.raises(NotATiffError, match=word):
         header_of(content)
 
@@ -228,7 +228,7 @@ def test_what_is_no_tiff_is_named(content: bytes, word: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_truncated_file_is_an_error_or_whole(cog: bytes, data: st.DataObject) -> None:
-    """Cut anywhere, a file gives the header of the whole one or an error of ours; nothing is asked for past its end."""
+    """A file truncated anywhere gives the whole file's header or our error; nothing is requested past its end."""
     whole = _sample_files(cog)[data.draw(st.sampled_from(["cog", "big-endian-strips", "planar-bigtiff"]))]
     content = whole[: data.draw(st.integers(0, min(len(whole), 20_000)))]
     try:
@@ -257,7 +257,7 @@ def test_a_damaged_header_is_an_error_of_ours(cog: bytes, data: st.DataObject) -
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_directory_that_points_at_itself_ends(count: int) -> None:
-    """A loop of image directories is no endless loop."""
+    """Circular image directories are read once."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         for _ in range(count):
@@ -272,7 +272,7 @@ def test_a_directory_that_points_at_itself_ends(count: int) -> None:
 
 
 def test_other_pages_are_no_overviews() -> None:
-    """Pages that are not marked as reduced (a stack of images) are left alone; the first is the image."""
+    """Pages that are not marked as reduced (a stack of images) are ignored; the first is the image."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         for size in (32, 16, 48):
@@ -284,7 +284,7 @@ def test_other_pages_are_no_overviews() -> None:
 
 
 def test_bands_of_different_types_are_refused() -> None:
-    """TIFF allows it, nobody can hold it in one array; the message says so."""
+    """TIFF allows it, but one array cannot hold them; the message says so."""
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros((16, 16, 3), np.uint8), photometric="rgb", metadata=None)
     old, new = struct.pack("<HHH", 8, 8, 8), struct.pack("<HHH", 8, 16, 8)
@@ -294,7 +294,7 @@ def test_bands_of_different_types_are_refused() -> None:
 
 
 def test_nothing_is_logged_while_parsing(caplog: pytest.LogCaptureFixture) -> None:
-    """tifffile's remarks on odd tags do not reach people's logs, and its other users keep theirs."""
+    """Nothing is logged for odd tags, and loggers of other libraries keep working."""
     content = _write().replace(b"\x01\x01\x03\x00\x01\x00\x00\x00", b"\x01\x01\x63\x00\x01\x00\x00\x00", 1)
     with caplog.at_level(logging.DEBUG):
         with pytest.raises(DataError):
@@ -305,7 +305,7 @@ def test_nothing_is_logged_while_parsing(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_planar_bands_keep_their_own_tiles() -> None:
-    """Each band of a planar file gets its own plane of offsets; together they are all of them."""
+    """Each band of a planar file gets its own plane of offsets; together they are all offsets."""
     content = _write(count=3, interleave="band", tiled=True, blockxsize=16, blockysize=16)
     header = header_of(content)
     planes = [header.band(i).image for i in range(3)]
@@ -314,7 +314,7 @@ def test_planar_bands_keep_their_own_tiles() -> None:
 
 
 def test_sparse_files() -> None:
-    """SPARSE_OK writes nothing for empty tiles: known as such, and the stored ones are right."""
+    """SPARSE_OK stores no empty tiles: they are known to be sparse, and stored tiles are correct."""
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff", width=64, height=64, count=1, dtype="uint8", crs="EPSG:32633", transform=TRANSFORM,
@@ -327,7 +327,7 @@ def test_sparse_files() -> None:
 
 
 def test_overviews_of_a_plain_geotiff() -> None:
-    """Overviews that gdaladdo appends behind the image are found and sorted, largest first."""
+    """Overviews that gdaladdo appends after the image are found and sorted, largest first."""
 
     def after(dataset) -> None:
         dataset.build_overviews([2, 4], Resampling.nearest)

@@ -1,4 +1,4 @@
-"""Directories and their tags: what tifffile reads of them, from bytes that arrive bit by bit, and from hostile ones."""
+"""Directories and their tags: as tifffile reads them, from bytes that arrive in pieces, and from hostile files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.header.ifd import Directory, read_directories
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
 from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError
 from rasteret_ml.ranges import ByteRange
 
@@ -31,7 +30,7 @@ _LIMITS |= {"i": (-(2**31), 2**31 - 1), "Q": (0, 2**63 - 1), "q": (-(2**63), 2**
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """tifffile's remarks on odd files are expected."""
+    """tifffile warns about odd files."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -47,7 +46,7 @@ class Tiff:
     last_link: int = 0
 
     def content(self, gap: int = 0) -> bytes:
-        """Its bytes; before each directory and behind it `gap` bytes of nothing."""
+        """Its bytes, with `gap` zero bytes before and after each directory."""
         offset_code, count_code, entry = ("Q", "Q", "HHQ") if self.big else ("I", "H", "HHI")
         width, o = (8 if self.big else 4), self.order
         mark = b"II" if o == "<" else b"MM"
@@ -119,7 +118,7 @@ def _entry(order: str, code: int, kind: int, values: list[Any]) -> tuple[int, in
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), order=st.sampled_from("<>"), big=st.booleans(), pages=st.integers(1, 3))
 def test_every_type_as_tifffile_reads_it(data: st.DataObject, order: str, big: bool, pages: int) -> None:
-    """Classic and BigTIFF, both byte orders, values inside the entry and elsewhere, one directory or several."""
+    """Classic and BigTIFF, both byte orders, inline values and others, one directory or several."""
     made = [data.draw(_tags(order, big)) for _ in range(pages)]
     tiff = Tiff(order, big, [[_entry(order, *tag) for tag in tags] for tags in made])
     content = tiff.content(gap=data.draw(st.integers(0, 9)))
@@ -145,8 +144,8 @@ def test_every_type_as_tifffile_reads_it(data: st.DataObject, order: str, big: b
                 assert ours.dtype == (np.float64 if len(_CODES[kind]) == 2 or _CODES[kind] in "fd" else np.int64)
                 np.testing.assert_array_equal(ours, value)
                 np.testing.assert_array_equal(directory.numbers(code, 2), ours[:2])
-                if ours.dtype == np.int64:  # the short ways give what the array holds
-                    assert directory.number(code, -1) == ours[0]
+                if ours.dtype == np.int64:  # the shortcuts agree with the array
+                    assert directory.integer(code, -1) == ours[0]
                     assert directory.distinct(code, -1) == set(ours.tolist())
                     assert directory.is_signed(code) or (ours >= 0).all()
 
@@ -174,13 +173,13 @@ def test_the_shapes_of_files_that_tifffile_writes() -> None:
 
 
 def test_absent_tags() -> None:
-    """Nothing, not an error."""
+    """They are empty, not errors."""
     (directory,) = _directories(Tiff(pages=[[(256, 3, 1, b"\1\0")]]).content())
     assert 257 not in directory
     assert directory.count(257) == 0
     assert directory.data(257) is directory.text(257) is None
     assert directory.numbers(257).tolist() == directory.integers(257, 3).tolist() == []
-    assert directory.number(257, 42) == 42
+    assert directory.integer(257, 42) == 42
     assert directory.missing([257]) == []
 
 
@@ -192,7 +191,7 @@ def test_rationals_without_a_denominator() -> None:
 
 
 def test_unknown_types_empty_and_repeated_tags_are_ignored() -> None:
-    """As libtiff: the first of several counts, whichever of them is well-formed."""
+    """As libtiff: the first valid one of repeated tags counts."""
     page = [
         (256, 99, 1, b"\7\0\0\0"),
         (256, 3, 0, b""),
@@ -208,11 +207,11 @@ def test_unknown_types_empty_and_repeated_tags_are_ignored() -> None:
 
 
 def test_integers_are_asked_for_and_a_float_is_there() -> None:
-    """Corrupt, by tag and value; so is a number that no offset can be."""
+    """The error names tag and value; a number too large for an offset is an error too."""
     page = [(256, 12, 1, struct.pack("<d", 7.5)), (324, 16, 1, struct.pack("<Q", 2**63 + 1))]
     (directory,) = _directories(Tiff(big=True, pages=[page]).content())
     with pytest.raises(CorruptTiffError, match=r"tag 256 holds 7\.5, not an integer"):
-        directory.number(256, 0)
+        directory.integer(256, 0)
     with pytest.raises(CorruptTiffError, match=f"tag 324 holds {2**63 + 1}"):
         directory.integers(324)
 
@@ -223,18 +222,18 @@ def test_a_chain_that_closes_is_read_once(to: int) -> None:
     tiff = Tiff(pages=[[(256, 3, 1, b"\1\0")], [(256, 3, 1, b"\2\0")]])
     starts = [tifffile.TiffFile(io.BytesIO(tiff.content())).pages[i].offset for i in (0, 1)]
     tiff.last_link = starts[to]
-    assert [d.number(256, 0) for d in _directories(tiff.content())] == [1, 2]
+    assert [d.integer(256, 0) for d in _directories(tiff.content())] == [1, 2]
 
 
 def test_a_chain_without_end_is_cut() -> None:
     """At 256 directories."""
     tiff = Tiff(pages=[[(256, 3, 1, struct.pack("<H", i))] for i in range(300)])
-    assert [d.number(256, 0) for d in _directories(tiff.content())] == list(range(256))
+    assert [d.integer(256, 0) for d in _directories(tiff.content())] == list(range(256))
 
 
 @pytest.mark.parametrize("big", [False, True])
 def test_a_link_past_the_end(big: bool) -> None:
-    """Of the first directory and of a later one: said where."""
+    """Of the first directory and of a later one; the message gives the position."""
     tiff = Tiff(big=big, pages=[[(256, 3, 1, b"\1\0")]], last_link=2**31)
     with pytest.raises(CorruptTiffError, match=f"byte {2**31}, past the end"):
         _directories(tiff.content())
@@ -245,17 +244,17 @@ def test_a_link_past_the_end(big: bool) -> None:
 
 
 def test_the_last_link_may_be_missing() -> None:
-    """Where the file ends with its table."""
+    """If the file ends with its table."""
     content = Tiff(pages=[[(256, 3, 1, b"\5\0")]]).content()
     for cut in range(1, 5):
-        assert [d.number(256, 0) for d in _directories(content[:-cut])] == [5]
-    with pytest.raises(CorruptTiffError, match="goes on past the end of the file"):
+        assert [d.integer(256, 0) for d in _directories(content[:-cut])] == [5]
+    with pytest.raises(CorruptTiffError, match="extends past the end of the file"):
         _directories(content[:-5])
 
 
 @pytest.mark.parametrize(("big", "count"), [(False, 0), (False, 5000), (True, 0), (True, 4097), (True, 2**63)])
 def test_an_absurd_number_of_tags(big: bool, count: int) -> None:
-    """Refused by the number, before the table is asked for."""
+    """Refused before the table is requested."""
     head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0" + struct.pack("<I", 8)
     file = SparseFile(2**40)
     file.add(0, head + struct.pack("<Q" if big else "<H6x", count))
@@ -265,7 +264,7 @@ def test_an_absurd_number_of_tags(big: bool, count: int) -> None:
 
 @pytest.mark.parametrize("kind", [1, 4, 12, 16])
 def test_an_absurd_number_of_values_costs_nothing(kind: int) -> None:
-    """Neither memory nor a request: more than a header may have, or more than the file has."""
+    """Neither memory nor a request: more values than a header may have, or than the file has."""
     tiff = Tiff(big=True, pages=[[(324, kind, 2**61 - 1, bytes(9))]])
     content = tiff.content()
     (directory,) = _directories(content)
@@ -276,11 +275,11 @@ def test_an_absurd_number_of_values_costs_nothing(kind: int) -> None:
     (directory,), _ = read_directories(endless)
     with pytest.raises(CorruptTiffError, match=r"claims \d+ bytes in one piece"):
         directory.numbers(324)
-    assert len(directory.numbers(324, 1)) == 1  # … but the first of them may be looked at
+    assert len(directory.numbers(324, 1)) == 1  # but the first value can be read
 
 
 def test_what_is_missing_is_asked_for_at_once() -> None:
-    """Every unknown array of a directory in one answer, what is known not again."""
+    """All missing arrays of a directory are requested at once, known bytes not again."""
     arrays = [(324 + i, 4, 100, bytes(400)) for i in range(3)]
     content = Tiff(pages=[[(256, 3, 1, b"\5\0"), *arrays]]).content()
     file = SparseFile(len(content))
@@ -300,7 +299,7 @@ def test_what_is_missing_is_asked_for_at_once() -> None:
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), order=st.sampled_from("<>"), big=st.booleans())
 def test_bytes_that_come_in_pieces(data: st.DataObject, order: str, big: bool) -> None:
-    """As much of the chain as is known, and exactly what is needed for more; at the end all of it, in few rounds."""
+    """Each round returns the known directories and what is missing; few rounds read them all."""
     made = [data.draw(_tags(order, big)) for _ in range(3)]
     content = Tiff(order, big, [[_entry(order, *tag) for tag in tags] for tags in made]).content(gap=50)
     file = SparseFile(len(content))
@@ -326,7 +325,7 @@ def test_bytes_that_come_in_pieces(data: st.DataObject, order: str, big: bool) -
 @settings(max_examples=150, deadline=None)
 @given(content=st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda b: b"II*\0\x08\0\0\0" + b)))
 def test_rubbish_is_a_data_error(content: bytes) -> None:
-    """Never another exception, never a hang."""
+    """Never another exception and never an endless loop."""
     try:
         for directory in _directories(content):
             directory.missing([256, 273, 324])
@@ -338,6 +337,6 @@ def test_rubbish_is_a_data_error(content: bytes) -> None:
     "content", [b"", b"II", b"II*", b"MM\0+\0\x09\0\0" + bytes(8), b"II+\0\4\0\0\0" + bytes(8), b"II*\0\1"]
 )
 def test_heads_that_are_none(content: bytes) -> None:
-    """Too short, or a BigTIFF of other offsets."""
+    """Too short, or a BigTIFF with another offset size."""
     with pytest.raises((NotATiffError, CorruptTiffError)):
         _directories(content)

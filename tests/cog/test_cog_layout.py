@@ -1,4 +1,4 @@
-"""Tags to tile tables: as tifffile reads them, the same bytes exactly once, and claims refused before they cost."""
+"""Tile tables from tags: as tifffile reads them; split strips keep their bytes; false claims cost nothing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 
-from rasteret_ml.cog.header.ifd import Directory, read_directories
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
-from rasteret_ml.cog.header.tile_layout import read_table, unknown_bytes
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
+from rasteret_ml.cog.header.tile_layout import missing_ranges, read_tile_table
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.geo.window import Window
 
-_DIVIDED_ABOVE, _DIVIDED_TO = 2**20, 2**18
+_SPLIT_ABOVE, _SPLIT_TO = 2**20, 2**18
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """tifffile's remarks on odd files are expected."""
+    """tifffile warns about odd files."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -42,11 +40,11 @@ def _pages(data: bytes, size: int | None = None) -> list[Directory]:
 
 
 def _tables(data: bytes) -> list[TileTable]:
-    return [read_table(page) for page in _pages(data)]
+    return [read_tile_table(page) for page in _pages(data)]
 
 
 def _header(*, order: str = "<", **tags: int | list[int]) -> bytes:
-    """A BigTIFF of one directory, its tags by number (`t256=7`), all LONG8, the values behind the table."""
+    """A BigTIFF of one directory, tags by number (`t256=7`), all LONG8, values after the table."""
     fields = {int(name[1:]): np.atleast_1d(value) for name, value in tags.items()}
     place = 16 + 8 + 20 * len(fields) + 8
     table, extra = b"", b""
@@ -64,7 +62,7 @@ _GREY = {"t258": 8, "t262": 1, "t277": 1}
 
 @st.composite
 def _written(draw: st.DrawFn) -> bytes:
-    """A file by tifffile: several pages of all kinds."""
+    """A file written by tifffile, with several pages of all kinds."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file, byteorder=draw(st.sampled_from("<>")), bigtiff=draw(st.booleans())) as writer:
         for _ in range(draw(st.integers(1, 3))):
@@ -117,7 +115,7 @@ def test_tables_are_as_tifffile_reads_them(content: bytes) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 32))
 def test_packed_samples_as_gdal_writes_them(bits: int) -> None:
-    """NBITS in the smallest unsigned type; whole ones are plain."""
+    """NBITS in the smallest unsigned type that holds it; 8 and 16 bits are not packed."""
     dtype = "uint8" if bits <= 8 else "uint16" if bits <= 16 else "uint32"
     profile = {"driver": "GTiff", "width": 13, "height": 5, "count": 1, "dtype": dtype, "nbits": bits}
     with MemoryFile() as memory:
@@ -141,7 +139,7 @@ def test_packed_samples_as_gdal_writes_them(bits: int) -> None:
     ],
 )  # fmt: skip
 def test_sample_types(bits: list[int] | None, kind: list[int] | None, expected: str) -> None:
-    """Without a format they are unsigned, without bits there is one."""
+    """Samples are unsigned without SampleFormat, and have one bit without BitsPerSample."""
     samples = len(bits or [1])
     tags: dict[str, Any] = {"t256": 4, "t257": 4, "t277": samples, "t273": 4000, "t279": 4 * 4 * 16 * samples}
     tags |= ({"t258": bits} if bits else {}) | ({"t339": kind} if kind else {})
@@ -165,7 +163,7 @@ def test_sample_types(bits: list[int] | None, kind: list[int] | None, expected: 
     ],
 )
 def test_what_is_not_handled(tags: dict[str, Any], words: str) -> None:
-    """By name."""
+    """The message names the feature."""
     plain = {"t256": 4, "t257": 4, "t273": 4000, "t279": 16, "t324": 4000, "t325": 16} | _GREY
     with pytest.raises(UnsupportedTiffError, match=words):
         _tables(_header(**(plain | tags)))
@@ -187,13 +185,13 @@ def test_what_is_not_handled(tags: dict[str, Any], words: str) -> None:
     ],
 )
 def test_what_contradicts_itself(tags: dict[str, Any], words: str) -> None:
-    """Sizes, planes, arrays."""
+    """Sizes, planes and arrays."""
     with pytest.raises(CorruptTiffError, match=words):
         _tables(_header(**({"t256": 4, "t257": 4, "t273": 4000, "t279": 16} | _GREY | tags)))
 
 
 def test_missing_facts_of_plain_strips() -> None:
-    """Uncompressed, their byte counts are known anyway: absent, they are worked out."""
+    """Missing byte counts of uncompressed strips follow from their sizes."""
     (table,) = _tables(_header(t256=10, t257=25, t278=10, t273=[1000, 2000, 3000], **_GREY))
     assert table.tile_byte_counts.tolist() == [100, 100, 50]
     (whole,) = _tables(_header(t256=10, t257=25, t273=1000, **_GREY))
@@ -203,7 +201,7 @@ def test_missing_facts_of_plain_strips() -> None:
 
 
 def test_tiles_under_the_strip_tags() -> None:
-    """Some writers keep them there."""
+    """Some writers store tiles under the strip tags."""
     tags = {"t256": 20, "t257": 20, "t322": 16, "t323": 16, "t273": [1, 2, 3, 4], "t279": [256] * 4}
     (table,) = _tables(_header(**tags, **_GREY))
     assert not table.striped
@@ -211,7 +209,7 @@ def test_tiles_under_the_strip_tags() -> None:
 
 
 def test_arrays_longer_than_needed_are_cut() -> None:
-    """What follows belongs to nobody."""
+    """Further values are ignored."""
     (table,) = _tables(_header(t256=4, t257=4, t273=[100, 0, 0], t279=[16, 5, 5], **_GREY))
     assert table.tile_offsets.tolist() == [100]
     assert table.tile_byte_counts.tolist() == [16]
@@ -219,19 +217,19 @@ def test_arrays_longer_than_needed_are_cut() -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_everything_missing_is_known_at_once(order: str) -> None:
-    """Both arrays and every other value, in one go and to the byte; no more of an array than there are tiles."""
+    """Both arrays and all other values at once, to the byte, and no more values than there are tiles."""
     tags = {"t256": 100, "t257": 100, "t278": 1, "t258": [8, 8, 8], "t277": 3, "t273": [9] * 500, "t279": [300] * 500}
     content = _header(order=order, **tags)
     (page,) = _pages(content[: 16 + 8 + 20 * 7 + 8], len(content))
-    wanted = unknown_bytes(page)
+    wanted = missing_ranges(page)
     assert sorted(span.length for span in wanted) == [24, 800, 800]
     file = SparseFile(len(content))
     file.add(0, content[: 16 + 8 + 20 * 7 + 8])
     for span in wanted:
         file.add(span.start, content[span.start : span.stop])
     (page,), _ = read_directories(file)
-    assert unknown_bytes(page) == []
-    assert len(read_table(page).tile_offsets) == 100
+    assert missing_ranges(page) == []
+    assert len(read_tile_table(page).tile_offsets) == 100
 
 
 @pytest.mark.parametrize(
@@ -245,25 +243,25 @@ def test_everything_missing_is_known_at_once(order: str) -> None:
 def test_absurd_claims_are_refused_before_their_arrays_are_asked_for(
     tags: dict[str, Any], error: type[Exception]
 ) -> None:
-    """By the sizes in the directory itself; with the arrays unknown, nothing has been fetched for them."""
+    """By the sizes in the directory, before anything is fetched for the arrays."""
     content = _header(**({"t273": [1] * 9, "t279": [1] * 9} | _GREY | tags))
     (page,) = _pages(content[:-144], 2**50)
     with pytest.raises(error):
-        unknown_bytes(page)
+        missing_ranges(page)
 
 
 def test_an_array_of_gigabytes_is_never_read() -> None:
-    """A count of 2^60 with an image of one strip: eight bytes are wanted."""
+    """With a count of 2^60 and an image of one strip, eight bytes are requested."""
     content = bytearray(_header(t256=4, t257=4, t273=[100] * 9, t279=[16] * 9, **_GREY))
     for at in range(24, len(content), 20):
         if struct.unpack_from("<H", content, at)[0] in (273, 279):
             struct.pack_into("<Q", content, at + 4, 2**58)
     (page,) = _pages(bytes(content[:-144]), 2**62)
-    assert [span.length for span in unknown_bytes(page)] == [8, 8]
+    assert [span.length for span in missing_ranges(page)] == [8, 8]
     with pytest.raises(NeedBytes):
-        read_table(page)
+        read_tile_table(page)
     (page,) = _pages(bytes(content), 2**62)
-    assert read_table(page).tile_offsets.tolist() == [100]
+    assert read_tile_table(page).tile_offsets.tolist() == [100]
 
 
 # --- huge plain strips ----------------------------------------------------------------------------------------------
@@ -271,7 +269,7 @@ def test_an_array_of_gigabytes_is_never_read() -> None:
 
 @st.composite
 def _strips(draw: st.DrawFn) -> dict[str, Any]:
-    """An uncompressed image in strips around the size from which they are divided, some of them sparse."""
+    """An uncompressed image in strips, some sparse, of sizes around the limit for splitting."""
     width, samples = draw(st.integers(1, 400_000)), draw(st.sampled_from([1, 1, 3]))
     bits, planar = draw(st.sampled_from([1, 8, 16, 12, 64])), draw(st.sampled_from([1, 2]))
     row = -(-width * bits * (samples if planar == 1 else 1) // 8)
@@ -293,14 +291,14 @@ def _strips(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=200, deadline=None)
 @given(tags=_strips())
 def test_dividing_strips_covers_the_same_bytes_exactly_once(tags: dict[str, Any]) -> None:
-    """Every row of every plane keeps its bytes; what was sparse stays so; the parts are small, or one row."""
+    """Every row keeps its bytes, sparse strips stay sparse, and new strips are small or a single row."""
     (table,) = _tables(_header(**tags))
     height, rows = tags["t257"], tags["t278"]
     planes = table.samples_per_pixel if table.planar_configuration == 2 else 1
-    divided = table.row_bytes * rows > _DIVIDED_ABOVE
+    divided = table.row_bytes * rows > _SPLIT_ABOVE
     assert (table.tile_height == rows) or divided
     if divided:
-        assert table.tile_height * table.row_bytes <= max(_DIVIDED_TO, table.row_bytes)
+        assert table.tile_height * table.row_bytes <= max(_SPLIT_TO, table.row_bytes)
     assert table.tiles_across == 1
     offsets = table.tile_offsets.reshape(planes, -1)
     counts = table.tile_byte_counts.reshape(planes, -1)
@@ -332,7 +330,7 @@ def test_a_divided_strip_is_read_by_the_rows_asked_for() -> None:
     ids=["deflate", "packbits", "YCbCr", "a tile"],
 )
 def test_what_stays_whole(tags: dict[str, Any]) -> None:
-    """Only plain strips that are all there can be cut."""
+    """Only complete uncompressed strips are split."""
     plain = {"t256": 2048, "t257": 1024, "t273": 1000, "t279": 2**21, "t324": 1000, "t325": 2**21}
     (table,) = _tables(_header(**(plain | _GREY | tags)))
     assert table.tile_height == 1024
@@ -341,6 +339,6 @@ def test_what_stays_whole(tags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("count", [0, 100, 2**21 - 1])
 def test_a_lone_plain_strip_needs_no_byte_count(count: int) -> None:
-    """Its size is known: as libtiff, a count that is missing or too small is not believed."""
+    """As libtiff, a count that is missing or too small is replaced by the known size."""
     (table,) = _tables(_header(t256=2048, t257=1024, t273=1000, t279=count, **_GREY))
     assert int(table.tile_byte_counts.sum()) == 2**21

@@ -1,4 +1,4 @@
-"""Tile tables and band metadata as structs of the Parquet contract."""
+"""Tile tables and band metadata as structs of a Collection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from affine import Affine
-from whole_file import header_of, read_table
+from whole_file import header_of, read_image
 
 from rasteret_ml.cog.metadata import CogMetadata, transform_from_list, transform_to_list
 from rasteret_ml.cog.tile_table import TileTable, slice_plane
@@ -36,7 +36,7 @@ OLD = {
 
 
 def test_a_struct_brings_everything_back(tmp_path) -> None:
-    """Written, through Arrow, read: the same struct again, and the same pixels of image, overview and mask."""
+    """Written through Arrow and read back: the same struct, and the same pixels of image, overview and mask."""
     rng = np.random.default_rng(0)
     path = make_cog(
         tmp_path / "a.tif", rng.integers(0, 99, (2, 300, 280)).astype(np.int16), blocksize=128, nodata=-7,
@@ -51,18 +51,18 @@ def test_a_struct_brings_everything_back(tmp_path) -> None:
     for a, b in zip(
         (after.image, after.mask, *after.overviews), (before.image, before.mask, *before.overviews), strict=True
     ):
-        assert np.array_equal(read_table(content, a).values, read_table(content, b).values)
+        assert np.array_equal(read_image(content, a).values, read_image(content, b).values)
 
 
 def test_metadata_pickles() -> None:
-    """Rows travel to workers."""
+    """Rows are pickled to reach workers."""
     before = CogMetadata.from_struct(OLD, crs="EPSG:32633")
     after = pickle.loads(pickle.dumps(before))
     assert _plain(after.to_struct()) == _plain(before.to_struct())
 
 
 def test_reads_what_rasteret_wrote() -> None:
-    """Columns of 0.3 and nothing else: defaults for the rest, and the georeferencing."""
+    """Only the fields of rasteret 0.3: defaults for the rest, and the georeferencing."""
     found = CogMetadata.from_struct(OLD, crs="EPSG:32633")
     assert (found.width, found.height, found.tile_width, found.tile_height) == (100, 50, 64, 64)
     assert (found.dtype, found.compression, found.predictor) == (np.uint16, 8, 2)
@@ -75,7 +75,7 @@ def test_reads_what_rasteret_wrote() -> None:
 @pytest.mark.parametrize("missing", ["tile_offsets", "tile_byte_counts", "dtype", "image_width", "tile_height"])
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_what_is_missing_is_named(missing: str, how: str) -> None:
-    """A struct without a needed child is no Collection's; the message names it and says what to do."""
+    """The message names the missing field and the remedy."""
     struct = dict(OLD)
     if how == "null":
         struct[missing] = None
@@ -95,7 +95,7 @@ def test_tables_of_the_wrong_length_are_refused(offsets: list[int]) -> None:
 
 
 def test_a_planar_table_stored_whole_is_sliced() -> None:
-    """Band 1 of 3 has the second third of the offsets."""
+    """Band 1 of 3 gets the second third of the offsets."""
     whole = OLD | {
         "samples_per_pixel": 3, "planar_configuration": 2, "tile_offsets": [1, 2, 3, 4, 5, 6],
         "tile_byte_counts": [10, 20, 30, 40, 50, 60],
@@ -126,7 +126,7 @@ def test_nodata_of_a_struct(struct: dict[str, Any], dtype: str, nodata: float | 
 
 @pytest.mark.parametrize("nodata", [2**63 - 1, -(2**63), 2**53 + 1, 0])
 def test_integer_nodata_survives_exactly(nodata: int) -> None:
-    """64-bit values come back to the last bit."""
+    """64-bit values are restored exactly."""
     before = CogMetadata.from_struct(OLD | {"dtype": "int64", "nodata": 0.0, "nodata_int": nodata}, crs=None)
     assert CogMetadata.from_struct(before.to_struct(), crs=None).nodata == nodata
 
@@ -142,7 +142,7 @@ def test_integer_nodata_survives_exactly(nodata: int) -> None:
     ],
 )
 def test_transforms_come_back(transform: Affine | None) -> None:
-    """North-up as four numbers (rasteret's), rotated as six, none as none."""
+    """North-up as four numbers (as rasteret), rotated as six, None as None."""
     values = transform_to_list(transform)
     assert transform_from_list(values) == transform
     if transform is not None and transform.b == 0:
@@ -150,7 +150,7 @@ def test_transforms_come_back(transform: Affine | None) -> None:
 
 
 def test_a_transform_of_another_length_is_refused() -> None:
-    """Five numbers are no transform; nine are an affine with its last row."""
+    """Five numbers are refused; nine are an affine with its last row."""
     with pytest.raises(CollectionError, match="5"):
         transform_from_list([1, 2, 3, 4, 5])
     assert transform_from_list([1, 2, 3, 4, 5, 6, 0, 0, 1]) == Affine(1, 2, 3, 4, 5, 6)

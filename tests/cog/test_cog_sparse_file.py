@@ -1,4 +1,4 @@
-"""A file of which only some bytes are known."""
+"""A file of which only some bytes have been fetched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.errors import CorruptTiffError
 
 CONTENT = bytes(i * 37 % 256 for i in range(300))
@@ -24,7 +24,7 @@ def _file(extents: list[tuple[int, int]]) -> tuple[SparseFile, set[int]]:
 @settings(max_examples=150, deadline=None)
 @given(extents=EXTENTS, start=st.integers(0, 320), length=st.integers(0, 320))
 def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, length: int) -> None:
-    """Extents in any order, overlapping or not: the right bytes, or a request inside what was asked."""
+    """Extents in any order, overlapping or not: the right bytes, or a request within the range."""
     file, known = _file(extents)
     wanted = set(range(start, min(start + length, 300)))
     if wanted <= known:
@@ -40,7 +40,7 @@ def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, l
 @settings(max_examples=50, deadline=None)
 @given(extents=EXTENTS, start=st.integers(0, 299), length=st.integers(1, 300))
 def test_one_answer_is_enough(extents, start: int, length: int) -> None:
-    """What is asked for, once added, is what was missing: no second request for the same peek."""
+    """After the requested bytes are added, the same peek needs no second request."""
     file, _ = _file(extents)
     try:
         file.peek(start, length)
@@ -50,6 +50,6 @@ def test_one_answer_is_enough(extents, start: int, length: int) -> None:
 
 
 def test_an_absurd_claim_is_not_fetched() -> None:
-    """A tag that claims a gigabyte is corrupt; nobody is sent for it."""
+    """A tag that claims a gigabyte is corrupt, and nothing is requested."""
     with pytest.raises(CorruptTiffError, match="claims"):
         SparseFile(1 << 40).peek(0, 1 << 30)

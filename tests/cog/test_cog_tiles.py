@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.geo.window import Window
 from rasteret_ml.ranges import ByteRange
 
@@ -32,7 +31,7 @@ WINDOWS = st.builds(Window, row=st.integers(-30, 50), col=st.integers(-30, 50), 
 @settings(max_examples=150, deadline=None)
 @given(table=st.one_of(TABLES, STRIPS), window=WINDOWS)
 def test_every_pixel_exactly_once(table: TileTable, window: Window) -> None:
-    """Pasting each tile's part gives numpy's slice of the image; pixels outside it are not touched."""
+    """Copying each tile's part gives numpy's slice of the image; pixels outside it are not touched."""
     image = np.arange(table.height * table.width).reshape(table.height, table.width)
     padded = np.full((table.tiles_down * table.tile_height, table.tiles_across * table.tile_width), -9)
     padded[: table.height, : table.width] = image
@@ -56,7 +55,7 @@ def test_every_pixel_exactly_once(table: TileTable, window: Window) -> None:
 @settings(max_examples=60, deadline=None)
 @given(table=TABLES, window=WINDOWS)
 def test_no_tile_is_read_for_nothing(table: TileTable, window: Window) -> None:
-    """Row-major, each tile once, each with its own bytes, and only tiles that hold a pixel of the window."""
+    """Row-major, each tile once and with its own bytes, and only tiles that overlap the window."""
     reads = plan_tiles(table, window)
     indices = [read.index for read in reads]
     assert indices == sorted(set(indices))
@@ -73,14 +72,14 @@ def test_no_tile_is_read_for_nothing(table: TileTable, window: Window) -> None:
 @settings(max_examples=50, deadline=None)
 @given(table=STRIPS)
 def test_strips_store_only_the_rows_of_the_image(table: TileTable) -> None:
-    """The last strip is short, tiles are always full."""
+    """The last strip is short; tiles are always full."""
     rows = [read.stored_rows for read in plan_tiles(table, table.extent)]
     assert sum(rows) == table.height
     assert set(rows[:-1]) <= {table.tile_height}
 
 
 def test_sparse_tiles_have_no_range() -> None:
-    """Offset or count zero: nothing is stored, so nothing is to be fetched, but the place is known."""
+    """If offset or count is zero, nothing is stored and nothing is fetched, but the position is known."""
     table = _table(20, 10, 10, 10)
     table.tile_offsets[1] = table.tile_byte_counts[1] = 0
     stored, sparse = plan_tiles(table, table.extent)
@@ -91,5 +90,5 @@ def test_sparse_tiles_have_no_range() -> None:
 
 @pytest.mark.parametrize("row", [-5, 10])
 def test_a_window_beside_the_image_needs_nothing(row: int) -> None:
-    """Touching is not overlapping."""
+    """A window that only touches the image needs no tiles."""
     assert plan_tiles(_table(20, 10, 8, 8), Window(row=row, col=0, height=5, width=5)) == ()

@@ -1,4 +1,4 @@
-"""Every pixel of a TIFF by way of the cog room alone: header, tile plan, decoder."""
+"""Read every pixel of a TIFF with the cog room alone: header, tile plan, decoder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.cog.codecs.decode import decode_tile
+from rasteret_ml.cog.header.ifd import SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.header.sparse_file import SparseFile
-from rasteret_ml.cog.tile_reads import plan_tiles
-from rasteret_ml.cog.tile_table import TileTable
+from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 
 MOST_PIXELS = 2**26
 
 
 def header_of(data: bytes) -> CogHeader:
-    """The header of a file that is wholly in memory."""
+    """Parse the header of a file in memory."""
     file = SparseFile(len(data))
     file.add(0, data)
     return parse_header(file)
@@ -28,18 +27,18 @@ def header_of(data: bytes) -> CogHeader:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What `read_table` found."""
+    """The pixels of an image."""
 
     values: npt.NDArray[Any]
     """`[h, w, samples]`, zero where nothing is stored."""
     stored: npt.NDArray[np.bool_]
     """`[h, w]`: false in sparse tiles."""
     valid: npt.NDArray[np.bool_]
-    """`[h, w, samples]`: false where the codec itself says so (LERC)."""
+    """`[h, w, samples]`: false where the codec has no valid value (LERC)."""
 
 
-def read_table(data: bytes, table: TileTable) -> Pixels:
-    """All pixels of one table (one plane of a planar file)."""
+def read_image(data: bytes, table: TileTable) -> Pixels:
+    """Read all pixels of one table (one plane of a planar file)."""
     values = np.zeros((table.height, table.width, table.samples_per_tile), table.dtype)
     stored = np.zeros((table.height, table.width), bool)
     valid = np.ones(values.shape, bool)
@@ -59,9 +58,9 @@ def read_table(data: bytes, table: TileTable) -> Pixels:
 
 
 def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
-    """One band `[h, w, 1]` of a file, by the metadata that a Collection would keep of it."""
+    """Read one band `[h, w, 1]` of a file, by the metadata that a Collection stores."""
     table = header.band(index).image
-    found = read_table(data, table)
+    found = read_image(data, table)
     if table.samples_per_tile == 1:
         return found
     one = slice(index, index + 1)
@@ -69,12 +68,12 @@ def read_band(data: bytes, header: CogHeader, index: int) -> Pixels:
 
 
 def read_bands(data: bytes) -> Pixels:
-    """All bands `[h, w, count]` of a file."""
+    """Read all bands `[h, w, count]` of a file."""
     header = header_of(data)
     if header.image.width * header.image.height > MOST_PIXELS:
         raise UnsupportedTiffError("too large for a test to hold whole")
     if header.image.planar_configuration == 1:
-        return read_table(data, header.image)
+        return read_image(data, header.image)
     planes = [read_band(data, header, i) for i in range(header.count)]
     values = np.concatenate([plane.values for plane in planes], axis=-1)
     stored = np.logical_and.reduce([plane.stored for plane in planes])

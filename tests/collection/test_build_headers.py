@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from affine import Affine
 
+from rasteret_ml.cog.header.ifd import SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.cog.header.sparse_file import SparseFile
 from rasteret_ml.collection.build import assembly, headers
 from rasteret_ml.collection.build.assembly import Assembly
 from rasteret_ml.collection.build.build import build

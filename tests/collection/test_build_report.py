@@ -137,7 +137,7 @@ _FAULTS: dict[str, tuple[Fault, type[RasteretError], str]] = {
     "500": (Fault(kind="status", status=500), ServerError, r"HTTP 500.*2 attempts"),
     "429": (Fault(kind="status", status=429), ServerError, "HTTP 429"),
     "html": (Fault(kind="html"), NotATiffError, "HTML page"),
-    "hang": (Fault(kind="hang"), FetchTimeoutError, "no answer in time"),
+    "hang": (Fault(kind="hang"), FetchTimeoutError, "no data received for"),
     "cut": (Fault(kind="cut"), ServerError, "expected"),
     "ignores range": (Fault(kind="ignore_range"), RangeNotSupportedError, "ignores range requests"),
 }

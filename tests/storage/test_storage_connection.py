@@ -1,4 +1,4 @@
-"""The connections that bodies are received over: any way that bytes may fall, and servers with habits of their own."""
+"""HTTP/1.1 connections: responses that arrive in any pieces, and servers that close, redirect or misbehave."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LIMITS = FetchLimits(timeouts=PATIENT, retry=RetryPolicy(attempts=2, base=0.0, 
 
 @dataclass
 class Seen:
-    """What a server met."""
+    """Counters of a server."""
 
     url: str = ""
     requests: list[bytes] = field(default_factory=list)
@@ -40,16 +40,16 @@ class Seen:
     open_now: int = 0
     most_open: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the last connection has."""
+    """Set when the last connection is closed."""
 
 
 Answering = Callable[[int, asyncio.StreamWriter], Awaitable[object]]
-"""Called with the number of requests before this one; it closes the writer to end the connection."""
+"""Called with the number of earlier requests; closes the writer to end the connection."""
 
 
 @asynccontextmanager
 async def serving(answering: Answering, **tls: Any) -> AsyncIterator[Seen]:
-    """A server of bytes, over connections that are kept until a side ends them."""
+    """A server of raw bytes, over connections that stay open until one side closes them."""
     seen = Seen()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,7 +76,7 @@ async def serving(answering: Answering, **tls: Any) -> AsyncIterator[Seen]:
 
 
 def always(answer: bytes) -> Answering:
-    """The same answer to everybody."""
+    """Send the same response to every request."""
 
     async def answering(_: int, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -85,7 +85,7 @@ def always(answer: bytes) -> Answering:
 
 
 def in_turn(*answers: bytes) -> Answering:
-    """One answer after the other, the last one from then on."""
+    """Send one response after the other, then repeat the last one."""
 
     async def answering(before: int, writer: asyncio.StreamWriter) -> None:
         writer.write(answers[min(before, len(answers) - 1)])
@@ -96,7 +96,7 @@ def in_turn(*answers: bytes) -> Answering:
 def reading(
     answering: Answering, times: int = 1, meter: Meter | None = None, address: Callable[[str], str] = str
 ) -> tuple[Seen, list[bytes]]:
-    """Read the same range some times, one after the other, from what `address` makes of the server's own."""
+    """Read the same range several times in turn, at the URL that `address` makes from the server's."""
 
     async def run() -> tuple[Seen, list[bytes]]:
         async with serving(answering) as seen:
@@ -110,7 +110,7 @@ def reading(
 
 
 class FedTransport(asyncio.Transport):
-    """A transport that a test feeds by hand."""
+    """A transport that a test controls."""
 
     closed = False
 
@@ -127,7 +127,7 @@ class FedTransport(asyncio.Transport):
 
 
 def fed(answer: bytes, cuts: list[int], wanted: bool = True) -> tuple[Response, bool]:
-    """What a connection makes of an answer that comes in pieces, and whether it can be used again."""
+    """Return the response that a connection parses from these pieces, and whether it can be reused."""
 
     async def run() -> tuple[Response, bool]:
         connection = Connection()
@@ -135,7 +135,7 @@ def fed(answer: bytes, cuts: list[int], wanted: bool = True) -> tuple[Response, 
         waiter = connection.send(b"", lambda _: wanted, 0.0)
         for start, stop in zip([0, *cuts], [*cuts, len(answer)], strict=True):
             piece = answer[start:stop]
-            while piece:  # no more than there is room for, as recv_into
+            while piece:  # no more than fits in the buffer, as recv_into
                 room = connection.get_buffer(-1)
                 taken = min(len(room), len(piece))
                 room[:taken] = piece[:taken]
@@ -162,7 +162,7 @@ _TEXTS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30
 def test_an_answer_is_the_same_however_it_is_cut(
     body: bytes, headers: list[tuple[str, str]], padding: int, interim: bool, data: st.DataObject
 ) -> None:
-    """Pieces may end anywhere, also within the line ends; heads may be longer than a piece."""
+    """Pieces may end anywhere, even within a line end; heads may be longer than a piece."""
     lines = [f"{name}: {value}" for name, value in headers] + [f"x-long: {'a' * padding}"]
     head = "\r\n".join(["HTTP/1.1 206 Partial Content", *lines, f"content-LENGTH:{len(body)}"]) + "\r\n\r\n"
     raw = (b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" if interim else b"") + head.encode() + body
@@ -208,20 +208,20 @@ def test_whether_a_connection_is_kept_is_the_servers_say(head: bytes, keeps: boo
     ],
 )
 def test_what_is_no_answer_is_an_error(answer: bytes) -> None:
-    """Never bytes that might be others'."""
+    """Invalid responses raise; bytes of another response are never returned."""
     with pytest.raises(RemoteProtocolError):
         fed(answer, [])
 
 
 @pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked\r\nContent-Length: 50\r\n", b""])
 def test_a_body_of_no_known_length_is_not_plain(head: bytes) -> None:
-    """Chunks, or all until the end."""
+    """Chunked bodies, and bodies that end with the connection."""
     with pytest.raises(UnsupportedResponseError):
         fed(b"HTTP/1.1 206 X\r\n" + head + b"\r\n", [])
 
 
 def test_a_body_that_nobody_wants_is_dropped() -> None:
-    """A short one is read to its end, so that the connection is kept; a long one ends it."""
+    """A short body is discarded and the connection reused; a long one closes the connection."""
     short, usable = fed(_GOOD, [70], wanted=False)
     assert (short.body, short.head.length, usable) == (None, 50, True)
     long, usable = fed(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\nabc", [], wanted=False)
@@ -229,7 +229,7 @@ def test_a_body_that_nobody_wants_is_dropped() -> None:
 
 
 def test_chunks_are_read_by_aiohttp() -> None:
-    """The first request finds out, at the price of one more; later ones know."""
+    """The first request costs a second one through aiohttp; later requests go to aiohttp at once."""
     answer = b"HTTP/1.1 206 X\r\nTransfer-Encoding: chunked\r\n" + _RANGE + b"\r\n32\r\n" + _BODY + b"\r\n0\r\n\r\n"
     seen, bodies = reading(always(answer), times=3)
     assert bodies == [_BODY] * 3
@@ -237,14 +237,14 @@ def test_chunks_are_read_by_aiohttp() -> None:
 
 
 def test_a_refusal_keeps_the_connection() -> None:
-    """The page of a 503 is short: it is read, and the next attempt goes over the same connection."""
+    """The short page of a 503 is discarded, and the next attempt uses the same connection."""
     busy = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 5\r\n\r\n<xml>"
     seen, bodies = reading(in_turn(busy, _GOOD))
     assert (bodies, seen.connections, len(seen.requests)) == ([_BODY], 1, 2)
 
 
 def test_a_refusal_in_chunks_is_understood() -> None:
-    """As S3 sends its errors: its page is left unread, with the connection, and the host is not thought odd."""
+    """As S3 sends errors: the page and the connection are dropped, and later requests still use the pool."""
     page = b"Transfer-Encoding: chunked\r\n\r\n5\r\n<xml>\r\n0\r\n\r\n"
     seen, bodies = reading(in_turn(b"HTTP/1.1 503 Slow Down\r\n" + page, _GOOD), times=2)
     assert (bodies, seen.connections, len(seen.requests)) == ([_BODY] * 2, 2, 3)
@@ -253,7 +253,7 @@ def test_a_refusal_in_chunks_is_understood() -> None:
 
 
 def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
-    """The server ends idle connections without a word: the next read makes a new one and counts no retry."""
+    """The server closes idle connections: the next read opens a new one, without counting a retry."""
 
     async def answering(_: int, writer: asyncio.StreamWriter) -> None:
         writer.write(_GOOD)
@@ -266,7 +266,7 @@ def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
 
 
 def test_a_request_that_meets_the_end_of_its_connection_is_sent_again() -> None:
-    """The server ends it when the second request is on its way."""
+    """The server closes the connection while the second request is sent."""
 
     async def answering(before: int, writer: asyncio.StreamWriter) -> None:
         if before == 1:
@@ -281,7 +281,7 @@ def test_a_request_that_meets_the_end_of_its_connection_is_sent_again() -> None:
 
 
 def test_a_server_that_never_answers_is_not_asked_for_ever() -> None:
-    """A new connection that ends without an answer is a failure, of as many attempts as there are."""
+    """A new connection that closes without a response is a failed attempt."""
 
     async def answering(_: int, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -291,13 +291,13 @@ def test_a_server_that_never_answers_is_not_asked_for_ever() -> None:
 
 
 def test_bytes_that_nobody_asked_for_end_a_connection() -> None:
-    """They must not become the next answer."""
+    """They must not be taken for the next response."""
     seen, bodies = reading(in_turn(_GOOD + b"HTTP/1.1 206 X\r\n", _GOOD))
     assert (bodies, seen.connections) == ([_BODY], 2)
 
 
 def test_a_cancelled_read_takes_its_connection_with_it() -> None:
-    """Its answer would come to another; the reader goes on."""
+    """Its connection is closed, so that its response reaches no other request; the reader still works."""
 
     async def run() -> None:
         asked = asyncio.Event()
@@ -322,7 +322,7 @@ def test_a_cancelled_read_takes_its_connection_with_it() -> None:
 
 
 def test_no_more_connections_than_allowed() -> None:
-    """Many reads at once share them; one that is idle makes room for another host."""
+    """Concurrent reads share them; an idle one is closed to open one to another host."""
 
     async def run() -> None:
         limits = FetchLimits(timeouts=PATIENT, connections=2)
@@ -340,7 +340,7 @@ def test_no_more_connections_than_allowed() -> None:
 
 
 def test_idle_connections_end() -> None:
-    """After `keepalive`, without another read."""
+    """After `keepalive` seconds, without another read."""
 
     async def run() -> None:
         async with serving(always(_GOOD)) as seen:
@@ -353,14 +353,14 @@ def test_idle_connections_end() -> None:
 
 
 def test_a_name_is_resolved() -> None:
-    """By whichever of its addresses answers: the server listens on IPv4 alone."""
+    """By the address that accepts connections: the server listens on IPv4 only."""
     seen, bodies = reading(always(_GOOD), times=3, address=lambda url: url.replace("127.0.0.1", "localhost"))
     assert (bodies, seen.connections) == ([_BODY] * 3, 1)
     assert b"\r\nHost: localhost:" in seen.requests[0]
 
 
 def test_a_name_that_does_not_exist_is_a_server_error() -> None:
-    """Transient: name servers fail too."""
+    """Retried, because name servers fail too."""
 
     async def run() -> None:
         reader = HttpReader(_LIMITS)
@@ -373,7 +373,7 @@ def test_a_name_that_does_not_exist_is_a_server_error() -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_tls_is_spoken_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
-    """A large body over a kept connection; a certificate of nobody's is refused."""
+    """A large body over a reused connection; an untrusted certificate is refused."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (authority if trusted else trustme.CA()).issue_cert("127.0.0.1").configure_cert(context)
@@ -403,6 +403,6 @@ def test_tls_is_spoken_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_line_end_in_an_address_starts_no_header() -> None:
-    """What is no part of an address is cut or quoted."""
+    """Fragments are removed, other characters are quoted."""
     seen, _ = reading(always(_GOOD), address=lambda url: f"{url}?a=1\r\nX-Evil: 1")
     assert b"X-Evil: 1" not in seen.requests[0].split(b"\r\n", 1)[1]

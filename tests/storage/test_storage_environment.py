@@ -1,4 +1,4 @@
-"""Proxies, netrc and redirects: kept where they matter, free where they do not."""
+"""Proxies, netrc and redirects: respected, and without cost for hosts that need none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def serving(answer: Callable[[bytes], bytes], check: Callable[[int, list[bytes]], Awaitable[None]]) -> None:
-    """Run `check(port, requests)` beside a server that answers each request by `answer`, on kept connections."""
+    """Run `check(port, requests)` with a server that responds with `answer(request)` and keeps connections open."""
     seen: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,7 +51,7 @@ def serving(answer: Callable[[bytes], bytes], check: Callable[[int, list[bytes]]
 
 
 async def read(url: str, times: int = 1) -> int:
-    """The length of what comes back."""
+    """Return the number of bytes read."""
     reader = HttpReader(_LIMITS)
     try:
         return [len((await reader.read(url, _SPAN)).data) for _ in range(times)][-1]
@@ -60,7 +60,7 @@ async def read(url: str, times: int = 1) -> int:
 
 
 def test_a_plain_host_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiohttp asks the environment on other threads, twice a request; that cost more than the request."""
+    """aiohttp would look up proxies and netrc on other threads, twice per request."""
 
     async def check(port: int, seen: list[bytes]) -> None:
         loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ def test_a_plain_host_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_proxy_is_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request for another host arrives at the proxy, in absolute form, with the proxy's login."""
+    """The request arrives at the proxy in absolute form, with the proxy's login."""
 
     async def check(port: int, seen: list[bytes]) -> None:
         monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
@@ -87,7 +87,7 @@ def test_a_proxy_is_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_proxy_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that is exempt is spoken to directly."""
+    """A host in no_proxy is contacted directly."""
 
     async def check(port: int, seen: list[bytes]) -> None:
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -99,7 +99,7 @@ def test_no_proxy_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_login_in_netrc_is_sent_to_its_host_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As NASA's servers want it."""
+    """As NASA Earthdata requires."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password pw\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -114,7 +114,7 @@ def test_a_login_in_netrc_is_sent_to_its_host_alone(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_redirect_is_followed_by_way_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directly to a host that sends on to one behind a proxy; the second read knows and loses no request."""
+    """A host redirects to one behind a proxy; the second read costs no extra request."""
 
     def answer(request: bytes) -> bytes:
         if request.startswith(b"GET /a.tif"):
@@ -139,7 +139,7 @@ def test_a_redirect_is_followed_by_way_of_the_environment(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("content", ["machine", "\udcff"], ids=["broken", "undecodable"])
 def test_a_netrc_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
-    """It stops no request."""
+    """Requests are sent without a login."""
     (tmp_path / "netrc").write_bytes(content.encode("utf-8", "surrogateescape"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 

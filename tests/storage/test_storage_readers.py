@@ -1,4 +1,4 @@
-"""Every reader keeps the one contract, and the small readers say what went wrong."""
+"""Every reader follows the protocol, and errors name file and reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ONCE = FetchLimits(retry=RetryPolicy(attempts=1), timeouts=PATIENT)
 
 
 class _Slices:
-    """The simplest backend anybody would write: a dict of bytes, sliced."""
+    """A minimal backend: a dict of bytes."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -39,7 +39,7 @@ class _Slices:
 
 
 class _ManyRanges:
-    """A backend with nothing but `get_ranges`."""
+    """A backend with only `get_ranges`."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -49,7 +49,7 @@ class _ManyRanges:
 
 
 class _ObstoreLike:
-    """A store addressed by the path inside its bucket, as obstore's are."""
+    """A store addressed by the path in its bucket, as in obstore."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -91,14 +91,14 @@ class TestHttpReader(RangeReaderSuite):
 
 
 class TestSchemeReader(TestHttpReader):
-    """The reader that everything uses."""
+    """The default reader."""
 
     def make(self) -> tuple[RangeReader, str, str]:
         return open_reader(_ONCE), f"{self.url}/there.bin", f"{self.url}/nowhere.bin"
 
 
 class TestSigningReader(TestHttpReader):
-    """A wrapper that changes nothing but the address."""
+    """A wrapper that changes only the address."""
 
     def make(self) -> tuple[RangeReader, str, str]:
         def sign(href: str) -> str:
@@ -115,7 +115,7 @@ class TestMemoryReader(RangeReaderSuite):
 
 
 class TestRecordingReader(RangeReaderSuite):
-    """A wrapper that keeps a record."""
+    """A wrapper that records calls."""
 
     def make(self) -> tuple[RangeReader, str, str]:
         return RecordingReader(MemoryReader({"there": self.content})), "there", "nowhere"
@@ -136,7 +136,7 @@ class TestBackendOfManyRanges(RangeReaderSuite):
 
 
 class TestObstoreBackend(RangeReaderSuite):
-    """An obstore store of a bucket: it is asked for the key, without scheme, bucket and query."""
+    """An obstore store of a bucket receives the key, without scheme, bucket and query."""
 
     def make(self) -> tuple[RangeReader, str, str]:
         return BackendReader(_ObstoreLike({"a/there.tif": self.content})), "s3://bucket/a/there.tif?x=1", "s3://b/no"
@@ -158,7 +158,7 @@ def test_the_suite_catches_a_reader_that_is_off_by_one() -> None:
 
 
 def test_local_errors_name_the_path_and_the_reason(tmp_path: Path) -> None:
-    """Missing, folder and past-the-end are three errors, and each names the path."""
+    """A missing file, a folder and a range past the end are three errors that name the path."""
     (tmp_path / "ten.bin").write_bytes(b"0123456789")
     reader = LocalReader()
     for name, kind in [("no.bin", FetchNotFoundError), (".", AccessDeniedError), ("ten.bin", FetchError)]:
@@ -167,7 +167,7 @@ def test_local_errors_name_the_path_and_the_reason(tmp_path: Path) -> None:
 
 
 def test_local_tag_changes_when_the_file_does(tmp_path: Path) -> None:
-    """A rewritten file of the same size has another version tag."""
+    """A rewritten file of the same size has another ETag."""
     path = tmp_path / "a.bin"
     tags = []
     for content in (b"one", b"two"):
@@ -194,7 +194,7 @@ def test_readers_count_what_they_read(tmp_path: Path, server: RangeServer) -> No
 
 
 def test_a_backend_without_a_method_is_refused_at_once() -> None:
-    """The message names the type and the method that is needed."""
+    """The message names the type and the required method."""
     with pytest.raises(UsageError, match=r"get_range.*dict"):
         as_reader({})
 
@@ -207,7 +207,7 @@ def test_a_reader_is_taken_as_it_is() -> None:
 
 
 def test_a_backend_that_gives_too_much_is_an_error() -> None:
-    """Bytes beyond the range would land in the wrong place."""
+    """More bytes than requested are an error."""
 
     class Generous:
         async def get_range(self, url: str, start: int, length: int) -> bytes:
@@ -218,7 +218,7 @@ def test_a_backend_that_gives_too_much_is_an_error() -> None:
 
 
 def test_a_backend_error_is_a_fetch_error_without_secrets() -> None:
-    """Whatever a backend raises is wrapped, and a signed URL in its text is cut."""
+    """Any exception of a backend is wrapped, and a signed URL in its text is redacted."""
 
     class Broken:
         async def get_range(self, url: str, start: int, length: int) -> bytes:
@@ -231,7 +231,7 @@ def test_a_backend_error_is_a_fetch_error_without_secrets() -> None:
 
 
 def test_a_backend_error_keeps_the_secret_in_a_traceback_too() -> None:
-    """A DataLoader worker sends formatted tracebacks to the log: the chained cause must not spell the address."""
+    """DataLoader workers log formatted tracebacks, which must not contain the signed address."""
 
     class Broken:
         async def get_range(self, url: str, start: int, length: int) -> bytes:
@@ -244,7 +244,7 @@ def test_a_backend_error_keeps_the_secret_in_a_traceback_too() -> None:
 
 
 def test_the_caller_keeps_the_backend() -> None:
-    """Closing the wrapper does not close what the caller owns."""
+    """Closing the wrapper does not close the caller's backend."""
 
     class Closable(_Slices):
         closed = False
@@ -264,7 +264,7 @@ def test_the_caller_keeps_the_backend() -> None:
 
 
 def _without_threads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What is handed to threads from now on."""
+    """Record what is run in threads from now on."""
     hops: list[object] = []
     inner = asyncio.to_thread
 
@@ -277,7 +277,7 @@ def _without_threads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_what_is_in_memory_is_read_without_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file just written lies in the page cache, where the system can say so."""
+    """A file that was just written is in the page cache, if the system can tell."""
     path = tmp_path / "a"
     path.write_bytes(bytes(range(256)) * 8)
     hops = _without_threads(monkeypatch)
@@ -291,7 +291,7 @@ def test_what_is_in_memory_is_read_without_a_thread(tmp_path: Path, monkeypatch:
 def test_what_must_be_waited_for_is_read_on_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """A cold file (asked anew each time) and a file system that never can say (asked once)."""
+    """A file that is not cached (tried each time), and a file system that cannot tell (tried once)."""
     path = tmp_path / "a"
     path.write_bytes(bytes(range(256)))
     inner, asked = os.preadv, []
@@ -313,7 +313,7 @@ def test_what_must_be_waited_for_is_read_on_a_thread(
 
 
 def test_a_read_that_comes_in_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may give less than was asked for, in memory or from the disk."""
+    """The system may return fewer bytes than requested, from memory or from disk."""
     path = tmp_path / "a"
     path.write_bytes(bytes(range(256)))
     inner = os.preadv

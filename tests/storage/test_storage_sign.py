@@ -1,4 +1,4 @@
-"""The sign hook: at every read, late, never stored, never shown."""
+"""The sign hook: called before every read, its result never stored and never shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_read_is_signed_anew() -> None:
 
 
 def test_the_hook_may_be_async() -> None:
-    """A coroutine's answer is awaited."""
+    """The result of a coroutine is awaited."""
 
     async def sign(href: str) -> str:
         return href + "?token"
@@ -68,7 +68,7 @@ def test_a_refused_address_is_signed_once_more(server: RangeServer, cog: str) ->
 
 
 def test_a_refusal_that_stays_is_raised_after_two_tries(server: RangeServer, cog: str) -> None:
-    """Not retried for ever, and no token in the message."""
+    """Signed twice only, and no token in the message."""
     server.faults["a.tif"] = Fault(kind="status", status=403)
 
     async def read() -> None:
@@ -83,7 +83,7 @@ def test_a_refusal_that_stays_is_raised_after_two_tries(server: RangeServer, cog
 
 
 def test_other_failures_are_not_signed_again(server: RangeServer) -> None:
-    """A file that is not there costs one signature."""
+    """A missing file costs one signature."""
     asked: list[str] = []
 
     def sign(href: str) -> str:

@@ -1,4 +1,4 @@
-"""Which address goes where."""
+"""Addresses and their schemes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from rasteret_ml.storage.urls import is_remote, local_path, public_url, resolve_
     ],
 )
 def test_cloud_addresses_map_to_their_public_endpoints(href: str, url: str) -> None:
-    """Each scheme of the table in `fetch.urls`."""
+    """Each scheme of the table in `storage.urls`."""
     assert public_url(href) == url
     assert is_remote(href)
 
 
 def test_the_azure_account_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an account in the address AZURE_STORAGE_ACCOUNT says it; without both the message asks for it."""
+    """AZURE_STORAGE_ACCOUNT applies if the address has no account; without both, the message asks for it."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "mine")
     assert public_url("az://container/a.tif") == "https://mine.blob.core.windows.net/container/a.tif"
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT")
@@ -43,13 +43,13 @@ def test_the_azure_account_comes_from_the_environment(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("href", ["s3://bucket", "s3:///key", "gs://bucket/", "az://@/x"])
 def test_an_address_without_bucket_or_key_is_refused(href: str) -> None:
-    """The message shows the form that is needed."""
+    """The message shows the required form."""
     with pytest.raises(UsageError, match="://"):
         public_url(href)
 
 
 def test_an_unknown_scheme_is_refused_by_name() -> None:
-    """And the message lists those that work; a secret in the address is cut."""
+    """The message lists the supported schemes; a secret in the address is redacted."""
     with pytest.raises(UsageError, match=r"'ftp'.*https") as caught:
         is_remote("ftp://me:pw@host/a.tif?token=SECRET")
     assert "SECRET" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_an_unknown_scheme_is_refused_by_name() -> None:
     ],
 )
 def test_files_are_local(href: str, path: str) -> None:
-    """Paths are taken as they are, `file://` URLs are decoded once."""
+    """Paths are used unchanged, `file://` URLs are decoded once."""
     assert not is_remote(href)
     assert local_path(href) == path
 

@@ -1,1 +1,1 @@
-"""Compressed tiles to arrays."""
+"""From compressed tiles to arrays; `decode` is the entrance."""

@@ -1,13 +1,18 @@
-"""Byte codecs, predictors and the packing of samples: streams that do not know their own size.
+"""Codecs of plain byte streams (deflate, LZW, ZSTD, …), decoded by imagecodecs into memory of a known size.
 
-Decoders are given scratch of the decoded size, one a thread: pages that are touched already make two
-threads scale 1.87-fold instead of 1.47-fold.
+What imagecodecs lacks here:
+
+- It cannot decode only the start of a deflate stream, which is all that a chip smaller than its tiles needs:
+  `inflate_start`.
+- Before 2026.5 its LZW decoder crashes the process on damaged streams: `check_lzw_codes`.
+- Fresh memory for each tile lets two threads scale 1.47-fold, reused memory 1.87-fold: `scratch`.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,195 +20,208 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.codecs.deflate import inflate_front
-from rasteret_ml.cog.codecs.lzw import decode_lzw
-from rasteret_ml.cog.codecs.ycbcr import chroma_subsampling, to_rgb, unpack_units
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
-from rasteret_ml.geo.window import Window
 
-__all__ = ["BYTE_CODECS", "applied_predictor", "decode_samples", "scratch"]
+__all__ = ["BYTE_CODECS", "check_lzw_codes", "decode_bytes", "inflate_start", "scratch"]
+
+_MAX_KEPT = 32 * 1024 * 1024
+_local = threading.local()
+
+
+def scratch(size: int, slot: str) -> npt.NDArray[np.uint8]:
+    """Return `size` bytes of this thread's memory named `slot`, which the next call overwrites.
+
+    Memory of more than 32 MiB is not kept.
+    """
+    memory: npt.NDArray[np.uint8] | None = getattr(_local, slot, None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, np.uint8)
+        if size <= _MAX_KEPT:
+            setattr(_local, slot, memory)
+    return memory[:size]
+
+
+def decode_bytes(
+    data: bytes | memoryview, table: TileTable, *, row_bytes: int, rows: int, image_rows: int, tile_rows: int
+) -> npt.NDArray[np.uint8]:
+    """Decompress a tile to exactly `rows` rows of `row_bytes`; read-only if it was not compressed.
+
+    Args:
+        data: The compressed bytes.
+        table: The image that the tile belongs to.
+        row_bytes: Bytes of a decompressed row.
+        rows: Rows to return; rows that the stream lacks are zero.
+        image_rows: Rows that the stream must hold.
+        tile_rows: Rows of a full tile: the most that the stream may hold, except for uncompressed data.
+
+    Raises:
+        CorruptTiffError: The stream cannot be decoded, is too short or too long.
+    """
+    size, limit = rows * row_bytes, max(rows, tile_rows) * row_bytes
+    if table.compression == 1:
+        name, stored = "the tile", np.frombuffer(data, np.uint8)
+        stored.flags.writeable = False  # the caller owns the bytes
+        if stored.size >= size:
+            return stored[:size]
+        decoded, out = stored.size, scratch(size, "raw")
+        out[:decoded] = stored
+    else:
+        name, decode = BYTE_CODECS[table.compression]
+        out = scratch(limit + 1, "raw")  # one byte more reveals a stream that is too long
+        try:
+            decoded = len(decode(data, out=out))
+        except CorruptTiffError:
+            raise
+        except Exception as error:  # each imagecodecs codec has its own error class
+            raise CorruptTiffError(
+                f"{name} of {len(data)} bytes cannot be decoded to {size} bytes: {type(error).__name__}: {error}"
+            ) from error
+    if decoded > limit:
+        raise CorruptTiffError(f"{name} gave more than the {limit} bytes of a full tile, {size} expected")
+    if decoded < image_rows * row_bytes:
+        raise CorruptTiffError(f"{name} gave {decoded} bytes, {size} expected, {image_rows * row_bytes} at least")
+    if decoded < size:
+        out[decoded - decoded % row_bytes : size] = 0
+    return out[:size]
+
+
+# Deflate ------------------------------------------------------------------------------------------------------------
+# libdeflate writes from the front, at most 40 bytes ahead of its position, and stops with "insufficient space" at the
+# first match or stored block that does not fit. A mark after the required bytes shows whether it came that far: if the
+# mark was overwritten, everything before it (less those 40 bytes) is complete. libdeflate does not promise this, so
+# it is tried once per process with all kinds of blocks, and streams are decoded whole if the trial fails.
+
+_MARK = np.frombuffer(b"\x9d\x17\xe4\x6bnot written\xd2", np.uint8)
+_MARGIN = 1024
+"""Bytes between the required bytes and the mark."""
+_EXTRA = _MARGIN + _MARK.size + 1024
+"""Bytes decoded beyond the required ones; the longest match is 258 bytes (RFC 1951, 3.2.5)."""
+_MAX_SHARE = 0.95
+"""Share of the stream above which stopping early saves nothing."""
+
+
+def inflate_start(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8]) -> bool:
+    """Decode the first `size` bytes of a zlib stream into `out`, which holds arbitrary bytes after them.
+
+    The checksum at the end of the stream is not verified.
+
+    Returns:
+        Whether it succeeded. If not (the stream is shorter, damaged, or nearly all of it is required), `out` holds
+        arbitrary bytes: decode the whole stream.
+    """
+    if size + _EXTRA > _MAX_SHARE * out.size or not _can_stop_early():
+        return False
+    return _inflate_to_mark(data, size, out)
+
+
+def _inflate_to_mark(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8]) -> bool:
+    mark = out[size + _MARGIN : size + _MARGIN + _MARK.size]
+    mark[:] = _MARK
+    try:
+        imagecodecs.deflate_decode(data, out=out[: size + _EXTRA])
+    except imagecodecs.DeflateError as error:
+        return "INSUFFICIENT_SPACE" in str(error) and not np.array_equal(mark, _MARK)
+    return False
+
+
+@functools.cache
+def _can_stop_early() -> bool:
+    """Whether the library behaves as described above: stored blocks, fixed and dynamic codes, long matches."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, 80_000, np.uint8).tobytes()
+    mixed = rng.integers(0, 5, 60_000, np.uint8).tobytes() + bytes(40_000)
+    default, fixed = zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED
+    for plain, level, strategy in ((noise, 0, default), (mixed, 1, default), (mixed, 1, fixed)):
+        compressor = zlib.compressobj(level, strategy=strategy)
+        stream = compressor.compress(plain) + compressor.flush()
+        for size in (1, 12_001, 70_000):
+            out = np.empty(len(plain), np.uint8)
+            if not _inflate_to_mark(stream, size, out):
+                if level:  # level 0 makes stored blocks, which are copied as a whole or not at all
+                    return False
+            elif out[:size].tobytes() != plain[:size]:
+                return False
+    return True
+
+
+# LZW ----------------------------------------------------------------------------------------------------------------
+# Old decoders do not check that the first code after a CLEAR is a byte, and follow a pointer that was never set. The
+# width of a code depends only on its number since the last CLEAR (TIFF 6.0, section 13), so all codes between two
+# CLEARs are checked at once.
+
+_CLEAR, _END = 256, 257
+_MAX_CODES = 8192
+_USUAL_CODES = 3850
+"""Codes between two CLEARs in the streams of most writers."""
+
+
+def _code_layout(first_of_width: tuple[int, int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
+    """Start in bits and width of each code after a CLEAR, from the numbers of the first 10-, 11- and 12-bit codes."""
+    widths = np.full(_MAX_CODES, 9, np.int64)
+    for first in first_of_width:
+        widths[first:] += 1
+    return np.cumsum(widths) - widths, widths.astype(np.uint32)
+
+
+_NEW_LAYOUT, _OLD_LAYOUT = _code_layout((254, 766, 1790)), _code_layout((255, 767, 1791))
+
+
+@functools.cache
+def _decoder_checks_lzw() -> bool:
+    # CLEAR, 258, END: an old decoder takes 258 for a byte, and stops before it looks it up.
+    stream = (_CLEAR << 23 | 258 << 14 | _END << 5).to_bytes(4, "big")
+    try:
+        imagecodecs.lzw_decode(stream, out=np.empty(8, np.uint8))
+    except Exception:
+        return True
+    return False
+
+
+def _decode_lzw(data: bytes | memoryview, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """`imagecodecs.lzw_decode`, safe on any bytes."""
+    if not _decoder_checks_lzw():
+        check_lzw_codes(np.frombuffer(data, np.uint8))
+    decoded: npt.NDArray[np.uint8] = imagecodecs.lzw_decode(data, out=out)
+    return decoded
+
+
+def check_lzw_codes(stream: npt.NDArray[np.uint8]) -> None:
+    """Check that the code after each CLEAR of an LZW stream is a byte.
+
+    Raises:
+        CorruptTiffError: It is not.
+    """
+    if stream.size < 2:
+        return
+    old = stream[0] == 0 and bool(stream[1] & 1)  # least significant bit first, wider codes start one code later
+    starts, widths = _OLD_LAYOUT if old else _NEW_LAYOUT
+    padded = np.concatenate([stream, np.zeros(4, np.uint8)]).astype(np.uint32)
+    first, middle, last = padded[:-2], padded[1:-1], padded[2:]
+    words = first | middle << 8 | last << 16 if old else first << 16 | middle << 8 | last
+    end, position = stream.size * 8, 9  # decoders require the first code to be a CLEAR
+    while position + 9 <= end:
+        for count in (_USUAL_CODES, _MAX_CODES):
+            bits = position + starts[:count]
+            bits = bits[: np.searchsorted(bits, end - 8)]
+            shift, width = (bits & 7).astype(np.uint32), widths[: bits.size]
+            codes = words[bits >> 3] >> (shift if old else 24 - shift - width) & (1 << width) - 1
+            stops = np.flatnonzero(codes >> 1 == _CLEAR >> 1)
+            if stops.size or bits.size < count:
+                break
+        if codes[0] > _END:
+            raise CorruptTiffError(f"the code after an LZW CLEAR is code {codes[0]}, a byte expected")
+        if not stops.size or codes[stops[0]] == _END:
+            return
+        position = int(bits[stops[0]]) + int(width[stops[0]])
+
 
 BYTE_CODECS: dict[int, tuple[str, Callable[..., Any]]] = {
+    5: ("LZW", _decode_lzw),
     8: ("deflate", imagecodecs.deflate_decode),
     32946: ("deflate", imagecodecs.deflate_decode),
-    5: ("LZW", decode_lzw),
     32773: ("PackBits", imagecodecs.packbits_decode),
     34925: ("LZMA", imagecodecs.lzma_decode),
     50000: ("ZSTD", imagecodecs.zstd_decode),
 }
-_DEFLATE = (8, 32946)
-_PREDICTED = {5, 8, 32946, 34925, 50000}
-_YCBCR = 6
-_KEPT = 32 * 1024 * 1024
-_held = threading.local()
-
-
-def scratch(size: int, slot: str) -> npt.NDArray[np.uint8]:
-    """`size` bytes of this thread's memory of that name, overwritten by the next call; big ones are not kept."""
-    held: npt.NDArray[np.uint8] | None = getattr(_held, slot, None)
-    if held is None or held.size < size:
-        held = np.empty(size, np.uint8)
-        if size <= _KEPT:
-            setattr(_held, slot, held)
-    return held[:size]
-
-
-def applied_predictor(table: TileTable) -> int:
-    """The predictor as libtiff applies it: the tag belongs to LZW, deflate, LZMA and ZSTD, others ignore it."""
-    return table.predictor if table.compression in _PREDICTED else 1
-
-
-def decode_samples(
-    data: bytes | memoryview,
-    table: TileTable,
-    rows: int,
-    needed_rows: int,
-    wanted: Window,
-    stop_early: bool,
-) -> npt.NDArray[Any]:
-    """Pixels `[rows, tile_width, samples]`; rows past `needed_rows` that the stream lacks are zero.
-
-    Only the part `wanted` is sure to hold pixels: predictors are undone no further than that, and with `stop_early` a
-    deflate stream is read no further than its last row.
-
-    Raises:
-        CorruptTiffError: less than `needed_rows`, or more than a full tile.
-    """
-    across, down = chroma_subsampling(table)
-    samples, width = table.samples_per_tile, table.tile_width
-    if (across, down) != (1, 1):
-        unit_row = -(-width // across) * (across * down + 2)
-        raw = _decompress(data, table, unit_row, *(-(-n // down) for n in (rows, needed_rows, table.tile_height)))
-        pixels: npt.NDArray[Any] = unpack_units(raw, rows, width, across, down)
-    else:
-        raw = None
-        if stop_early and table.compression in _DEFLATE:
-            out = scratch(rows * table.row_bytes, "raw")
-            raw = out if inflate_front(data, wanted.row_stop * table.row_bytes, out) else None
-        if raw is None:
-            raw = _decompress(data, table, table.row_bytes, rows, needed_rows, table.tile_height)
-        pixels = _typed(raw, table, rows, wanted).reshape(rows, width, samples)
-    if table.photometric == _YCBCR and samples == 3:
-        return to_rgb(pixels, table.ycbcr_coefficients)
-    return pixels
-
-
-def _decompress(
-    data: bytes | memoryview, table: TileTable, row_bytes: int, rows: int, needed: int, full: int
-) -> npt.NDArray[np.uint8]:
-    """Exactly `rows` of `row_bytes`; read-only where nothing was compressed."""
-    size, most = rows * row_bytes, max(rows, full) * row_bytes
-    if table.compression == 1:
-        name, whole = "the tile", np.frombuffer(data, np.uint8)
-        whole.flags.writeable = False  # the bytes belong to whoever fetched them
-        if whole.size >= size:
-            return whole[:size]
-        got, out = whole.size, scratch(size, "raw")
-        out[:got] = whole
-    else:
-        name, decode = BYTE_CODECS[table.compression]
-        out = scratch(most + 1, "raw")  # one byte more, or a stream that is too long would not show
-        try:
-            got = len(decode(data, out=out))
-        except CorruptTiffError:
-            raise
-        except Exception as error:  # every imagecodecs codec has an error class of its own
-            raise CorruptTiffError(
-                f"{name} of {len(data)} bytes cannot be decoded to {size} bytes: {type(error).__name__}: {error}"
-            ) from error
-    if got > most:
-        raise CorruptTiffError(f"{name} gave more than the {most} bytes of a full tile, {size} expected")
-    if got < needed * row_bytes:
-        raise CorruptTiffError(f"{name} gave {got} bytes, {size} expected, {needed * row_bytes} at least")
-    if got < size:
-        out[got - got % row_bytes : size] = 0
-    return out[:size]
-
-
-def _typed(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: Window) -> npt.NDArray[Any]:
-    """All samples in `table.dtype`, in one dimension or more; right in the part `wanted`."""
-    kind, predictor = table.dtype.kind, applied_predictor(table)
-    if table.bits_per_sample and kind == "f":
-        return _unpack_float24(raw, table, rows, predictor)
-    if table.bits_per_sample and kind != "c":
-        return _unpack_bits(raw, table, rows)
-    if predictor == 3:
-        return _undo_float_predictor(raw, table, rows, wanted.slices[0])
-    stored = _native_words(raw, table, rows, predictor, wanted)
-    if table.bits_per_sample:  # complex integers: numpy has no such type
-        return stored.view(f"i{table.bits // 16}").astype(f"f{table.dtype.itemsize // 2}").view(table.dtype)
-    return stored.view(table.dtype)
-
-
-def _native_words(
-    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, wanted: Window
-) -> npt.NDArray[Any]:
-    """Native byte order, and differences undone (TIFF 6.0, section 14), on whole samples.
-
-    A complex sample is two words, but one (swapped and summed as such) where libtiff takes differences of it.
-    """
-    parts = 2 if table.dtype.kind == "c" and predictor == 1 else 1
-    words: npt.NDArray[Any] = raw.view(f"u{table.bits // 8 // parts}")
-    if table.big_endian != (sys.byteorder == "big") and words.itemsize > 1:
-        words = words.byteswap(inplace=raw.flags.writeable)
-    if predictor == 2:
-        deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[wanted.slices[0], : wanted.col_stop]
-        imagecodecs.delta_decode(deltas, axis=-2, out=deltas)
-    return words
-
-
-def _undo_byte_differences(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, item: int) -> npt.NDArray[np.uint8]:
-    """Byte planes `[rows, item, width * samples]` of TIFF Technical Note 3, the most significant first."""
-    samples, width = table.samples_per_tile, table.tile_width
-    differences = raw.reshape(rows, item * width, samples)
-    imagecodecs.delta_decode(differences, axis=-2, out=differences)
-    return raw.reshape(rows, item, width * samples)
-
-
-def _undo_float_predictor(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: slice) -> npt.NDArray[Any]:
-    """TIFF Technical Note 3: byte planes, most significant first in any byte order, then differences.
-
-    Differences are undone on bytes (`delta_decode`, 2.7 GB/s) and planes put back by strided copies: four times
-    `imagecodecs.floatpred_decode`, bit for bit the same.
-    """
-    item = table.dtype.itemsize
-    part = raw.reshape(rows, -1)[wanted]
-    planes = _undo_byte_differences(part.reshape(-1), table, len(part), item)
-    out = scratch(raw.size, "wide").view(table.dtype)
-    by_byte = out.view(np.uint8).reshape(rows, -1, item)[wanted]
-    for k in range(item):
-        by_byte[:, :, k] = planes[:, item - 1 - k if sys.byteorder == "little" else k, :]
-    return out
-
-
-def _unpack_float24(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int) -> npt.NDArray[np.float32]:
-    """Sign, 7 bits of exponent (bias 63), 16 of mantissa (TIFF Technical Note 3), widened without loss.
-
-    By hand and not by `float24_decode`, which loses the payload of NaN that GDAL keeps.
-    """
-    if predictor == 3:
-        high, middle, low = np.moveaxis(_undo_byte_differences(raw, table, rows, 3), 1, 0).astype(np.uint32)
-    else:
-        high, middle, low = raw.reshape(-1, 3).T[:: 1 if table.big_endian else -1].astype(np.uint32)
-    exponent, mantissa = high & 127, middle << 8 | low
-    bits = exponent + 64 << 23 | mantissa << 7
-    endless = exponent == 127
-    bits[endless] = 255 << 23 | mantissa[endless] << 7
-    values: npt.NDArray[np.float32] = bits.view(np.float32)
-    small = exponent == 0
-    values[small] = mantissa[small] * np.float32(2.0**-78)
-    bits |= high >> 7 << 31
-    return values
-
-
-def _unpack_bits(raw: npt.NDArray[np.uint8], table: TileTable, rows: int) -> npt.NDArray[Any]:
-    """Samples of 1 to 31 bits, the most significant first in either byte order, each row padded to a byte."""
-    run, bits = table.tile_width * table.samples_per_tile, table.bits
-    if bits == 1:
-        values = np.unpackbits(raw.reshape(rows, -1), axis=1)[:, :run]
-    else:
-        values = imagecodecs.packints_decode(raw.tobytes(), table.dtype, bits, runlen=run)[: rows * run]
-        if values.size < rows * run:
-            raise CorruptTiffError(f"unpacks to {values.size} samples, {rows * run} expected")
-    return np.ascontiguousarray(values, table.dtype)
+"""Name and decoder (`decode(data, out=array)`) of each value of the Compression tag (259)."""

@@ -1,7 +1,10 @@
-"""Compressed tile to pixels (imagecodecs), in native byte order.
+"""Compressed tile to pixels in native byte order: checks what is supported, then calls the codec.
 
-Memory and time are bounded by the tile's size in the header, whatever a stream claims of itself. Values are those
-that libtiff and GDAL give: no colour is converted except YCbCr to RGB; inks (CMYK) stay inks, as in tifffile.
+Memory and time are bounded by the tile size in the TIFF header, whatever a stream declares. Pixels are those of libtiff
+and GDAL; the only colour conversion is YCbCr to RGB (CMYK stays CMYK, as in tifffile).
+
+Why not tifffile's decoder: it ignores the validity mask of LERC tiles (21 % of the pixels of a test file became 0) and
+cannot decode only the rows that a chip needs.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.cog.codecs.byte_codecs import BYTE_CODECS, applied_predictor, decode_samples
+from rasteret_ml.cog.codecs.byte_codecs import BYTE_CODECS
 from rasteret_ml.cog.codecs.image_codecs import IMAGE_CODECS, decode_image
-from rasteret_ml.cog.codecs.ycbcr import chroma_subsampling
+from rasteret_ml.cog.codecs.unpack import applied_predictor, chroma_subsampling, decode_samples
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.geo.window import Window
@@ -22,7 +25,7 @@ from rasteret_ml.geo.window import Window
 __all__ = ["MAX_TILE_BYTES", "check_supported", "decode_tile"]
 
 MAX_TILE_BYTES = 128 * 1024 * 1024
-"""Largest decoded tile or strip that is read; anything above is refused with its size."""
+"""Largest decoded tile or strip that is read; a larger one is refused with its size."""
 
 _NONE, _JPEG = 1, 7
 _YCBCR = 6
@@ -35,11 +38,11 @@ _IMAGE_TYPES = {
     "JPEG 2000": ("u1", "i1", "u2", "i2", "u4", "i4"),
     "LERC": ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"),
 }
-_OWN_WIDTH = {"JPEG", "JPEG 2000"}
-"""Codecs that unpack samples of any width themselves (12-bit JPEG)."""
+_ANY_WIDTH = {"JPEG", "JPEG 2000"}
+"""Codecs that unpack samples of any width themselves (such as 12-bit JPEG)."""
 _WORKING_BYTES = {33005: 4, 34712: 4, 50002: 4, 52546: 4}
-"""Bytes a sample that a decoder takes inside, where that is more than the sample's own."""
-_REFUSED = {
+"""Bytes per sample in the working memory of a decoder, if more than the sample's own."""
+_UNSUPPORTED = {
     2: "CCITT RLE", 3: "CCITT Group 3", 4: "CCITT Group 4", 6: "old-style JPEG", 9: "JBIG, ITU-T T.85",
     10: "JBIG, ITU-T T.43", 262: "Kodak 262", 22610: "JPEG XR (Hamamatsu)", 32766: "NeXT", 32767: "Sony ARW",
     32769: "packed raw", 32770: "Samsung SRW", 32771: "uncompressed, word-aligned", 32772: "Samsung SRW2",
@@ -54,24 +57,29 @@ _REFUSED = {
 
 
 def check_supported(table: TileTable) -> None:
-    """Refuse, by name, an image whose tiles cannot be decoded here.
+    """Check that the tiles of an image can be decoded.
 
     Raises:
-        UnsupportedTiffError: codec, predictor, photometric interpretation, sample type, or the size of a tile
-            where any is stored at all.
+        UnsupportedTiffError: Names the codec, predictor, photometric interpretation, sample type or tile size that is
+            not supported. An image without stored tiles may have tiles of any size.
     """
     _check_size(table)
+    _check_compression(table)
     code = table.compression
-    if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"compression {code} ({_REFUSED.get(code, 'unknown')})")
     if table.photometric in _COLOUR_SPACES:
-        raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels")
+        raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels are not supported")
     if table.photometric == _YCBCR:
         _check_ycbcr(table)
     if code in IMAGE_CODECS:
         _check_image(table, IMAGE_CODECS[code][0])
     else:
         _check_samples(table)
+
+
+def _check_compression(table: TileTable) -> None:
+    code = table.compression
+    if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
+        raise UnsupportedTiffError(f"compression {code} ({_UNSUPPORTED.get(code, 'unknown')}) is not supported")
 
 
 def _check_size(table: TileTable) -> None:
@@ -88,99 +96,103 @@ def _check_size(table: TileTable) -> None:
 def _check_ycbcr(table: TileTable) -> None:
     if table.compression == _JPEG:
         if table.planar_configuration == 1 and table.samples_per_pixel != 3:
-            raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples")
+            raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples are not supported")
         return
     if table.compression in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"YCbCr pixels in {IMAGE_CODECS[table.compression][0]}")
+        raise UnsupportedTiffError(f"YCbCr pixels in {IMAGE_CODECS[table.compression][0]} are not supported")
     if table.planar_configuration != 1:
-        raise UnsupportedTiffError("YCbCr pixels in separate planes")
+        raise UnsupportedTiffError("YCbCr pixels in separate planes are not supported")
     if table.samples_per_pixel != 3 or table.dtype != np.uint8 or table.bits != 8:
-        raise UnsupportedTiffError(f"YCbCr pixels of {table.samples_per_pixel} samples of {table.bits} bits")
+        raise UnsupportedTiffError(
+            f"YCbCr pixels of {table.samples_per_pixel} samples of {table.bits} bits are not supported"
+        )
     subsampling = chroma_subsampling(table)
     if subsampling not in _SUBSAMPLINGS:
-        raise UnsupportedTiffError(f"YCbCr pixels subsampled by {subsampling[0]} x {subsampling[1]}")
+        raise UnsupportedTiffError(f"YCbCr pixels subsampled by {subsampling[0]} x {subsampling[1]} are not supported")
     if subsampling != (1, 1) and applied_predictor(table) != 1:
-        raise UnsupportedTiffError("a predictor on subsampled YCbCr pixels")
+        raise UnsupportedTiffError("a predictor on subsampled YCbCr pixels is not supported")
 
 
 def _check_image(table: TileTable, name: str) -> None:
-    packed = table.bits_per_sample and name not in _OWN_WIDTH
+    packed = table.bits_per_sample and name not in _ANY_WIDTH
     if packed or table.dtype not in [np.dtype(t) for t in _IMAGE_TYPES[name]]:
-        raise UnsupportedTiffError(f"{table.bits}-bit {table.dtype} samples in {name}")
-    if name != "LERC" and table.big_endian and table.dtype.itemsize > 1:  # libtiff swaps them, tifffile does not
-        raise UnsupportedTiffError(f"big-endian {table.bits}-bit samples in {name}")
+        raise UnsupportedTiffError(f"{table.bits}-bit {table.dtype} samples in {name} are not supported")
+    if name != "LERC" and table.big_endian and table.dtype.itemsize > 1:  # libtiff and tifffile disagree on them
+        raise UnsupportedTiffError(f"big-endian {table.bits}-bit samples in {name} are not supported")
     if name == "WebP" and table.samples_per_tile not in (3, 4):
-        raise UnsupportedTiffError(f"{table.samples_per_tile} samples a pixel in WebP")
+        raise UnsupportedTiffError(f"{table.samples_per_tile} samples per pixel in WebP are not supported")
     if table.fill_order == 2 and name.startswith(("JPEG XL", "JPEG 2000")):
-        raise UnsupportedTiffError(f"{name} with reversed bits")
+        raise UnsupportedTiffError(f"{name} with reversed bits is not supported")
 
 
 def _check_samples(table: TileTable) -> None:
     predictor, kind, bits = applied_predictor(table), table.dtype.kind, table.bits
     packed = bool(table.bits_per_sample) and kind not in "c"
     if kind == "f" and packed and bits != 24:
-        raise UnsupportedTiffError(f"{bits}-bit floats")
-    if kind == "u" and bits == 24 and table.big_endian:  # GDAL and tifffile read them in opposite orders
-        raise UnsupportedTiffError("big-endian 24-bit samples")
+        raise UnsupportedTiffError(f"{bits}-bit floats are not supported")
+    if kind == "u" and bits == 24 and table.big_endian:  # GDAL and tifffile disagree on them
+        raise UnsupportedTiffError("big-endian 24-bit samples are not supported")
     if predictor not in (1, 2, 3):
-        raise UnsupportedTiffError(f"predictor {predictor}")
+        raise UnsupportedTiffError(f"predictor {predictor} is not supported")
     if predictor == 3 and kind != "f":
-        raise UnsupportedTiffError(f"the floating point predictor on {table.dtype}")
+        raise UnsupportedTiffError(f"the floating point predictor on {table.dtype} is not supported")
     if predictor == 2 and (packed or bits > 64):
-        raise UnsupportedTiffError(f"predictor 2 on {bits}-bit samples")
+        raise UnsupportedTiffError(f"predictor 2 on {bits}-bit samples is not supported")
 
 
 def decode_tile(
     data: bytes | memoryview,
     table: TileTable,
-    rows: int,
-    needed_rows: int | None = None,
-    needed_cols: int | None = None,
-    wanted: Window | None = None,
+    stored_rows: int,
+    image_rows: int | None = None,
+    image_cols: int | None = None,
+    window: Window | None = None,
     stop_early: bool = False,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Decode one tile.
 
-    Some writers store only the part of an edge tile that lies in the image: what is missing of the rest is zero.
+    Some writers store only the part of an edge tile that lies in the image; pixels missing outside it are zero.
 
     Args:
         data: Its compressed bytes.
-        table: The image it belongs to, one that `check_supported` lets pass.
-        rows: Rows that it stores by the book (`TileTable.stored_rows`).
-        needed_rows: Rows that lie in the image; `rows` by default.
-        needed_cols: Columns that lie in the image; the tile's width by default.
-        wanted: The part of the tile that the caller will look at, all by default; what the rest holds is then not said.
-        stop_early: Whether a deflate stream may be left after those rows; what is wrong behind them, and its
-            checksum, then go unnoticed.
+        table: The image that it belongs to, accepted by `check_supported`.
+        stored_rows: Rows that the tile stores (`TileTable.stored_rows`).
+        image_rows: Rows of the tile that lie in the image, `stored_rows` by default.
+        image_cols: Columns of the tile that lie in the image, the tile's width by default.
+        window: The part of the tile that the caller uses, all by default; pixels outside it are undefined.
+        stop_early: Whether to stop decoding a deflate stream after the window's last row. Damage after it, and a
+            wrong checksum, then go unnoticed.
 
     Returns:
-        Pixels `[rows, tile_width, samples]` in `table.dtype`, and the codec's own validity of the same shape
-        where it has one (LERC). The pixels live in this thread's scratch, or are a read-only view of `data`: copy
-        what is wanted before the next call.
+        Pixels `[stored_rows, tile_width, samples]` in `table.dtype`, and the codec's own validity mask of the same
+        shape (True = valid; LERC) or None. Both may be in this thread's scratch memory or a read-only view of `data`:
+        copy what you need before the next call.
 
     Raises:
-        CorruptTiffError: the bytes cannot be decoded, or hold less than the part needed, or more than a full tile
-            (uncompressed data may).
-        UnsupportedTiffError: a codec or a size that `check_supported` refuses.
+        CorruptTiffError: The bytes cannot be decoded, hold less than the part in the image, or (if compressed) more
+            than a full tile.
+        UnsupportedTiffError: A codec or a size that `check_supported` refuses.
     """
     code = table.compression
-    in_image = rows if needed_rows is None else min(needed_rows, rows)
-    cols_in_image = table.tile_width if needed_cols is None else min(needed_cols, table.tile_width)
-    if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"compression {code} ({_REFUSED.get(code, 'unknown')})")
+    image_rows = stored_rows if image_rows is None else min(image_rows, stored_rows)
+    image_cols = table.tile_width if image_cols is None else min(image_cols, table.tile_width)
+    _check_compression(table)
     _check_size(table)
     try:
         if table.fill_order == 2 and code != _JPEG:  # libtiff reverses the bits of all streams but JPEG
             data = imagecodecs.bitorder_decode(bytes(data))
         if code in IMAGE_CODECS:
-            return decode_image(memoryview(data), table, rows, (in_image, cols_in_image))
-        part = wanted or Window(row=0, col=0, height=rows, width=table.tile_width)
-        return decode_samples(data, table, rows, in_image, part, stop_early), None
+            return decode_image(memoryview(data), table, stored_rows, (image_rows, image_cols))
+        window = window or Window(row=0, col=0, height=stored_rows, width=table.tile_width)
+        pixels = decode_samples(
+            data, table, rows=stored_rows, image_rows=image_rows, window=window, stop_early=stop_early
+        )
+        return pixels, None
     except CorruptTiffError:
         raise
-    except Exception as error:  # every imagecodecs codec has an error class of its own
+    except Exception as error:  # each imagecodecs codec has its own error class
         name = IMAGE_CODECS[code][0] if code in IMAGE_CODECS else "the tile"
+        shape = f"{stored_rows} x {table.tile_width} x {table.samples_per_tile} {table.dtype}"
         raise CorruptTiffError(
-            f"{name} of {len(data)} bytes cannot be decoded to {rows} x {table.tile_width} x {table.samples_per_tile} "
-            f"{table.dtype}: {type(error).__name__}: {error}"
+            f"{name} of {len(data)} bytes cannot be decoded to {shape}: {type(error).__name__}: {error}"
         ) from error

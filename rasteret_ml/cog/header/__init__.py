@@ -1,1 +1,1 @@
-"""TIFF headers: directories, GeoTIFF and GDAL tags, tile layout."""
+"""TIFF headers from byte ranges: directories, tile layout, georeferencing and GDAL's tags."""

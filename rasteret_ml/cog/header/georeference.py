@@ -1,15 +1,12 @@
-"""GeoTIFF tags to a transform and a CRS (OGC 19-008r4)."""
+"""GeoTIFF tags to a transform and a CRS (GeoTIFF 1.1, OGC 19-008r4)."""
 
 from __future__ import annotations
 
 import functools
-import io
+import struct
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import tifffile
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
@@ -19,14 +16,13 @@ from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs
 
 __all__ = ["GeoTags", "read_crs", "read_transform"]
 
-_MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
-_LINEAR_UNITS, _METRE = 3076, 9001
-_OVERRULING = {3073, 3074, 4096}
-"""Keys whose presence changes what a code means: a citation, a projection of its own, a vertical CRS."""
-_PIXEL_IS_POINT = 2
-_NOISE = 1e-3
-"""In pixels."""
+_MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNITS = 1024, 1025, 2048, 3072, 3076
+_OVERRIDING_KEYS = {3073, 3074, 4096}
+"""Keys that change what an EPSG code means: a citation, a custom projection, a vertical CRS."""
+_GEOGRAPHIC_MODEL, _PIXEL_IS_POINT, _METRE = 2, 2, 9001
 _EPSG_CODES = range(1024, 32767)
+_TOLERANCE = 1e-3
+"""Largest error, in pixels, of a coordinate transformed to the CRS and back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +43,7 @@ class GeoTags:
     """Tag 34737."""
 
     def short_key(self, key: int) -> int | None:
-        """The value of a GeoKey that is stored in the directory itself."""
+        """Return the value of a GeoKey that is stored in the directory itself, None if there is none."""
         for i in range(4, len(self.directory) - 3, 4):
             code, location, _, value = self.directory[i : i + 4]
             if code == key and location == 0:
@@ -56,9 +52,9 @@ class GeoTags:
 
 
 def read_transform(tags: GeoTags) -> Affine | None:
-    """The affine of pixel corners (PixelIsPoint moved by half a pixel), None where there is none.
+    """Return the affine of pixel corners (PixelIsPoint is shifted by half a pixel), None if there is none.
 
-    As GDAL: pixel scale with the first tiepoint before ModelTransformation; ground control points alone
+    As GDAL: the pixel scale with the first tiepoint takes precedence over ModelTransformation; ground control points
     (several tiepoints, no scale) are no transform; a negative y scale is taken as positive.
     """
     if len(tags.pixel_scale) >= 2 and len(tags.tiepoint) >= 6 and tags.pixel_scale[0] != 0:
@@ -70,16 +66,16 @@ def read_transform(tags: GeoTags) -> Affine | None:
         transform = Affine(m[0], m[1], m[3], m[4], m[5], m[7])
     else:
         return None
-    if not _tells_pixels_apart(transform):
+    if not _is_invertible(transform):
         return None
     if tags.short_key(_RASTER_TYPE) == _PIXEL_IS_POINT:
         transform = transform @ Affine.translation(-0.5, -0.5)
     return transform
 
 
-def _tells_pixels_apart(transform: Affine) -> bool:
-    """Whether double precision finds pixels back from their coordinates, to a thousandth."""
-    a, b, c, d, e, f = tuple(transform)[:6]  # plain numbers: an Affine for each step is slow
+def _is_invertible(transform: Affine) -> bool:
+    """Whether pixels are recovered from their coordinates in double precision, to a thousandth."""
+    a, b, c, d, e, f = tuple(transform)[:6]  # plain floats: an Affine for each step is slow
     determinant = a * e - b * d
     if determinant == 0:
         return False
@@ -89,75 +85,95 @@ def _tells_pixels_apart(transform: Affine) -> bool:
     for pixel in (0.0, 1.0, 1e5):
         x, y = pixel * a + pixel * b + c, pixel * d + pixel * e + f
         column, row = x * ia + y * ib + ic, x * id_ + y * ie + if_
-        if not (abs(column - pixel) < _NOISE and abs(row - pixel) < _NOISE):  # false for NaN
+        if not (abs(column - pixel) < _TOLERANCE and abs(row - pixel) < _TOLERANCE):  # also for NaN
             return False
     return True
 
 
 def read_crs(tags: GeoTags) -> str | None:
-    """The CRS text, None where the file names none that can be understood.
+    """Return the CRS text, None if the file declares none or one that is not understood.
 
-    A file with a plain EPSG code is read here; anything else (user-defined parameters, citations) goes
-    through GDAL, on a one-pixel TIFF that carries the same keys.
+    A plain EPSG code is read here. Anything else (custom parameters, citations) is left to GDAL, which reads it from
+    a one-pixel TIFF with the same keys.
     """
     if len(tags.directory) < 4:
         return None
-    code = _plain_code(tags)
+    code = _epsg_code(tags)
     if code is not None:
         try:
             return crs_text(code)
         except UsageError:
             pass
-    return _gdal_crs(tags.directory, tags.doubles, tags.ascii)
+    return _crs_by_gdal(tags.directory, tags.doubles, tags.ascii)
 
 
-def _plain_code(tags: GeoTags) -> int | None:
-    """The EPSG code of a file that states nothing which overrules it."""
+def _epsg_code(tags: GeoTags) -> int | None:
+    """The EPSG code, None if other keys override it."""
     if any(word in tags.ascii for word in ("ESRI PE", "IMAGINE", "Units")):
         return None
     keys = {tags.directory[i] for i in range(4, len(tags.directory) - 3, 4)}
     projected, geographic = tags.short_key(_PROJECTED), tags.short_key(_GEOGRAPHIC)
-    if keys & _OVERRULING:
+    if keys & _OVERRIDING_KEYS:
         return None
     if projected in _EPSG_CODES:
         unit = tags.short_key(_LINEAR_UNITS)
-        plain = unit in (None, _METRE) and geographic in (None, _base(projected)) and _is_metric(projected)
+        plain = unit in (None, _METRE) and geographic in (None, _geodetic_code(projected)) and _is_metric(projected)
         return projected if plain else None
-    plain = projected is None and tags.short_key(_MODEL_TYPE) in (None, 2) and _LINEAR_UNITS not in keys
-    return geographic if plain and geographic in _EPSG_CODES else None
+    plain = (
+        projected is None
+        and tags.short_key(_MODEL_TYPE) in (None, _GEOGRAPHIC_MODEL)
+        and _LINEAR_UNITS not in keys
+        and geographic in _EPSG_CODES
+    )
+    return geographic if plain else None
 
 
 @functools.lru_cache(maxsize=256)
-def _base(code: int | None) -> int | None:
-    """The geographic CRS that a projected one is built on."""
+def _geodetic_code(projected: int) -> int | None:
+    """The EPSG code of the geographic CRS that a projected one is based on."""
     try:
-        return epsg_code(crs_text(pyproj_crs(f"EPSG:{code}").geodetic_crs))
+        return epsg_code(crs_text(pyproj_crs(f"EPSG:{projected}").geodetic_crs))
     except UsageError:
         return None
 
 
 @functools.lru_cache(maxsize=256)
-def _is_metric(code: int | None) -> bool:
+def _is_metric(projected: int) -> bool:
     try:
-        axes = pyproj_crs(f"EPSG:{code}").axis_info
+        axes = pyproj_crs(f"EPSG:{projected}").axis_info
     except UsageError:
         return False
     return bool(axes) and all(axis.unit_conversion_factor == 1.0 for axis in axes)
 
 
 @functools.lru_cache(maxsize=64)
-def _gdal_crs(directory: Sequence[int], doubles: Sequence[float], ascii_params: str) -> str | None:
-    extra = [(34735, "H", len(directory), tuple(directory), False)]
-    if doubles:
-        extra.append((34736, "d", len(doubles), tuple(doubles), False))  # type: ignore[arg-type]
-    if ascii_params:
-        extra.append((34737, "s", 0, ascii_params.encode("ascii", "replace").decode(), False))  # type: ignore[arg-type]
-    stub = io.BytesIO()
-    tifffile.imwrite(stub, np.zeros((1, 1), np.uint8), extratags=extra, metadata=None)
+def _crs_by_gdal(directory: tuple[int, ...], doubles: tuple[float, ...], ascii_params: str) -> str | None:
+    stub = _one_pixel_tiff(directory, doubles, ascii_params.encode("ascii", "replace"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(stub.getvalue()) as memory, memory.open() as dataset:
+            with MemoryFile(stub) as memory, memory.open() as dataset:
                 return crs_text(dataset.crs.to_wkt()) if dataset.crs else None
     except (RasterioError, UsageError):
         return None
+
+
+def _one_pixel_tiff(directory: tuple[int, ...], doubles: tuple[float, ...], ascii_params: bytes) -> bytes:
+    """A little-endian TIFF of one 8-bit pixel with these GeoTIFF tags (TIFF 6.0, section 2)."""
+    # Width, height, bits, compression, photometric, strip offset (the pixel is a byte of the file's own header),
+    # samples, rows per strip and strip byte count: one SHORT each.
+    shorts = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 4, 277: 1, 278: 1, 279: 1}
+    entries = [(code, 3, 1, struct.pack("<H", value)) for code, value in shorts.items()]
+    entries.append((34735, 3, len(directory), struct.pack(f"<{len(directory)}H", *directory)))
+    if doubles:
+        entries.append((34736, 12, len(doubles), struct.pack(f"<{len(doubles)}d", *doubles)))
+    if ascii_params:
+        entries.append((34737, 2, len(ascii_params) + 1, ascii_params + b"\0"))
+    table = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    values, start = b"", len(table) + 12 * len(entries) + 4
+    for code, kind, count, data in entries:
+        inline = len(data) <= 4
+        table += struct.pack("<HHI", code, kind, count)
+        table += data.ljust(4, b"\0") if inline else struct.pack("<I", start + len(values))
+        values += b"" if inline else data + bytes(len(data) % 2)
+    return table + bytes(4) + values

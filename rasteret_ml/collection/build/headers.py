@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
 from rasteret_ml.cog.metadata import CogMetadata
-from rasteret_ml.cog.header.sparse_file import NeedBytes, SparseFile
+from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.cog.tile_table import Sidecar
 from rasteret_ml.errors import (
     AccessDeniedError,

@@ -1,6 +1,6 @@
-"""Connections to hosts: made when they are needed, used again, given up when they are late or idle for long.
+"""A pool of HTTP/1.1 connections: opened on demand, reused, closed on timeouts and after long idleness.
 
-No cookies are kept: stores of files need none, and a server that logs in by redirects is spoken to by aiohttp.
+It keeps no cookies: object stores need none, and aiohttp handles servers that redirect to a login.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import ipaddress
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohappyeyeballs
 from yarl import URL
 
 from rasteret_ml.storage.http1.connection import (
+    AcceptsBody,
     Connection,
     Response,
-    ResponseHead,
     ResponseTimeoutError,
     StaleConnectionError,
 )
@@ -27,91 +27,87 @@ from rasteret_ml.storage.limits import FetchLimits
 
 __all__ = ["ConnectionPool"]
 
-_EYEBALLS = 0.25
-"""Seconds before the next address of a host is tried beside the last one (RFC 8305)."""
+_NEXT_ADDRESS_DELAY = 0.25
+"""Seconds before the next address of a host is tried in parallel (RFC 8305)."""
 _Origin = tuple[bool, str, int]
-"""Whether by TLS, host, port."""
+"""(TLS or not, host, port)"""
 
 
 class ConnectionPool:
-    """What one loop has open; `get` asks, `aclose` ends it."""
+    """The connections of one event loop."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
-        self._room = asyncio.Semaphore(limits.connections)
-        self._asking = 0
-        """Requests that have a connection or are about to."""
+        self._slots = asyncio.Semaphore(limits.connections)
+        self._active = 0
+        """Requests that have a connection or are about to open one."""
         self._busy: set[Connection] = set()
         self._idle: defaultdict[_Origin, list[Connection]] = defaultdict(list)
-        self._addresses = _Addresses(limits.dns_ttl)
+        self._resolver = _Resolver(limits.dns_ttl)
         self._tls: ssl.SSLContext | None = None
-        self._watch: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         timeouts = limits.timeouts
-        self._tick = min(1.0, timeouts.read / 4, timeouts.total / 4, limits.keepalive / 4)
+        self._interval = min(1.0, timeouts.read / 4, timeouts.total / 4, limits.keepalive / 4)
 
-    async def get(self, url: URL, headers: Mapping[str, str], wanted: Callable[[ResponseHead], bool]) -> Response:
-        """The answer to a GET.
+    async def get(self, url: URL, headers: Mapping[str, str], accepts_body: AcceptsBody) -> Response:
+        """Send a GET request and return the response.
 
         Args:
-            url: Absolute, as it shall go out.
-            headers: All but Host.
-            wanted: See `Connection.send`.
+            url: Absolute, quoted as it is to be sent.
+            headers: All headers except Host.
+            accepts_body: See `Connection.send`.
 
         Raises:
-            LateAnswerError: a limit of `Timeouts` was passed.
-            NotPlainError: the answer does not say how long it is.
-            OSError: no connection, or it broke.
+            ResponseTimeoutError: A limit of `Timeouts` was exceeded.
+            UnsupportedResponseError: The response does not state its length.
+            OSError: The connection failed.
         """
         origin = _origin(url)
-        lines = [f"GET {url.raw_path_qs} HTTP/1.1", f"Host: {_host(url)}", *map(": ".join, headers.items()), "", ""]
+        fields = {"Host": _host_header(url), **headers}
+        lines = [f"GET {url.raw_path_qs} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
         request = "\r\n".join(lines).encode("ascii")
-        async with self._room:
-            self._asking += 1
+        async with self._slots:
+            self._active += 1
             try:
-                return await self._get(origin, request, wanted)
+                return await self._get(origin, request, accepts_body)
             finally:
-                self._asking -= 1
+                self._active -= 1
 
-    async def _get(self, origin: _Origin, request: bytes, wanted: Callable[[ResponseHead], bool]) -> Response:
-        began = asyncio.get_running_loop().time()
-        while (connection := self._idle_one(origin)) is not None:
+    async def _get(self, origin: _Origin, request: bytes, accepts_body: AcceptsBody) -> Response:
+        started = asyncio.get_running_loop().time()
+        while (connection := self._pop_idle(origin)) is not None:
             try:
-                return await self._ask(origin, connection, request, wanted, began)
+                return await self._send(origin, connection, request, accepts_body, started)
             except StaleConnectionError:
                 continue
-        return await self._ask(origin, await self._connect(origin), request, wanted, began)
+        return await self._send(origin, await self._connect(origin), request, accepts_body, started)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for connection in [*self._busy, *(one for idle in self._idle.values() for one in idle)]:
+        for connection in [*self._busy, *(connection for idle in self._idle.values() for connection in idle)]:
             connection.close()
         self._idle.clear()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        await asyncio.sleep(0)  # sockets close in the loop's next step
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await asyncio.sleep(0)  # sockets are closed in the loop's next iteration
 
-    async def _ask(
-        self,
-        origin: _Origin,
-        connection: Connection,
-        request: bytes,
-        wanted: Callable[[ResponseHead], bool],
-        began: float,
+    async def _send(
+        self, origin: _Origin, connection: Connection, request: bytes, accepts_body: AcceptsBody, started: float
     ) -> Response:
         self._busy.add(connection)
         try:
-            answer = await connection.send(request, wanted, began)
-        except BaseException:  # cancelled, say: an answer may still be on its way
+            response = await connection.send(request, accepts_body, started)
+        except BaseException:  # after a cancellation, the response may still arrive
             connection.close()
             raise
         finally:
             self._busy.discard(connection)
         if connection.is_open:
             self._idle[origin].append(connection)
-        return answer
+        return response
 
-    def _idle_one(self, origin: _Origin) -> Connection | None:
+    def _pop_idle(self, origin: _Origin) -> Connection | None:
         idle = self._idle[origin]
         while idle:
             if (connection := idle.pop()).is_open:
@@ -119,58 +115,60 @@ class ConnectionPool:
         return None
 
     async def _connect(self, origin: _Origin) -> Connection:
-        by_tls, host, port = origin
-        self._make_room()
+        tls, host, port = origin
+        self._close_surplus()
         timeouts = self._limits.timeouts
         try:
             async with asyncio.timeout(min(timeouts.connect, timeouts.total)):
-                return await self._connected(by_tls, host, port)
+                return await self._open(tls, host, port)
         except TimeoutError as error:
-            self._addresses.forget(host, port)
+            self._resolver.forget(host, port)
             raise ResponseTimeoutError("connect") from error
         except OSError:
-            self._addresses.forget(host, port)
+            self._resolver.forget(host, port)
             raise
 
-    async def _connected(self, by_tls: bool, host: str, port: int) -> Connection:
+    async def _open(self, tls: bool, host: str, port: int) -> Connection:
         loop = asyncio.get_running_loop()
-        found = await self._addresses.of(host, port)
-        sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=_EYEBALLS, interleave=1)
+        addresses = await self._resolver.resolve(host, port)
+        sock = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=_NEXT_ADDRESS_DELAY, interleave=1
+        )
         try:
-            tls, name = (self._tls_context(), host) if by_tls else (None, None)
-            _, connection = await loop.create_connection(Connection, sock=sock, ssl=tls, server_hostname=name)
+            context, name = (self._tls_context(), host) if tls else (None, None)
+            _, connection = await loop.create_connection(Connection, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             sock.close()
             raise
-        if self._watch is None:
-            self._watch = loop.call_later(self._tick, self._look)
+        if self._timer is None:
+            self._timer = loop.call_later(self._interval, self._check_timeouts)
         return connection
 
-    def _make_room(self) -> None:
-        """Close what is idle for longest where there would be more than may be, the one about to be made included."""
-        idle = [one for many in self._idle.values() for one in many if one.is_open]
-        over = len(idle) + self._asking - self._limits.connections
-        for connection in sorted(idle, key=lambda one: one.used)[: max(0, over)]:
-            connection.close()  # `_idle_one` and `_look` pass over it
+    def _close_surplus(self) -> None:
+        """Close the longest idle connections, so that one more can be opened within the limit."""
+        idle = [connection for group in self._idle.values() for connection in group if connection.is_open]
+        surplus = len(idle) + self._active - self._limits.connections
+        for connection in sorted(idle, key=lambda connection: connection.last_used)[: max(0, surplus)]:
+            connection.close()  # `_pop_idle` and `_check_timeouts` skip it
 
-    def _look(self) -> None:
-        """One timer for all: give up what is late, close what is idle for long, come back while there is any."""
+    def _check_timeouts(self) -> None:
+        """Fail requests that exceed a timeout and close idle connections; one timer for all of them."""
         loop, timeouts = asyncio.get_running_loop(), self._limits.timeouts
         now = loop.time()
         for connection in list(self._busy):
-            if now - connection.began > timeouts.total:
+            if now - connection.started > timeouts.total:
                 connection.fail(ResponseTimeoutError("total"))
-            elif now - connection.used > timeouts.read:
+            elif now - connection.last_used > timeouts.read:
                 connection.fail(ResponseTimeoutError("read"))
         for origin, idle in list(self._idle.items()):
             for connection in idle:
-                if now - connection.used > self._limits.keepalive:
+                if now - connection.last_used > self._limits.keepalive:
                     connection.close()
-            self._idle[origin] = [one for one in idle if one.is_open]
+            self._idle[origin] = [connection for connection in idle if connection.is_open]
             if not self._idle[origin]:
                 del self._idle[origin]
-        open_ones = self._busy or self._idle
-        self._watch = loop.call_later(self._tick, self._look) if open_ones else None
+        any_open = self._busy or self._idle
+        self._timer = loop.call_later(self._interval, self._check_timeouts) if any_open else None
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -178,45 +176,45 @@ class ConnectionPool:
         return self._tls
 
 
-class _Addresses:
-    """Resolved names, each asked for once at a time and trusted for `ttl` seconds."""
+class _Resolver:
+    """Resolves host names, each once at a time, and caches the addresses for `ttl` seconds."""
 
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl
-        self._known: dict[tuple[str, int], tuple[float, asyncio.Task[list[Any]]]] = {}
-        self._turn = 0
+        self._cache: dict[tuple[str, int], tuple[float, asyncio.Task[list[Any]]]] = {}
+        self._calls = 0
 
-    async def of(self, host: str, port: int) -> list[Any]:
-        """What `getaddrinfo` says; each call begins with the next of the addresses, so that all are used."""
-        if (literal := _literal(host, port)) is not None:
+    async def resolve(self, host: str, port: int) -> list[Any]:
+        """Return the addresses of `getaddrinfo`; each call starts with the next one, so that all are used."""
+        if (literal := _ip_address(host, port)) is not None:
             return [literal]
         loop, key = asyncio.get_running_loop(), (host, port)
-        asked, task = self._known.get(key, (0.0, None))
-        if task is None or loop.time() - asked > self._ttl:
-            task = loop.create_task(self._resolve(host, port))
-            self._known[key] = loop.time(), task
-        found = await asyncio.shield(task)
-        self._turn += 1
-        start = self._turn % len(found)
-        return found[start:] + found[:start]
+        cached_at, task = self._cache.get(key, (0.0, None))
+        if task is None or loop.time() - cached_at > self._ttl:
+            task = loop.create_task(self._look_up(host, port))
+            self._cache[key] = loop.time(), task
+        addresses = await asyncio.shield(task)
+        self._calls += 1
+        first = self._calls % len(addresses)
+        return addresses[first:] + addresses[:first]
 
     def forget(self, host: str, port: int) -> None:
-        """Ask anew next time."""
-        self._known.pop((host, port), None)
+        """Remove a host from the cache."""
+        self._cache.pop((host, port), None)
 
     @staticmethod
-    async def _resolve(host: str, port: int) -> list[Any]:
+    async def _look_up(host: str, port: int) -> list[Any]:
         loop = asyncio.get_running_loop()
         return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG))
 
 
-def _literal(host: str, port: int) -> Any:
-    """What `getaddrinfo` would say of an address, without a thread; None for a name."""
+def _ip_address(host: str, port: int) -> Any:
+    """What `getaddrinfo` returns for an IP address, without a thread; None for a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    if "%" in host:  # a zone, which has a number that the system knows
+    if "%" in host:  # a zone, whose number only the system knows
         return None
     if address.version == 4:
         return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)
@@ -224,11 +222,11 @@ def _literal(host: str, port: int) -> Any:
 
 
 def _origin(url: URL) -> _Origin:
-    by_tls = url.scheme == "https"
-    return by_tls, url.raw_host or "", url.port or (443 if by_tls else 80)
+    tls = url.scheme == "https"
+    return tls, url.raw_host or "", url.port or (443 if tls else 80)
 
 
-def _host(url: URL) -> str:
+def _host_header(url: URL) -> str:
     """The Host header (RFC 9110, 7.2)."""
     host = url.raw_host or ""
     host = f"[{host}]" if ":" in host else host
