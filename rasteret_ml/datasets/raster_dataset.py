@@ -11,7 +11,7 @@ import numpy as np
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.column_arrays import band_kinds
+from rasteret_ml.collection.column_arrays import dtypes_and_nodata
 from rasteret_ml.datasets.batches import BatchReader, ReadConfig
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.datasets.dataset_grids import native_target_grids
@@ -98,7 +98,7 @@ def check_together(
     if clear_first and quality is None:
         raise UsageError("clear_first= needs quality=, the band that tells what is clear.")
     if quality is not None:
-        for kind, nodata in band_kinds(collection, band_column(collection, quality.band)):
+        for kind, nodata in dtypes_and_nodata(collection, band_column(collection, quality.band)):
             quality.check(None if kind is None else np.dtype(kind), nodata)
 
 

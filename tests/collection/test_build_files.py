@@ -15,7 +15,7 @@ from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 from rasterio.warp import transform_geom
 
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.files import drafts_from_files
+from rasteret_ml.collection.build.read_source import records_from_files
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import DataError, RasteretError, UsageError
 from rasteret_ml.testing import MemoryReader, RangeServer, RecordingReader, make_cog
@@ -171,7 +171,7 @@ def test_a_wrong_count_of_names_is_reported(tmp_path: Path) -> None:
     collection = build([good, bad], tmp_path / "c.parquet", bands=["r", "g", "b"])
     assert _ids(collection) == ["good"]
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
-    assert "bad.tif: the file has 2 bands, but 3 names were given" in str(failure)
+    assert "bad.tif: the file has 2 bands, but got 3 names" in str(failure)
     with pytest.raises(DataError, match=r"bad\.tif: the file has 2 bands"):
         build([good, bad], tmp_path / "c.parquet", bands=["r", "g", "b"], strict=True)
 
@@ -232,14 +232,14 @@ def test_a_band_is_a_word_in_the_name(tmp_path: Path) -> None:
     assert record.id == "s"
     assert record.assets["B8"]["href"].endswith("s_b8.tif")
     assert record.assets["B8A"]["href"].endswith("s_B8A.tif")
-    (draft,) = drafts_from_files(["/data/XB8.tif"], ["B8"], None)
-    assert (draft.id, list(draft.assets)) == ("XB8", ["*"])
+    (record,) = records_from_files(["/data/XB8.tif"], ["B8"], None)
+    assert (record.id, list(record.assets)) == ("XB8", ["*"])
 
 
 def test_the_longest_band_wins(tmp_path: Path) -> None:
     """`s_red_edge` is the band `red_edge` of s, not the band `red` of s_edge."""
-    drafts = drafts_from_files(["/data/s_red_edge.tif", "/data/s_red.tif"], ["red", "red_edge"], None)
-    assert [(draft.id, sorted(draft.assets)) for draft in drafts] == [("s", ["red", "red_edge"])]
+    records = records_from_files(["/data/s_red_edge.tif", "/data/s_red.tif"], ["red", "red_edge"], None)
+    assert [(record.id, sorted(record.assets)) for record in records] == [("s", ["red", "red_edge"])]
 
 
 def test_a_record_may_lack_a_band(tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_ids_are_as_long_as_they_must_be(tmp_path: Path) -> None:
 )
 def test_dates_in_names(name: str, date: dt.datetime | None) -> None:
     """YYYYMMDD with or without the same separator twice; impossible days are not dates."""
-    (draft,) = drafts_from_files([f"/data/{name}.tif"], None, "filename")
-    assert draft.datetime == date
-    (undated,) = drafts_from_files([f"/data/{name}.tif"], None, None)
+    (record,) = records_from_files([f"/data/{name}.tif"], None, "filename")
+    assert record.datetime == date
+    (undated,) = records_from_files([f"/data/{name}.tif"], None, None)
     assert undated.datetime is None
 
 

@@ -18,13 +18,11 @@ from affine import Affine
 
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
 from rasteret_ml.cog.header.sparse_file import SparseFile
-from rasteret_ml.collection.build import assembly, headers
-from rasteret_ml.collection.build.assembly import Assembly
+from rasteret_ml.collection.build import headers, table_builder
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.draft import AssetDraft, RecordDraft
 from rasteret_ml.collection.build.headers import HeaderParser, OpenedFile, read_header, read_headers
-from rasteret_ml.collection.build.row_groups import groups_to_table
-from rasteret_ml.collection.build.temp_store import TempStore
+from rasteret_ml.collection.build.record_rows import SourceAsset, SourceRecord, join_rows
+from rasteret_ml.collection.build.table_builder import TableBuilder, TempStore
 from rasteret_ml.errors import CorruptTiffError, NotATiffError, RasteretError
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.reader import RangeResponse
@@ -122,7 +120,7 @@ def test_nothing_is_read_while_rows_are_not_taken(cog: bytes) -> None:
         done = asyncio.Event()
         taken = 0
 
-        async def take(href: str, result: OpenedFile | RasteretError) -> None:
+        async def on_result(href: str, result: OpenedFile | RasteretError) -> None:
             nonlocal taken
             taken += 1
             if taken == 8:
@@ -130,7 +128,7 @@ def test_nothing_is_read_while_rows_are_not_taken(cog: bytes) -> None:
             await asyncio.Event().wait()
 
         work = asyncio.ensure_future(
-            read_headers(gate, names(100), take, sidecars=False, max_concurrent=8, progress=False)
+            read_headers(gate, names(100), on_result, sidecars=False, max_concurrent=8, progress=False)
         )
         await done.wait()
         started = gate.started
@@ -170,7 +168,7 @@ class Backwards:
 @pytest.mark.parametrize("group", [1, 4, 1000])
 def test_rows_keep_their_order(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
     """Whatever comes first: records stand as they were given, and a broken one is listed in its place."""
-    monkeypatch.setattr(assembly, "GROUP", group)
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", group)
     files = dict.fromkeys(names(30), cog) | {names(30)[i]: b"hello" for i in (3, 17)}
     collection = build(names(30), tmp_path / "c.parquet", backend=Backwards(files, 7), max_concurrent=7)
     good = [name[10:-4] for i, name in enumerate(names(30)) if i not in (3, 17)]
@@ -189,20 +187,20 @@ def test_strict_stops_at_the_first_failure(cog: bytes, tmp_path: Path) -> None:
     assert len(reader.calls) < 100
 
 
-def drafts_of_all_kinds(count: int) -> list[RecordDraft]:
+def mixed_records(count: int) -> list[SourceRecord]:
     """Records with one band or two, with a file of their own or a shared one, some without any."""
     made = []
     for i in range(count):
-        bands = {"red": AssetDraft(href=f"https://h/{i}.tif")}
+        bands = {"red": SourceAsset(href=f"https://h/{i}.tif")}
         if i % 3 == 0:
-            bands["nir"] = AssetDraft(href="https://h/shared.tif", scale=0.5, nodata=7)
+            bands["nir"] = SourceAsset(href="https://h/shared.tif", scale=0.5, nodata=7)
         if i % 7 == 5:
             bands = {}
-        made.append(RecordDraft(id=str(i), assets=bands, properties={"n": i} if i % 2 else {"n": "text"}))
+        made.append(SourceRecord(id=str(i), assets=bands, properties={"n": i} if i % 2 else {"n": "text"}))
     return made
 
 
-def outcomes(cog: bytes, tmp_path: Path, drafts: Sequence[RecordDraft]) -> dict[str, OpenedFile | RasteretError]:
+def outcomes(cog: bytes, tmp_path: Path, records: Sequence[SourceRecord]) -> dict[str, OpenedFile | RasteretError]:
     """A header for each address, in several CRSs; some are errors."""
     found: dict[str, OpenedFile | RasteretError] = {}
     opened = []
@@ -214,23 +212,23 @@ def outcomes(cog: bytes, tmp_path: Path, drafts: Sequence[RecordDraft]) -> dict[
         transform = Affine(size, 0, x, 0, -size, y)
         make_cog(path, np.ones((1, 1024, 1024), np.uint8), crs=crs, transform=transform)
         opened.append(asyncio.run(read_header(MemoryReader({"a": path.read_bytes()}), "a")))
-    for i, href in enumerate(dict.fromkeys(a.href for d in drafts for a in d.assets.values())):
+    for i, href in enumerate(dict.fromkeys(a.href for r in records for a in r.assets.values())):
         found[href] = CorruptTiffError(f"{href}: broken") if i % 11 == 4 else opened[i % 4]
     return found
 
 
 def table_of(
-    drafts: Sequence[RecordDraft], found: dict[str, OpenedFile | RasteretError], keep: TempStore
+    records: Sequence[SourceRecord], headers: dict[str, OpenedFile | RasteretError], store: TempStore
 ) -> tuple[pa.Table, list[str]]:
-    """What comes of taking all results in some order."""
+    """The table and failures of adding all results in some order."""
 
     async def main() -> tuple[pa.Table, list[str]]:
-        made = Assembly(drafts, keep)
-        assert sorted(made.hrefs) == sorted(found)
-        for href in sorted(made.hrefs, key=hash):
-            await made.take(href, found[href])
-        groups = await made.finish()
-        table = groups_to_table(groups, name="x", data_source="")
+        builder = TableBuilder(records, store)
+        assert sorted(builder.hrefs) == sorted(headers)
+        for href in sorted(builder.hrefs, key=hash):
+            await builder.add(href, headers[href])
+        groups = await builder.finish()
+        table = join_rows(groups, name="x", data_source="")
         return table, [str(failure) for group in groups for failure in group.failures]
 
     return asyncio.run(main())
@@ -238,14 +236,14 @@ def table_of(
 
 def test_groups_do_not_show(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same table whether records become columns one by one or together, in memory or by way of the disk."""
-    drafts = drafts_of_all_kinds(60)
-    found = outcomes(cog, tmp_path, drafts)
+    records = mixed_records(60)
+    found = outcomes(cog, tmp_path, records)
     expected: tuple[pa.Table, list[str]] | None = None
     for group in (1, 7, 1000):
-        for most in (0, 1 << 40):
-            monkeypatch.setattr(assembly, "GROUP", group)
-            with TempStore(tmp_path / "c.parquet", most=most) as keep:
-                table, failures = table_of(drafts, found, keep)
+        for max_bytes in (0, 1 << 40):
+            monkeypatch.setattr(table_builder, "GROUP_RECORDS", group)
+            with TempStore(tmp_path / "c.parquet", max_bytes=max_bytes) as store:
+                table, failures = table_of(records, found, store)
             table.validate(full=True)
             expected = expected or (table, failures)
             assert table.combine_chunks().equals(expected[0].combine_chunks())
@@ -261,8 +259,8 @@ def test_what_waits_on_disk_is_written_whole(cog: bytes, tmp_path: Path, monkeyp
     """A build past the bound gives the same file as one within it, and leaves nothing behind."""
     reader = MemoryReader(dict.fromkeys(names(20), cog))
     build(names(20), tmp_path / "a.parquet", backend=reader)
-    monkeypatch.setattr(assembly, "GROUP", 3)
-    monkeypatch.setattr(TempStore.__init__, "__kwdefaults__", {"most": 0})
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", 3)
+    monkeypatch.setattr(TempStore.__init__, "__kwdefaults__", {"max_bytes": 0})
     build(names(20), tmp_path / "b.parquet", backend=reader)
     assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
@@ -270,33 +268,33 @@ def test_what_waits_on_disk_is_written_whole(cog: bytes, tmp_path: Path, monkeyp
 
 def test_headers_are_forgotten_once_they_are_rows(cog: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of 200 files, never more headers are alive than the groups at work and the files in flight have."""
-    monkeypatch.setattr(assembly, "GROUP", 5)
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", 5)
     alive: weakref.WeakSet[OpenedFile] = weakref.WeakSet()
-    inner = assembly.make_group
+    inner = table_builder.make_rows
 
     def slowly(*args: Any) -> Any:
         for _ in range(50):  # other threads have their turn
             inner(*args)
         return inner(*args)
 
-    monkeypatch.setattr(assembly, "make_group", slowly)
+    monkeypatch.setattr(table_builder, "make_rows", slowly)
     most = 0
-    drafts = [RecordDraft(id=str(i), assets={"b": AssetDraft(href=href)}) for i, href in enumerate(names(200))]
-    made = Assembly(drafts, TempStore(tmp_path / "c.parquet"))
+    records = [SourceRecord(id=str(i), assets={"b": SourceAsset(href=href)}) for i, href in enumerate(names(200))]
+    builder = TableBuilder(records, TempStore(tmp_path / "c.parquet"))
 
     class Watched(OpenedFile):
         """One that can be referred to weakly."""
 
-    async def take(href: str, result: OpenedFile | RasteretError) -> None:
+    async def on_result(href: str, result: OpenedFile | RasteretError) -> None:
         nonlocal most
         assert isinstance(result, OpenedFile)
         watched = Watched(header=result.header, size=result.size, etag=result.etag)
         alive.add(watched)
         most = max(most, len(alive))
-        await made.take(href, watched)
+        await builder.add(href, watched)
 
     reader = MemoryReader(dict.fromkeys(names(200), cog))
-    asyncio.run(read_headers(reader, names(200), take, sidecars=False, max_concurrent=3, progress=False))
+    asyncio.run(read_headers(reader, names(200), on_result, sidecars=False, max_concurrent=3, progress=False))
     gc.collect()
     assert most <= 5 * (2 + 1) + 2 * 3
     assert len(alive) == 0

@@ -15,7 +15,7 @@ import shapely
 from pixel_oracle import rasters, run
 
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.tables import as_arrow_table, drafts_from_table
+from rasteret_ml.collection.build.read_source import as_arrow_table, records_from_table
 from rasteret_ml.errors import UsageError
 from rasteret_ml.testing import make_cog
 
@@ -173,9 +173,9 @@ def test_a_row_without_any_address_is_not_lost_in_silence(frame: gpd.GeoDataFram
         ({"bands": {"B04": "rouge"}}, r"band 'B04'.*no column 'rouge'.*'red'"),
         ({"bands": {"B04": ("rouge", 0)}}, r"band 'B04'.*no column 'rouge'"),
         ({"bands": ["rouge"]}, "no column 'rouge'"),
-        ({}, r"bands= must say which columns.*'red'"),
+        ({}, r"bands= must map bands to href columns.*'red'"),
         ({"bands": ["red"], "columns": {"id": "scene"}}, r"columns\['id'\].*no column 'scene'"),
-        ({"bands": ["red"], "columns": {"name": "id"}}, r"columns= maps id, datetime and geometry.*name"),
+        ({"bands": ["red"], "columns": {"name": "id"}}, r"columns= must map id, datetime or geometry.*name"),
         ({"bands": "red"}, "'red'"),
     ],
 )
@@ -197,8 +197,8 @@ def test_a_file_of_several_bands_needs_an_index(frame: gpd.GeoDataFrame, tmp_pat
     """Reported with the remedy; an index that does not exist likewise."""
     collection = build(frame, tmp_path / "c.parquet", bands={"red": "red", "x": "stack", "y": ("stack", 3)})
     told = str(collection.report)
-    assert "the file has 3 bands, and nothing says which one 'x' is; a table can give (column, index)" in told
-    assert "the file has 3 bands; there is no index 3" in told
+    assert "the file has 3 bands, and nothing says which one is 'x'; give (column, index)" in told
+    assert "the band index must be < 3, the number of bands, got 3" in told
     assert collection.bands == ["red"]
 
 
@@ -209,12 +209,12 @@ def test_a_stac_geoparquet_is_a_table_of_items(shared_data: Path) -> None:
         table = as_arrow_table(str(path))
         if "assets" not in table.column_names:
             continue
-        drafts = drafts_from_table(table, None, {}, None)
-        assert len(drafts) == table.num_rows
-        for draft in drafts[:5]:
-            assert draft.assets
-            assert draft.geometry is not None
-            assert all("://" in asset.href for asset in draft.assets.values())
+        records = records_from_table(table, None, {}, None)
+        assert len(records) == table.num_rows
+        for record in records[:5]:
+            assert record.assets
+            assert record.geometry is not None
+            assert all("://" in asset.href for asset in record.assets.values())
         found += 1
     assert found
 

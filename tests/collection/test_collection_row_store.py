@@ -19,8 +19,8 @@ import pytest
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import band_arrays
-from rasteret_ml.collection.rows.record_reader import StoredMapping
-from rasteret_ml.collection.rows.row_store import RowStore, cache_folder
+from rasteret_ml.collection.record_reader import LazyMapping
+from rasteret_ml.collection.row_store import RowStore, cache_folder
 from rasteret_ml.collection.schema import BAND_STRUCT, METADATA_SUFFIX, bbox_array
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.raster.accessor import RasterAccessor
@@ -105,7 +105,7 @@ def assert_same(a: Any, b: Any) -> None:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    elif isinstance(a, (dict, StoredMapping)):
+    elif isinstance(a, (dict, LazyMapping)):
         assert list(a) == list(b)
         for key in a:
             assert_same(a[key], b[key])
@@ -216,7 +216,7 @@ def test_band_facts_are_the_columns(collection: Collection) -> None:
     """Child by child, of every view, with the band's own validity."""
     for view in _views(collection):
         for band in ("B1", "B2"):
-            facts = view.band_facts(band)
+            facts = view.band_table(band)
             structs = view.to_table([f"{band}{METADATA_SUFFIX}"]).column(0).to_pylist()
             assert facts["_present"].to_pylist() == [s is not None for s in structs]
             for name in facts.column_names[:-1]:
@@ -254,11 +254,11 @@ def test_facts_never_touch_a_tile_table(tmp_path: Path) -> None:
 def test_structs_are_converted_when_asked_for(collection: Collection) -> None:
     """Neither making a record nor asking for its bands converts a tile table."""
     info = next(collection.iterate_records())
-    assert isinstance(info.band_metadata, StoredMapping)
+    assert isinstance(info.band_metadata, LazyMapping)
     assert RasterAccessor(info).available_bands == ["B1", "B2"]
-    assert not info.band_metadata._held
+    assert not info.band_metadata._values
     assert info.band_metadata["B2_metadata"] is info.band_metadata["B2_metadata"]
-    assert list(info.band_metadata._held) == ["B2_metadata"]
+    assert list(info.band_metadata._values) == ["B2_metadata"]
     assert "href" not in repr(info.assets)
     records = list(collection.iterate_records())
     (lacking,) = (r for r in records if r.id == "r005")
@@ -279,7 +279,7 @@ def test_lazy_records_pickle_as_plain_values(collection: Collection) -> None:
         assert type(dataclasses.asdict(info)["assets"]) is dict
 
 
-@pytest.mark.parametrize(("values", "said"), [([1.0, 2.0, 3.0], "4 or 6 values, not 3")])
+@pytest.mark.parametrize(("values", "said"), [([1.0, 2.0, 3.0], "4 or 6 values, got 3")])
 def test_a_transform_of_no_known_length_is_refused(values: list[float], said: str) -> None:
     """As when the record is read."""
     struct = _struct(0, 1)

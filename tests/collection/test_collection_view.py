@@ -146,7 +146,7 @@ def test_subset_by_bbox(five: Collection, bbox: tuple[float, ...], expected: lis
 @pytest.mark.parametrize("bad", [(1, 2, 3), (0, 5, 1, 4), (0, 0, float("nan"), 1)])
 def test_a_bbox_that_is_none_is_refused(five: Collection, bad: tuple[float, ...]) -> None:
     """Too short, upside down, not a number."""
-    with pytest.raises(UsageError, match="bbox is"):
+    with pytest.raises(UsageError, match="bbox must be"):
         five.subset(bbox=bad)
 
 
@@ -270,9 +270,9 @@ def test_the_arrow_stream_is_the_view(five: Collection) -> None:
     assert view.to_table({"name": pc.field("id")}).column_names == ["name"]
 
 
-def test_band_facts_leave_the_tile_tables_out(five: Collection) -> None:
+def test_band_table_leave_the_tile_tables_out(five: Collection) -> None:
     """One row per record, light columns only."""
-    facts = five.band_facts("B1")
+    facts = five.band_table("B1")
     assert facts.num_rows == 5
     assert set(facts["dtype"].to_pylist()) == {"uint8"}
     assert facts["_present"].to_pylist() == [True] * 5
