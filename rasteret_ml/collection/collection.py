@@ -62,7 +62,6 @@ class Collection:
         path: str | None = None,
         filter: ds.Expression | None = None,
         data_source: str | None = None,
-        report: BuildReport | None = None,
     ) -> None:
         """Wrap an Arrow table or dataset.
 
@@ -71,7 +70,6 @@ class Collection:
             path: Path or URI that `source` was opened from.
             filter: Rows to keep; None = all.
             data_source: Band registry to use; default what the file says, else its first `collection` value.
-            report: A `BuildReport` to carry along.
 
         Raises:
             CollectionError: A column is missing or has the wrong type.
@@ -80,21 +78,19 @@ class Collection:
         check_schema(dataset.schema, "the table" if path is None else redact(path))
         self._dataset = dataset
         self._filter = filter
-        self._path = path
+        self.path = path
+        """Path or URI that it was opened from; None for a table in memory."""
         self._data_source = data_source
-        self.report = report
+        self.report: BuildReport | None = None
         """The `BuildReport` of a Collection that `build` just returned; else None."""
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, data_source: str | None = None, report: BuildReport | None = None
-    ) -> Collection:
+    def open(cls, path: str | os.PathLike[str], *, data_source: str | None = None) -> Collection:
         """Open a Parquet file or folder (hive partitions included), or a URI that pyarrow supports (s3, gs, file).
 
         Args:
             path: Path or URI.
             data_source: Band registry to use; default what the file says, else its first `collection` value.
-            report: A `BuildReport` to carry along.
 
         Raises:
             CollectionError: The path does not exist or is not a Collection.
@@ -102,45 +98,47 @@ class Collection:
         name = os.fspath(path)
         name = name if "://" in name else os.path.expanduser(name)
         try:
-            return cls(_open_dataset(name), path=name, data_source=data_source, report=report)
+            return cls(_open_dataset(name), path=name, data_source=data_source)
         except (OSError, pa.ArrowException) as error:
             raise CollectionError(redact(f"{name} cannot be opened as Parquet: {error}")) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a path and a filter, or the rows of a table in memory."""
-        if self._path is not None:
-            return _reopen, (self._path, self._filter, self._data_source)
-        return _from_table, (self.to_table(), self._data_source)
+        if self.path is None:
+            return functools.partial(Collection, data_source=self._data_source), (self.to_table(),)
+        return _reopen, (self.path, self._filter, self._data_source)
 
     def __len__(self) -> int:
         return self._length
 
     def __repr__(self) -> str:
-        path = None if self._path is None else redact(self._path)
+        path = None if self.path is None else redact(self.path)
         bands, crs = _shorten(self.bands, _MAX_SHOWN), _shorten(self.crs, _MAX_SHOWN)
         return f"Collection({len(self)} records, bands=[{bands}], crs=[{crs}], path={path!r})"
 
     def _repr_html_(self) -> str:
         """Summary for notebooks; reads small columns, no tile table and no footprint."""
-        metadata = self.arrow_schema.metadata or {}
+        name = (self.arrow_schema.metadata or {}).get(b"name", b"").decode(errors="replace")
+        total = "" if self._filter is None else f" of {self._dataset.count_rows():,}"
         rows = {
-            "Path": self._path or "in memory",
-            "Records": f"{len(self):,}" + ("" if self._filter is None else f" of {self._dataset.count_rows():,}"),
+            "Path": self.path or "in memory",
+            "Records": f"{len(self):,}{total}",
             "Time": self._describe_times(),
             "CRS": _shorten(self.crs, 2 * _MAX_SHOWN) or "unknown",
             "Bands": _shorten(self.bands, 2 * _MAX_SHOWN, self._describe_band),
-            "Extent": "unknown" if self.bounds is None else "{:.4f}, {:.4f}, {:.4f}, {:.4f}".format(*self.bounds),
-            "Stored size": self._describe_size(),
+            "Bounds": "unknown"
+            if self.bounds is None
+            else "{:.4f}, {:.4f}, {:.4f}, {:.4f} (lon/lat)".format(*self.bounds),
+            "Stored size": self._describe_size() + (", unfiltered" if total else ""),
         }
         cells = "".join(f"<tr><th>{key}</th><td>{html.escape(redact(text))}</td></tr>" for key, text in rows.items())
-        name = html.escape(redact(metadata.get(b"name", b"").decode(errors="replace")))
-        return f"<div><strong>Collection</strong> {name}<table>{cells}</table></div>"
+        return f"<div><strong>Collection</strong> {html.escape(redact(name))}<table>{cells}</table></div>"
 
     def _describe_times(self) -> str:
         times = self.to_table(["datetime"])["datetime"]
-        span = pc.min_max(times).as_py()
-        text = "" if span["min"] is None else f"{str(span['min'])[:16]} to {str(span['max'])[:16]} UTC"
-        return ", ".join(filter(None, [text, f"{times.null_count:,} undated" if times.null_count else ""])) or "none"
+        first, last = pc.min_max(times).as_py().values()
+        span = [] if first is None else [f"{str(first)[:16]} to {str(last)[:16]} UTC"]
+        return ", ".join(span + ([f"{times.null_count:,} undated"] if times.null_count else [])) or "none"
 
     def _describe_band(self, band: str) -> str:
         table = self.band_table(band, ["dtype"])
@@ -150,23 +148,14 @@ class Collection:
     def _describe_size(self) -> str:
         if isinstance(self._dataset, ds.FileSystemDataset):
             infos = self._dataset.filesystem.get_file_info(self._dataset.files)
-            size, place = float(sum(info.size or 0 for info in infos)), "on disk"
-        else:
-            size, place = float(self._dataset.to_table().nbytes), "in memory"
-        for unit in ("B", "KiB", "MiB", "GiB"):
-            if size < 1024:
-                return f"{size:.4g} {unit} {place}"
-            size /= 1024
-        return f"{size:,.1f} TiB {place}"
+            return f"{_format_bytes(sum(info.size or 0 for info in infos))} on disk"
+        if isinstance(self._dataset, ds.InMemoryDataset):
+            return f"{_format_bytes(self._dataset.to_table().nbytes)} in memory"
+        return "unknown"
 
     @functools.cached_property
     def _length(self) -> int:
         return int(self._dataset.count_rows(filter=self._filter))
-
-    @property
-    def path(self) -> str | None:
-        """Path or URI that it was opened from; None for a table in memory."""
-        return self._path
 
     @property
     def schema(self) -> pa.Schema:
@@ -255,7 +244,7 @@ class Collection:
             self._dataset.scanner(columns=["id"], filter=both)
         except pa.ArrowException as error:
             raise UsageError(f"where(): {error}") from error
-        return Collection(self._dataset, path=self._path, filter=both, data_source=self._data_source)
+        return Collection(self._dataset, path=self.path, filter=both, data_source=self._data_source)
 
     def subset(
         self,
@@ -327,11 +316,8 @@ class Collection:
 
     def column_batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield one column, at most `rows` rows at a time, with little read ahead."""
-        return iter(
-            self._dataset.to_batches(
-                columns=[name], filter=self._filter, batch_size=rows, batch_readahead=2, fragment_readahead=1
-            )
-        )
+        options = {"batch_size": rows, "batch_readahead": 2, "fragment_readahead": 1}
+        return iter(self._dataset.to_batches(columns=[name], filter=self._filter, **options))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly (geometry: GeoArrow WKB)."""
@@ -439,6 +425,14 @@ def _shorten(values: Sequence[str], limit: int, describe: Callable[[str], str] =
     return ", ".join(shown) + (f" and {len(values) - limit} more" if len(values) > limit else "")
 
 
+def _format_bytes(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
 def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Decode a dictionary column, whose nulls `to_numpy` would turn into the last entry."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
@@ -479,7 +473,3 @@ def _open_dataset(name: str) -> ds.Dataset:
 def _reopen(path: str, filter: ds.Expression | None, data_source: str | None) -> Collection:
     opened = Collection.open(path, data_source=data_source)
     return opened if filter is None else opened.where(filter)
-
-
-def _from_table(table: pa.Table, data_source: str | None) -> Collection:
-    return Collection(table, data_source=data_source)

@@ -32,7 +32,7 @@ from rasteret_ml.raster.raster_info import RasterInfo
 if TYPE_CHECKING:
     from rasteret_ml.collection.collection import Collection
 
-__all__ = ["MemoryBlock", "ParquetBlock", "RowBlocks", "RowStore", "cache_folder"]
+__all__ = ["ParquetBlock", "RowBlocks", "RowStore", "cache_folder"]
 
 _log = logging.getLogger(__name__)
 _FORMAT_VERSION = 2
@@ -42,23 +42,6 @@ _MAX_UNMAPPED_BYTES = 256 * 2**20
 """Blocks kept in this process's memory if they cannot be copied to the cache folder."""
 _CACHE_SECONDS = 14 * 24 * 3600
 """Copies that have not been opened for this long are removed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MemoryBlock:
-    """Rows of a table in memory."""
-
-    batch: pa.RecordBatch
-    """The rows."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return int(self.batch.num_rows)
-
-    def batches(self, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the named columns."""
-        yield self.batch.select([name for name in names if name in self.batch.schema.names])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,12 +80,12 @@ def _parquet_file(fragment: ds.ParquetFileFragment) -> pq.ParquetFile:
 
 def _nonempty_leaves(group: Any, names: Sequence[str], schema: pa.Schema) -> list[str]:
     """Leaf columns to read for the named columns: those with values, and enough others to tell null from empty."""
-    columns, leaves = set(names), list[str]()
+    leaves: list[str] = []
     null_children: dict[tuple[str, str], str] = {}
     for i in range(group.num_columns):
         chunk = group.column(i)
         path = chunk.path_in_schema
-        column = next((name for name in _prefixes(path) if name in columns), None)
+        column = next((prefix for prefix in _prefixes(path) if prefix in names), None)
         if column is None:
             continue
         statistics = chunk.statistics
@@ -114,11 +97,8 @@ def _nonempty_leaves(group: Any, names: Sequence[str], schema: pa.Schema) -> lis
     for (column, child), path in null_children.items():
         # A plain child of a struct that is read is null anyway; a nested one needs a leaf of its own: null is not [].
         kind = schema.field(column).type
-        is_plain = (
-            pa.types.is_struct(kind)
-            and kind.get_field_index(child) >= 0
-            and not pa.types.is_nested(kind.field(child).type)
-        )
+        has_child = pa.types.is_struct(kind) and kind.get_field_index(child) >= 0
+        is_plain = has_child and not pa.types.is_nested(kind.field(child).type)
         if (column if is_plain or not child else f"{column}.{child}") not in read:
             leaves.append(path)
             read.update(_prefixes(path))
@@ -131,7 +111,7 @@ def _prefixes(path: str) -> Iterator[str]:
 
 
 class RowBlocks:
-    """The row groups (or in-memory batches) of a filtered dataset, and the rows of them that the filter keeps."""
+    """The row groups (or batches in memory) of a filtered dataset, and the rows of them that the filter keeps."""
 
     def __init__(self, dataset: ds.Dataset, filter: ds.Expression | None) -> None:
         self._schema = dataset.schema
@@ -163,8 +143,7 @@ class RowBlocks:
         blocks = np.arange(len(self.blocks))
         if self._rows is not None:
             blocks = np.unique(np.searchsorted(self._starts, self._rows, side="right") - 1)
-        groups = [block for block in (self.blocks[k] for k in blocks) if isinstance(block, ParquetBlock)]
-        by_file = itertools.groupby(groups, key=lambda block: id(block.fragment))
+        by_file = itertools.groupby((self.blocks[k] for k in blocks), key=lambda block: id(block.fragment))
         tables = [_read_children(list(group), column, kind, names) for _, group in by_file]
         schema = pa.schema([(n, kind.field(n).type) for n in names] + [("_present", pa.bool_())])
         table = pa.concat_tables(tables) if tables else schema.empty_table()
@@ -176,10 +155,10 @@ class RowBlocks:
         return table.take(pa.array(self._rows - self._starts[blocks][block] + starts[block]))
 
 
-def _blocks(dataset: ds.Dataset) -> Iterator[ParquetBlock | MemoryBlock]:
+def _blocks(dataset: ds.Dataset) -> Iterator[ParquetBlock | pa.RecordBatch]:
     for fragment in dataset.get_fragments():
         if not isinstance(fragment, ds.ParquetFileFragment):
-            yield from (MemoryBlock(batch=batch) for batch in fragment.to_batches(schema=dataset.schema))
+            yield from fragment.to_batches(schema=dataset.schema)
             continue
         info = fragment.filesystem.get_file_info(fragment.path)
         key = fragment.filesystem.type_name, fragment.path, info.size, info.mtime_ns
@@ -239,13 +218,13 @@ class RowStore:
             self._open.move_to_end(block)
             return reader.record(i, row)
 
-    def _open_block(self, block: ParquetBlock | MemoryBlock) -> _BlockReader:
+    def _open_block(self, block: ParquetBlock | pa.RecordBatch) -> _BlockReader:
         schema = self._collection.arrow_schema
         names = [name for name in self._columns if name in schema.names]
         if not self._types:  # cached: a band's type is a page of text
             self._types = [str(schema.field(name).type) for name in names]
-        if isinstance(block, MemoryBlock):
-            return _BlockReader(list(block.batches(names, schema)), schema, mapped=True)
+        if not isinstance(block, ParquetBlock):
+            return _BlockReader([block.select([n for n in names if n in block.schema.names])], schema, mapped=True)
         for _ in range(2):
             path = _copy_to_cache(block, names, schema, self._types)
             if path is None:

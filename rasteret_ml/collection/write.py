@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -151,19 +151,17 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[str]:
     """Yield the name of a temporary file that replaces `path` if the block succeeds."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        yield str(temporary)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _write_folder(table: pa.Table, path: Path) -> None:
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(work, 0o777 & ~_umask())
+    work = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    work.mkdir()
     try:
         for name, unit in (("year", pc.year), ("month", pc.month)):
             table = table.append_column(name, pc.cast(unit(table["datetime"]), pa.int32()))
@@ -194,9 +192,3 @@ def _swap(work: Path, path: Path) -> None:
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import multiprocessing
 import pickle
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import geopandas as gpd
 import numpy as np
@@ -19,6 +21,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
+from pyproj import CRS
 
 from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
@@ -64,6 +67,76 @@ def test_what_a_collection_says_of_itself(five: Collection) -> None:
     assert five.bounds == pytest.approx((10, 40, 14.1, 40.1))
     assert "5 records" in repr(five)
     assert "SECRET" not in repr(five)
+
+
+def _summary(collection: Collection) -> dict[str, str]:
+    """The rows of the HTML summary, unescaped."""
+    root = ElementTree.fromstring(collection._repr_html_())
+    return {str(row.findtext("th")): str(row.findtext("td")) for row in root.iter("tr")}
+
+
+def test_the_html_summary(five: Collection) -> None:
+    """Records, time span, CRSs, bands with dtype, bounds and stored size; well-formed."""
+    summary = _summary(five)
+    size = summary.pop("Stored size")
+    assert re.fullmatch(r"[\d.]+ KiB on disk" if five.path else r"[\d.]+ (KiB|B) in memory", size)
+    assert summary == {
+        "Path": five.path or "in memory",
+        "Records": "5",
+        "Time": "2024-01-01 10:00 to 2024-03-01 00:00 UTC, 2 undated",
+        "CRS": "EPSG:32633, EPSG:32634",
+        "Bands": "B1 (uint8)",
+        "Bounds": "10.0000, 40.0000, 14.1000, 40.1000 (lon/lat)",
+    }
+
+
+def test_the_html_summary_of_views(five: Collection) -> None:
+    """A filtered view counts and spans its own records; an empty one has neither times nor bounds."""
+    view = _summary(five.where(pc.field("id") == "d"))
+    assert (view["Records"], view["Time"], view["CRS"]) == ("1 of 5", "1 undated", "EPSG:32633")
+    assert view["Bands"] == "B1 (uint8)"
+    assert view["Bounds"] == "13.0000, 40.0000, 13.1000, 40.1000 (lon/lat)"
+    assert view["Stored size"].endswith(", unfiltered")
+    empty = five.where(pc.field("id") == "z")
+    summary = _summary(empty)
+    assert (summary["Records"], summary["Time"], summary["CRS"]) == ("0 of 5", "none", "unknown")
+    assert (summary["Bands"], summary["Bounds"]) == ("B1 (unknown)", "unknown")
+    assert repr(empty) == f"Collection(0 records, bands=[B1], crs=[], path={five.path!r})"
+
+
+def test_summaries_escape_text_and_hide_secrets(five: Collection) -> None:
+    """Names and paths may hold markup and signed URLs; hrefs are never shown."""
+    path = "s3://KEY:SECRET@bucket/<b>.parquet?sig=SECRET"
+    metadata = {b"name": b"<script>https://h/a?token=SECRET</script>"}
+    table = five.to_table().replace_schema_metadata(metadata)
+    hostile = Collection(table, path=path)
+    for text in (repr(hostile), hostile._repr_html_()):
+        assert "SECRET" not in text
+        assert ".tif" not in text
+        assert "bucket" in text
+    assert "<script>" not in hostile._repr_html_()
+    assert "<b>" not in hostile._repr_html_()
+    assert "&lt;script&gt;" in hostile._repr_html_()
+
+
+def test_summaries_of_many_bands_and_crs_are_short(five: Collection) -> None:
+    """250 bands and 40 CRSs, one of them a page of WKT: the first are shown, the others counted."""
+    table = five.to_table()
+    for i in range(249):
+        table = table.append_column(f"X{i}_metadata", table["B1_metadata"])
+    texts = [f"EPSG:{32601 + i}" for i in range(39)] + [CRS.from_epsg(2154).to_wkt().replace("RGF93", "Mine")]
+    table = pa.concat_tables([table.slice(0, 1)] * 40)
+    for name, values in (("proj:epsg", pa.nulls(40, pa.int32())), ("crs", pa.array(texts))):
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    many = Collection(table)
+    assert len(many.bands) == 250
+    assert "and 242 more" in repr(many)
+    assert len(repr(many)) < 500
+    summary = _summary(many)
+    assert summary["Bands"].startswith("B1 (uint8), X0 (uint8), ")
+    assert summary["Bands"].endswith(" and 234 more")
+    assert summary["CRS"].endswith(" and 24 more")
+    assert len(summary["CRS"]) < 600
 
 
 def test_every_row_becomes_a_record(five: Collection) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.write import check_output_path, write_collection
 from rasteret_ml.errors import DataError, UnknownBandError, UsageError
 from rasteret_ml.geo.crs import crs_text
-from rasteret_ml.raster.worker_loop import relaxed_gc
+from rasteret_ml.raster.worker_loop import WorkerLoop, relaxed_gc
 from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
 from rasteret_ml.storage.reader import as_reader
@@ -110,7 +109,11 @@ def build(
     if max_concurrent < 1:
         raise UsageError(f"max_concurrent must be >= 1, got {max_concurrent}.")
     check_output_path(out)
-    records = _records(source, bands, columns, datetime, data_source, crs)
+    records = read_source(source, bands, columns, datetime, data_source)
+    if crs is not None:
+        fallback = crs_text(crs)
+        records = [record if record.crs is not None else replace(record, crs=fallback) for record in records]
+    _check_records(records, bands or ())
     meter, start = Meter(), time.perf_counter()
     with TempStore(out) as store, relaxed_gc():
         builder = TableBuilder(records, store, strict=strict)
@@ -146,27 +149,17 @@ def build(
         if data_source is None:
             data_source = next((record.collection for record in records if record.collection), "")
         table = join_rows(groups, name=os.path.basename(os.fspath(out)), data_source=data_source)
-        return Collection.open(write_collection(table, out), report=report)
+        collection = Collection.open(write_collection(table, out))
+        collection.report = report
+        return collection
 
 
-def _records(
-    source: Any,
-    bands: Sequence[str] | Mapping[str, Any] | None,
-    columns: Mapping[str, str] | None,
-    datetime: str | None,
-    data_source: str | None,
-    crs: Any,
-) -> list[SourceRecord]:
-    records = read_source(source, bands, columns, datetime, data_source)
-    if crs is not None:
-        fallback = crs_text(crs)
-        records = [record if record.crs is not None else replace(record, crs=fallback) for record in records]
+def _check_records(records: Sequence[SourceRecord], bands: Iterable[str]) -> None:
     if not records:
         raise UsageError("There is nothing to build from: the source is empty; check the path or the search.")
-    for band in bands if bands is not None else ():
+    for band in bands:
         if all(band in dict(record.problems) for record in records):
             raise UnknownBandError(f"No record has band {band!r}: {dict(records[0].problems)[band]}.")
-    return records
 
 
 def _check_report(report: BuildReport) -> None:
@@ -183,27 +176,8 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    outcome: list[_T | BaseException] = []
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-
-    def target() -> None:
-        try:
-            outcome.append(loop.run_until_complete(task))
-        except BaseException as error:
-            outcome.append(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
-
-    thread = threading.Thread(target=target, name="rasteret-build", daemon=True)
-    thread.start()
+    loop = WorkerLoop(threads=1)
     try:
-        while thread.is_alive():
-            thread.join(0.2)  # with a timeout, so that Ctrl-C is noticed
-    except BaseException:
-        loop.call_soon_threadsafe(task.cancel)
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+        return loop.run(lambda _: work)
+    finally:
+        loop.close()

@@ -91,7 +91,10 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
             continue
         local = local_path(path)
         if local.endswith(".txt"):
-            lines = [line.strip() for line in _read_text(local).splitlines()]
+            try:
+                lines = [line.strip() for line in Path(local).read_text(encoding="utf-8").splitlines()]
+            except OSError as error:
+                raise UsageError(f"{redact(path)}: cannot be read ({error.strerror}).") from None
             files = expand_paths([line for line in lines if line and not line.startswith("#")])
         elif os.path.isdir(local):
             files = sorted(str(p) for p in Path(local).rglob("*") if p.suffix.lower() in _TIFF)
@@ -103,13 +106,6 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
             raise UsageError(f"{redact(path)}: no files found; check the path.")
         found.extend(files)
     return list(dict.fromkeys(p if is_remote(p) else os.path.abspath(local_path(p)) for p in found))
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{redact(path)}: cannot be read ({error.strerror}).") from None
 
 
 def records_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, datetime: str | None) -> list[SourceRecord]:
@@ -130,14 +126,8 @@ def records_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, dateti
         return _group_by_band(hrefs, [match for match in matches if match], datetime)
     if any(matches):
         others = [redact(href) for href, match in zip(hrefs, matches, strict=True) if not match]
-        _log.warning(
-            "Files are not grouped by band, because %d of %d have no band in their name (%s%s). If the others hold one "
-            "band each, leave these out.",
-            len(others),
-            len(hrefs),
-            ", ".join(others[:3]),
-            " ..." if len(others) > 3 else "",
-        )
+        reason = f"{len(others)} of {len(hrefs)} have no band in their name"
+        _log.warning("files are not grouped by band: %s; leave them out or rename them: %s", reason, others[:3])
     return [
         SourceRecord(
             id=name,
@@ -212,8 +202,7 @@ def _find_date(name: str) -> dt.datetime | None:
 def as_arrow_table(source: Any) -> pa.Table:
     """Convert a data frame, Arrow object or Parquet path; geometry becomes WKB in longitude/latitude."""
     if isinstance(source, gpd.GeoDataFrame):
-        table = pa.Table.from_pandas(pd.DataFrame(source.drop(columns=source.geometry.name)), preserve_index=False)
-        return table.append_column(source.geometry.name, _lonlat_wkb(source))
+        return _with_lonlat(pa.table(source.to_arrow(index=False)), source)
     if isinstance(source, pd.DataFrame):
         return pa.Table.from_pandas(source, preserve_index=False)
     if isinstance(source, str):
@@ -235,15 +224,10 @@ def _extension_name(field: pa.Field) -> str:
 
 
 def _with_lonlat(table: pa.Table, geometry: gpd.GeoDataFrame) -> pa.Table:
-    name = geometry.geometry.name
-    return table.set_column(table.column_names.index(name), name, _lonlat_wkb(geometry))
-
-
-def _lonlat_wkb(frame: gpd.GeoDataFrame) -> pa.Array:
-    shapes = frame.geometry.to_numpy()
-    if frame.crs is not None:
-        shapes = transform_geometries(shapes, crs_text(frame.crs), LONLAT)
-    return pa.array(shapely.to_wkb(shapes), pa.binary())
+    name, shapes = geometry.geometry.name, geometry.geometry.to_numpy()
+    if geometry.crs is not None:
+        shapes = transform_geometries(shapes, crs_text(geometry.crs), LONLAT)
+    return table.set_column(table.column_names.index(name), name, pa.array(shapely.to_wkb(shapes), pa.binary()))
 
 
 def records_from_table(

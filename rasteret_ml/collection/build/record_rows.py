@@ -212,7 +212,9 @@ def _bands_of(
 ) -> dict[str, tuple[SourceAsset, CogMetadata]]:
     count = file.header.count
     if name == "*":
-        names = band_names or _described_names(file)
+        described = [str(band.description or "") for band in file.header.bands]
+        is_named = all(described) and len(set(described)) == count
+        names = band_names or (described if is_named else [f"B{i + 1}" for i in range(count)])
         if len(names) != count:
             raise DataError(
                 f"{redact(asset.href)}: the file has {count} bands, but got {len(names)} names: {list(names)}."
@@ -233,14 +235,6 @@ def _bands_of(
             )
         assets = {name: asset}
     return {n: (a, _with_source_values(file.band(a.band_index or 0), a)) for n, a in assets.items()}
-
-
-def _described_names(file: OpenedFile) -> list[str]:
-    """The file's band descriptions if all are set and distinct, else B1, B2 and so on."""
-    described = [band.description for band in file.header.bands]
-    if all(described) and len(set(described)) == len(described):
-        return [str(name) for name in described]
-    return [f"B{i + 1}" for i in range(file.header.count)]
 
 
 def _with_source_values(metadata: CogMetadata, asset: SourceAsset) -> CogMetadata:
@@ -303,14 +297,7 @@ def join_rows(groups: Sequence[RecordRows], *, name: str, data_source: str) -> p
         "id": pa.array([record.id for record in records], pa.string()),
         "datetime": pa.array([record.datetime for record in records], pa.timestamp("us")),
         "geometry": pa.chunked_array([group.geometry for group in groups], pa.binary()),
-        "assets": pa.chunked_array(
-            [
-                pa.StructArray.from_arrays(
-                    [_column(group, group.assets, band, _ASSET_STRUCT) for band in bands], names=bands
-                )
-                for group in groups
-            ]
-        ),
+        "assets": pa.chunked_array([_asset_structs(group, bands) for group in groups]),
     }
     if any(record.collection for record in records):
         columns["collection"] = pa.array([record.collection or None for record in records], pa.string())
@@ -319,7 +306,10 @@ def join_rows(groups: Sequence[RecordRows], *, name: str, data_source: str) -> p
     columns["proj:epsg"] = pa.array([epsg_code(text) for text in crs], pa.int32())
     columns["crs"] = pa.array(crs, pa.string())
     for band in bands:
-        chunks = [_column(group, group.metadata, band, BAND_STRUCT) for group in groups]
+        chunks = [
+            group.metadata[band] if band in group.metadata else pa.nulls(len(group.records), BAND_STRUCT)
+            for group in groups
+        ]
         columns[f"{band}{METADATA_SUFFIX}"] = pa.chunked_array(chunks, BAND_STRUCT)
     columns["bbox"] = bbox_array(np.concatenate([group.bounds for group in groups]))
     geometry_types = frozenset[str]().union(*(group.geometry_types for group in groups))
@@ -328,8 +318,9 @@ def join_rows(groups: Sequence[RecordRows], *, name: str, data_source: str) -> p
     )
 
 
-def _column(group: RecordRows, columns: Mapping[str, pa.StructArray], band: str, kind: pa.DataType) -> pa.StructArray:
-    return columns[band] if band in columns else pa.nulls(len(group.records), kind)
+def _asset_structs(group: RecordRows, bands: list[str]) -> pa.StructArray:
+    nulls = pa.nulls(len(group.records), _ASSET_STRUCT)
+    return pa.StructArray.from_arrays([group.assets.get(band, nulls) for band in bands], names=bands)
 
 
 def _property_column(values: list[Any]) -> pa.Array:

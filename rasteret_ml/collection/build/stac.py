@@ -109,30 +109,28 @@ def record_from_item(
         else:
             assets[band] = asset
     geometry = item.get("geometry")
+    crs = properties.get("proj:epsg") or properties.get("proj:code") or properties.get("proj:wkt2")
     return SourceRecord(
         id=str(item.get("id")),
         assets=assets,
         problems=tuple(problems),
         datetime=to_naive_utc(properties.get("datetime") or properties.get("start_datetime")),
         geometry=shapely.to_wkb(shapely.force_2d(shapely.geometry.shape(geometry))) if geometry else None,
-        crs=_crs(properties),
+        crs=None if crs is None else crs_text(crs),
         collection=str(item.get("collection") or ""),
         properties={k: v for k, v in properties.items() if isinstance(v, (str, int, float, bool)) and k != "datetime"},
     )
 
 
 def _all_tiffs(assets: Mapping[str, Any]) -> _BandAssets:
-    return {key: (key, None) for key, asset in assets.items() if _is_tiff(asset) and not _is_preview(key, asset)}
+    tiffs = {key: asset for key, asset in assets.items() if _is_tiff(asset)}
+    return {key: (key, None) for key, asset in tiffs.items() if not _PREVIEWS & {key, *(asset.get("roles") or [])}}
 
 
 def _is_tiff(asset: Any) -> bool:
     media = asset.get("type") or "" if isinstance(asset, Mapping) else ""
     href = (asset_href(asset) or "").split("?", 1)[0].lower()
     return "tiff" in media.lower() or (not media and href.endswith(_TIFF_ENDINGS))
-
-
-def _is_preview(key: str, asset: Mapping[str, Any]) -> bool:
-    return bool(_PREVIEWS & {key, *(asset.get("roles") or [])})
 
 
 def _find_bands(assets: Mapping[str, Any], bands: Sequence[str], registry: str) -> _BandAssets:
@@ -179,8 +177,3 @@ def _source_asset(asset: Any, base: str | None, index: int | None) -> SourceAsse
         nodata=float(nodata) if nodata is not None else None,
         band_names=() if index is not None else _band_names(asset),
     )
-
-
-def _crs(properties: Mapping[str, Any]) -> str | None:
-    value = properties.get("proj:epsg") or properties.get("proj:code") or properties.get("proj:wkt2")
-    return None if value is None else crs_text(value)
