@@ -131,8 +131,7 @@ def records_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, dateti
     return [
         SourceRecord(
             id=name,
-            assets={"*": SourceAsset(href=href)},
-            band_names=tuple(bands or ()),
+            assets={"*": SourceAsset(href=href, band_names=tuple(bands or ()))},
             datetime=_find_date(name) if datetime else None,
         )
         for href, name in zip(hrefs, _unique_names(hrefs), strict=True)

@@ -51,7 +51,7 @@ class SourceAsset:
     nodata: float | None = None
     """Nodata value by the source; used if the file declares none."""
     band_names: tuple[str, ...] = ()
-    """Names by the source of all bands of the file; each becomes a band of the record."""
+    """Names by the source of all bands of the file, each of which becomes a band of the record; empty = none given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,8 @@ class SourceRecord:
     id: str
     """Identifier."""
     assets: Mapping[str, SourceAsset]
-    """Files by band name. The only key `*` means all bands of a file, which are named once its header is read."""
-    band_names: tuple[str, ...] = ()
-    """Names for `*`; empty = the file's band descriptions, else B1, B2, …"""
+    """Files by band name. The only key `*` means all bands of a file, by the asset's `band_names`, else the file's band
+    descriptions, else B1, B2, …"""
     datetime: dt.datetime | None = None
     """Acquisition time, naive UTC; None = undated."""
     geometry: bytes | None = None
@@ -191,7 +190,7 @@ def _open_record(
         try:
             if isinstance(file, RasteretError):
                 raise file
-            found = _bands_of(name, asset, file, source.band_names)
+            found = _bands_of(name, asset, file)
             file_crs = file.header.crs
             if file_crs is not None and bands and crs is not None and file_crs != crs:
                 raise DataError(
@@ -207,14 +206,12 @@ def _open_record(
     return _OpenedRecord(source=source, crs=crs, bands=bands, corners=corners) if bands else None
 
 
-def _bands_of(
-    name: str, asset: SourceAsset, file: OpenedFile, band_names: Sequence[str]
-) -> dict[str, tuple[SourceAsset, CogMetadata]]:
+def _bands_of(name: str, asset: SourceAsset, file: OpenedFile) -> dict[str, tuple[SourceAsset, CogMetadata]]:
     count = file.header.count
     if name == "*":
         described = [str(band.description or "") for band in file.header.bands]
         is_named = all(described) and len(set(described)) == count
-        names = band_names or (described if is_named else [f"B{i + 1}" for i in range(count)])
+        names = asset.band_names or (described if is_named else [f"B{i + 1}" for i in range(count)])
         if len(names) != count:
             raise DataError(
                 f"{redact(asset.href)}: the file has {count} bands, but got {len(names)} names: {list(names)}."
@@ -253,9 +250,7 @@ def _corners(file: OpenedFile) -> npt.NDArray[np.float64] | None:
     if t is None:
         return None
     w, h = image.width, image.height
-    return np.array(
-        [(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in ((0, 0), (w, 0), (w, h), (0, h))], np.float64
-    )
+    return np.array([t @ corner for corner in ((0, 0), (w, 0), (w, h), (0, h))], np.float64)
 
 
 def _footprints(records: Sequence[_OpenedRecord]) -> list[bytes | None]:

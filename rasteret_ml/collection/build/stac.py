@@ -1,7 +1,8 @@
 """Turn STAC items into `SourceRecord`s.
 
 Sources: STAC 1.0 and 1.1 (asset `bands`), the EO and raster extensions (`eo:bands`, `raster:bands`), the projection
-extension (`proj:epsg`, `proj:code`, `proj:wkt2`) and the alternate-assets extension.
+extension (`proj:epsg`, `proj:code`, `proj:wkt2`) and the alternate-assets extension. pystac objects are accepted but
+read as plain mappings: pystac is not required, and would raise for an item that is only partly malformed.
 """
 
 from __future__ import annotations

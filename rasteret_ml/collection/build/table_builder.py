@@ -29,6 +29,8 @@ GROUP_RECORDS = 256
 _MAX_CONCURRENT_GROUPS = 2
 _MAX_MEMORY_BYTES = 256 * 1024 * 1024
 _Columns = Mapping[str, pa.Array]
+_Group = tuple[RecordRows, Callable[[], _Columns]]
+"""Rows without tile tables, and a function that returns their tile tables."""
 
 
 class TempStore:
@@ -101,32 +103,28 @@ class TableBuilder:
     """
 
     def __init__(self, records: Sequence[SourceRecord], store: TempStore, *, strict: bool = False) -> None:
-        self._records = records
         self._store = store
         self._strict = strict
-        count = -(-len(records) // GROUP_RECORDS)
-        self._missing = [0] * count
+        self._records = [records[start : start + GROUP_RECORDS] for start in range(0, len(records), GROUP_RECORDS)]
+        """Records of each group."""
+        self._missing = [0] * len(self._records)
         """Headers that each group is waiting for."""
         self._group: dict[str, int] = {}
         """The first group that needs the header of an href, usually the only one."""
         self._shared: dict[str, list[int]] = {}
         """All groups that still need the header of an href, if several do."""
         self._opened: dict[str, OpenedFile | RasteretError] = {}
-        self._groups: list[tuple[RecordRows, Callable[[], Mapping[str, pa.StructArray]]] | None] = [None] * count
-        """Finished rows, and a function that returns their tile tables."""
+        self._rows: list[_Group | None] = [None] * len(self._records)
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_GROUPS)
-        for group in range(count):
+        for group in range(len(self._records)):
             for href in self._hrefs_of(group):
                 first = self._group.setdefault(href, group)
                 if first != group:
                     self._shared.setdefault(href, [first]).append(group)
                 self._missing[group] += 1
 
-    def _records_of(self, group: int) -> Sequence[SourceRecord]:
-        return self._records[group * GROUP_RECORDS : (group + 1) * GROUP_RECORDS]
-
     def _hrefs_of(self, group: int) -> list[str]:
-        hrefs = (asset.href for record in self._records_of(group) for asset in record.assets.values())
+        hrefs = (asset.href for record in self._records[group] for asset in record.assets.values())
         return list(dict.fromkeys(hrefs))
 
     @property
@@ -153,10 +151,10 @@ class TableBuilder:
 
     async def finish(self) -> list[RecordRows]:
         """Return all rows, once every href has been added."""
-        for group, done in enumerate(self._groups):
+        for group, done in enumerate(self._rows):
             if done is None:  # no record of the group has an href
                 await self._convert(group)
-        return [replace(done[0], metadata=done[1]()) for done in self._groups if done is not None]
+        return [replace(done[0], metadata=done[1]()) for done in self._rows if done is not None]
 
     async def _convert(self, group: int) -> None:
         hrefs = self._hrefs_of(group)
@@ -167,13 +165,11 @@ class TableBuilder:
                 shared.remove(group)
             else:
                 del self._opened[href]
-        rows, read_metadata = await asyncio.to_thread(self._make_rows, self._records_of(group), headers)
+        rows, read_metadata = await asyncio.to_thread(self._make_rows, self._records[group], headers)
         if self._strict and rows.failures:
             raise rows.failures[0].error
-        self._groups[group] = rows, read_metadata
+        self._rows[group] = rows, read_metadata
 
-    def _make_rows(
-        self, records: Sequence[SourceRecord], headers: Mapping[str, OpenedFile | RasteretError]
-    ) -> tuple[RecordRows, Callable[[], Mapping[str, pa.StructArray]]]:
+    def _make_rows(self, records: Sequence[SourceRecord], headers: Mapping[str, OpenedFile | RasteretError]) -> _Group:
         rows = make_rows(records, headers)
         return replace(rows, metadata={}), self._store.add(rows.metadata)
