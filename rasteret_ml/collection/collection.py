@@ -119,6 +119,7 @@ class Collection:
     def _repr_html_(self) -> str:
         """Summary for notebooks; reads small columns, no tile table and no footprint."""
         name = (self.arrow_schema.metadata or {}).get(b"name", b"").decode(errors="replace")
+        bounds = "unknown" if self.bounds is None else "{:.4f}, {:.4f}, {:.4f}, {:.4f} (lon/lat)".format(*self.bounds)
         total = "" if self._filter is None else f" of {self._dataset.count_rows():,}"
         rows = {
             "Path": self.path or "in memory",
@@ -126,9 +127,7 @@ class Collection:
             "Time": self._describe_times(),
             "CRS": _shorten(self.crs, 2 * _MAX_SHOWN) or "unknown",
             "Bands": _shorten(self.bands, 2 * _MAX_SHOWN, self._describe_band),
-            "Bounds": "unknown"
-            if self.bounds is None
-            else "{:.4f}, {:.4f}, {:.4f}, {:.4f} (lon/lat)".format(*self.bounds),
+            "Bounds": bounds,
             "Stored size": self._describe_size() + (", unfiltered" if total else ""),
         }
         cells = "".join(f"<tr><th>{key}</th><td>{html.escape(redact(text))}</td></tr>" for key, text in rows.items())
@@ -148,7 +147,7 @@ class Collection:
     def _describe_size(self) -> str:
         if isinstance(self._dataset, ds.FileSystemDataset):
             infos = self._dataset.filesystem.get_file_info(self._dataset.files)
-            return f"{_format_bytes(sum(info.size or 0 for info in infos))} on disk"
+            return _format_bytes(sum(info.size or 0 for info in infos))
         if isinstance(self._dataset, ds.InMemoryDataset):
             return f"{_format_bytes(self._dataset.to_table().nbytes)} in memory"
         return "unknown"

@@ -79,7 +79,7 @@ def test_the_html_summary(five: Collection) -> None:
     """Records, time span, CRSs, bands with dtype, bounds and stored size; well-formed."""
     summary = _summary(five)
     size = summary.pop("Stored size")
-    assert re.fullmatch(r"[\d.]+ KiB on disk" if five.path else r"[\d.]+ (KiB|B) in memory", size)
+    assert re.fullmatch(r"[\d.]+ KiB" if five.path else r"[\d.]+ (KiB|B) in memory", size)
     assert summary == {
         "Path": five.path or "in memory",
         "Records": "5",
