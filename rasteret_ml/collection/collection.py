@@ -1,10 +1,11 @@
-"""The table of raster items: open it, narrow it, read its rows."""
+"""`Collection`: the table of raster items. Open it, filter it, read its rows."""
 
 from __future__ import annotations
 
 import functools
+import html
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +14,19 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import shapely
 
-from rasteret_ml.collection.rows.pieces import Pieces
-from rasteret_ml.collection.rows.record_reader import RecordReader
+from rasteret_ml.collection.filters import bbox_overlaps, datetime_between, parse_date_range, parse_lonlat_bbox
+from rasteret_ml.collection.record_reader import RecordReader
+from rasteret_ml.collection.row_store import RowBlocks
 from rasteret_ml.collection.schema import (
     METADATA_SUFFIX,
     check_schema,
-    column_of_values,
     geoarrow_schema,
-    light_band_struct,
-    placed,
+    header_fields,
+    set_column,
+    to_column,
 )
-from rasteret_ml.collection.select import bbox_overlaps, date_overlaps, interval, lonlat_bounds
 from rasteret_ml.collection.write import write_view
-from rasteret_ml.errors import CollectionError, UsageError
+from rasteret_ml.errors import CollectionError, UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from
 from rasteret_ml.raster.accessor import RasterAccessor
@@ -34,13 +35,24 @@ from rasteret_ml.raster.raster_info import RasterInfo
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from rasteret_ml.collection.build.build import BuildReport
+
 __all__ = ["Collection"]
+
+_MAX_SHOWN = 8
+"""Bands and CRSs that `repr` lists; `_repr_html_` lists twice as many."""
 
 
 class Collection:
-    """An immutable view of raster items: every filter returns a new one and is pushed down to Parquet.
+    """An immutable view of raster items, one row per item.
 
-    Rows keep the order of the table. Open one with `Collection.open`, make one with `rasteret_ml.build`.
+    Every filter returns a new Collection and is pushed down to Parquet. Rows keep the order of the table. Open one with
+    `Collection.open`, or make one with `rasteret_ml.build`.
+
+    Example:
+        >>> scenes = Collection.open("scenes.parquet")  # doctest: +SKIP
+        >>> summer = scenes.subset(date_range="2023-06/2023-08", cloud_cover_lt=20)  # doctest: +SKIP
+        >>> nadir = summer.where(pc.field("view:off_nadir") < 5)  # doctest: +SKIP
     """
 
     def __init__(
@@ -50,98 +62,135 @@ class Collection:
         path: str | None = None,
         filter: ds.Expression | None = None,
         data_source: str | None = None,
-        report: object = None,
     ) -> None:
-        """Wrap an Arrow table or dataset that keeps the contract; see `open`.
-
-        Raises:
-            CollectionError: it does not keep the contract.
-        """
-        dataset = ds.InMemoryDataset(source) if isinstance(source, pa.Table) else source
-        check_schema(dataset.schema, path or "the table")
-        self._dataset = dataset
-        self._filter = filter
-        self._path = path
-        self._data_source = data_source
-        self.report = report
-        """The `BuildReport`, on a Collection fresh from `build`; else None."""
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], *, data_source: str | None = None, report: object = None) -> Collection:
-        """Open a Parquet file or folder (hive partitions included), or a URI that pyarrow knows (s3, gs, file).
+        """Wrap an Arrow table or dataset.
 
         Args:
-            path: Where it is.
+            source: A table or dataset with the columns of a Collection.
+            path: Path or URI that `source` was opened from.
+            filter: Rows to keep; None = all.
             data_source: Band registry to use; default what the file says, else its first `collection` value.
-            report: A `BuildReport` to carry along.
 
         Raises:
-            CollectionError: nothing there, or not a Collection.
+            CollectionError: A column is missing or has the wrong type.
+        """
+        dataset = ds.InMemoryDataset(source) if isinstance(source, pa.Table) else source
+        check_schema(dataset.schema, "the table" if path is None else redact(path))
+        self._dataset = dataset
+        self._filter = filter
+        self.path = path
+        """Path or URI that it was opened from; None for a table in memory."""
+        self._data_source = data_source
+        self.report: BuildReport | None = None
+        """The `BuildReport` of a Collection that `build` just returned; else None."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, data_source: str | None = None) -> Collection:
+        """Open a Parquet file or folder (hive partitions included), or a URI that pyarrow supports (s3, gs, file).
+
+        Args:
+            path: Path or URI.
+            data_source: Band registry to use; default what the file says, else its first `collection` value.
+
+        Raises:
+            CollectionError: The path does not exist or is not a Collection.
         """
         name = os.fspath(path)
         name = name if "://" in name else os.path.expanduser(name)
         try:
-            return cls(_open_dataset(name), path=name, data_source=data_source, report=report)
+            return cls(_open_dataset(name), path=name, data_source=data_source)
         except (OSError, pa.ArrowException) as error:
-            raise CollectionError(f"{name} cannot be opened as Parquet: {error}") from error
+            raise CollectionError(redact(f"{name} cannot be opened as Parquet: {error}")) from error
 
-    # Pickling: a path and a filter where there is one, else the rows themselves.
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is not None:
-            return _reopen, (self._path, self._filter, self._data_source)
-        table = self.to_table()
-        return _from_table, (table, self._data_source)
+        """Pickle a path and a filter, or the rows of a table in memory."""
+        if self.path is None:
+            return functools.partial(Collection, data_source=self._data_source), (self.to_table(),)
+        return _reopen, (self.path, self._filter, self._data_source)
 
     def __len__(self) -> int:
         return self._length
 
     def __repr__(self) -> str:
-        return f"Collection({len(self)} records, bands={self.bands}, crs={self.crs}, path={self._path!r})"
+        path = None if self.path is None else redact(self.path)
+        bands, crs = _shorten(self.bands, _MAX_SHOWN), _shorten(self.crs, _MAX_SHOWN)
+        return f"Collection({len(self)} records, bands=[{bands}], crs=[{crs}], path={path!r})"
+
+    def _repr_html_(self) -> str:
+        """Summary for notebooks; reads small columns, no tile table and no footprint."""
+        name = (self.arrow_schema.metadata or {}).get(b"name", b"").decode(errors="replace")
+        bounds = "unknown" if self.bounds is None else "{:.4f}, {:.4f}, {:.4f}, {:.4f} (lon/lat)".format(*self.bounds)
+        total = "" if self._filter is None else f" of {self._dataset.count_rows():,}"
+        rows = {
+            "Path": self.path or "in memory",
+            "Records": f"{len(self):,}{total}",
+            "Time": self._describe_times(),
+            "CRS": _shorten(self.crs, 2 * _MAX_SHOWN) or "unknown",
+            "Bands": _shorten(self.bands, 2 * _MAX_SHOWN, self._describe_band),
+            "Bounds": bounds,
+            "Stored size": self._describe_size() + (", unfiltered" if total else ""),
+        }
+        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(redact(text))}</td></tr>" for key, text in rows.items())
+        return f"<div><strong>Collection</strong> {html.escape(redact(name))}<table>{cells}</table></div>"
+
+    def _describe_times(self) -> str:
+        times = self.to_table(["datetime"])["datetime"]
+        first, last = pc.min_max(times).as_py().values()
+        span = [] if first is None else [f"{str(first)[:16]} to {str(last)[:16]} UTC"]
+        return ", ".join(span + ([f"{times.null_count:,} undated"] if times.null_count else [])) or "none"
+
+    def _describe_band(self, band: str) -> str:
+        table = self.band_table(band, ["dtype"])
+        dtypes = table["dtype"].unique().drop_null().to_pylist() if "dtype" in table.column_names else []
+        return f"{band} ({'/'.join(sorted(dtypes)) or 'unknown'})"
+
+    def _describe_size(self) -> str:
+        if isinstance(self._dataset, ds.FileSystemDataset):
+            infos = self._dataset.filesystem.get_file_info(self._dataset.files)
+            return _format_bytes(sum(info.size or 0 for info in infos))
+        if isinstance(self._dataset, ds.InMemoryDataset):
+            return f"{_format_bytes(self._dataset.to_table().nbytes)} in memory"
+        return "unknown"
 
     @functools.cached_property
     def _length(self) -> int:
         return int(self._dataset.count_rows(filter=self._filter))
 
     @property
-    def path(self) -> str | None:
-        """Where it was opened from; None for a table in memory."""
-        return self._path
-
-    @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the table, as the Arrow stream gives it."""
+        """Arrow schema of the Arrow stream: the stored one, with the geometry column tagged as GeoArrow."""
         return geoarrow_schema(self._dataset.schema)
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """Arrow schema of the table, as it is stored."""
+        """Arrow schema as stored."""
         return self._dataset.schema
 
     @functools.cached_property
-    def pieces(self) -> Pieces:
-        """Where the rows lie; found once, when a row or a band's facts are first asked for."""
-        return Pieces(self._dataset, self._filter)
+    def row_blocks(self) -> RowBlocks:
+        """Row groups that hold the rows; computed on first use."""
+        return RowBlocks(self._dataset, self._filter)
 
     @property
     def bands(self) -> list[str]:
-        """Bands that the table has columns for, in its order."""
-        named = [field for field in self.arrow_schema if field.name.endswith(METADATA_SUFFIX)]
-        return [field.name.removesuffix(METADATA_SUFFIX) for field in named if pa.types.is_struct(field.type)]
+        """Bands that the table has a metadata column for, in its order."""
+        fields = [field for field in self.arrow_schema if field.name.endswith(METADATA_SUFFIX)]
+        return [field.name.removesuffix(METADATA_SUFFIX) for field in fields if pa.types.is_struct(field.type)]
 
     @functools.cached_property
     def data_source(self) -> str:
-        """Name of the band registry in force; "" = none."""
+        """Name of the band registry in use; "" = none."""
         if self._data_source is not None:
             return self._data_source
-        stored = str((self.schema.metadata or {}).get(b"data_source", b"").decode())
-        if stored or "collection" not in self.schema.names:
+        stored = str((self.arrow_schema.metadata or {}).get(b"data_source", b"").decode())
+        if stored or "collection" not in self.arrow_schema.names:
             return stored
-        values = self._dataset.to_table(columns=["collection"], filter=self._filter)["collection"].drop_null()
+        values = self.to_table(["collection"])["collection"].drop_null()
         return str(values[0]) if len(values) else ""
 
     @functools.cached_property
     def crs(self) -> list[str]:
-        """The CRSs of the records, each once, sorted."""
+        """Distinct CRSs of the records, sorted."""
         texts, codes = self.crs_codes()
         return sorted(text for i in np.unique(codes) if (text := texts[i]) is not None)
 
@@ -151,19 +200,19 @@ class Collection:
         return [texts[i] for i in codes]
 
     def crs_codes(self) -> tuple[tuple[str | None, ...], np.ndarray[Any, np.dtype[np.int64]]]:
-        """The different CRS texts (None = unknown), and which of them is each record's `[N]`."""
+        """Distinct CRS texts (None = unknown), and each record's index into them `[N]`."""
         names = [n for n in ("proj:epsg", "crs") if n in self.arrow_schema.names]
         if not names:
             return (None,), np.zeros(len(self), np.int64)
-        pairs, codes = _distinct(self.to_table(names).columns)
-        rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+        distinct, codes = _factorize(self.to_table(names).columns)
+        rows = [dict(zip(names, values, strict=True)) for values in distinct]
         texts = [_crs_of(row.get("proj:epsg"), row.get("crs")) for row in rows]
         unique = tuple(dict.fromkeys(texts))
         return unique, np.array([unique.index(text) for text in texts], np.int64)[codes]
 
     @functools.cached_property
     def bounds(self) -> tuple[float, float, float, float] | None:
-        """(xmin, ymin, xmax, ymax) in longitude/latitude, None where no record has a box."""
+        """(xmin, ymin, xmax, ymax) in longitude/latitude; None if no record has a bounding box."""
         boxes = self.record_bounds()
         if not len(boxes) or np.isnan(boxes).all():
             return None
@@ -172,8 +221,8 @@ class Collection:
         return float(xmin), float(ymin), float(xmax), float(ymax)
 
     def record_bounds(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Boxes `[N, 4]` in longitude/latitude, NaN where unknown."""
-        if "bbox" not in self.schema.names:
+        """Bounding boxes `[N, 4]` in longitude/latitude, NaN where unknown."""
+        if "bbox" not in self.arrow_schema.names:
             return np.full((len(self), 4), np.nan)
         boxes = self.to_table(["bbox"])["bbox"].combine_chunks()
         columns = [pc.struct_field(boxes, corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
@@ -182,15 +231,19 @@ class Collection:
     # Views ----------------------------------------------------------------------------------------------
 
     def where(self, expression: ds.Expression) -> Collection:
-        """The records for which an Arrow expression is true: `c.where(pc.field("eo:cloud_cover") < 20)`."""
+        """Keep records for which an Arrow expression is true: `c.where(pc.field("eo:cloud_cover") < 20)`.
+
+        Raises:
+            UsageError: Not an expression, or one on a column that the table lacks.
+        """
         if not isinstance(expression, ds.Expression):
-            raise UsageError(f"where() takes an Arrow expression such as pc.field('x') < 1, not {expression!r}.")
+            raise UsageError(f"where() needs an Arrow expression such as pc.field('x') < 1, got {expression!r}.")
         both = expression if self._filter is None else self._filter & expression
         try:
             self._dataset.scanner(columns=["id"], filter=both)
         except pa.ArrowException as error:
             raise UsageError(f"where(): {error}") from error
-        return Collection(self._dataset, path=self._path, filter=both, data_source=self._data_source)
+        return Collection(self._dataset, path=self.path, filter=both, data_source=self._data_source)
 
     def subset(
         self,
@@ -202,89 +255,94 @@ class Collection:
         geometry_crs: Any = None,
         split: str | None = None,
     ) -> Collection:
-        """The records that fit all conditions given.
+        """Keep records that meet all given conditions.
 
         Args:
-            bbox: (xmin, ymin, xmax, ymax) in lon/lat: records whose box overlaps it.
-            date_range: (start, end) as dates, datetimes or ISO text, or "start/end"; both ends belong to it, and
-                an end without a time is the whole day. Undated records do not fit.
-            cloud_cover_lt: Records with `eo:cloud_cover` below this percentage; unknown is not clear.
-            geometries: Records whose footprint meets any of these (any kind, see `geometries_from`).
-            geometry_crs: CRS of `geometries` where they do not carry one; default lon/lat.
-            split: Records whose `split` column has this value.
+            bbox: (xmin, ymin, xmax, ymax) in longitude/latitude: keep records whose box overlaps it.
+            date_range: (start, end) as dates, datetimes or ISO text, or "start/end". Both ends are included; an end
+                without a time of day covers the whole day. Undated records are dropped.
+            cloud_cover_lt: Keep records with `eo:cloud_cover` below this percentage; unknown cover is dropped.
+            geometries: Keep records whose footprint intersects any of these (any kind, see `geometries_from`).
+            geometry_crs: CRS of `geometries` if they carry none; default longitude/latitude.
+            split: Keep records with this value in the column `split`.
 
         Raises:
-            UsageError: a condition on a column that the table lacks.
+            UsageError: A condition on a column that the table lacks, or a value that cannot be parsed.
         """
         view = self
         if bbox is not None:
-            view = view.where(bbox_overlaps(lonlat_bounds(bbox)))
+            view = view.where(bbox_overlaps(parse_lonlat_bbox(bbox)))
         if date_range is not None:
-            view = view.where(date_overlaps(*interval(date_range)))
+            view = view.where(datetime_between(*parse_date_range(date_range)))
         if cloud_cover_lt is not None:
-            view._need("eo:cloud_cover", "cloud_cover_lt")
+            view._check_column("eo:cloud_cover", "cloud_cover_lt")
             view = view.where(pc.field("eo:cloud_cover") < float(cloud_cover_lt))
         if split is not None:
-            view._need("split", "split")
+            view._check_column("split", "split")
             view = view.where(pc.field("split") == split)
-        return view if geometries is None else view._meeting(geometries, geometry_crs)
+        return view if geometries is None else view._intersecting(geometries, geometry_crs)
 
-    def _need(self, column: str, argument: str) -> None:
-        if column not in self.schema.names:
-            raise UsageError(f"{argument}= needs a column {column!r}; the Collection has {self.schema.names}.")
+    def _check_column(self, column: str, argument: str) -> None:
+        if column not in self.arrow_schema.names:
+            raise UsageError(
+                f"{argument}= needs a column {column!r}; the columns of the Collection are {self.arrow_schema.names}."
+            )
 
-    def _meeting(self, geometries: Any, crs: Any) -> Collection:
-        found = geometries_from(geometries, crs)
-        shapes = transform_geometries(found.geometries, found.crs, LONLAT)
+    def _intersecting(self, geometries: Any, crs: Any) -> Collection:
+        query = geometries_from(geometries, crs)
+        shapes = transform_geometries(query.geometries, query.crs, LONLAT)
         near = self.where(bbox_overlaps(tuple(shapely.total_bounds(shapes))))
         table = near.to_table(["id", "geometry"])
-        outlines = shapely.from_wkb(table["geometry"].to_numpy())
-        hits = np.unique(shapely.STRtree(outlines).query(shapes, predicate="intersects")[1])
-        names = table["id"].combine_chunks()
-        wanted = names.take(pa.array(hits, pa.int64()))
-        if pc.sum(pc.is_in(names, wanted)).as_py() == len(hits):
-            return near.where(pc.field("id").isin(wanted))
-        # Ids repeat, and say too little: keep the rows themselves.
-        return Collection(near.to_table().take(pa.array(hits, pa.int64())), data_source=self._data_source)
+        footprints = shapely.from_wkb(table["geometry"].to_numpy())
+        rows = pa.array(np.unique(shapely.STRtree(footprints).query(shapes, predicate="intersects")[1]), pa.int64())
+        all_ids = table["id"].combine_chunks()
+        ids = all_ids.take(rows)
+        if pc.sum(pc.is_in(all_ids, ids)).as_py() == len(rows):
+            return near.where(pc.field("id").isin(ids))
+        # An id occurs more than once, so a filter on ids would keep other rows too: keep the rows themselves.
+        return Collection(near.to_table().take(rows), data_source=self._data_source)
 
     # Rows -----------------------------------------------------------------------------------------------
 
     def to_table(self, columns: Sequence[str] | Mapping[str, ds.Expression] | None = None) -> pa.Table:
-        """The rows as an Arrow table, all columns or those named."""
-        wanted = dict(columns) if isinstance(columns, Mapping) else columns
-        return self._dataset.to_table(columns=wanted, filter=self._filter)
+        """Read the rows as an Arrow table.
+
+        Args:
+            columns: Names, or a mapping of new name to Arrow expression; None = all columns.
+        """
+        selection = dict(columns) if isinstance(columns, Mapping) else columns
+        return self._dataset.to_table(columns=selection, filter=self._filter)
 
     def column_batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
-        """One column, at most `rows` rows at a time, little of it in memory."""
-        return iter(
-            self._dataset.to_batches(
-                columns=[name], filter=self._filter, batch_size=rows, batch_readahead=2, fragment_readahead=1
-            )
-        )
+        """Yield one column, at most `rows` rows at a time, with little read ahead."""
+        options = {"batch_size": rows, "batch_readahead": 2, "fragment_readahead": 1}
+        return iter(self._dataset.to_batches(columns=[name], filter=self._filter, **options))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly (geometry: GeoArrow WKB)."""
         table = self.to_table()
         return table.cast(geoarrow_schema(table.schema)).__arrow_c_stream__(requested_schema)
 
-    def band_facts(self, band: str, names: Sequence[str] | None = None) -> pa.Table:
-        """What is known of a band, row by row, without its tile tables; null rows lack the band.
+    def band_table(self, band: str, fields: Sequence[str] | None = None) -> pa.Table:
+        """Read a band's header fields, one row per record, without its tile tables.
 
         Args:
-            band: Its name, as in `bands`.
-            names: Children of its struct, by default all that are not tile tables; those that the table lacks are
-                left out.
+            band: Name of the band, as in `bands`.
+            fields: Children of its struct; default all but the tile tables. Those that the table lacks are left out.
+
+        Returns:
+            The fields, and `_present`: whether the record has the band.
         """
         column = f"{band}{METADATA_SUFFIX}"
-        light = light_band_struct(self.arrow_schema.field(column).type)
-        wanted = light if names is None else [name for name in names if name in light]
-        if self.pieces.on_disk:
-            return self.pieces.children(column, wanted)
-        children = {name: ds.field(column, name) for name in wanted}
+        available = header_fields(self.arrow_schema.field(column).type)
+        names = available if fields is None else [name for name in fields if name in available]
+        if self.row_blocks.on_disk:
+            return self.row_blocks.read_children(column, names)
+        children = {name: ds.field(column, name) for name in names}
         return self.to_table(children | {"_present": ds.field(column).is_valid()})
 
     def iterate_records(self) -> Iterator[RasterInfo]:
-        """The rows as `RasterInfo`, in order, a batch of rows in memory at a time."""
+        """Yield the rows as `RasterInfo`, in order; one batch of rows is in memory at a time."""
         row = 0
         for batch in self._dataset.to_batches(filter=self._filter, batch_size=256):
             reader = RecordReader(batch)
@@ -293,85 +351,103 @@ class Collection:
                 row += 1
 
     async def iterate_rasters(self) -> AsyncIterator[RasterAccessor]:
-        """Readable records, in order."""
+        """Yield the rows as `RasterAccessor`, in order."""
         for info in self.iterate_records():
             yield RasterAccessor(info, self.data_source)
 
     def with_column(self, name: str, values: Any, out: str | os.PathLike[str] | None = None) -> Collection:
-        """These records with a column of one's own, such as `split` (see `subset`).
+        """Add a column, such as `split` (see `subset`), or replace one.
 
         Args:
-            name: Its name; a column of this name is replaced.
-            values: One for each record, in row order: a sequence, numpy, pandas or Arrow array; None = null.
-            out: None = the records are in memory, tile tables and all, until `write`; else where they are written to at
-                once (see `write`), which for very many of them takes far less.
+            name: Name of the column.
+            values: One per record, in row order: a sequence, numpy, pandas or Arrow array; None = null.
+            out: Where to write the result (see `write`), which for very many records needs far less memory. None = keep
+                all rows in memory, tile tables included.
 
         Raises:
-            UsageError: a name that says what the raster is (`id`, `datetime`, `{band}_metadata` …), or another number
-                of values than records.
+            UsageError: A reserved name (`id`, `datetime`, `{band}_metadata` …), or the wrong number of values.
         """
-        column = column_of_values(name, values, len(self))
+        column = to_column(name, values, len(self))
         if out is not None:
-            return self._written(out, (name, column))
-        table = placed(self.to_table(), name, column).replace_schema_metadata(self.arrow_schema.metadata)
+            return self._write(out, (name, column))
+        table = set_column(self.to_table(), name, column).replace_schema_metadata(self.arrow_schema.metadata)
         return Collection(table, data_source=self._data_source)
 
     def write(self, out: str | os.PathLike[str]) -> Collection:
-        """Write this view (see `write_collection`) and open it: a `.parquet` by few rows at a time, a folder whole."""
-        return self._written(out)
+        """Write this view and open it.
 
-    def _written(self, out: str | os.PathLike[str], added: tuple[str, pa.ChunkedArray] | None = None) -> Collection:
-        path = write_view(self._dataset, self._filter, self.arrow_schema.metadata, out, added)
+        Args:
+            out: `name.parquet` is one file, written a row group at a time; any other name a hive-partitioned folder,
+                for which the whole view is read into memory. See `write_collection`.
+        """
+        return self._write(out)
+
+    def _write(self, out: str | os.PathLike[str], new_column: tuple[str, pa.ChunkedArray] | None = None) -> Collection:
+        path = write_view(self._dataset, self._filter, self.arrow_schema.metadata, out, new_column)
         return Collection.open(path, data_source=self._data_source)
 
     def plot(self, *, aois: Any = None, color: str | None = None, ax: Any = None) -> Figure:
-        """A map of the footprints in longitude/latitude, and of AOIs over them.
+        """Draw the footprints on a longitude/latitude map, with AOIs on top.
 
-        Where many lie on one another, as in a time series of one place, `subset` tells them apart.
+        If many footprints coincide, as in a time series of one place, `subset` before plotting.
 
         Args:
-            aois: Areas to draw over them, of any kind (see `geometries_from`), in any CRS.
-            color: Column, such as "split", "datetime" or "eo:cloud_cover", of the records, the AOI table or both,
-                that colours them: texts as categories, dates and numbers along a colour map.
-            ax: matplotlib axes to draw on; default a new figure, which pyplot does not know.
+            aois: Areas to draw, of any kind (see `geometries_from`), in any CRS.
+            color: Column of the records, the AOI table or both to colour by, such as "split", "datetime" or
+                "eo:cloud_cover": text as categories, dates and numbers along a colour map.
+            ax: matplotlib axes to draw on; default those of a new figure, which pyplot does not manage.
 
         Raises:
-            UsageError: a column that is nowhere, or whose values cannot be coloured.
+            UsageError: An unknown column, or one whose values cannot be coloured.
         """
         from rasteret_ml.plotting.footprints import draw_footprints  # loads matplotlib
 
         areas = None if aois is None else geometries_from(aois)
         attributes = None if areas is None else areas.table
-        of_areas = attributes[color] if attributes is not None and color in attributes.columns else None
-        if color is not None and of_areas is None:
-            self._need(color, "color")
+        aoi_values = attributes[color] if attributes is not None and color in attributes.columns else None
+        if color is not None and aoi_values is None:
+            self._check_column(color, "color")
         table = self.to_table([name for name in self.schema.names if name in ("geometry", color)])
         return draw_footprints(
             shapely.from_wkb(table["geometry"].to_numpy()),
-            values=_plain(table[color]).to_numpy() if color in table.column_names else None,
+            values=_decode_dictionary(table[color]).to_numpy() if color in table.column_names else None,
             aois=None if areas is None else transform_geometries(areas.geometries, areas.crs, LONLAT),
-            aoi_values=None if of_areas is None else of_areas.to_numpy(),
+            aoi_values=None if aoi_values is None else aoi_values.to_numpy(),
             name=color or "",
             ax=ax,
         )
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column without its dictionary, whose nulls `to_numpy` would take for the last entry."""
+def _shorten(values: Sequence[str], limit: int, describe: Callable[[str], str] = str) -> str:
+    """Join the first `limit` values, each cut to a readable length (a CRS may be a page of WKT)."""
+    shown = [text if len(text) <= 60 else f"{text[:59]}…" for text in map(describe, values[:limit])]
+    return ", ".join(shown) + (f" and {len(values) - limit} more" if len(values) > limit else "")
+
+
+def _format_bytes(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
+def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Decode a dictionary column, whose nulls `to_numpy` would turn into the last entry."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _distinct(columns: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """The different rows of some columns as Python values, and which of them is each row."""
+def _factorize(columns: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Return the distinct rows of some columns as Python values, and each row's index into them."""
     codes = np.zeros(len(columns[0]), np.int64)
     values = []
     for column in columns:
-        found = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        values.append(found.dictionary.to_pylist())
-        codes = codes * len(values[-1]) + found.indices.to_numpy()
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        values.append(encoded.dictionary.to_pylist())
+        codes = codes * len(values[-1]) + encoded.indices.to_numpy()
     unique, codes = np.unique(codes, return_inverse=True)
-    places = [np.unravel_index(code, [len(v) for v in values]) for code in unique]
-    return [tuple(v[i] for v, i in zip(values, place, strict=True)) for place in places], codes
+    indices = [np.unravel_index(code, [len(v) for v in values]) for code in unique]
+    return [tuple(v[i] for v, i in zip(values, index, strict=True)) for index in indices], codes
 
 
 @functools.lru_cache(maxsize=256)
@@ -388,7 +464,7 @@ def _open_dataset(name: str) -> ds.Dataset:
         return ds.dataset(name, format="parquet")
     try:
         return ds.dataset(name, format="parquet", partitioning="hive", exclude_invalid_files=False)
-    except pa.ArrowInvalid:  # only undated records: no year to tell the type from
+    except pa.ArrowInvalid:  # only undated records: no year from which the type could be inferred
         years = ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive")
         return ds.dataset(name, format="parquet", partitioning=years, exclude_invalid_files=False)
 
@@ -396,7 +472,3 @@ def _open_dataset(name: str) -> ds.Dataset:
 def _reopen(path: str, filter: ds.Expression | None, data_source: str | None) -> Collection:
     opened = Collection.open(path, data_source=data_source)
     return opened if filter is None else opened.where(filter)
-
-
-def _from_table(table: pa.Table, data_source: str | None) -> Collection:
-    return Collection(table, data_source=data_source)

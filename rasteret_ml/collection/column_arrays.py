@@ -1,4 +1,4 @@
-"""What a Collection knows of all its records at once, as numpy arrays; never a tile table, never an object a row."""
+"""Columns of a Collection as numpy arrays: one value per record, never a tile table or a Python object per row."""
 
 from __future__ import annotations
 
@@ -18,74 +18,67 @@ from rasteret_ml.fingerprint import digest
 __all__ = [
     "BandArrays",
     "band_arrays",
-    "band_kinds",
+    "dtypes_and_nodata",
     "id_ranks",
-    "outlines",
-    "record_clouds",
+    "iterate_footprints",
+    "record_cloud_cover",
     "record_id",
     "record_times",
     "records_digest",
 ]
 
-_NAMES = (
-    "image_width",
-    "width",
-    "image_height",
-    "height",
-    "tile_width",
-    "tile_height",
-    "dtype",
-    "transform",
-    "scale",
+_BAND_FIELDS = (
+    "image_width", "width", "image_height", "height", "tile_width", "tile_height", "dtype", "transform", "scale",
     "offset",
-)
+)  # fmt: skip
+"""`width` and `height` are the names that older files use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandArrays:
-    """A band of every record."""
+    """One band of every record."""
 
     table: pa.Table
-    """The band's facts, see `Collection.band_facts`."""
+    """The band's header fields, see `Collection.band_table`."""
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which records have the band `[N]`."""
+        """Whether each record has the band `[N]`."""
         found: npt.NDArray[np.bool_] = self.table["_present"].to_numpy()
         return found
 
     def take(self, rows: npt.NDArray[np.int64]) -> BandArrays:
-        """The band of these rows."""
+        """Select rows."""
         return self if len(rows) == len(self.table) else BandArrays(table=self.table.take(pa.array(rows)))
 
     @property
     def shapes(self) -> npt.NDArray[np.int32]:
-        """(height, width) of each `[N, 2]`; 0 where not stated."""
+        """Image (height, width) `[N, 2]` in pixels; 0 = unknown."""
         return np.column_stack([self._first("image_height", "height"), self._first("image_width", "width")])
 
     @property
     def tiles(self) -> npt.NDArray[np.int32]:
-        """(height, width) of each one's tiles `[N, 2]`; 0 where not stated."""
+        """Tile (height, width) `[N, 2]` in pixels; 0 = unknown."""
         return np.column_stack([self._first("tile_height"), self._first("tile_width")])
 
     @property
     def dtypes(self) -> list[str | None]:
-        """Names of the sample types, each once, None for not stated."""
+        """Distinct dtype names; None = unknown."""
         found = self.table["dtype"].unique().to_pylist() if "dtype" in self.table.column_names else [None]
         return sorted(found, key=str)
 
     @property
     def has_scale(self) -> bool:
-        """Whether any record states a scale or offset."""
+        """Whether any record has a scale or offset."""
         columns = [self.table[name] for name in ("scale", "offset") if name in self.table.column_names]
         return any(column.null_count < len(column) for column in columns)
 
     @property
     def transforms(self) -> npt.NDArray[np.float64]:
-        """a, b, c, d, e, f of each one's affine `[N, 6]`; NaN where not georeferenced.
+        """Affine a, b, c, d, e, f `[N, 6]`; NaN = not georeferenced.
 
         Raises:
-            CollectionError: a stored transform of another length.
+            CollectionError: A stored transform has another length than 4, 6 or 9.
         """
         out = np.full((len(self.table), 6), np.nan)
         if "transform" not in self.table.column_names:
@@ -95,7 +88,9 @@ class BandArrays:
         lengths = np.where(lists.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
         wrong = ~np.isin(lengths, (0, 4, 6, 9))
         if wrong.any():
-            raise CollectionError(f"A stored transform has 4 or 6 values, not {lengths[wrong][0]}.")
+            raise CollectionError(
+                f"A stored transform must have 4 or 6 values, got {lengths[wrong][0]}; build the Collection again."
+            )
         short, long = np.flatnonzero(lengths == 4), np.flatnonzero(lengths >= 6)
         out[short] = 0.0
         out[short[:, None], (0, 2, 4, 5)] = values[offsets[short][:, None] + np.arange(4)]
@@ -111,13 +106,13 @@ class BandArrays:
 
 
 def band_arrays(collection: Collection, band: str) -> BandArrays:
-    """A band of every record, in row order."""
-    return BandArrays(table=collection.band_facts(band, _NAMES))
+    """Read one band of every record, in row order."""
+    return BandArrays(table=collection.band_table(band, _BAND_FIELDS))
 
 
-def band_kinds(collection: Collection, band: str) -> list[tuple[str | None, int | float | None]]:
-    """The different (sample type, declared nodata) that a band has, None where not stated."""
-    table = collection.band_facts(band, ("dtype", "nodata"))
+def dtypes_and_nodata(collection: Collection, band: str) -> list[tuple[str | None, int | float | None]]:
+    """Distinct (dtype, declared nodata) pairs of a band; None = unknown."""
+    table = collection.band_table(band, ("dtype", "nodata"))
     table = table.filter(table["_present"])
     lists = [table[name] if name in table.column_names else pa.nulls(len(table)) for name in ("dtype", "nodata")]
     pairs = pa.table(lists, names=["dtype", "nodata"]).group_by(["dtype", "nodata"], use_threads=False).aggregate([])
@@ -125,13 +120,13 @@ def band_kinds(collection: Collection, band: str) -> list[tuple[str | None, int 
 
 
 def record_times(collection: Collection) -> npt.NDArray[np.datetime64]:
-    """Acquisition of every record `[N]`, nanoseconds, NaT = undated."""
+    """Acquisition times `[N]` as datetime64[ns] in UTC; NaT = undated."""
     times: npt.NDArray[np.datetime64] = collection.to_table(["datetime"])["datetime"].to_numpy()
     return times.astype("datetime64[ns]")
 
 
-def record_clouds(collection: Collection) -> npt.NDArray[np.float32]:
-    """Cloud cover of every record in percent `[N]`, NaN = unknown (no column `eo:cloud_cover`, or nothing in it)."""
+def record_cloud_cover(collection: Collection) -> npt.NDArray[np.float32]:
+    """Cloud cover `[N]` in percent; NaN = unknown, also without a column `eo:cloud_cover`."""
     if "eo:cloud_cover" not in collection.arrow_schema.names:
         return np.full(len(collection), np.nan, np.float32)
     column = collection.to_table(["eo:cloud_cover"])["eo:cloud_cover"]
@@ -140,19 +135,19 @@ def record_clouds(collection: Collection) -> npt.NDArray[np.float32]:
 
 
 def id_ranks(collection: Collection) -> npt.NDArray[np.int32]:
-    """Place of every record's id among the different ids in their order `[N]`."""
+    """Rank of every record's id among the distinct ids in sorted order `[N]`."""
     ids = collection.to_table(["id"])["id"]
     ranks: npt.NDArray[np.int64] = pc.rank(ids, tiebreaker="dense").to_numpy()
     return ranks.astype(np.int32)
 
 
 def record_id(collection: Collection, row: int) -> str:
-    """The id of one record, for messages."""
+    """The id of one record, for error messages (reads the whole column)."""
     return str(collection.to_table(["id"])["id"][row].as_py())
 
 
-def outlines(collection: Collection, rows: int) -> Iterator[npt.NDArray[np.object_]]:
-    """Footprints as WKB in row order, None where unknown, about `rows` at a time."""
+def iterate_footprints(collection: Collection, rows: int) -> Iterator[npt.NDArray[np.object_]]:
+    """Yield footprints as WKB in row order, about `rows` at a time; None = unknown."""
     if "geometry" not in collection.arrow_schema.names:
         yield np.full(len(collection), None, dtype=object)
         return
@@ -162,6 +157,6 @@ def outlines(collection: Collection, rows: int) -> Iterator[npt.NDArray[np.objec
 
 
 def records_digest(collection: Collection) -> str:
-    """Tells views of Collections apart: their records, by id and time, in their order."""
+    """Digest of the ids and times of all records, in order."""
     ids = "\n".join(map(str, collection.to_table(["id"])["id"].to_pylist()))
     return digest(ids.encode(), record_times(collection).view(np.int64))

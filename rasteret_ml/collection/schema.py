@@ -1,4 +1,7 @@
-"""The Parquet contract: rasteret's columns and structs, and the extra children that right pixels need."""
+"""The Parquet schema of a Collection: rasteret's columns and structs, plus the children that exact pixels need.
+
+Source: the tables that rasteret 0.3 and 0.4 write (`COG_BAND_METADATA_STRUCT`), and GeoParquet 1.1.0.
+"""
 
 from __future__ import annotations
 
@@ -17,49 +20,18 @@ __all__ = [
     "METADATA_SUFFIX",
     "bbox_array",
     "check_schema",
-    "column_of_values",
     "geo_metadata",
     "geoarrow_schema",
-    "light_band_struct",
-    "placed",
-    "struct_to_python",
+    "header_fields",
+    "is_reserved",
+    "set_column",
+    "to_column",
 ]
 
-_RESERVED = {"id", "datetime", "bbox", "geometry", "assets", "collection", "crs", "proj:epsg", "year", "month"}
-"""What says which raster a row is, where and when (`year` and `month` are the folders it is written to)."""
-
-
-def column_of_values(name: str, values: Any, count: int) -> pa.ChunkedArray:
-    """Values of `count` rows as the column of a name.
-
-    Raises:
-        UsageError: a name of the contract, another number of values, or values that Arrow has no type for.
-    """
-    if not isinstance(name, str) or not name or name in _RESERVED or name.endswith(METADATA_SUFFIX):
-        raise UsageError(f"{name!r} cannot be the name of a column of one's own: it says what the raster is.")
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise UsageError(f"with_column({name!r}) takes one value for each record, not {values!r}.")
-    if len(values) != count:
-        raise UsageError(f"with_column({name!r}) was given {len(values)} values for {count} records.")
-    try:
-        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise UsageError(f"with_column({name!r}): these values have no one type: {error}") from None
-    if pa.types.is_null(column.type):
-        column = column.cast(pa.string())
-    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-
-
-def placed(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
-    """The table with a column, added or, where it has one of this name, in that one's place."""
-    place = table.schema.get_field_index(name)
-    return table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
-
-
 METADATA_SUFFIX = "_metadata"
-"""Ending of the columns that hold a band's tile table."""
+"""Ending of the columns that hold a band's header and tile table."""
 
-_CONTRACT = [
+_RASTERET_FIELDS = [
     ("image_width", pa.int32()),
     ("image_height", pa.int32()),
     ("tile_width", pa.int32()),
@@ -78,9 +50,9 @@ _CONTRACT = [
     ("photometric", pa.int32()),
     ("extra_samples", pa.list_(pa.int32())),
 ]
-"""rasteret's COG_BAND_METADATA_STRUCT, name by name."""
+"""rasteret's COG_BAND_METADATA_STRUCT, in its order."""
 
-_STORAGE = [
+_STORAGE_FIELDS = [
     ("bits_per_sample", pa.int32()),
     ("big_endian", pa.bool_()),
     ("fill_order", pa.int32()),
@@ -91,17 +63,18 @@ _STORAGE = [
     ("block_leaders", pa.bool_()),
     ("sidecar", pa.struct([("suffix", pa.string()), ("size", pa.int64()), ("etag", pa.string())])),
 ]
-_NOT_OF_A_TABLE = {"transform", "pixel_scale", "tiepoint", "nodata"}
-_TABLE = pa.struct([(n, t) for n, t in _CONTRACT if n not in _NOT_OF_A_TABLE] + _STORAGE)
+_BAND_ONLY = {"transform", "pixel_scale", "tiepoint", "nodata"}
+_TILE_TABLE = pa.struct([(n, t) for n, t in _RASTERET_FIELDS if n not in _BAND_ONLY] + _STORAGE_FIELDS)
+"""Type of a mask or an overview."""
 
 BAND_STRUCT = pa.struct(
     [
-        *_CONTRACT,
-        *_STORAGE,
+        *_RASTERET_FIELDS,
+        *_STORAGE_FIELDS,
         ("nodata_int", pa.int64()),
-        ("mask", _TABLE),
-        ("overviews", pa.list_(_TABLE)),
-        ("overview_masks", pa.list_(_TABLE)),
+        ("mask", _TILE_TABLE),
+        ("overviews", pa.list_(_TILE_TABLE)),
+        ("overview_masks", pa.list_(_TILE_TABLE)),
         ("mask_sample", pa.int32()),
         ("mask_is_alpha", pa.bool_()),
         ("overview_resampling", pa.string()),
@@ -113,15 +86,25 @@ BAND_STRUCT = pa.struct(
 )
 """Type of a `{band}_metadata` column."""
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+BBOX_STRUCT = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
+"""Type of the `bbox` column."""
+
 _TILE_ARRAYS = {"tile_offsets", "tile_byte_counts", "mask", "overviews", "overview_masks", "jpeg_tables"}
 _REQUIRED = {"id": pa.types.is_string, "datetime": pa.types.is_timestamp, "assets": pa.types.is_struct}
+_RESERVED = {"id", "datetime", "bbox", "geometry", "assets", "collection", "crs", "proj:epsg", "year", "month"}
+"""Columns that this library writes (`year` and `month` are the folders of the hive layout)."""
 
 
-def check_schema(schema: pa.Schema, where: str) -> None:
-    """Refuse a table that is not a Collection.
+def check_schema(schema: pa.Schema, source: str) -> None:
+    """Check that a table has the columns of a Collection.
+
+    Args:
+        schema: Schema of the table.
+        source: What to call the table in the message, such as its path.
 
     Raises:
-        CollectionError: what is missing or of the wrong type, and where.
+        CollectionError: A column is missing or has the wrong type.
     """
     problems = []
     for name, accepts in _REQUIRED.items():
@@ -134,42 +117,56 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     if not any(n.endswith(METADATA_SUFFIX) and pa.types.is_struct(schema.field(n).type) for n in schema.names):
         problems.append("no '{band}_metadata' column: make the Collection with rasteret_ml.build")
     if problems:
-        raise CollectionError(f"{where} is not a Collection: {'; '.join(problems)}.")
+        raise CollectionError(f"{source} is not a Collection: {'; '.join(problems)}.")
 
 
-def light_band_struct(kind: pa.StructType) -> list[str]:
-    """The children of a band's struct that say what it is, without its tile arrays."""
-    return [kind.field(i).name for i in range(kind.num_fields) if kind.field(i).name not in _TILE_ARRAYS]
+def is_reserved(name: str) -> bool:
+    """Whether a column name is one of the schema's own, such as `id` or `B04_metadata`."""
+    return name in _RESERVED or name.endswith(METADATA_SUFFIX)
 
 
-def struct_to_python(scalar: pa.Scalar) -> Any:
-    """An Arrow value as Python: structs as dicts, lists of numbers as numpy arrays (never Python integers)."""
-    if not scalar.is_valid:
-        return None
-    kind = scalar.type
-    if pa.types.is_struct(kind):
-        return {name: struct_to_python(scalar[name]) for name in kind.names}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type):
-            return scalar.values.to_numpy(zero_copy_only=False)
-        return [struct_to_python(value) for value in scalar.values]
-    return scalar.as_py()
+def header_fields(band_struct: pa.StructType) -> list[str]:
+    """Names of a band struct's children other than its tile arrays."""
+    names = [band_struct.field(i).name for i in range(band_struct.num_fields)]
+    return [name for name in names if name not in _TILE_ARRAYS]
+
+
+def to_column(name: str, values: Any, count: int) -> pa.ChunkedArray:
+    """Convert `count` values to an Arrow column that a user adds to a Collection.
+
+    Raises:
+        UsageError: A reserved name, the wrong number of values, or values of mixed types.
+    """
+    if not isinstance(name, str) or not name or is_reserved(name):
+        raise UsageError(f"A new column must not have a reserved name, got {name!r}; choose another name.")
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise UsageError(f"with_column({name!r}) needs one value per record, got {values!r}.")
+    if len(values) != count:
+        raise UsageError(f"with_column({name!r}) got {len(values)} values for {count} records.")
+    try:
+        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UsageError(f"with_column({name!r}) needs values of one type: {error}") from None
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+
+
+def set_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    """Return the table with a column replaced in place, or appended if it has none of this name."""
+    index = table.schema.get_field_index(name)
+    return table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
 
 
 def geo_metadata(geometry_types: Iterable[str]) -> Mapping[bytes, bytes]:
     """GeoParquet 1.1.0 file metadata: WKB in CRS84 with a bounding-box covering."""
-    corners = ("xmin", "ymin", "xmax", "ymax")
     column = {
         "encoding": "WKB",
         "geometry_types": sorted(geometry_types),
-        "covering": {"bbox": {corner: ["bbox", corner] for corner in corners}},
+        "covering": {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}},
     }
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     return {b"geo": json.dumps(geo).encode()}
-
-
-BBOX_STRUCT = pa.struct([(corner, pa.float64()) for corner in ("xmin", "ymin", "xmax", "ymax")])
-"""Type of the `bbox` column."""
 
 
 def bbox_array(bounds: np.ndarray[Any, np.dtype[np.float64]]) -> pa.StructArray:
@@ -180,9 +177,9 @@ def bbox_array(bounds: np.ndarray[Any, np.dtype[np.float64]]) -> pa.StructArray:
 
 
 def geoarrow_schema(schema: pa.Schema) -> pa.Schema:
-    """`schema` with its geometry column named as GeoArrow WKB in OGC:CRS84, for who asks Arrow what it is."""
-    place = schema.get_field_index("geometry")
-    if place < 0:
+    """Return the schema with its geometry column tagged as GeoArrow WKB in OGC:CRS84."""
+    index = schema.get_field_index("geometry")
+    if index < 0:
         return schema
-    facts = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": json.dumps({"crs": "OGC:CRS84"})}
-    return schema.set(place, schema.field(place).with_metadata(facts))
+    tags = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": json.dumps({"crs": "OGC:CRS84"})}
+    return schema.set(index, schema.field(index).with_metadata(tags))

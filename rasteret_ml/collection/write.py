@@ -1,11 +1,11 @@
-"""Atomic Parquet writing."""
+"""Atomic Parquet writing: a Collection is replaced only once the new one is complete."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,37 +15,36 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from rasteret_ml.collection.schema import placed
+from rasteret_ml.collection.schema import set_column
 from rasteret_ml.errors import UsageError
 
-__all__ = ["check_target", "write_collection", "write_view"]
+__all__ = ["check_output_path", "write_collection", "write_view"]
 
 _GROUP_BYTES = 16 * 2**20
-"""Uncompressed size of a row group: the smaller, the sooner one of its rows is there; the larger, the shorter the
-footer, in which every group takes about 110 bytes for each of a band's hundred columns."""
-_LEAST_ROWS, _MOST_ROWS = 512, 50_000
+"""Uncompressed bytes of a row group. Smaller groups give single rows sooner; larger ones a shorter footer, which takes
+about 110 bytes per group for each of a band's hundred columns."""
+_MIN_GROUP_ROWS, _MAX_GROUP_ROWS = 512, 50_000
 _ZSTD_LEVEL = 3
-_LITTLE = {"batch_readahead": 2, "fragment_readahead": 1}
-"""How far ahead of the rows that are looked at a dataset reads."""
+_LOW_MEMORY_SCAN = {"batch_readahead": 2, "fragment_readahead": 1}
 
 
 def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
-    """Write `table` to `out`, whole or not at all.
+    """Write a table to `out`, completely or not at all.
 
-    A name ending in `.parquet` becomes one file; any other a hive-partitioned folder
-    `year=YYYY/month=M/part-0.parquet`, as rasteret lays it out. What was there before is replaced only once
-    the new one is complete. zstd, statistics and dictionaries on.
+    A name ending in `.parquet` becomes one file; any other name a hive-partitioned folder
+    `year=YYYY/month=M/part-0.parquet`, rasteret's layout. zstd, statistics and dictionaries are on.
 
     Returns:
         The path written.
 
     Raises:
-        UsageError: `out` exists and is something else than a file or folder of Parquet.
+        UsageError: `out` exists and is neither a Parquet file nor a folder of them.
     """
-    path = check_target(out)
+    path = check_output_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        _write_file(table, path)
+        with _replacing(path) as temporary:
+            pq.write_table(table, temporary, row_group_size=_group_rows(table), **_file_options(table.schema))
     else:
         _write_folder(table, path)
     return str(path)
@@ -53,111 +52,89 @@ def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
 
 def write_view(
     dataset: ds.Dataset,
-    condition: ds.Expression | None,
+    filter: ds.Expression | None,
     metadata: Mapping[bytes, bytes] | None,
     out: str | os.PathLike[str],
-    added: tuple[str, pa.ChunkedArray] | None,
+    new_column: tuple[str, pa.ChunkedArray] | None = None,
 ) -> str:
-    """`write_collection` of the rows of a dataset; of one file, a row group is in memory at a time.
+    """Write the filtered rows of a dataset; a single file needs memory for one row group only.
 
     Args:
-        dataset: Where the rows are.
-        condition: Which of them; None = all.
-        metadata: Of the file.
+        dataset: The rows.
+        filter: Rows to write; None = all.
+        metadata: Schema metadata of the file.
         out: As for `write_collection`.
-        added: A column (name, values of the rows) that goes with them; None = nothing does.
+        new_column: Name and values of a column to add, one value per row written.
+
+    Returns:
+        The path written.
     """
 
-    def part(table: pa.Table, start: int) -> pa.Table:
+    def finish(table: pa.Table, start: int) -> pa.Table:
         table = table.drop_columns([n for n in ("year", "month") if n in table.column_names])
-        table = table if added is None else placed(table, added[0], added[1].slice(start, len(table)))
+        if new_column is not None:
+            table = set_column(table, new_column[0], new_column[1].slice(start, len(table)))
         return table.replace_schema_metadata(metadata)
 
-    path = check_target(out)
+    path = check_output_path(out)
     if path.suffix != ".parquet":
-        return write_collection(part(dataset.to_table(filter=condition), 0), out)
+        return write_collection(finish(dataset.to_table(filter=filter), 0), out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema, start = part(dataset.schema.empty_table(), 0).schema, 0
-    with (
-        _replaced(path) as name,
-        pq.ParquetWriter(
-            name, schema, compression="zstd", compression_level=_ZSTD_LEVEL, use_dictionary=_repeating(schema)
-        ) as writer,
-    ):
-        for group in _groups(dataset.to_batches(filter=condition, batch_size=_LEAST_ROWS, **_LITTLE)):
-            writer.write_table(part(group, start), row_group_size=_MOST_ROWS)
+    schema, start = finish(dataset.schema.empty_table(), 0).schema, 0
+    with _replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **_file_options(schema)) as writer:
+        for group in _row_groups(dataset.to_batches(filter=filter, batch_size=_MIN_GROUP_ROWS, **_LOW_MEMORY_SCAN)):
+            writer.write_table(finish(group, start), row_group_size=_MAX_GROUP_ROWS)
             start += len(group)
     return str(path)
 
 
-def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches joined until they are a row group."""
-    held: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        held.append(batch)
-        rows, size = rows + len(batch), size + batch.nbytes
-        if rows >= _LEAST_ROWS and (size >= _GROUP_BYTES or rows >= _MOST_ROWS):
-            yield pa.Table.from_batches(held)
-            held, rows, size = [], 0, 0
-    if rows:
-        yield pa.Table.from_batches(held)
-
-
-def check_target(out: str | os.PathLike[str]) -> Path:
-    """Where `write_collection` would write.
+def check_output_path(out: str | os.PathLike[str]) -> Path:
+    """Return the path that `write_collection` writes to.
 
     Raises:
-        UsageError: something else is there, or it cannot be written to.
+        UsageError: Something else exists at the path, or the folder is not writable.
     """
     path = Path(out).expanduser()
     if path.suffix == ".parquet":
         if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the Collection another name, or drop the .parquet ending.")
-    elif path.is_file() or (path.is_dir() and any(_foreign(path))):
-        raise UsageError(f"{path} exists and is not a Collection; it is left alone. Choose another name.")
-    standing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {standing} is not a folder that may be written to.")
+            raise UsageError(f"{path} is a folder; choose another name, or drop the .parquet ending.")
+    elif path.is_file() or (path.is_dir() and any(_is_foreign(entry) for entry in path.iterdir())):
+        raise UsageError(f"{path} exists and is not a Collection, so it is not overwritten; choose another name.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {parent} is not a writable folder.")
     return path
 
 
-def _write_file(table: pa.Table, path: Path) -> None:
-    with _replaced(path) as name:
-        pq.write_table(
-            table,
-            name,
-            compression="zstd",
-            compression_level=_ZSTD_LEVEL,
-            row_group_size=_group_rows(table),
-            use_dictionary=_repeating(table.schema),
-        )
+def _is_foreign(path: Path) -> bool:
+    return not (path.name.startswith(("year=", "_", ".")) or path.suffix == ".parquet")
 
 
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[str]:
-    """The name of a new file that takes a path's place once all has gone well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield name
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join batches until they fill a row group."""
+    pending: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        pending.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= _MIN_GROUP_ROWS and (size >= _GROUP_BYTES or rows >= _MAX_GROUP_ROWS):
+            yield pa.Table.from_batches(pending)
+            pending, rows, size = [], 0, 0
+    if rows:
+        yield pa.Table.from_batches(pending)
 
 
 def _group_rows(table: pa.Table) -> int:
-    each = table.nbytes / max(1, len(table))
-    return int(np.clip(_GROUP_BYTES // max(1.0, each), _LEAST_ROWS, _MOST_ROWS))
+    row_bytes = table.nbytes / max(1, len(table))
+    return int(np.clip(_GROUP_BYTES // max(1.0, row_bytes), _MIN_GROUP_ROWS, _MAX_GROUP_ROWS))
 
 
-def _repeating(schema: pa.Schema) -> list[str]:
-    """Columns for which dictionaries are worth their time: all but the tile arrays, in which nothing repeats."""
+def _file_options(schema: pa.Schema) -> dict[str, object]:
+    """Compression, and dictionaries for all columns but the tile arrays, whose values never repeat."""
     leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
-    return [
-        leaf for leaf in leaves if not leaf.endswith(("tile_offsets.list.element", "tile_byte_counts.list.element"))
-    ]
+    no_dictionary = ("tile_offsets.list.element", "tile_byte_counts.list.element")
+    dictionary = [leaf for leaf in leaves if not leaf.endswith(no_dictionary)]
+    return {"compression": "zstd", "compression_level": _ZSTD_LEVEL, "use_dictionary": dictionary}
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
@@ -171,32 +148,41 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
         yield path
 
 
-def _write_folder(table: pa.Table, path: Path) -> None:
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(work, 0o777 & ~_umask())
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """Yield the name of a temporary file that replaces `path` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        for name, part in (("year", pc.year), ("month", pc.month)):
-            table = table.append_column(name, pc.cast(part(table["datetime"]), pa.int32()))
+        yield str(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_folder(table: pa.Table, path: Path) -> None:
+    work = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    work.mkdir()
+    try:
+        for name, unit in (("year", pc.year), ("month", pc.month)):
+            table = table.append_column(name, pc.cast(unit(table["datetime"]), pa.int32()))
         ds.write_dataset(
             table,
             work,
             format="parquet",
             partitioning=ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive"),
             basename_template="part-{i}.parquet",
-            file_options=ds.ParquetFileFormat().make_write_options(
-                compression="zstd", compression_level=_ZSTD_LEVEL, use_dictionary=_repeating(table.schema)
-            ),
+            file_options=ds.ParquetFileFormat().make_write_options(**_file_options(table.schema)),
             max_rows_per_group=_group_rows(table),
             max_rows_per_file=0,
         )
-        _swap(work, path, old)
+        _swap(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _swap(work: Path, path: Path, old: Path) -> None:
-    """Put `work` in `path`'s place; what was there stays until that has worked."""
+def _swap(work: Path, path: Path) -> None:
+    """Move `work` to `path`; the previous folder is restored if that fails."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
         os.replace(path, old)
     try:
@@ -206,13 +192,3 @@ def _swap(work: Path, path: Path, old: Path) -> None:
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _foreign(path: Path) -> list[Path]:
-    return [p for p in path.iterdir() if not (p.name.startswith(("year=", "_", ".")) or p.suffix == ".parquet")]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

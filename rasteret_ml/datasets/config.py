@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.column_arrays import band_kinds
+from rasteret_ml.collection.column_arrays import dtypes_and_nodata
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
 from rasteret_ml.datasets.index.search import RecordOrder, checked_order
@@ -144,7 +144,7 @@ def check_quality(collection: Collection, quality: QualityMask | None, mosaic: M
     if mosaic.clear_first and quality is None:
         raise UsageError("clear_first= needs quality=, the band that tells clear pixels.")
     if quality is not None:
-        for kind, nodata in band_kinds(collection, band_column(collection, quality.band)):
+        for kind, nodata in dtypes_and_nodata(collection, band_column(collection, quality.band)):
             quality.check(None if kind is None else np.dtype(kind), nodata)
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock
 
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.files import expand_paths
+from rasteret_ml.collection.build.read_source import expand_paths
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.write import check_target
+from rasteret_ml.collection.write import check_output_path
 from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.storage.urls import is_remote
@@ -63,7 +63,7 @@ class RasterSource:
     def _built(self, files: Sequence[str]) -> Collection:
         facts = [self.role, [_version(file) for file in files], self.bands]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        path = check_target(self.folder / f"{self.role}-{key}.parquet")
+        path = check_output_path(self.folder / f"{self.role}-{key}.parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # let go by the system when its holder dies
             if path.exists():

@@ -15,7 +15,7 @@ from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
 from rasterio.warp import transform_geom
 
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.files import drafts_from_files
+from rasteret_ml.collection.build.read_source import records_from_files
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import DataError, RasteretError, UsageError
 from rasteret_ml.testing import MemoryReader, RangeServer, RecordingReader, make_cog
@@ -31,7 +31,7 @@ def _ids(collection: Collection) -> list[str]:
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A folder with three rasters, one of them deeper, and other things."""
+    """A folder with three rasters, one of them in a sub-folder, and a text file."""
     _cog(tmp_path / "in" / "b.tif", 2)
     _cog(tmp_path / "in" / "a.tif", 1)
     _cog(tmp_path / "in" / "deep" / "c.TIFF", 3)
@@ -40,7 +40,7 @@ def three(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_all_tiffs_below(three: Path) -> None:
-    """Whatever the case of their endings, sorted; other files are none of our business."""
+    """Endings match in any case; files are sorted; other files are ignored."""
     assert _ids(build(str(three), three / "c.parquet")) == ["a", "b", "c"]
     assert _ids(build(three, three / "c.parquet")) == ["a", "b", "c"]
 
@@ -73,7 +73,7 @@ def test_a_text_file_is_a_list(three: Path, server: RangeServer) -> None:
 
 
 def test_urls_are_kept_as_they_are(three: Path, server: RangeServer) -> None:
-    """And read over HTTP, right pixels included."""
+    """And are read over HTTP, with the right pixels."""
     collection = build([f"{server.url}/in/a.tif", f"{server.url}/in/b.tif"], three / "c.parquet")
     for record in rasters(collection):
         chip = run(record.read_window((-4, 0, 20, 16), ["B1"]))
@@ -87,8 +87,8 @@ def test_file_urls_are_local_files(three: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["*.tif", "empty", "list.txt"])
-def test_a_source_without_a_file_is_an_error_at_the_door(tmp_path: Path, name: str) -> None:
-    """A glob that matches nothing, an empty folder, an empty list: named."""
+def test_a_source_without_files_is_an_error(tmp_path: Path, name: str) -> None:
+    """A glob that matches nothing, an empty folder, an empty list."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_text("# nothing\n")
     with pytest.raises(UsageError, match=r"no files found"):
@@ -104,31 +104,31 @@ def test_nothing_to_build_from(tmp_path: Path, source: Any) -> None:
 
 
 @pytest.mark.parametrize("source", [3, [3.5], [None], {"a": 1}, [{"type": "Feature"}]])
-def test_a_source_of_no_known_kind(tmp_path: Path, source: Any) -> None:
-    """The type is named."""
+def test_an_unknown_type_of_source_is_named(tmp_path: Path, source: Any) -> None:
+    """A number, None, a mapping that is not STAC."""
     with pytest.raises(UsageError, match=r"int|float|NoneType|dict"):
         build(source, tmp_path / "c.parquet")
 
 
 def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
-    """At the door, with those that work."""
+    """The message lists the schemes that work."""
     with pytest.raises(UsageError, match=r"'ftp'.*https"):
         build("ftp://host/a.tif", tmp_path / "c.parquet")
 
 
-def test_a_url_that_is_none_does_not_stop_the_others(three: Path) -> None:
-    """A malformed address in a long list: reported like any unreadable file, or refused by name at the door."""
+def test_a_malformed_url_is_named(three: Path) -> None:
+    """In the report, like any unreadable file, or in the error."""
     try:
         collection = build([str(three / "a.tif"), "http://[broken/b.tif"], three / "c.parquet")
     except UsageError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = str(collection.report)
-    assert "broken" in told
+        message = str(collection.report)
+    assert "broken" in message
 
 
 def test_paths_are_kept_absolute(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Collection made from relative paths reads from any folder (Hydra changes it under people's feet)."""
+    """A Collection built from relative paths can be read from any folder (Hydra changes the working directory)."""
     monkeypatch.chdir(three)
     build(["a.tif", "deep/*.TIFF"], "c.parquet")
     monkeypatch.chdir("/")
@@ -140,7 +140,7 @@ def test_paths_are_kept_absolute(three: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bands_are_named_in_order(tmp_path: Path) -> None:
-    """`bands=` names those of each file, and they read as those bands."""
+    """`bands=` names the bands of each file, and reading them returns those bands."""
     data = np.stack([np.full((16, 16), i, np.uint8) for i in (1, 2, 3)])
     path = make_cog(tmp_path / "rgb.tif", data)
     collection = build(path, tmp_path / "c.parquet", bands=["red", "green", "blue"])
@@ -152,7 +152,7 @@ def test_bands_are_named_in_order(tmp_path: Path) -> None:
 
 
 def test_bands_have_their_own_names_or_numbers(tmp_path: Path) -> None:
-    """The file's descriptions where all are there and differ, else B1, B2, …"""
+    """The file's descriptions if all are set and distinct, else B1, B2, …"""
     described = _cog(tmp_path / "d.tif", count=2, descriptions=("nir", "red"))
     alike = _cog(tmp_path / "e.tif", count=2, descriptions=("x", "x"))
     assert build(described, tmp_path / "c.parquet").bands == ["nir", "red"]
@@ -166,24 +166,24 @@ def test_a_single_band_has_no_index(tmp_path: Path) -> None:
 
 
 def test_a_wrong_count_of_names_is_reported(tmp_path: Path) -> None:
-    """Three names for two bands: that file is listed with both numbers, the other is built."""
+    """Three names for two bands: the failure has both numbers, and the other file is built."""
     good, bad = _cog(tmp_path / "good.tif", count=3), _cog(tmp_path / "bad.tif", count=2)
     collection = build([good, bad], tmp_path / "c.parquet", bands=["r", "g", "b"])
     assert _ids(collection) == ["good"]
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
-    assert "bad.tif: the file has 2 bands, but 3 names were given" in str(failure)
+    assert "bad.tif: the file has 2 bands, but got 3 names" in str(failure)
     with pytest.raises(DataError, match=r"bad\.tif: the file has 2 bands"):
         build([good, bad], tmp_path / "c.parquet", bands=["r", "g", "b"], strict=True)
 
 
 def test_a_text_for_bands_is_refused(tmp_path: Path) -> None:
-    """It would be read letter by letter."""
+    """It would be iterated letter by letter."""
     with pytest.raises(UsageError, match="'B04'"):
         build(_cog(tmp_path / "a.tif"), tmp_path / "c.parquet", bands="B04")
 
 
-def test_a_mapping_for_files_is_not_half_understood(tmp_path: Path) -> None:
-    """`bands=` as a mapping is for tables: refused, or obeyed; its values are not dropped without a word."""
+def test_a_mapping_of_bands_is_not_ignored_for_files(tmp_path: Path) -> None:
+    """`bands=` as a mapping is for tables: for files it is an error, or its values are used."""
     data = np.stack([np.full((16, 16), i, np.uint8) for i in (1, 2)])
     path = make_cog(tmp_path / "two.tif", data)
     try:
@@ -198,7 +198,7 @@ def test_a_mapping_for_files_is_not_half_understood(tmp_path: Path) -> None:
 
 
 def test_files_that_differ_in_the_band_are_one_record(tmp_path: Path) -> None:
-    """Prefix, suffix and lone band names; the id is what is left, the date is read from it."""
+    """Band as prefix, suffix or whole name; the id is the rest of the name, and the date is read from it."""
     names = [
         "T33TWL_20230810_B04.tif", "T33TWL_20230810_B08.tif", "T33TWL_20230813_B08.tif", "T33TWL_20230813_B04.tif",
         "B04_2023-08-15_tile.tif", "B08_2023-08-15_tile.tif", "sub/B04.tif", "sub/B08.tif",
@@ -226,38 +226,38 @@ def test_a_file_that_breaks_the_grouping_is_named(tmp_path: Path, caplog: pytest
 
 
 def test_a_band_is_a_word_in_the_name(tmp_path: Path) -> None:
-    """B8 is not part of B8A, nor of XB8; case does not matter."""
+    """B8 matches neither B8A nor XB8; case does not matter."""
     files = [_cog(tmp_path / name) for name in ("s_b8.tif", "s_B8A.tif")]
     (record,) = rasters(build(files, tmp_path / "c.parquet", bands=["B8", "B8A"]))
     assert record.id == "s"
     assert record.assets["B8"]["href"].endswith("s_b8.tif")
     assert record.assets["B8A"]["href"].endswith("s_B8A.tif")
-    (draft,) = drafts_from_files(["/data/XB8.tif"], ["B8"], None)
-    assert (draft.id, list(draft.assets)) == ("XB8", ["*"])
+    (record,) = records_from_files(["/data/XB8.tif"], ["B8"], None)
+    assert (record.id, list(record.assets)) == ("XB8", ["*"])
 
 
 def test_the_longest_band_wins(tmp_path: Path) -> None:
     """`s_red_edge` is the band `red_edge` of s, not the band `red` of s_edge."""
-    drafts = drafts_from_files(["/data/s_red_edge.tif", "/data/s_red.tif"], ["red", "red_edge"], None)
-    assert [(draft.id, sorted(draft.assets)) for draft in drafts] == [("s", ["red", "red_edge"])]
+    records = records_from_files(["/data/s_red_edge.tif", "/data/s_red.tif"], ["red", "red_edge"], None)
+    assert [(record.id, sorted(record.assets)) for record in records] == [("s", ["red", "red_edge"])]
 
 
 def test_a_record_may_lack_a_band(tmp_path: Path) -> None:
-    """Null there, not an error; the others keep it."""
+    """It is null in that record, not an error."""
     files = [_cog(tmp_path / name) for name in ("s1_B04.tif", "s1_B08.tif", "s2_B04.tif")]
     collection = build(files, tmp_path / "c.parquet", bands=["B04", "B08"])
     assert [record.available_bands for record in rasters(collection)] == [["B04", "B08"], ["B04"]]
 
 
 def test_two_files_for_one_band_are_refused(tmp_path: Path) -> None:
-    """Which one is meant cannot be guessed; both are named."""
+    """The message names both."""
     files = [_cog(tmp_path / name) for name in ("s_B04.tif", "s_b04.tif")]
     with pytest.raises(UsageError, match=r"(?s)band B04.*s_B04\.tif.*s_b04\.tif"):
         build(files, tmp_path / "c.parquet", bands=["B04"])
 
 
-def test_ids_are_as_long_as_they_must_be(tmp_path: Path) -> None:
-    """Same names in two folders: the folder comes in front."""
+def test_ids_are_unique(tmp_path: Path) -> None:
+    """Same names in two folders: the folder is prepended."""
     files = [_cog(tmp_path / folder / "scene.tif") for folder in ("x", "y")]
     assert _ids(build(files, tmp_path / "c.parquet")) == ["x/scene", "y/scene"]
     grouped = [_cog(tmp_path / folder / f"s_{band}.tif") for folder in ("x", "y") for band in ("B1", "B2")]
@@ -281,19 +281,19 @@ def test_ids_are_as_long_as_they_must_be(tmp_path: Path) -> None:
 )
 def test_dates_in_names(name: str, date: dt.datetime | None) -> None:
     """YYYYMMDD with or without the same separator twice; impossible days are not dates."""
-    (draft,) = drafts_from_files([f"/data/{name}.tif"], None, "filename")
-    assert draft.datetime == date
-    (undated,) = drafts_from_files([f"/data/{name}.tif"], None, None)
+    (record,) = records_from_files([f"/data/{name}.tif"], None, "filename")
+    assert record.datetime == date
+    (undated,) = records_from_files([f"/data/{name}.tif"], None, None)
     assert undated.datetime is None
 
 
-def test_datetime_takes_two_words(tmp_path: Path) -> None:
-    """Anything else is refused by name."""
+def test_datetime_accepts_two_values(tmp_path: Path) -> None:
+    """Anything else is an error."""
     with pytest.raises(UsageError, match="'today'"):
         build(_cog(tmp_path / "a.tif"), tmp_path / "c.parquet", datetime="today")
 
 
-# What a record knows -----------------------------------------------------------------------------------
+# Fields of a record -----------------------------------------------------------------------------------
 
 
 def test_the_footprint_is_the_rasters_outline(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_the_footprint_is_the_rasters_outline(tmp_path: Path) -> None:
 
 
 def test_a_file_without_crs_has_no_footprint(tmp_path: Path) -> None:
-    """It is still a record, and its window reads."""
+    """It is still a record, and windows can be read."""
     path = _cog(tmp_path / "a.tif", crs=None)
     collection = build(path, tmp_path / "c.parquet")
     (record,) = rasters(collection)
@@ -320,8 +320,8 @@ def test_a_file_without_crs_has_no_footprint(tmp_path: Path) -> None:
     assert int(run(record.read_window((0, 0, 1, 1), ["B1"])).data[0, 0, 0]) == 1
 
 
-def test_bands_of_two_crs_are_not_one_record(tmp_path: Path) -> None:
-    """The second band is listed with both CRSs."""
+def test_bands_of_one_record_share_a_crs(tmp_path: Path) -> None:
+    """The second band is a failure that names both CRSs."""
     files = [_cog(tmp_path / "s_B1.tif"), _cog(tmp_path / "s_B2.tif", crs="EPSG:32634")]
     collection = build(files, tmp_path / "c.parquet", bands=["B1", "B2"])
     (record,) = rasters(collection)
@@ -331,7 +331,7 @@ def test_bands_of_two_crs_are_not_one_record(tmp_path: Path) -> None:
 
 
 def test_several_crs_make_one_collection(shared_data: Path, tmp_path: Path) -> None:
-    """Either side of a UTM boundary: both CRSs are kept, and both read right."""
+    """On both sides of a UTM boundary: both CRSs are kept, and pixels are right."""
     files = sorted((shared_data / "utm_pair").glob("*.tif"))
     collection = build([str(f) for f in files], tmp_path / "c.parquet")
     assert collection.crs == ["EPSG:26917", "EPSG:26918"]
@@ -341,7 +341,7 @@ def test_several_crs_make_one_collection(shared_data: Path, tmp_path: Path) -> N
 
 
 def test_a_header_is_read_once_per_file(tmp_path: Path) -> None:
-    """Two records and four bands over one address: one request."""
+    """Four bands of one href: one request."""
     path = _cog(tmp_path / "a.tif", count=4)
     reader = RecordingReader(MemoryReader({path: Path(path).read_bytes()}))
     collection = build([path, path], tmp_path / "c.parquet", backend=reader)
@@ -349,8 +349,8 @@ def test_a_header_is_read_once_per_file(tmp_path: Path) -> None:
     assert len(reader.calls) == 1
 
 
-def test_landcover_builds_as_it_lies(shared_data: Path, tmp_path: Path) -> None:
-    """16 images of ten named bands, dated; labels apart."""
+def test_the_landcover_folder(shared_data: Path, tmp_path: Path) -> None:
+    """16 dated images of ten named bands."""
     images = build(str(shared_data / "landcover" / "images"), tmp_path / "i.parquet", strict=True)
     assert len(images) == 16
     assert images.bands == [f"Band {i + 1}" for i in range(10)]

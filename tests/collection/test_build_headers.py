@@ -1,4 +1,4 @@
-"""Many headers at once: one request each, hundreds in flight, nothing held for longer than it is needed."""
+"""Many headers at once: one request each, hundreds in flight, bounded memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from affine import Affine
 
 from rasteret_ml.cog.header.ifd import SparseFile
 from rasteret_ml.cog.header.parse import CogHeader, parse_header
-from rasteret_ml.collection.build import assembly, headers
-from rasteret_ml.collection.build.assembly import Assembly
+from rasteret_ml.collection.build import headers, table_builder
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.draft import AssetDraft, RecordDraft
 from rasteret_ml.collection.build.headers import HeaderParser, OpenedFile, read_header, read_headers
-from rasteret_ml.collection.build.row_groups import groups_to_table
-from rasteret_ml.collection.build.temp_store import TempStore
+from rasteret_ml.collection.build.record_rows import SourceAsset, SourceRecord, join_rows
+from rasteret_ml.collection.build.table_builder import TableBuilder, TempStore
 from rasteret_ml.errors import CorruptTiffError, NotATiffError, RasteretError
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.reader import RangeResponse
@@ -40,12 +38,12 @@ def cog(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def names(count: int) -> list[str]:
-    """Addresses of so many files."""
+    """URLs of `count` files."""
     return [f"https://h/s{i:04}_20240101.tif" for i in range(count)]
 
 
 class Gate:
-    """A reader that lets nobody through until `width` reads wait, and counts them and the tasks there are."""
+    """A reader that blocks until `width` reads are waiting, and counts reads and tasks."""
 
     def __init__(self, content: bytes, width: int) -> None:
         self.content, self.width = content, width
@@ -70,7 +68,7 @@ class Gate:
 
 
 def test_each_file_costs_one_request(cog: bytes, tmp_path: Path) -> None:
-    """And one only, also where two records share a file."""
+    """Exactly one, also if two records share a file."""
     reader = RecordingReader(MemoryReader(dict.fromkeys(names(40), cog)))
     build(names(40), tmp_path / "c.parquet", backend=reader)
     assert reader.calls == [(href, ByteRange(0, headers.FIRST_BYTES)) for href in names(40)]
@@ -80,8 +78,8 @@ def test_each_file_costs_one_request(cog: bytes, tmp_path: Path) -> None:
     assert len(shared.calls) == 1
 
 
-def test_hundreds_are_in_flight_and_no_more_than_that(cog: bytes, tmp_path: Path) -> None:
-    """The gate opens only if 200 reads wait together; there is no task for each of 500 files."""
+def test_max_concurrent_reads_are_in_flight(cog: bytes, tmp_path: Path) -> None:
+    """The gate opens only if 200 reads wait at once; there are not as many tasks as files."""
     gate = Gate(cog, 200)
     collection = build(names(500), tmp_path / "c.parquet", backend=gate, max_concurrent=200)
     assert len(collection) == 500
@@ -90,13 +88,13 @@ def test_hundreds_are_in_flight_and_no_more_than_that(cog: bytes, tmp_path: Path
 
 
 def test_a_connection_for_each_header_in_flight(tmp_path: Path, cog: bytes) -> None:
-    """All 100 requests reach the server before it answers the first (the reader's own default is 64)."""
+    """All 100 requests reach the server before it answers the first (the reader's default is 64)."""
     (tmp_path / "in").mkdir()
     for i in range(100):
         (tmp_path / "in" / f"{i}.tif").write_bytes(cog)
 
     class Together(RangeServer):
-        """Holds every answer until 100 are asked for."""
+        """Answers no request until 100 have arrived."""
 
         waiting = 0
         open: asyncio.Event | None = None
@@ -114,23 +112,23 @@ def test_a_connection_for_each_header_in_flight(tmp_path: Path, cog: bytes) -> N
         assert server.waiting == 100
 
 
-def test_nothing_is_read_while_rows_are_not_taken(cog: bytes) -> None:
-    """Backpressure: whoever takes slowly has `max_concurrent` files waiting, not all of them."""
+def test_a_slow_consumer_slows_reading(cog: bytes) -> None:
+    """Backpressure: at most `max_concurrent` files wait for `on_result`."""
     gate = Gate(cog, 1)
 
     async def main() -> int:
         done = asyncio.Event()
-        taken = 0
+        results = 0
 
-        async def take(href: str, result: OpenedFile | RasteretError) -> None:
-            nonlocal taken
-            taken += 1
-            if taken == 8:
+        async def on_result(href: str, result: OpenedFile | RasteretError) -> None:
+            nonlocal results
+            results += 1
+            if results == 8:
                 done.set()
             await asyncio.Event().wait()
 
         work = asyncio.ensure_future(
-            read_headers(gate, names(100), take, sidecars=False, max_concurrent=8, progress=False)
+            read_headers(gate, names(100), on_result, sidecars=False, max_concurrent=8, progress=False)
         )
         await done.wait()
         started = gate.started
@@ -169,8 +167,8 @@ class Backwards:
 
 @pytest.mark.parametrize("group", [1, 4, 1000])
 def test_rows_keep_their_order(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
-    """Whatever comes first: records stand as they were given, and a broken one is listed in its place."""
-    monkeypatch.setattr(assembly, "GROUP", group)
+    """Whatever header arrives first, rows and failures keep the order of the source."""
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", group)
     files = dict.fromkeys(names(30), cog) | {names(30)[i]: b"hello" for i in (3, 17)}
     collection = build(names(30), tmp_path / "c.parquet", backend=Backwards(files, 7), max_concurrent=7)
     good = [name[10:-4] for i, name in enumerate(names(30)) if i not in (3, 17)]
@@ -181,7 +179,7 @@ def test_rows_keep_their_order(cog: bytes, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_strict_stops_at_the_first_failure(cog: bytes, tmp_path: Path) -> None:
-    """Files that were not begun are not read any more."""
+    """Files that have not been started are not read."""
     files = dict.fromkeys(names(100), cog) | {names(100)[2]: b"hello"}
     reader = RecordingReader(MemoryReader(files))
     with pytest.raises(NotATiffError, match="s0002"):
@@ -189,21 +187,21 @@ def test_strict_stops_at_the_first_failure(cog: bytes, tmp_path: Path) -> None:
     assert len(reader.calls) < 100
 
 
-def drafts_of_all_kinds(count: int) -> list[RecordDraft]:
-    """Records with one band or two, with a file of their own or a shared one, some without any."""
+def mixed_records(count: int) -> list[SourceRecord]:
+    """Records with one band, two or none, in their own files or a shared one."""
     made = []
     for i in range(count):
-        bands = {"red": AssetDraft(href=f"https://h/{i}.tif")}
+        bands = {"red": SourceAsset(href=f"https://h/{i}.tif")}
         if i % 3 == 0:
-            bands["nir"] = AssetDraft(href="https://h/shared.tif", scale=0.5, nodata=7)
+            bands["nir"] = SourceAsset(href="https://h/shared.tif", scale=0.5, nodata=7)
         if i % 7 == 5:
             bands = {}
-        made.append(RecordDraft(id=str(i), assets=bands, properties={"n": i} if i % 2 else {"n": "text"}))
+        made.append(SourceRecord(id=str(i), assets=bands, properties={"n": i} if i % 2 else {"n": "text"}))
     return made
 
 
-def outcomes(cog: bytes, tmp_path: Path, drafts: Sequence[RecordDraft]) -> dict[str, OpenedFile | RasteretError]:
-    """A header for each address, in several CRSs; some are errors."""
+def outcomes(cog: bytes, tmp_path: Path, records: Sequence[SourceRecord]) -> dict[str, OpenedFile | RasteretError]:
+    """A header for each href, in several CRSs; some are errors."""
     found: dict[str, OpenedFile | RasteretError] = {}
     opened = []
     for epsg in (32601, 32633, 4326, None):
@@ -214,38 +212,38 @@ def outcomes(cog: bytes, tmp_path: Path, drafts: Sequence[RecordDraft]) -> dict[
         transform = Affine(size, 0, x, 0, -size, y)
         make_cog(path, np.ones((1, 1024, 1024), np.uint8), crs=crs, transform=transform)
         opened.append(asyncio.run(read_header(MemoryReader({"a": path.read_bytes()}), "a")))
-    for i, href in enumerate(dict.fromkeys(a.href for d in drafts for a in d.assets.values())):
+    for i, href in enumerate(dict.fromkeys(a.href for r in records for a in r.assets.values())):
         found[href] = CorruptTiffError(f"{href}: broken") if i % 11 == 4 else opened[i % 4]
     return found
 
 
 def table_of(
-    drafts: Sequence[RecordDraft], found: dict[str, OpenedFile | RasteretError], keep: TempStore
+    records: Sequence[SourceRecord], headers: dict[str, OpenedFile | RasteretError], store: TempStore
 ) -> tuple[pa.Table, list[str]]:
-    """What comes of taking all results in some order."""
+    """The table and failures of adding all results in some order."""
 
     async def main() -> tuple[pa.Table, list[str]]:
-        made = Assembly(drafts, keep)
-        assert sorted(made.hrefs) == sorted(found)
-        for href in sorted(made.hrefs, key=hash):
-            await made.take(href, found[href])
-        groups = await made.finish()
-        table = groups_to_table(groups, name="x", data_source="")
+        builder = TableBuilder(records, store)
+        assert sorted(builder.hrefs) == sorted(headers)
+        for href in sorted(builder.hrefs, key=hash):
+            await builder.add(href, headers[href])
+        groups = await builder.finish()
+        table = join_rows(groups, name="x", data_source="")
         return table, [str(failure) for group in groups for failure in group.failures]
 
     return asyncio.run(main())
 
 
-def test_groups_do_not_show(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same table whether records become columns one by one or together, in memory or by way of the disk."""
-    drafts = drafts_of_all_kinds(60)
-    found = outcomes(cog, tmp_path, drafts)
+def test_group_size_does_not_change_the_table(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same table for any group size, in memory or through the temporary file."""
+    records = mixed_records(60)
+    found = outcomes(cog, tmp_path, records)
     expected: tuple[pa.Table, list[str]] | None = None
     for group in (1, 7, 1000):
-        for most in (0, 1 << 40):
-            monkeypatch.setattr(assembly, "GROUP", group)
-            with TempStore(tmp_path / "c.parquet", most=most) as keep:
-                table, failures = table_of(drafts, found, keep)
+        for max_bytes in (0, 1 << 40):
+            monkeypatch.setattr(table_builder, "GROUP_RECORDS", group)
+            with TempStore(tmp_path / "c.parquet", max_bytes=max_bytes) as store:
+                table, failures = table_of(records, found, store)
             table.validate(full=True)
             expected = expected or (table, failures)
             assert table.combine_chunks().equals(expected[0].combine_chunks())
@@ -257,53 +255,55 @@ def test_groups_do_not_show(cog: bytes, tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_what_waits_on_disk_is_written_whole(cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build past the bound gives the same file as one within it, and leaves nothing behind."""
+def test_a_build_that_exceeds_memory_writes_the_same_file(
+    cog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file changes nothing in the result, and is removed."""
     reader = MemoryReader(dict.fromkeys(names(20), cog))
     build(names(20), tmp_path / "a.parquet", backend=reader)
-    monkeypatch.setattr(assembly, "GROUP", 3)
-    monkeypatch.setattr(TempStore.__init__, "__kwdefaults__", {"most": 0})
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", 3)
+    monkeypatch.setattr(TempStore.__init__, "__kwdefaults__", {"max_bytes": 0})
     build(names(20), tmp_path / "b.parquet", backend=reader)
     assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
-def test_headers_are_forgotten_once_they_are_rows(cog: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of 200 files, never more headers are alive than the groups at work and the files in flight have."""
-    monkeypatch.setattr(assembly, "GROUP", 5)
+def test_headers_are_dropped_once_they_are_rows(cog: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only the headers of groups being converted and of files in flight are alive, not those of all 200 files."""
+    monkeypatch.setattr(table_builder, "GROUP_RECORDS", 5)
     alive: weakref.WeakSet[OpenedFile] = weakref.WeakSet()
-    inner = assembly.make_group
+    inner = table_builder.make_rows
 
     def slowly(*args: Any) -> Any:
-        for _ in range(50):  # other threads have their turn
+        for _ in range(50):  # let other threads run
             inner(*args)
         return inner(*args)
 
-    monkeypatch.setattr(assembly, "make_group", slowly)
+    monkeypatch.setattr(table_builder, "make_rows", slowly)
     most = 0
-    drafts = [RecordDraft(id=str(i), assets={"b": AssetDraft(href=href)}) for i, href in enumerate(names(200))]
-    made = Assembly(drafts, TempStore(tmp_path / "c.parquet"))
+    records = [SourceRecord(id=str(i), assets={"b": SourceAsset(href=href)}) for i, href in enumerate(names(200))]
+    builder = TableBuilder(records, TempStore(tmp_path / "c.parquet"))
 
     class Watched(OpenedFile):
-        """One that can be referred to weakly."""
+        """Supports weak references."""
 
-    async def take(href: str, result: OpenedFile | RasteretError) -> None:
+    async def on_result(href: str, result: OpenedFile | RasteretError) -> None:
         nonlocal most
         assert isinstance(result, OpenedFile)
         watched = Watched(header=result.header, size=result.size, etag=result.etag)
         alive.add(watched)
         most = max(most, len(alive))
-        await made.take(href, watched)
+        await builder.add(href, watched)
 
     reader = MemoryReader(dict.fromkeys(names(200), cog))
-    asyncio.run(read_headers(reader, names(200), take, sidecars=False, max_concurrent=3, progress=False))
+    asyncio.run(read_headers(reader, names(200), on_result, sidecars=False, max_concurrent=3, progress=False))
     gc.collect()
     assert most <= 5 * (2 + 1) + 2 * 3
     assert len(alive) == 0
 
 
 def test_parsing_happens_off_the_loop_in_batches(cog: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits together is parsed in one hop, on another thread, each with its own outcome."""
+    """Waiting headers are parsed together on another thread, each with its own outcome."""
     threads: list[int] = []
     batches: list[int] = []
     inner = headers._parse_all
@@ -329,7 +329,7 @@ def test_parsing_happens_off_the_loop_in_batches(cog: bytes, monkeypatch: pytest
 
 
 def test_a_bug_in_the_parser_is_not_hidden(cog: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reaches everybody who waits, and the next file is parsed."""
+    """It reaches every waiting caller, and the next file is parsed."""
     monkeypatch.setattr(headers, "_parse_all", lambda files: 1 / 0)
 
     async def main() -> None:
@@ -344,8 +344,8 @@ def test_a_bug_in_the_parser_is_not_hidden(cog: bytes, monkeypatch: pytest.Monke
     asyncio.run(main())
 
 
-def test_who_stops_waiting_stops_nobody_else(cog: bytes) -> None:
-    """A cancelled read leaves the others of its batch."""
+def test_cancelling_one_read_leaves_the_others(cog: bytes) -> None:
+    """The others of its batch get their headers."""
 
     async def main() -> int:
         parser = HeaderParser()

@@ -1,4 +1,4 @@
-"""How a build behaves: loops, progress, bounds, targets, hooks."""
+"""How a build behaves: event loops, progress bar, limits, output paths, hooks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def three(tmp_path: Path) -> Path:
 
 
 def test_build_works_inside_a_running_loop(three: Path) -> None:
-    """As in Jupyter, where one always runs."""
+    """As in Jupyter, where one is always running."""
 
     async def cell() -> int:
         return len(build(str(three), three / "c.parquet"))
@@ -50,7 +50,7 @@ def test_errors_come_out_of_a_running_loop_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shown", "expected"), [(True, "3/3"), (False, "")])
 def test_the_progress_bar(three: Path, capsys: pytest.CaptureFixture[str], shown: bool, expected: str) -> None:
-    """On request; silent without, and never on stdout."""
+    """Only if requested, and never on stdout."""
     build(str(three), three / "c.parquet", progress=shown)
     printed = capsys.readouterr()
     assert expected in printed.err
@@ -60,7 +60,7 @@ def test_the_progress_bar(three: Path, capsys: pytest.CaptureFixture[str], shown
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """An alarm that ends a hang with a failure."""
+    """Fail instead of hanging."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"still running after {seconds} s")
@@ -76,13 +76,13 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("bound", [0, -1])
 def test_max_concurrent_is_at_least_one(three: Path, bound: int) -> None:
-    """Zero would wait for ever: refused at the door, as `load_bands` does."""
+    """Zero would wait for ever."""
     with _at_most(1.5), pytest.raises(UsageError, match="max_concurrent"):
         build(str(three), three / "c.parquet", max_concurrent=bound)
 
 
-def test_a_target_that_cannot_be_written_is_refused_before_reading(server: RangeServer, tmp_path: Path) -> None:
-    """Hours of headers must not end in "choose another name": the earliest point is before the first request."""
+def test_the_output_path_is_checked_before_reading(server: RangeServer, tmp_path: Path) -> None:
+    """Hours of reading must not end in "choose another name"."""
     _cog(tmp_path / "a.tif")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").write_text("years of work")
@@ -91,8 +91,8 @@ def test_a_target_that_cannot_be_written_is_refused_before_reading(server: Range
     assert server.requests == []
 
 
-def test_the_hooks_own_error_reaches_the_caller(three: Path) -> None:
-    """A bug in `sign` is raised as it is, or listed; not wrapped in a group of a group."""
+def test_an_error_in_the_sign_hook_reaches_the_caller(three: Path) -> None:
+    """It is raised or reported, not wrapped in nested exception groups."""
 
     def sign(href: str) -> str:
         raise KeyError("no such profile")

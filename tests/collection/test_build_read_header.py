@@ -1,4 +1,4 @@
-"""A file's header from few, exact requests."""
+"""Reading one header takes few, exact requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
 
 
 def test_a_small_cog_takes_one_request(tmp_path: Path) -> None:
-    """And the header says what rasterio says."""
+    """And the header agrees with rasterio."""
     path = make_cog(tmp_path / "a.tif", np.ones((3, 200, 300), np.int16), blocksize=64, nodata=-1)
     reader = RecordingReader(MemoryReader({path: Path(path).read_bytes()}))
     opened = run(read_header(reader, path))
@@ -48,7 +48,7 @@ def test_a_header_at_the_end_of_the_file_is_fetched_and_no_more(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"<!DOCTYPE html><html>", "HTML page"),
@@ -58,32 +58,32 @@ def test_a_header_at_the_end_of_the_file_is_fetched_and_no_more(tmp_path: Path) 
         (b"just some words, long enough", "just som"),
     ],
 )
-def test_what_is_not_a_tiff_is_told_by_name(content: bytes, said: str) -> None:
-    """The address, and what the bytes look like."""
-    with pytest.raises(NotATiffError, match=rf"mem://a\.tif\?….*{said}") as caught:
+def test_a_file_that_is_not_a_tiff_is_described(content: bytes, message: str) -> None:
+    """The error names the URL and what the bytes look like."""
+    with pytest.raises(NotATiffError, match=rf"mem://a\.tif\?….*{message}") as caught:
         run(read_header(MemoryReader({"mem://a.tif?sig=SECRET": content}), "mem://a.tif?sig=SECRET"))
     assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [8, 60, 300, 500])
 def test_a_header_cut_short_is_an_error(tmp_path: Path, keep: int) -> None:
-    """Wherever the file ends inside its header, the answer is one of our errors, and quick."""
+    """Wherever in its header the file ends."""
     path = make_cog(tmp_path / "a.tif", np.ones((1, 200, 300), np.int16), blocksize=64)
     content = Path(path).read_bytes()[:keep]
     with pytest.raises((CorruptTiffError, FetchError), match=r"cut\.tif"):
         run(read_header(MemoryReader({"cut.tif": content}), "cut.tif"))
 
 
-def test_malformed_files_end_in_our_errors_in_few_requests(shared_data: Path) -> None:
-    """48 broken TIFFs: a header or an error of the tree that names the file; bounded requests and bytes."""
+def test_malformed_files_raise_our_errors_after_few_requests(shared_data: Path) -> None:
+    """48 broken TIFFs: a header, or a RasteretError that names the file."""
     files = sorted(p for p in (shared_data / "malformed").iterdir() if p.suffix.lower() in (".tif", ".tiff"))
     assert len(files) > 40
     for path in files:
         reader = RecordingReader(MemoryReader({path.name: path.read_bytes()}))
-        told = path.name
+        message = path.name
         try:
             run(read_header(reader, path.name))
         except RasteretError as error:
-            told = str(error)
-        assert path.name in told
+            message = str(error)
+        assert path.name in message
         assert len(reader.calls) <= 65, path.name

@@ -1,4 +1,4 @@
-"""What a build costs at the server, and what becomes of files that cannot be read."""
+"""Requests that a build makes, and how it reports files that cannot be read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rasteret_ml.testing import Fault, RangeServer, make_cog
 
 @pytest.mark.parametrize("folder", ["multidate", "naip"])
 def test_a_header_costs_at_most_1_2_requests(shared_data: Path, tmp_path: Path, folder: str) -> None:
-    """Counted at the server, with what the report says beside it."""
+    """Counted at the server and in the report."""
     files = sorted((shared_data / folder).rglob("*.tif"))
     assert len(files) >= 3
     with RangeServer(shared_data / folder) as server:
@@ -75,7 +75,7 @@ def _giant(path: Path) -> None:
 
 
 def _bad(folder: Path, kind: str) -> Path:
-    """A file that cannot be read, by what is wrong with it."""
+    """A file that cannot be read, for the reason `kind`."""
     path = folder / f"{kind.replace(' ', '_')}.tif"
     if kind == "giant":
         _giant(path)
@@ -111,8 +111,8 @@ _LOCAL: dict[str, tuple[type[RasteretError], str]] = {
 def test_a_bad_file_is_listed_and_the_rest_is_built(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The report has the record, the address and the reason; the log has it too; the good file is there."""
-    expected, said = _LOCAL[kind]
+    """Report and log have the record, the href and the reason; the good file is built."""
+    expected, message = _LOCAL[kind]
     good, bad = _good(tmp_path), _bad(tmp_path, kind)
     with caplog.at_level(logging.WARNING):
         collection = build([str(bad), good], tmp_path / "c.parquet")
@@ -126,7 +126,7 @@ def test_a_bad_file_is_listed_and_the_rest_is_built(
     assert (report.records, report.files) == (1, 2)
     assert str(failure) in str(report)
     assert bad.name in caplog.text
-    with pytest.raises(expected, match=rf"(?s){bad.name}.*({said})"):
+    with pytest.raises(expected, match=rf"(?s){bad.name}.*({message})"):
         build([good, str(bad)], tmp_path / "strict.parquet", strict=True)
     assert not (tmp_path / "strict.parquet").exists()
 
@@ -144,9 +144,9 @@ _FAULTS: dict[str, tuple[Fault, type[RasteretError], str]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(_FAULTS))
-def test_a_bad_server_is_told_by_name(server: RangeServer, tmp_path: Path, kind: str) -> None:
-    """Each class of failure, with the URL and the remedy; the other file is built; strict raises it."""
-    fault, expected, said = _FAULTS[kind]
+def test_a_failing_server_is_named(server: RangeServer, tmp_path: Path, kind: str) -> None:
+    """Each class of failure has the URL and the remedy; the other file is built; strict raises it."""
+    fault, expected, message = _FAULTS[kind]
     _good(tmp_path)
     data = np.random.default_rng(0).integers(0, 255, (1, 512, 512), dtype=np.uint8)
     make_cog(tmp_path / "bad.tif", data)
@@ -158,7 +158,7 @@ def test_a_bad_server_is_told_by_name(server: RangeServer, tmp_path: Path, kind:
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
     assert isinstance(failure.error, expected)
     assert hrefs[1] in str(failure)
-    with pytest.raises(expected, match=rf"(?s){hrefs[1]}.*{said}"):
+    with pytest.raises(expected, match=rf"(?s){hrefs[1]}.*{message}"):
         build(hrefs, tmp_path / "c2.parquet", limits=limits, strict=True)
 
 
@@ -172,7 +172,7 @@ def test_a_server_that_recovers_costs_only_retries(server: RangeServer, tmp_path
 
 
 def test_an_empty_file_on_a_server_is_an_empty_file(server: RangeServer, tmp_path: Path) -> None:
-    """Servers answer 416 to any range of it; "not the file that was indexed" would be a riddle at build time."""
+    """Servers answer 416 to any range of it; "not the file that was indexed" would be misleading here."""
     (tmp_path / "empty.tif").write_bytes(b"")
     _good(tmp_path)
     collection = build([f"{server.url}/empty.tif", f"{server.url}/good.tif"], tmp_path / "c.parquet")
@@ -182,7 +182,7 @@ def test_an_empty_file_on_a_server_is_an_empty_file(server: RangeServer, tmp_pat
 
 
 def test_nothing_readable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
-    """All files bad: each is named with its reason, and no Collection is written."""
+    """Every file is named with its reason, and no Collection is written."""
     files = [str(_bad(tmp_path, kind)) for kind in ("html", "png", "missing")]
     with pytest.raises(DataError, match=r"(?s)None of the 3 files.*html\.tif.*HTML.*png\.tif.*PNG.*missing\.tif"):
         build(files, tmp_path / "c.parquet")
@@ -190,7 +190,7 @@ def test_nothing_readable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
 
 
 def test_a_failed_build_leaves_the_old_collection(tmp_path: Path) -> None:
-    """What was there stays, strict or not."""
+    """Strict or not."""
     build(_good(tmp_path), tmp_path / "c.parquet")
     for strict in (False, True):
         with pytest.raises((DataError, FetchError)):
@@ -199,7 +199,7 @@ def test_a_failed_build_leaves_the_old_collection(tmp_path: Path) -> None:
 
 
 def test_a_record_keeps_the_bands_that_can_be_read(tmp_path: Path) -> None:
-    """One of two band files is broken: the record is there without it."""
+    """One of two band files is broken: the record has the other."""
     _good(tmp_path, "s_B04.tif")
     (tmp_path / "s_B08.tif").write_bytes(b"hello")
     files = [str(tmp_path / f"s_{band}.tif") for band in ("B04", "B08")]
@@ -211,7 +211,7 @@ def test_a_record_keeps_the_bands_that_can_be_read(tmp_path: Path) -> None:
 
 
 def test_malformed_files_never_stop_a_build(shared_data: Path, tmp_path: Path) -> None:
-    """All 48 broken TIFFs beside a good one: whatever cannot be read is listed, by name, with our errors."""
+    """48 broken TIFFs and a good one: unreadable files are reported by name, with our errors."""
     files = [str(p) for p in sorted((shared_data / "malformed").iterdir()) if p.suffix.lower() in (".tif", ".tiff")]
     collection = build([*files, _good(tmp_path)], tmp_path / "c.parquet")
     report: Any = collection.report

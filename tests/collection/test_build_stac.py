@@ -44,7 +44,7 @@ def _item(folder: Path, name: str = "item", **properties: Any) -> dict[str, Any]
 
 
 def _sources(paths: list[Path]) -> dict[str, Any]:
-    """The multidate items in every form that holds them, with the folders that relative hrefs start from."""
+    """The multidate items in every form that `build` accepts."""
     absolute = []
     for path in paths:
         item = json.loads(path.read_text())
@@ -101,15 +101,15 @@ def test_every_form_gives_the_same_collection(shared_data: Path, tmp_path: Path,
 
 
 def test_the_two_tiles_keep_their_own_grids(shared_data: Path, tmp_path: Path) -> None:
-    """Each record's grid is its file's, also where the neighbour's is half a pixel off."""
+    """Each record has the grid of its file, although the neighbour's is half a pixel off."""
     paths = _paths(shared_data)
     for path, record in zip(paths, rasters(build(paths, tmp_path / "c.parquet")), strict=True):
         with rasterio.open(path.parent / "B08.tif") as source:
             assert record.grid("B08").transform == record.grid("nir").transform == source.transform
 
 
-def test_without_bands_every_tiff_that_is_no_preview(tmp_path: Path) -> None:
-    """Under the assets' own keys; thumbnails and documents are not bands; codes still resolve."""
+def test_without_bands_every_tiff_that_is_not_a_preview(tmp_path: Path) -> None:
+    """Bands have the keys of their assets; thumbnails and documents are not bands; codes still resolve."""
     collection = build(_item(tmp_path), tmp_path / "c.parquet")
     assert collection.bands == ["red", "nir"]
     assert collection.report.failures == ()  # type: ignore[attr-defined]
@@ -118,7 +118,7 @@ def test_without_bands_every_tiff_that_is_no_preview(tmp_path: Path) -> None:
 
 
 def test_properties_become_columns(tmp_path: Path) -> None:
-    """Plain values do, lists do not; one property of two types over the items becomes text."""
+    """Scalars do, lists do not; a property with two types becomes text."""
     items = [_item(tmp_path, "a", platform="x", odd=1), _item(tmp_path, "b", odd="one")]
     table = build(items, tmp_path / "c.parquet").to_table()
     assert table["platform"].to_pylist() == ["x", None]
@@ -128,7 +128,7 @@ def test_properties_become_columns(tmp_path: Path) -> None:
 
 
 def test_dates_of_items(tmp_path: Path) -> None:
-    """A null datetime takes start_datetime; zones are honoured; nothing at all is undated."""
+    """A null datetime falls back to start_datetime; zones are honoured; without either the record is undated."""
     items = [
         _item(tmp_path, "span", datetime=None, start_datetime="2024-01-01T02:00:00+02:00"),
         _item(tmp_path, "none", datetime=None),
@@ -138,8 +138,8 @@ def test_dates_of_items(tmp_path: Path) -> None:
     assert second.datetime is None
 
 
-def test_raster_facts_of_the_item(tmp_path: Path) -> None:
-    """Scale and offset of `raster:bands` win over the file's; nodata counts where the file declares none."""
+def test_raster_fields_of_the_item(tmp_path: Path) -> None:
+    """Scale and offset of `raster:bands` beat the file's; nodata is used if the file declares none."""
     item = _item(tmp_path)
     item["assets"]["red"]["raster:bands"] = [{"scale": 0.5, "offset": -1.0, "nodata": 5}]
     (record,) = rasters(build(item, tmp_path / "c.parquet"))
@@ -150,7 +150,7 @@ def test_raster_facts_of_the_item(tmp_path: Path) -> None:
 
 
 def test_the_items_crs_is_used_where_the_file_has_none(tmp_path: Path) -> None:
-    """`proj:epsg` or `proj:code`; the file's own wins."""
+    """`proj:epsg` or `proj:code`; the CRS of the file beats it."""
     for key, value in [("proj:epsg", 32631), ("proj:code", "EPSG:32631")]:
         item = _item(tmp_path, key.replace(":", "_"), **{key: value})
         (record,) = rasters(build(item, tmp_path / "c.parquet"))
@@ -162,7 +162,7 @@ def test_the_items_crs_is_used_where_the_file_has_none(tmp_path: Path) -> None:
 
 
 def test_relative_hrefs_start_at_the_self_link(server: RangeServer, tmp_path: Path) -> None:
-    """An item from an API: its `self` link says where it lives."""
+    """As in items from an API."""
     item = _item(tmp_path)
     for key in ("red", "nir"):
         item["assets"][key]["href"] = f"./{key}.tif"
@@ -172,7 +172,7 @@ def test_relative_hrefs_start_at_the_self_link(server: RangeServer, tmp_path: Pa
 
 
 def test_alternate_hrefs(tmp_path: Path) -> None:
-    """An asset whose only address is an alternate."""
+    """An asset whose only href is an alternate."""
     item = _item(tmp_path)
     red = item["assets"]["red"]
     red["alternate"] = {"s3": {"href": "s3://bucket/red.tif"}, "https": {"href": red["href"]}}
@@ -181,7 +181,7 @@ def test_alternate_hrefs(tmp_path: Path) -> None:
     assert int(run(record.read_window((0, 0, 1, 1), ["red"])).data[0, 0, 0]) == 5
 
 
-def test_a_registry_of_ones_own_choice(tmp_path: Path) -> None:
+def test_data_source_overrides_the_collection(tmp_path: Path) -> None:
     """`data_source=` overrides the item's collection: Landsat's B5 is nir08, Sentinel's is not a band."""
     item = _item(tmp_path)
     item["assets"]["nir08"] = item["assets"].pop("nir")
@@ -190,14 +190,14 @@ def test_a_registry_of_ones_own_choice(tmp_path: Path) -> None:
     assert rasters(collection)[0].assets["B5"]["href"].endswith("nir.tif")
 
 
-def test_a_band_that_no_item_has(tmp_path: Path) -> None:
-    """An unknown band, with the item and what it has."""
+def test_a_band_that_every_item_lacks(tmp_path: Path) -> None:
+    """The error names an item and its assets."""
     with pytest.raises(UnknownBandError, match=r"'B99'.*item item .*red, nir"):
         build(_item(tmp_path), tmp_path / "c.parquet", bands=["B99"])
 
 
 def test_a_band_that_one_item_lacks_does_not_stop_the_others(tmp_path: Path) -> None:
-    """As an unreadable file does not: listed, and the rest is built; `strict=True` raises."""
+    """It is reported, and the rest is built; `strict=True` raises."""
     items = [_item(tmp_path, "whole"), _item(tmp_path, "lacking")]
     del items[1]["assets"]["nir"]
     collection = build(items, tmp_path / "c.parquet", bands=["B04", "B08"])
@@ -207,20 +207,20 @@ def test_a_band_that_one_item_lacks_does_not_stop_the_others(tmp_path: Path) -> 
         build(items, tmp_path / "c.parquet", bands=["B04", "B08"], strict=True)
 
 
-def test_an_asset_without_an_address_names_its_item(tmp_path: Path) -> None:
-    """Which of a thousand items it was must be in the message or the report."""
+def test_an_asset_without_an_href_names_its_item(tmp_path: Path) -> None:
+    """In the report or the error."""
     items = [_item(tmp_path, "whole"), _item(tmp_path, "hollow")]
     items[1]["assets"]["nir"]["href"] = None
     try:
-        told = str(build(items, tmp_path / "c.parquet").report)
+        message = str(build(items, tmp_path / "c.parquet").report)
     except DataError as error:
-        told = str(error)
-    assert "hollow" in told
-    assert "nir" in told
+        message = str(error)
+    assert "hollow" in message
+    assert "nir" in message
 
 
-def test_a_mapping_for_items_is_not_half_understood(tmp_path: Path) -> None:
-    """`bands={"B04": "nir"}`: obeyed or refused, never read as `["B04"]` (which finds red)."""
+def test_a_mapping_of_bands_is_not_ignored_for_items(tmp_path: Path) -> None:
+    """`bands={"B04": "nir"}` is an error or selects nir, but never means `["B04"]` (which is red)."""
     try:
         collection = build(_item(tmp_path), tmp_path / "c.parquet", bands={"B04": "nir"})
     except UsageError:
@@ -229,8 +229,8 @@ def test_a_mapping_for_items_is_not_half_understood(tmp_path: Path) -> None:
     assert record.assets["B04"]["href"].endswith("nir.tif")
 
 
-def test_an_asset_of_several_bands_has_a_way_in(tmp_path: Path) -> None:
-    """NAIP's one `image` asset of four bands: built, or refused with a remedy that exists for STAC items."""
+def test_an_asset_of_several_bands(tmp_path: Path) -> None:
+    """NAIP's one `image` asset of four bands is built, or an error has a remedy that exists for STAC items."""
     item = _item(tmp_path)
     path = make_cog(tmp_path / "naip.tif", np.stack([np.full((16, 16), i, np.uint8) for i in range(4)]))
     names = [{"name": n} for n in ("Red", "Green", "Blue", "NIR")]
@@ -238,8 +238,8 @@ def test_an_asset_of_several_bands_has_a_way_in(tmp_path: Path) -> None:
     try:
         collection = build(item, tmp_path / "c.parquet")
     except DataError as error:
-        told = str(error)
-        assert "(column, index)" not in told, "an item has no columns"
+        message = str(error)
+        assert "(column, index)" not in message, "an item has no columns"
         return
     (record,) = rasters(collection)
     values = [int(run(record.read_window((0, 0, 1, 1), [band])).data[0, 0, 0]) for band in collection.bands]
@@ -247,24 +247,24 @@ def test_an_asset_of_several_bands_has_a_way_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("{", "not JSON"), ('{"type": "Catalog"}', "not a STAC item"), ("[1, 2]", "not a STAC item")],
 )
-def test_a_json_file_that_is_no_item(tmp_path: Path, content: str, said: str) -> None:
-    """Named by its path."""
+def test_a_json_file_that_is_not_stac(tmp_path: Path, content: str, message: str) -> None:
+    """The error names it."""
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(DataError, match=rf"x\.json.*{said}"):
+    with pytest.raises(DataError, match=rf"x\.json.*{message}"):
         build(str(tmp_path / "x.json"), tmp_path / "c.parquet")
 
 
-def test_a_json_file_that_is_not_there(tmp_path: Path) -> None:
-    """Named by its path."""
+def test_a_missing_json_file(tmp_path: Path) -> None:
+    """The error names it."""
     with pytest.raises(UsageError, match=r"no\.json.*No such file"):
         build(str(tmp_path / "no.json"), tmp_path / "c.parquet")
 
 
 def test_an_empty_item_collection_has_nothing_to_build(tmp_path: Path) -> None:
-    """A search that found nothing is told as that, in each form."""
+    """As after a search without results, in each form."""
     empty = {"type": "FeatureCollection", "features": []}
     for source in (pystac.ItemCollection([]), empty):
         with pytest.raises(UsageError, match="empty"):
@@ -272,7 +272,7 @@ def test_an_empty_item_collection_has_nothing_to_build(tmp_path: Path) -> None:
 
 
 def test_the_items_are_not_changed(tmp_path: Path) -> None:
-    """What the caller gave is the caller's."""
+    """`build` does not modify its input."""
     item = _item(tmp_path)
     before = copy.deepcopy(item)
     build(item, tmp_path / "c.parquet", bands=["B04"])

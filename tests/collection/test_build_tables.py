@@ -1,4 +1,4 @@
-"""Collections from tables: GeoDataFrames, Arrow tables and Parquet files with an address column per band."""
+"""Collections from tables: GeoDataFrames, Arrow tables and Parquet files with an href column per band."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import shapely
 from pixel_oracle import rasters, run
 
 from rasteret_ml.collection.build.build import build
-from rasteret_ml.collection.build.tables import as_arrow_table, drafts_from_table
+from rasteret_ml.collection.build.read_source import as_arrow_table, records_from_table
 from rasteret_ml.errors import UsageError
 from rasteret_ml.testing import make_cog
 
@@ -24,7 +24,7 @@ _SHAPES = [shapely.box(14.9, 44.9, 15.1, 45.2), shapely.box(15.0, 45.0, 15.2, 45
 
 @pytest.fixture
 def frame(tmp_path: Path) -> gpd.GeoDataFrame:
-    """Two scenes: red and nir files, an RGB file, and what people keep beside them."""
+    """Two scenes: red and nir files, a three-band file, and further columns."""
     rows: dict[str, list[Any]] = {
         "id": ["one", "two"],
         "datetime": [dt.datetime(2024, 1, 2, 3, 4, 5), dt.datetime(2024, 6, 7)],
@@ -95,8 +95,8 @@ def test_every_form_gives_the_same_collection(frame: gpd.GeoDataFrame, tmp_path:
     assert collection.to_table(["label"])["label"].to_pylist() == [3, 4]
 
 
-def test_bands_may_be_called_otherwise(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """A mapping of band to column, and to (column, index) for a file of several."""
+def test_a_mapping_names_bands(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    """Band to column, and to (column, index) for files of several bands."""
     bands = {"B04": "red", "green": ("stack", 1), "blue": ["stack", 2]}
     collection = build(frame, tmp_path / "c.parquet", bands=bands)
     assert collection.bands == ["B04", "green", "blue"]
@@ -106,7 +106,7 @@ def test_bands_may_be_called_otherwise(frame: gpd.GeoDataFrame, tmp_path: Path) 
 
 
 def test_columns_name_the_roles(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """`columns=` for id, datetime and geometry of any name."""
+    """`columns=` maps id, datetime and geometry."""
     renamed = frame.rename(columns={"id": "scene", "datetime": "when"}).rename_geometry("outline")
     columns = {"id": "scene", "datetime": "when", "geometry": "outline"}
     collection = build(renamed, tmp_path / "c.parquet", bands=["red"], columns=columns)
@@ -117,7 +117,7 @@ def test_columns_name_the_roles(frame: gpd.GeoDataFrame, tmp_path: Path) -> None
 
 
 def test_rows_without_an_id_are_numbered(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """And integer ids become text."""
+    """And integer ids become strings."""
     collection = build(frame.drop(columns="id"), tmp_path / "c.parquet", bands=["red"])
     assert [record.id for record in rasters(collection)] == ["0", "1"]
     collection = build(frame.assign(id=[7, 8]), tmp_path / "c.parquet", bands=["red"])
@@ -125,7 +125,7 @@ def test_rows_without_an_id_are_numbered(frame: gpd.GeoDataFrame, tmp_path: Path
 
 
 def test_a_table_without_geometry_takes_the_rasters_outline(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """And one with a gap takes it there."""
+    """And so does a row without a geometry."""
     bare = pd.DataFrame(frame.drop(columns=["geometry", "datetime"]))
     (first, _) = rasters(build(bare, tmp_path / "c.parquet", bands=["red"]))
     assert first.datetime is None
@@ -139,8 +139,8 @@ def test_a_table_without_geometry_takes_the_rasters_outline(frame: gpd.GeoDataFr
     assert second.bbox[2] - second.bbox[0] < 0.01
 
 
-def test_times_of_every_kind(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """Aware times become UTC, text is parsed, gaps are undated."""
+def test_times_of_every_type(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    """Aware times become UTC, text is parsed, nulls are undated."""
     zoned = frame.assign(datetime=pd.to_datetime(["2024-01-02T05:00:00+02:00", None], utc=True))
     (first, second) = rasters(build(zoned, tmp_path / "c.parquet", bands=["red"]))
     assert (first.datetime, second.datetime) == (dt.datetime(2024, 1, 2, 3), None)
@@ -151,16 +151,16 @@ def test_times_of_every_kind(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
         build(frame.assign(datetime="yesterdayish"), tmp_path / "c.parquet", bands=["red"])
 
 
-def test_a_missing_address_is_a_missing_band(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """None in an address column: the record lacks that band, and nothing is reported as failed."""
+def test_a_null_href_is_a_missing_band(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    """The record lacks that band, and no failure is reported."""
     frame.loc[1, "nir"] = None
     collection = build(frame, tmp_path / "c.parquet", bands=["red", "nir"])
     assert [record.available_bands for record in rasters(collection)] == [["nir", "red"], ["red"]]
     assert collection.report.failures == ()  # type: ignore[attr-defined]
 
 
-def test_a_row_without_any_address_is_not_lost_in_silence(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """Both bands missing: the row cannot be a record, and the report (or an error) says so."""
+def test_a_row_without_any_href_is_reported(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    """It cannot be a record, and the report says so."""
     frame.loc[1, ["red", "nir"]] = None
     collection = build(frame, tmp_path / "c.parquet", bands=["red", "nir"])
     assert len(collection) == 1
@@ -168,59 +168,59 @@ def test_a_row_without_any_address_is_not_lost_in_silence(frame: gpd.GeoDataFram
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"bands": {"B04": "rouge"}}, r"band 'B04'.*no column 'rouge'.*'red'"),
         ({"bands": {"B04": ("rouge", 0)}}, r"band 'B04'.*no column 'rouge'"),
         ({"bands": ["rouge"]}, "no column 'rouge'"),
-        ({}, r"bands= must say which columns.*'red'"),
+        ({}, r"bands= must map bands to href columns.*'red'"),
         ({"bands": ["red"], "columns": {"id": "scene"}}, r"columns\['id'\].*no column 'scene'"),
-        ({"bands": ["red"], "columns": {"name": "id"}}, r"columns= maps id, datetime and geometry.*name"),
+        ({"bands": ["red"], "columns": {"name": "id"}}, r"columns= must map id, datetime or geometry.*name"),
         ({"bands": "red"}, "'red'"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(
-    frame: gpd.GeoDataFrame, tmp_path: Path, options: dict[str, Any], said: str
+def test_a_missing_column_is_named(
+    frame: gpd.GeoDataFrame, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """With those that are."""
-    with pytest.raises(UsageError, match=said):
+    """Together with the columns that exist."""
+    with pytest.raises(UsageError, match=message):
         build(frame, tmp_path / "c.parquet", **options)
 
 
 def test_columns_are_for_tables(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """Files have none."""
+    """For files they are an error."""
     with pytest.raises(UsageError, match=r"columns= is for tables"):
         build(frame["red"].to_list(), tmp_path / "c.parquet", columns={"id": "x"})
 
 
 def test_a_file_of_several_bands_needs_an_index(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """Reported with the remedy; an index that does not exist likewise."""
+    """The failure has the remedy; an index that does not exist is reported too."""
     collection = build(frame, tmp_path / "c.parquet", bands={"red": "red", "x": "stack", "y": ("stack", 3)})
-    told = str(collection.report)
-    assert "the file has 3 bands, and nothing says which one 'x' is; a table can give (column, index)" in told
-    assert "the file has 3 bands; there is no index 3" in told
+    message = str(collection.report)
+    assert "the file has 3 bands, and nothing says which one is 'x'; give (column, index)" in message
+    assert "the band index must be < 3, the number of bands, got 3" in message
     assert collection.bands == ["red"]
 
 
 def test_a_stac_geoparquet_is_a_table_of_items(shared_data: Path) -> None:
-    """100 items with asset columns: their drafts have the assets' addresses, dates and footprints."""
+    """100 items with asset columns: their records have hrefs, dates and footprints."""
     found = 0
     for path in sorted((shared_data / "stac").glob("*.parquet")):
         table = as_arrow_table(str(path))
         if "assets" not in table.column_names:
             continue
-        drafts = drafts_from_table(table, None, {}, None)
-        assert len(drafts) == table.num_rows
-        for draft in drafts[:5]:
-            assert draft.assets
-            assert draft.geometry is not None
-            assert all("://" in asset.href for asset in draft.assets.values())
+        records = records_from_table(table, None, {}, None)
+        assert len(records) == table.num_rows
+        for record in records[:5]:
+            assert record.assets
+            assert record.geometry is not None
+            assert all("://" in asset.href for asset in record.assets.values())
         found += 1
     assert found
 
 
-def test_a_collection_as_the_source_keeps_its_band_indexes(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    """Building again from a Collection's own Parquet ("build the Collection again") loses no band."""
+def test_a_collection_can_be_built_again(frame: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    """From its own Parquet file, with all bands and band indices."""
     bands = {"B04": "red", "green": ("stack", 1)}
     build(frame, tmp_path / "a.parquet", bands=bands)
     again = build(str(tmp_path / "a.parquet"), tmp_path / "b.parquet")

@@ -1,4 +1,4 @@
-"""Columns of one's own: added, replaced, written, found again."""
+"""Columns that a user adds: added, replaced, written, read back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rasteret_ml.testing import make_cog
 
 @pytest.fixture(scope="module", params=["file", "folder", "memory"])
 def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """Three records of different months."""
+    """Three records in different months."""
     folder = tmp_path_factory.mktemp("three")
     transform = Affine(10, 0, 500000, 0, -10, 5000000)
     rows = [
@@ -43,8 +43,8 @@ def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("out", ["again.parquet", "again"])
-def test_a_column_is_there_after_writing_and_opening(three: Collection, tmp_path: Path, out: str) -> None:
-    """In row order, filters see it, and so do copies; the rest of the table is as it was."""
+def test_a_column_survives_writing_and_opening(three: Collection, tmp_path: Path, out: str) -> None:
+    """In row order, and in filters and pickles; the other columns are unchanged."""
     names = three.to_table(["id"])["id"].to_pylist()
     values = [{"a": "train", "b": None, "c": "val"}[name] for name in names]
     added = three.with_column("split", values)
@@ -68,15 +68,15 @@ def test_a_column_is_there_after_writing_and_opening(three: Collection, tmp_path
     [np.array([1.5, np.nan, 2.0]), pd.Series([1.5, None, 2.0], index=[7, 8, 9]), pa.array([1.5, None, 2.0])],
     ids=["numpy", "pandas", "arrow"],
 )
-def test_columns_of_any_kind(three: Collection, values: object) -> None:
-    """What is missing is null."""
+def test_columns_from_numpy_pandas_and_arrow(three: Collection, values: object) -> None:
+    """Missing values are null."""
     added = three.with_column("height", values)
     assert added.to_table(["height"])["height"].to_pylist() == [1.5, None, 2.0]
     assert len(added.where(pc.field("height") > 1.7)) == 1
 
 
-def test_a_column_is_replaced_and_a_view_gets_its_own(three: Collection) -> None:
-    """Once, in its place; values are for the rows of the view."""
+def test_a_column_is_replaced_in_place(three: Collection) -> None:
+    """Also in a filtered view, for whose rows the values are."""
     twice = three.with_column("split", ["x"] * 3).with_column("split", [1, 2, 3])
     assert twice.schema.names.count("split") == 1
     assert twice.to_table(["split"])["split"].to_pylist() == [1, 2, 3]
@@ -88,24 +88,24 @@ def test_a_column_is_replaced_and_a_view_gets_its_own(three: Collection) -> None
 @pytest.mark.parametrize(
     "name", ["id", "datetime", "geometry", "bbox", "assets", "B1_metadata", "proj:epsg", "year", ""]
 )
-def test_names_of_the_contract_are_refused(three: Collection, name: str) -> None:
-    """They say which raster a row is."""
-    with pytest.raises(UsageError, match="says what the raster is"):
+def test_reserved_names_are_errors(three: Collection, name: str) -> None:
+    """Columns that the library writes itself."""
+    with pytest.raises(UsageError, match="must not have a reserved name"):
         three.with_column(name, [1, 2, 3])
 
 
-def test_values_that_do_not_fit_are_refused(three: Collection) -> None:
-    """Too few, one for all, of no one type."""
+def test_values_that_do_not_fit_are_errors(three: Collection) -> None:
+    """Too few, a single text, mixed types."""
     with pytest.raises(UsageError, match="2 values for 3 records"):
         three.with_column("split", [1, 2])
-    with pytest.raises(UsageError, match="one value for each record"):
+    with pytest.raises(UsageError, match="one value per record"):
         three.with_column("split", "abc")
-    with pytest.raises(UsageError, match="no one type"):
+    with pytest.raises(UsageError, match="values of one type"):
         three.with_column("split", [1, "a", 2.5])
 
 
 def test_a_column_is_written_a_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of filtered records too, in their order, over the file that they come from; the whole is never in memory."""
+    """Also for a filtered view and over its own file; the whole table is never in memory."""
     transform = Affine(10, 0, 500000, 0, -10, 5000000)
     href = make_cog(tmp_path / "a.tif", np.ones((1, 16, 16), np.uint8), transform=transform)
     one = build([href], tmp_path / "one.parquet", bands=["B1"]).to_table()
@@ -133,6 +133,6 @@ def test_a_column_is_written_a_row_group_at_a_time(tmp_path: Path, monkeypatch: 
         .drop_columns(["number"])
         .equals(many.filter(pc.field("id") >= "r0100").filter(pc.field("id") != "r2000"))
     )
-    nothing = found.where(pc.field("id") == "none").write(tmp_path / "nothing.parquet")
-    assert len(nothing) == 0
-    assert nothing.schema == found.schema
+    empty = found.where(pc.field("id") == "none").write(tmp_path / "empty.parquet")
+    assert len(empty) == 0
+    assert empty.schema == found.schema

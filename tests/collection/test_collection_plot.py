@@ -72,7 +72,7 @@ def test_colours_by_a_column(four, color, texts):
     assert len(figure.axes) == (2 if color == "eo:cloud_cover" else 1)
 
 
-def test_aois_in_any_crs_with_a_split_of_their_own(four):
+def test_aois_in_any_crs_with_their_own_split(four):
     areas = gpd.GeoDataFrame(
         {"split": ["val", "test"], "fold": [1, 2]},
         geometry=[shapely.box(10.1, 40.1, 10.4, 40.4), shapely.Point(11.2, 40.2).buffer(0.1)],
@@ -84,7 +84,7 @@ def test_aois_in_any_crs_with_a_split_of_their_own(four):
         assert drawn.symmetric_difference(area).area < 1e-3 * area.area
     np.testing.assert_allclose(artists(figure.axes[0], "AOIs")[0].get_edgecolors()[0], palette_colour(2))
     assert figure.axes[0].get_title() == "4 records, 2 AOIs"
-    figure = four.plot(aois=areas, color="fold")  # of the AOIs alone
+    figure = four.plot(aois=areas, color="fold")  # a column of the AOIs only
     assert "footprints" in legend_texts(figure)
     assert legend_texts(four.plot(aois=shapely.box(10, 40, 11, 41))) == ["footprints", "AOIs"]
 
@@ -108,7 +108,7 @@ def test_a_dictionary_column_keeps_its_nulls(four):
     assert legend_texts(figure) == ["a (2)", "b (1)", "none (1)"]
 
 
-def test_on_axes_of_ones_own_and_what_is_refused(four):
+def test_given_axes_and_errors(four):
     figure = Figure()
     assert four.plot(ax=figure.subplots()) is figure
     with pytest.raises(UsageError, match="color= needs a column 'fold'"):

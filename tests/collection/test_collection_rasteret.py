@@ -1,4 +1,4 @@
-"""A Collection as rasteret 0.3/0.4 writes it, made by hand from its contract, opens and reads right pixels."""
+"""A Collection as rasteret 0.3/0.4 writes it, made by hand, opens and reads the right pixels."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _STRUCT = [
 _LAST_FIVE = {name for name, _ in _STRUCT[-5:]}
 
 
-def _facts(path: str, plane: int | None = None) -> dict[str, Any]:
-    """A band's struct by tifffile and rasterio, as the contract says it."""
+def _band_struct(path: str, plane: int | None = None) -> dict[str, Any]:
+    """A band's struct from tifffile and rasterio."""
     with tifffile.TiffFile(path) as tiff, rasterio.open(path) as source:
         page, t = tiff.pages[0], source.transform
         offsets, counts = list(page.dataoffsets), list(page.databytecounts)
@@ -65,7 +65,7 @@ def _facts(path: str, plane: int | None = None) -> dict[str, Any]:
 
 
 def _write(root: Path, rows: list[dict[str, Any]], bands: list[str], struct: list[tuple[str, pa.DataType]]) -> None:
-    """Rows into `year=/month=` files with rasteret's columns, order and schema metadata, and nothing else."""
+    """Write rows to `year=/month=` files with exactly rasteret's columns, order and schema metadata."""
     asset = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
     box = pa.struct([(c, pa.float64()) for c in ("xmin", "ymin", "xmax", "ymax")])
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB"}}}
@@ -139,11 +139,11 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collection, dict[
     three = make_cog(folder / "b03.tif", _pixels(1, 1), blocksize=64, compress="zstd", nodata=0)
     chunky = make_cog(folder / "chunky.tif", _pixels(3, 2), blocksize=64, crs="EPSG:32634")
     planar = _planar(folder / "planar.tif")
-    separate = {"B02": (two, None, _facts(two)), "B03": (three, None, _facts(three))}
+    separate = {"B02": (two, None, _band_struct(two)), "B03": (three, None, _band_struct(three))}
     rows = [
         _row("separate", dt.datetime(2024, 1, 5, 10, 20, 30), separate),
-        _row("chunky", dt.datetime(2023, 12, 31), {f"B0{i + 2}": (chunky, i, _facts(chunky)) for i in range(3)}),
-        _row("planar", None, {f"B0{i + 2}": (planar, i, _facts(planar, i)) for i in range(3)}),
+        _row("chunky", dt.datetime(2023, 12, 31), {f"B0{i + 2}": (chunky, i, _band_struct(chunky)) for i in range(3)}),
+        _row("planar", None, {f"B0{i + 2}": (planar, i, _band_struct(planar, i)) for i in range(3)}),
     ]
     _write(folder / "hand_stac", rows, ["B02", "B03", "B04"], _STRUCT)
     truth = {
@@ -154,7 +154,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collection, dict[
     return Collection.open(folder / "hand_stac"), truth  # type: ignore[return-value]
 
 
-def test_it_opens_with_everything_known(by_hand: Any) -> None:
+def test_it_opens(by_hand: Any) -> None:
     """Rows of all partitions, the undated one included; bands, CRSs, dates, clouds."""
     collection, truth = by_hand
     assert len(collection) == 3
@@ -171,7 +171,7 @@ def test_it_opens_with_everything_known(by_hand: Any) -> None:
 
 
 def test_every_band_of_every_layout_reads_rasterios_pixels(by_hand: Any) -> None:
-    """Single, chunky by band_index, planar sliced: whole, over the edge, and several at once."""
+    """Single-band, pixel-interleaved and band-interleaved files; windows inside and over the edge; several bands."""
     collection, truth = by_hand
     for record in rasters(collection):
         for band, (path, index) in truth[record.id].items():
@@ -199,8 +199,8 @@ def test_it_reads_by_geometry_and_by_registry_name(by_hand: Any) -> None:
     assert_chip(chip, *window_by_rasterio(truth["chunky"]["B02"][0], (40, 20, 60, 30), [1]))
 
 
-def test_a_null_child_is_a_band_that_is_not_there(by_hand: Any) -> None:
-    """`separate` has no B04: three Nones, and an error that lists what it has."""
+def test_a_null_child_is_a_missing_band(by_hand: Any) -> None:
+    """`separate` has no B04: three Nones, and an error that lists its bands."""
     collection, _ = by_hand
     (record,) = rasters(collection.where(pc.field("id") == "separate"))
     assert record.try_get_band_cog_metadata("B04") == (None, None, None)
@@ -209,7 +209,7 @@ def test_a_null_child_is_a_band_that_is_not_there(by_hand: Any) -> None:
 
 
 def test_filters_work_on_it(by_hand: Any) -> None:
-    """Partition columns and ours alike."""
+    """On partition columns and others."""
     collection, _ = by_hand
     assert len(collection.where(pc.field("year") == 2024)) == 1
     assert len(collection.subset(cloud_cover_lt=20)) == 3
@@ -219,7 +219,7 @@ def test_filters_work_on_it(by_hand: Any) -> None:
 
 
 def test_it_can_be_written_again(by_hand: Any, tmp_path: Path) -> None:
-    """Through our writer, in both layouts, without loss."""
+    """By our writer, in both layouts, without loss."""
     collection, truth = by_hand
     for name in ("again.parquet", "again"):
         again = collection.write(tmp_path / name)
@@ -239,25 +239,25 @@ def _one(folder: Path, path: str, struct: dict[str, Any], fields: Any = None, in
 
 
 def test_older_files_without_the_last_five_children(tmp_path: Path) -> None:
-    """nodata, samples, planes, photometric and extra samples take their defaults."""
+    """nodata, samples, planes, photometric and extra samples have defaults."""
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64)
-    struct = {k: v for k, v in _facts(path).items() if k not in _LAST_FIVE}
+    struct = {k: v for k, v in _band_struct(path).items() if k not in _LAST_FIVE}
     assert len(struct) == 12
     record = _one(tmp_path, path, struct)
     assert_chip(run(record.read_window((-5, -5, 160, 180), ["B02"])), *window_by_rasterio(path, (-5, -5, 160, 180)))
 
 
 def test_older_files_with_null_children(tmp_path: Path) -> None:
-    """The columns are there and null."""
+    """The children exist and are null."""
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64)
-    record = _one(tmp_path, path, _facts(path) | dict.fromkeys(_LAST_FIVE | {"pixel_scale", "tiepoint"}))
+    record = _one(tmp_path, path, _band_struct(path) | dict.fromkeys(_LAST_FIVE | {"pixel_scale", "tiepoint"}))
     assert_chip(run(record.read_window((0, 0, 150, 170), ["B02"])), *window_by_rasterio(path, (0, 0, 150, 170)))
 
 
 def test_width_and_height_by_their_older_names(tmp_path: Path) -> None:
     """`width`/`height` for `image_width`/`image_height`."""
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64)
-    struct = _facts(path)
+    struct = _band_struct(path)
     struct |= {"width": struct.pop("image_width"), "height": struct.pop("image_height")}
     fields = [("width", pa.int32()), ("height", pa.int32()), *_STRUCT[2:]]
     record = _one(tmp_path, path, struct, fields)
@@ -265,10 +265,10 @@ def test_width_and_height_by_their_older_names(tmp_path: Path) -> None:
 
 
 def test_transforms_of_six_values(tmp_path: Path) -> None:
-    """An affine's a, b, c, d, e, f."""
+    """Affine a, b, c, d, e, f."""
     t = Affine(20, 0, 600000, 0, -20, 5100000)
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64, transform=t)
-    record = _one(tmp_path, path, _facts(path) | {"transform": list(t)[:6]})
+    record = _one(tmp_path, path, _band_struct(path) | {"transform": list(t)[:6]})
     assert record.grid("B02").transform == t
 
 
@@ -278,7 +278,7 @@ def test_south_up_transforms(tmp_path: Path) -> None:
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64, transform=t)
     with rasterio.open(path) as source:
         assert source.transform == t
-    record = _one(tmp_path, path, _facts(path))
+    record = _one(tmp_path, path, _band_struct(path))
     (chip,) = run(
         record.load_bands([shapely.box(500100, 4998700, 500300, 4998800)], ["B02"], geometry_crs=32633, output="tensor")
     )
@@ -287,9 +287,9 @@ def test_south_up_transforms(tmp_path: Path) -> None:
 
 
 def test_a_planar_table_stored_whole(tmp_path: Path) -> None:
-    """tiles x samples offsets: sliced by band_index, the defensive rule."""
+    """tiles x samples offsets are sliced by band_index."""
     path = _planar(tmp_path / "p.tif")
-    record = _one(tmp_path, path, _facts(path), index=1)
+    record = _one(tmp_path, path, _band_struct(path), index=1)
     assert_chip(run(record.read_window((0, 0, 150, 170), ["B02"])), *window_by_rasterio(path, (0, 0, 150, 170), [2]))
 
 
@@ -298,14 +298,14 @@ def test_sparse_tiles_by_zero_offsets(tmp_path: Path) -> None:
     data = np.zeros((1, 128, 128), np.uint16)
     data[0, :64] = 5
     path = make_cog(tmp_path / "s.tif", data, blocksize=64, sparse_ok=True, overviews="none")
-    struct = _facts(path)
+    struct = _band_struct(path)
     assert struct["tile_byte_counts"][2:] == [0, 0]
     record = _one(tmp_path, path, struct)
     assert_chip(run(record.read_window((0, 0, 128, 128), ["B02"])), *window_by_rasterio(path, (0, 0, 128, 128)))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"tile_offsets": None}, "tile_offsets"),
         ({"dtype": None}, "dtype"),
@@ -315,9 +315,9 @@ def test_sparse_tiles_by_zero_offsets(tmp_path: Path) -> None:
         ({"transform": [1.0, 2.0, 3.0]}, "4 or 6 values"),
     ],
 )
-def test_a_struct_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    """Before a byte is read; never an IndexError from inside."""
+def test_an_inconsistent_struct_is_an_error(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Before any byte is read."""
     path = make_cog(tmp_path / "a.tif", _pixels(1, 4), blocksize=64)
-    record = _one(tmp_path, path, _facts(path) | change)
-    with pytest.raises(CollectionError, match=said):
+    record = _one(tmp_path, path, _band_struct(path) | change)
+    with pytest.raises(CollectionError, match=message):
         run(record.read_window((0, 0, 8, 8), ["B02"]))

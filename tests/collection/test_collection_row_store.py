@@ -1,4 +1,4 @@
-"""Records by row, from copies that processes share; structs converted when asked for; tile tables left alone."""
+"""Records by row from shared copies, lazy conversion of structs, and columns read without tile tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import band_arrays
-from rasteret_ml.collection.rows.record_reader import StoredMapping
-from rasteret_ml.collection.rows.row_store import RowStore, cache_folder
+from rasteret_ml.collection.record_reader import LazyMapping
+from rasteret_ml.collection.row_store import RowStore, cache_folder
 from rasteret_ml.collection.schema import BAND_STRUCT, METADATA_SUFFIX, bbox_array
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.raster.accessor import RasterAccessor
@@ -101,11 +101,11 @@ def _views(collection: Collection) -> list[Collection]:
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal, numpy arrays included, whatever mapping holds them."""
+    """Equal, numpy arrays included, in a dict or a LazyMapping."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    elif isinstance(a, (dict, StoredMapping)):
+    elif isinstance(a, (dict, LazyMapping)):
         assert list(a) == list(b)
         for key in a:
             assert_same(a[key], b[key])
@@ -119,15 +119,15 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def assert_same_record(found: RasterInfo, whole: RasterInfo) -> None:
-    """What the store reads of a record is what the table says of it."""
+    """Equal in all fields that the store reads."""
     for name in ("id", "datetime", "bbox", "crs", "collection", "row"):
         assert getattr(found, name) == getattr(whole, name)
     assert_same(found.assets, whole.assets)
     assert_same(found.band_metadata, whole.band_metadata)
 
 
-def test_the_store_reads_what_iteration_reads(collection: Collection) -> None:
-    """Every row of every view, in any order, without the structs' emptiness lost (None is not [])."""
+def test_the_store_and_iteration_agree(collection: Collection) -> None:
+    """Every row of every view, in any order; null and empty lists stay distinct."""
     for view in _views(collection):
         records = list(view.iterate_records())
         assert [r.row for r in records] == list(range(len(view)))
@@ -141,7 +141,7 @@ def _read(store: RowStore, rows: list[int]) -> list[RasterInfo]:
 
 
 def test_a_spawned_process_reads_the_same(collection: Collection, cache: Path) -> None:
-    """By pickle, from the same copies: a row group that the parent has copied is not copied again."""
+    """After pickling, from the same copies: a row group that the parent has copied is not copied again."""
     view = _views(collection)[1]
     store, records = RowStore(view, COLUMNS), list(view.iterate_records())
     rows = list(range(len(records)))
@@ -155,10 +155,10 @@ def test_a_spawned_process_reads_the_same(collection: Collection, cache: Path) -
     assert (sorted(path.name for path in cache.glob("*")) if cache.exists() else []) == copies
 
 
-def test_without_a_place_for_copies_rows_are_held_in_memory(
+def test_without_a_cache_folder_rows_are_kept_in_memory(
     collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or forbidden disk costs speed, not records."""
+    """A full or read-only disk costs speed, not records."""
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("RASTERET_ML_CACHE", str(tmp_path / "file"))
     assert cache_folder() is None
@@ -167,8 +167,8 @@ def test_without_a_place_for_copies_rows_are_held_in_memory(
         assert_same_record(store[row], record)
 
 
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one among the temporary files is private, or is not used: its files are trusted, and hold addresses."""
+def test_a_cache_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default folder is used only if it is private, because its files are trusted and contain hrefs."""
     monkeypatch.delenv("RASTERET_ML_CACHE")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = cache_folder()
@@ -183,7 +183,7 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_rewritten_file_has_new_copies_and_old_ones_go(tmp_path: Path, cache: Path) -> None:
-    """The copy's name tells path, size and time of change; copies that nobody opens are removed in time."""
+    """A copy's name depends on path, size and modification time; copies that are not opened are removed."""
     first = Collection(table()).write(tmp_path / "c.parquet")
     assert RowStore(first, COLUMNS)[0].id == "r000"
     (old,) = cache.glob("*")
@@ -195,7 +195,7 @@ def test_a_rewritten_file_has_new_copies_and_old_ones_go(tmp_path: Path, cache: 
 
 
 def test_files_of_a_folder_may_differ(tmp_path: Path) -> None:
-    """A band that one of them lacks is null there; narrower numbers are cast."""
+    """A band that one of them lacks is null; narrower numbers are cast."""
     whole = table().slice(0, 12)
     (tmp_path / "c").mkdir()
     pq.write_table(whole.slice(0, 5), tmp_path / "c" / "a.parquet")
@@ -212,20 +212,20 @@ def test_files_of_a_folder_may_differ(tmp_path: Path) -> None:
     assert band_arrays(view, "B2").present.tolist() == [True] * 5 + [False] * 6
 
 
-def test_band_facts_are_the_columns(collection: Collection) -> None:
-    """Child by child, of every view, with the band's own validity."""
+def test_band_table_equals_the_columns(collection: Collection) -> None:
+    """Field by field, for every view, with the presence of the band."""
     for view in _views(collection):
         for band in ("B1", "B2"):
-            facts = view.band_facts(band)
+            table = view.band_table(band)
             structs = view.to_table([f"{band}{METADATA_SUFFIX}"]).column(0).to_pylist()
-            assert facts["_present"].to_pylist() == [s is not None for s in structs]
-            for name in facts.column_names[:-1]:
-                assert facts[name].to_pylist() == [None if s is None else s[name] for s in structs]
+            assert table["_present"].to_pylist() == [s is not None for s in structs]
+            for name in table.column_names[:-1]:
+                assert table[name].to_pylist() == [None if s is None else s[name] for s in structs]
 
 
-def _spoil_tile_tables(path: Path) -> int:
-    """Overwrite the pages of all tile arrays with noise; the number of column chunks spoilt."""
-    footer, spoilt = pq.ParquetFile(path).metadata, 0
+def _corrupt_tile_tables(path: Path) -> int:
+    """Overwrite the pages of all tile arrays, and return the number of column chunks."""
+    footer, corrupted = pq.ParquetFile(path).metadata, 0
     with open(path, "r+b") as file:
         for g in range(footer.num_row_groups):
             for c in range(footer.num_columns):
@@ -233,32 +233,32 @@ def _spoil_tile_tables(path: Path) -> int:
                 if "tile_offsets" in chunk.path_in_schema or "tile_byte_counts" in chunk.path_in_schema:
                     file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
                     file.write(b"\xff" * chunk.total_compressed_size)
-                    spoilt += 1
-    return spoilt
+                    corrupted += 1
+    return corrupted
 
 
-def test_facts_never_touch_a_tile_table(tmp_path: Path) -> None:
-    """With every tile table's bytes spoilt, all but the records themselves can still be known."""
+def test_columns_are_read_without_tile_tables(tmp_path: Path) -> None:
+    """Everything but the records themselves can be read after all tile tables were corrupted."""
     path = Path(str(Collection(table()).write(tmp_path / "c.parquet").path))
-    assert _spoil_tile_tables(path) >= 4
+    assert _corrupt_tile_tables(path) >= 4
     collection = Collection.open(path).where(pc.field("eo:cloud_cover") < 20)
-    facts = band_arrays(collection, "B2")
-    assert facts.present.sum() == 19
-    assert facts.shapes.tolist()[0] == [20, 30]
-    assert facts.transforms[3].tolist() == [10, 0, 500900, 0, -10, 5000000]
+    arrays = band_arrays(collection, "B2")
+    assert arrays.present.sum() == 19
+    assert arrays.shapes.tolist()[0] == [20, 30]
+    assert arrays.transforms[3].tolist() == [10, 0, 500900, 0, -10, 5000000]
     assert collection.crs == ["EPSG:32633"]
     with pytest.raises((OSError, pa.ArrowException)):
         RowStore(collection, COLUMNS)[0]
 
 
-def test_structs_are_converted_when_asked_for(collection: Collection) -> None:
-    """Neither making a record nor asking for its bands converts a tile table."""
+def test_structs_are_converted_on_access(collection: Collection) -> None:
+    """Neither creating a record nor listing its bands converts a tile table."""
     info = next(collection.iterate_records())
-    assert isinstance(info.band_metadata, StoredMapping)
+    assert isinstance(info.band_metadata, LazyMapping)
     assert RasterAccessor(info).available_bands == ["B1", "B2"]
-    assert not info.band_metadata._held
+    assert not info.band_metadata._values
     assert info.band_metadata["B2_metadata"] is info.band_metadata["B2_metadata"]
-    assert list(info.band_metadata._held) == ["B2_metadata"]
+    assert list(info.band_metadata._values) == ["B2_metadata"]
     assert "href" not in repr(info.assets)
     records = list(collection.iterate_records())
     (lacking,) = (r for r in records if r.id == "r005")
@@ -269,7 +269,7 @@ def test_structs_are_converted_when_asked_for(collection: Collection) -> None:
 
 
 def test_lazy_records_pickle_as_plain_values(collection: Collection) -> None:
-    """One row's values, not the table's memory; copies and asdict alike."""
+    """The values of one row, not the memory of the table; copies and asdict too."""
     for info in collection.iterate_records():
         data = pickle.dumps(info)
         assert len(data) < 6000
@@ -279,13 +279,13 @@ def test_lazy_records_pickle_as_plain_values(collection: Collection) -> None:
         assert type(dataclasses.asdict(info)["assets"]) is dict
 
 
-@pytest.mark.parametrize(("values", "said"), [([1.0, 2.0, 3.0], "4 or 6 values, not 3")])
-def test_a_transform_of_no_known_length_is_refused(values: list[float], said: str) -> None:
+@pytest.mark.parametrize(("values", "message"), [([1.0, 2.0, 3.0], "4 or 6 values, got 3")])
+def test_a_transform_of_another_length_is_an_error(values: list[float], message: str) -> None:
     """As when the record is read."""
     struct = _struct(0, 1)
     assert struct is not None
     whole = table(1)
     place = whole.schema.get_field_index("B1_metadata")
     bad = pa.array([struct | {"transform": values}], BAND_STRUCT)
-    with pytest.raises(CollectionError, match=said):
+    with pytest.raises(CollectionError, match=message):
         band_arrays(Collection(whole.set_column(place, "B1_metadata", bad)), "B1").transforms  # noqa: B018

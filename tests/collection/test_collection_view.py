@@ -1,12 +1,14 @@
-"""Opening a Collection, narrowing it, iterating over it, sending it elsewhere."""
+"""Opening, describing, filtering, iterating and pickling a Collection."""
 
 from __future__ import annotations
 
 import datetime as dt
 import multiprocessing
 import pickle
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import geopandas as gpd
 import numpy as np
@@ -19,6 +21,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
+from pyproj import CRS
 
 from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
@@ -56,7 +59,7 @@ def _ids(collection: Collection) -> list[str]:
     return sorted(collection.to_table(["id"])["id"].to_pylist())
 
 
-def test_what_a_collection_says_of_itself(five: Collection) -> None:
+def test_properties(five: Collection) -> None:
     """Length, bands, CRSs and bounds, without reading a tile table into Python."""
     assert len(five) == 5
     assert five.bands == ["B1"]
@@ -66,8 +69,78 @@ def test_what_a_collection_says_of_itself(five: Collection) -> None:
     assert "SECRET" not in repr(five)
 
 
+def _summary(collection: Collection) -> dict[str, str]:
+    """The rows of the HTML summary, unescaped."""
+    root = ElementTree.fromstring(collection._repr_html_())
+    return {str(row.findtext("th")): str(row.findtext("td")) for row in root.iter("tr")}
+
+
+def test_the_html_summary(five: Collection) -> None:
+    """Records, time span, CRSs, bands with dtype, bounds and stored size; well-formed."""
+    summary = _summary(five)
+    size = summary.pop("Stored size")
+    assert re.fullmatch(r"[\d.]+ KiB" if five.path else r"[\d.]+ (KiB|B) in memory", size)
+    assert summary == {
+        "Path": five.path or "in memory",
+        "Records": "5",
+        "Time": "2024-01-01 10:00 to 2024-03-01 00:00 UTC, 2 undated",
+        "CRS": "EPSG:32633, EPSG:32634",
+        "Bands": "B1 (uint8)",
+        "Bounds": "10.0000, 40.0000, 14.1000, 40.1000 (lon/lat)",
+    }
+
+
+def test_the_html_summary_of_views(five: Collection) -> None:
+    """A filtered view counts and spans its own records; an empty one has neither times nor bounds."""
+    view = _summary(five.where(pc.field("id") == "d"))
+    assert (view["Records"], view["Time"], view["CRS"]) == ("1 of 5", "1 undated", "EPSG:32633")
+    assert view["Bands"] == "B1 (uint8)"
+    assert view["Bounds"] == "13.0000, 40.0000, 13.1000, 40.1000 (lon/lat)"
+    assert view["Stored size"].endswith(", unfiltered")
+    empty = five.where(pc.field("id") == "z")
+    summary = _summary(empty)
+    assert (summary["Records"], summary["Time"], summary["CRS"]) == ("0 of 5", "none", "unknown")
+    assert (summary["Bands"], summary["Bounds"]) == ("B1 (unknown)", "unknown")
+    assert repr(empty) == f"Collection(0 records, bands=[B1], crs=[], path={five.path!r})"
+
+
+def test_summaries_escape_text_and_hide_secrets(five: Collection) -> None:
+    """Names and paths may hold markup and signed URLs; hrefs are never shown."""
+    path = "s3://KEY:SECRET@bucket/<b>.parquet?sig=SECRET"
+    metadata = {b"name": b"<script>https://h/a?token=SECRET</script>"}
+    table = five.to_table().replace_schema_metadata(metadata)
+    hostile = Collection(table, path=path)
+    for text in (repr(hostile), hostile._repr_html_()):
+        assert "SECRET" not in text
+        assert ".tif" not in text
+        assert "bucket" in text
+    assert "<script>" not in hostile._repr_html_()
+    assert "<b>" not in hostile._repr_html_()
+    assert "&lt;script&gt;" in hostile._repr_html_()
+
+
+def test_summaries_of_many_bands_and_crs_are_short(five: Collection) -> None:
+    """250 bands and 40 CRSs, one of them a page of WKT: the first are shown, the others counted."""
+    table = five.to_table()
+    for i in range(249):
+        table = table.append_column(f"X{i}_metadata", table["B1_metadata"])
+    texts = [f"EPSG:{32601 + i}" for i in range(39)] + [CRS.from_epsg(2154).to_wkt().replace("RGF93", "Mine")]
+    table = pa.concat_tables([table.slice(0, 1)] * 40)
+    for name, values in (("proj:epsg", pa.nulls(40, pa.int32())), ("crs", pa.array(texts))):
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    many = Collection(table)
+    assert len(many.bands) == 250
+    assert "and 242 more" in repr(many)
+    assert len(repr(many)) < 500
+    summary = _summary(many)
+    assert summary["Bands"].startswith("B1 (uint8), X0 (uint8), ")
+    assert summary["Bands"].endswith(" and 234 more")
+    assert summary["CRS"].endswith(" and 24 more")
+    assert len(summary["CRS"]) < 600
+
+
 def test_every_row_becomes_a_record(five: Collection) -> None:
-    """`iterate_rasters` gives all of them, with all their facts, numbered by row."""
+    """`iterate_rasters` yields all of them, with all fields, numbered by row."""
     records = {r.id: r for r in rasters(five)}
     assert sorted(records) == _IDS
     for i, name in enumerate(_IDS):
@@ -83,7 +156,7 @@ def test_every_row_becomes_a_record(five: Collection) -> None:
 
 
 def test_rows_line_up_across_accessors(five: Collection) -> None:
-    """`record_crs`, `record_bounds`, `to_table` and `iterate_records` speak of the same row at the same place."""
+    """`record_crs`, `record_bounds`, `to_table` and `iterate_records` have the same row order."""
     ids = five.to_table(["id"])["id"].to_pylist()
     for i, info in enumerate(five.iterate_records()):
         assert info.id == ids[i]
@@ -102,7 +175,7 @@ def test_tile_tables_stay_numpy(five: Collection) -> None:
 
 
 def test_where_returns_a_new_view(five: Collection) -> None:
-    """The original is untouched; conditions add up; nothing found is an empty Collection, not an error."""
+    """The original is unchanged; conditions combine; no match is an empty Collection, not an error."""
     clear = five.where(pc.field("eo:cloud_cover") < 30)
     assert _ids(clear) == ["a", "b"]
     assert len(five) == 5
@@ -117,7 +190,7 @@ def test_where_returns_a_new_view(five: Collection) -> None:
 
 @pytest.mark.parametrize("bad", ["id = 'a'", True, None, 3])
 def test_where_takes_an_expression(five: Collection, bad: Any) -> None:
-    """SQL text and the like are refused with an example of what is meant."""
+    """SQL text and the like are errors with an example."""
     with pytest.raises(UsageError, match=r"pc\.field"):
         five.where(bad)
 
@@ -139,14 +212,14 @@ def test_where_names_an_unknown_column(five: Collection) -> None:
     ],
 )
 def test_subset_by_bbox(five: Collection, bbox: tuple[float, ...], expected: list[str]) -> None:
-    """Overlap, touching included; xmin > xmax goes round the other way."""
+    """Overlap, touching included; xmin > xmax crosses the antimeridian."""
     assert _ids(five.subset(bbox=bbox)) == expected
 
 
 @pytest.mark.parametrize("bad", [(1, 2, 3), (0, 5, 1, 4), (0, 0, float("nan"), 1)])
-def test_a_bbox_that_is_none_is_refused(five: Collection, bad: tuple[float, ...]) -> None:
-    """Too short, upside down, not a number."""
-    with pytest.raises(UsageError, match="bbox is"):
+def test_an_invalid_bbox_is_an_error(five: Collection, bad: tuple[float, ...]) -> None:
+    """Too short, ymin > ymax, NaN."""
+    with pytest.raises(UsageError, match="bbox must be"):
         five.subset(bbox=bad)
 
 
@@ -163,19 +236,19 @@ def test_a_bbox_that_is_none_is_refused(five: Collection, bad: tuple[float, ...]
     ],
 )
 def test_subset_by_date(five: Collection, dates: Any, expected: list[str]) -> None:
-    """Both ends belong to it, a day is whole, zones are honoured, undated records do not fit."""
+    """Both ends are included, a day is whole, zones are honoured, undated records are dropped."""
     assert _ids(five.subset(date_range=dates)) == expected
 
 
 @pytest.mark.parametrize("bad", ["2024-01-01", ("2024-02-01", "2024-01-01"), ("soon", "later"), (1, 2)])
-def test_a_date_range_that_is_none_is_refused(five: Collection, bad: Any) -> None:
-    """One end, the wrong order, no dates."""
+def test_an_invalid_date_range_is_an_error(five: Collection, bad: Any) -> None:
+    """One end, the wrong order, not dates."""
     with pytest.raises(UsageError, match=r"[dD]ate"):
         five.subset(date_range=bad)
 
 
 def test_subset_by_cloud_and_split(five: Collection) -> None:
-    """Unknown cloud is not clear; strictly less; split by equality; all conditions together."""
+    """Unknown cover is dropped; the limit is exclusive; conditions combine."""
     assert _ids(five.subset(cloud_cover_lt=20.0)) == ["a"]
     assert _ids(five.subset(cloud_cover_lt=100)) == ["a", "b", "c", "e"]
     assert _ids(five.subset(split="train")) == ["a", "b"]
@@ -185,7 +258,7 @@ def test_subset_by_cloud_and_split(five: Collection) -> None:
 
 
 def test_subset_by_geometries(five: Collection) -> None:
-    """Footprints, not boxes: a triangle beside a footprint whose box it shares does not meet it."""
+    """Footprints, not boxes: a triangle whose box overlaps a footprint may still be disjoint from it."""
     corner = shapely.Polygon([(10.2, 40.1), (10.2, 40.2), (10.05, 40.2)])
     assert _ids(five.subset(geometries=[shapely.box(10.05, 40.05, 11.05, 40.06)])) == ["a", "b"]
     assert _ids(five.subset(geometries=[corner])) == []
@@ -197,7 +270,7 @@ def test_subset_by_geometries(five: Collection) -> None:
 
 
 def test_subset_needs_its_columns(tmp_path: Path) -> None:
-    """A condition on what the table does not have is an error that lists what it has."""
+    """A condition on a missing column is an error that lists the columns."""
     bare = build(make_cog(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint8)), tmp_path / "c.parquet")
     with pytest.raises(UsageError, match=r"cloud_cover_lt=.*eo:cloud_cover.*datetime"):
         bare.subset(cloud_cover_lt=10)
@@ -205,12 +278,12 @@ def test_subset_needs_its_columns(tmp_path: Path) -> None:
         bare.subset(split="train")
 
 
-def test_records_of_one_id_are_told_apart(tmp_path: Path) -> None:
-    """Ids need not be unique: a geometry selects the row it meets, not every row of that id."""
+def test_ids_need_not_be_unique(tmp_path: Path) -> None:
+    """A geometry selects the row that it intersects, not every row with that id."""
     frame = _table(tmp_path).assign(id="same")
     collection = build(frame, tmp_path / "c.parquet", bands=["B1"])
-    met = collection.subset(geometries=[shapely.Point(10.05, 40.05), shapely.Point(14.05, 40.05)])
-    assert met.record_bounds()[:, 0].tolist() == [10, 14]
+    found = collection.subset(geometries=[shapely.Point(10.05, 40.05), shapely.Point(14.05, 40.05)])
+    assert found.record_bounds()[:, 0].tolist() == [10, 14]
 
 
 @settings(max_examples=40, deadline=None, database=None)
@@ -218,7 +291,7 @@ def test_records_of_one_id_are_told_apart(tmp_path: Path) -> None:
 def test_any_subset_is_what_a_loop_would_keep(
     five: Collection, west: float, width: float, cloud: float | None, start: int
 ) -> None:
-    """Pushed-down filters against plain Python over the records."""
+    """Pushed-down filters equal plain Python over the records."""
     bbox = (west, 39.0, west + width, 41.0)
     first = dt.datetime(2024, 1, 1) + dt.timedelta(days=start)
     view = five.subset(bbox=bbox, cloud_cover_lt=cloud, date_range=(first, dt.datetime(2024, 12, 31)))
@@ -237,7 +310,7 @@ def _read_there(collection: Collection) -> tuple[list[str], np.ndarray]:
 
 
 def test_filtered_views_pickle(five: Collection) -> None:
-    """File, folder and memory alike: the copy has the same rows, filter and registry."""
+    """The copy has the same rows, filter and registry."""
     view = Collection(five.to_table(), data_source="x") if five.path is None else five
     view = view.where(pc.field("eo:cloud_cover") < 60).subset(split="train")
     copy = pickle.loads(pickle.dumps(view))
@@ -248,7 +321,7 @@ def test_filtered_views_pickle(five: Collection) -> None:
 
 @pytest.mark.parametrize("five", ["folder"], indirect=True)
 def test_a_view_crosses_to_a_spawned_process(five: Collection) -> None:
-    """And its record is read there (one process start is enough: the test above has the other kinds)."""
+    """And its record can be read there (one kind is enough: the test above has the others)."""
     view = five.where(pc.field("id") == "c")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         ids, pixels = pool.apply(_read_there, (view,))
@@ -256,27 +329,27 @@ def test_a_view_crosses_to_a_spawned_process(five: Collection) -> None:
     np.testing.assert_array_equal(pixels, np.full((1, 4, 4), 3, np.uint8))
 
 
-def test_a_pickle_of_a_path_is_small(five: Collection) -> None:
-    """A path and a filter travel, not the rows."""
+def test_the_pickle_of_a_file_is_small(five: Collection) -> None:
+    """It holds a path and a filter, not the rows."""
     size = len(pickle.dumps(five.where(pc.field("id") == "a")))
     assert (size < 3000) == (five.path is not None)
 
 
 def test_the_arrow_stream_is_the_view(five: Collection) -> None:
-    """`pa.table` and GeoPandas take a Collection by the PyCapsule protocol."""
+    """`pa.table` accepts a Collection by the PyCapsule protocol."""
     view = five.subset(split="train")
     assert sorted(pa.table(view)["id"].to_pylist()) == ["a", "b"]
     assert view.to_table().schema.names == five.schema.names
     assert view.to_table({"name": pc.field("id")}).column_names == ["name"]
 
 
-def test_band_facts_leave_the_tile_tables_out(five: Collection) -> None:
-    """One row per record, light columns only."""
-    facts = five.band_facts("B1")
-    assert facts.num_rows == 5
-    assert set(facts["dtype"].to_pylist()) == {"uint8"}
-    assert facts["_present"].to_pylist() == [True] * 5
-    assert not {"tile_offsets", "tile_byte_counts", "overviews"} & set(facts.column_names)
+def test_band_table_leaves_out_the_tile_tables(five: Collection) -> None:
+    """One row per record, small columns only."""
+    table = five.band_table("B1")
+    assert table.num_rows == 5
+    assert set(table["dtype"].to_pylist()) == {"uint8"}
+    assert table["_present"].to_pylist() == [True] * 5
+    assert not {"tile_offsets", "tile_byte_counts", "overviews"} & set(table.column_names)
 
 
 def test_pixels_come_through_a_view(five: Collection) -> None:
@@ -286,8 +359,8 @@ def test_pixels_come_through_a_view(five: Collection) -> None:
     assert_chip(chip, *window_by_rasterio(record.assets["B1"]["href"], (2, 3, 5, 6)))
 
 
-def test_the_registry_is_argument_then_file_then_collection_column(tmp_path: Path) -> None:
-    """In this order."""
+def test_precedence_of_the_data_source(tmp_path: Path) -> None:
+    """The argument beats the file, which beats the column."""
     frame = _table(tmp_path)
     frame["collection"] = "landsat-c2-l2"
     built = build(frame, tmp_path / "c.parquet", bands=["B1"], data_source="stated")
@@ -301,7 +374,7 @@ def test_the_registry_is_argument_then_file_then_collection_column(tmp_path: Pat
 
 
 def test_open_takes_a_path_a_string_and_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`file://` URIs by pyarrow, `~`, relative and Path."""
+    """`file://` URIs, `~`, relative paths and `Path`."""
     build(_table(tmp_path), tmp_path / "c.parquet", bands=["B1"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -310,8 +383,8 @@ def test_open_takes_a_path_a_string_and_a_uri(tmp_path: Path, monkeypatch: pytes
         assert len(Collection.open(source)) == 5
 
 
-def test_what_is_no_collection_is_refused_by_name(tmp_path: Path) -> None:
-    """Each kind of wrong thing: the path, and what is missing."""
+def test_opening_something_else_is_an_error(tmp_path: Path) -> None:
+    """The message has the path and what is missing."""
     (tmp_path / "text.parquet").write_text("id,datetime\n")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "empty").mkdir()
@@ -323,7 +396,7 @@ def test_what_is_no_collection_is_refused_by_name(tmp_path: Path) -> None:
     dates = pa.array(["2024-01-01"] * 5)
     at = good.schema.get_field_index("datetime")
     pq.write_table(good.set_column(at, "datetime", dates), tmp_path / "text_dates.parquet")
-    for name, said in [
+    for name, message in [
         ("nowhere.parquet", "no such file"),
         ("text.parquet", "cannot be opened as Parquet"),
         ("other.parquet", "no column 'id'"),
@@ -333,12 +406,12 @@ def test_what_is_no_collection_is_refused_by_name(tmp_path: Path) -> None:
         ("no_assets.parquet", "no column 'assets'"),
         ("text_dates.parquet", "'datetime' is string"),
     ]:
-        with pytest.raises(CollectionError, match=rf"{name}.*{said}"):
+        with pytest.raises(CollectionError, match=rf"{name}.*{message}"):
             Collection.open(tmp_path / name)
 
 
 def test_an_empty_table_is_an_empty_collection(tmp_path: Path) -> None:
-    """Zero rows keep the contract; whoever needs one says so later."""
+    """Zero rows are valid."""
     built = build(_table(tmp_path), tmp_path / "c.parquet", bands=["B1"])
     empty = Collection(built.to_table().slice(0, 0))
     assert len(empty) == 0

@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, and readable by everybody."""
+"""Writing: complete or not at all, and readable by other tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rasteret_ml.testing import make_cog
 
 
 def _files(folder: Path) -> list[str]:
-    """Three scenes of two months and one undated, two bands each."""
+    """Three scenes in two months and one undated, two bands each."""
     names = ["s_20240105", "s_20240120", "s_20240601", "undated"]
     return [
         make_cog(folder / f"{name}.tif", np.full((2, 32, 32), i + 1, np.uint16), nodata=9, blocksize=16)
@@ -46,7 +46,7 @@ def _parts(folder: Path) -> list[str]:
 
 
 def test_the_layouts(tmp_path: Path) -> None:
-    """One file, or rasteret's partitions; nothing else is left beside them."""
+    """One file, or rasteret's partitions; no other file remains."""
     files = _files(tmp_path / "data")
     build(files, tmp_path / "out" / "c.parquet")
     build(files, tmp_path / "out" / "folder")
@@ -58,8 +58,8 @@ def test_the_layouts(tmp_path: Path) -> None:
     ]
 
 
-def test_the_contracts_columns_and_structs(built: Collection) -> None:
-    """Names, types and order of the contract's part; whatever is extra comes after."""
+def test_rasterets_columns_and_structs(built: Collection) -> None:
+    """Names, types and order of rasteret's fields; ours come after them."""
     schema = built.schema
     assert schema.field("id").type == pa.string()
     assert schema.field("datetime").type == pa.timestamp("us")
@@ -71,7 +71,7 @@ def test_the_contracts_columns_and_structs(built: Collection) -> None:
     asset = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
     assert schema.field("assets").type == pa.struct([("B1", asset), ("B2", asset)])
     band = schema.field("B1_metadata").type
-    contract = [
+    fields = [
         ("image_width", pa.int32()), ("image_height", pa.int32()), ("tile_width", pa.int32()),
         ("tile_height", pa.int32()), ("dtype", pa.string()), ("transform", pa.list_(pa.float64())),
         ("predictor", pa.int32()), ("compression", pa.int32()), ("tile_offsets", pa.list_(pa.int64())),
@@ -79,10 +79,10 @@ def test_the_contracts_columns_and_structs(built: Collection) -> None:
         ("tiepoint", pa.list_(pa.float64())), ("nodata", pa.float64()), ("samples_per_pixel", pa.int32()),
         ("planar_configuration", pa.int32()), ("photometric", pa.int32()), ("extra_samples", pa.list_(pa.int32())),
     ]  # fmt: skip
-    assert [(band.field(i).name, band.field(i).type) for i in range(len(contract))] == contract
+    assert [(band.field(i).name, band.field(i).type) for i in range(len(fields))] == fields
 
 
-def test_the_contracts_values(built: Collection) -> None:
+def test_rasterets_values(built: Collection) -> None:
     """Four-value transforms in rasteret's order, offsets of the band, nodata, EPSG and its text."""
     row = built.to_table().slice(0, 1).to_pylist()[0]
     struct = row["B2_metadata"]
@@ -107,7 +107,7 @@ def test_parquet_is_zstd_with_statistics(built: Collection, tmp_path: Path) -> N
 
 
 def test_geoparquet_metadata_is_1_1_with_covering(built: Collection, tmp_path: Path) -> None:
-    """In every file of the layout: WKB, CRS84 by silence, a bbox covering."""
+    """In every file of the layout: WKB, the default CRS (CRS84), a bbox covering."""
     files = [p for p in tmp_path.rglob("*.parquet") if p.is_file()]
     assert files
     for path in files:
@@ -140,7 +140,7 @@ def test_it_opens_in_geopandas(tmp_path: Path) -> None:
 
 
 def test_undated_records_open_in_geopandas(built: Collection) -> None:
-    """In rasteret's layout their partition is null, which GeoPandas takes without partition columns."""
+    """In rasteret's layout their partition is null, so GeoPandas must ignore partitions."""
     assert len(gpd.read_parquet(built.path, partitioning=None)) == 4
 
 
@@ -169,7 +169,7 @@ def test_it_opens_in_duckdb(built: Collection, tmp_path: Path) -> None:
 
 
 def test_a_view_writes_and_reads_again(built: Collection, tmp_path: Path) -> None:
-    """In both layouts, from both layouts, with pixels, facts and registry intact."""
+    """In both layouts, from both layouts, with pixels, properties and registry intact."""
     for name in ("again.parquet", "again"):
         view = built.where(pc.field("id") == "s_20240120").write(tmp_path / name)
         assert view.path == str(tmp_path / name)
@@ -185,14 +185,14 @@ def test_a_view_writes_and_reads_again(built: Collection, tmp_path: Path) -> Non
 
 
 def test_a_collection_may_be_written_over_itself(built: Collection) -> None:
-    """Narrowing in place: read first, then replaced."""
+    """The filtered view replaces the file that it is read from."""
     assert built.path is not None
     built.where(pc.field("id") != "undated").write(built.path)
     assert len(Collection.open(built.path)) == 3
 
 
 def test_a_folder_of_undated_records_only(tmp_path: Path) -> None:
-    """Files without a date in their names, written as a folder: it opens, and reads."""
+    """Files without a date in their names: the folder opens, and can be read."""
     built = build(_files(tmp_path)[3], tmp_path / "folder")
     (record,) = rasters(Collection.open(tmp_path / "folder"))
     assert len(built) == 1
@@ -226,7 +226,7 @@ def _fail_writing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failed_write_leaves_the_old_one(built: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills up half way: the old Collection is whole, and no debris lies around it."""
+    """The disk is full: the old Collection is intact, and no temporary file remains."""
     assert built.path is not None
     before = _parts(tmp_path)
     table = built.to_table().drop_columns([n for n in ("year", "month") if n in built.schema.names])
@@ -238,7 +238,7 @@ def test_a_failed_write_leaves_the_old_one(built: Collection, tmp_path: Path, mo
 
 
 def test_a_failed_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No half Collection under the final name, no temporary one beside it."""
+    """Neither a partial Collection nor a temporary file."""
     files = _files(tmp_path / "data")
     (tmp_path / "out").mkdir()
     _fail_writing(monkeypatch)
@@ -251,7 +251,7 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_a_failure_while_swapping_leaves_the_old_one(
     built: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last rename fails (a network disk, a full directory): what was there before is there still."""
+    """The last rename fails, as on a network disk."""
     assert built.path is not None
     target, real = built.path, os.replace
     table = built.to_table().drop_columns([n for n in ("year", "month") if n in built.schema.names])
@@ -268,7 +268,7 @@ def test_a_failure_while_swapping_leaves_the_old_one(
     assert len(Collection.open(target)) == 4
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     """A folder with other things, a file where a folder should be, a folder where a file should be."""
     files = _files(tmp_path / "data")
     (tmp_path / "mine").mkdir()
@@ -284,7 +284,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_permissions_are_ordinary(built: Collection, tmp_path: Path) -> None:
-    """A Collection for colleagues: temporary files are private, what they become is not."""
+    """Files have the permissions of the umask."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [Path(str(built.path)), *Path(str(built.path)).rglob("*")]:

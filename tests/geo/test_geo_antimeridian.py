@@ -14,7 +14,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasteret_ml.collection.select import bbox_overlaps, lonlat_bounds
+from rasteret_ml.collection.filters import bbox_overlaps, parse_lonlat_bbox
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_bounds, transform_geometries, transform_points
 from rasteret_ml.geo.grid import Grid
@@ -301,7 +301,7 @@ def test_boxes_across_the_antimeridian(bbox: tuple[float, ...], expected: set[st
             "bbox": [{"xmin": float(a), "ymin": -2.0, "xmax": float(b), "ymax": 2.0} for a, b in RECORDS.values()],
         }
     )
-    found = ds.dataset(table).to_table(filter=bbox_overlaps(lonlat_bounds(bbox)))
+    found = ds.dataset(table).to_table(filter=bbox_overlaps(parse_lonlat_bbox(bbox)))
     assert set(found["id"].to_pylist()) == expected
 
 
@@ -311,5 +311,5 @@ def test_boxes_across_the_antimeridian(bbox: tuple[float, ...], expected: set[st
 )
 def test_bad_boxes_are_refused(bbox: tuple[Any, ...]) -> None:
     """Metres, a wrong order, too few numbers: a clear error."""
-    with pytest.raises(UsageError, match="bbox is"):
-        lonlat_bounds(bbox)
+    with pytest.raises(UsageError, match="bbox must be"):
+        parse_lonlat_bbox(bbox)

@@ -12,7 +12,7 @@ import pytest
 import shapely
 
 import rasteret_ml as rm
-from rasteret_ml.collection.select import interval
+from rasteret_ml.collection.filters import parse_date_range
 from rasteret_ml.datasets.index.search import checked_order, preference
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.times import instant, middle, nearest_ns, windows_of
@@ -57,7 +57,7 @@ def test_what_a_value_names(value, first, last):
     assert start[0] == np.datetime64(first, "ns") or (first is None and np.isnat(start[0]))
     assert stop[0] == np.datetime64(last, "ns") or (last is None and np.isnat(stop[0]))
     if first is not None:
-        assert interval((value, value)) == (wanted[0].to_pydatetime(), wanted[1].to_pydatetime())
+        assert parse_date_range((value, value)) == (wanted[0].to_pydatetime(), wanted[1].to_pydatetime())
         assert abs(middle(value) - wanted[0] - (wanted[1] - wanted[0]) / 2) <= pd.Timedelta(1, "us")
 
 
@@ -161,8 +161,8 @@ def test_open_and_far_ends_everywhere():
     assert instant("9999-12-31T23:00:00-05:00", last=True) == pd.Timestamp.max
     with pytest.raises(UsageError, match="beyond"):
         instant("9999-12-31")
-    assert interval("../2023") == (dt.datetime.min, dt.datetime(2023, 12, 31, 23, 59, 59, 999999))
-    assert interval(("2023", None))[1] == dt.datetime.max
+    assert parse_date_range("../2023") == (dt.datetime.min, dt.datetime(2023, 12, 31, 23, 59, 59, 999999))
+    assert parse_date_range(("2023", None))[1] == dt.datetime.max
 
 
 def test_painted_polygons_take_days_and_intervals():

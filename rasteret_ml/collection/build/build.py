@@ -1,4 +1,4 @@
-"""`build`: any source of rasters to a Collection."""
+"""`build`: read the headers of rasters once and write a Collection."""
 
 from __future__ import annotations
 
@@ -6,35 +6,52 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from rasteret_ml.collection.build.headers import read_headers
+from rasteret_ml.collection.build.read_source import read_source
+from rasteret_ml.collection.build.record_rows import BuildFailure, RecordRows, SourceRecord, join_rows
+from rasteret_ml.collection.build.table_builder import TableBuilder, TempStore
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.write import check_target, write_collection
+from rasteret_ml.collection.write import check_output_path, write_collection
 from rasteret_ml.errors import DataError, UnknownBandError, UsageError
+from rasteret_ml.geo.crs import crs_text
+from rasteret_ml.raster.worker_loop import WorkerLoop, relaxed_gc
 from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
 from rasteret_ml.storage.reader import as_reader
-from rasteret_ml.geo.crs import crs_text
-from rasteret_ml.collection.build.assembly import Assembly
-from rasteret_ml.collection.build.draft import RecordDraft
-from rasteret_ml.collection.build.files import drafts_from_files, expand_paths
-from rasteret_ml.collection.build.headers import read_headers
-from rasteret_ml.collection.build.draft import BuildReport
-from rasteret_ml.collection.build.row_groups import RowGroup, groups_to_table
-from rasteret_ml.collection.build.temp_store import TempStore
-from rasteret_ml.collection.build.stac import draft_from_item, is_stac, items_from
-from rasteret_ml.collection.build.tables import as_arrow_table, drafts_from_table, is_table
-from rasteret_ml.raster.worker_loop import relaxed_gc
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["build"]
+__all__ = ["BuildReport", "build"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """Counts and failures of a build."""
+
+    records: int
+    """Rows written."""
+    files: int
+    """Distinct files of the source."""
+    requests: int
+    """Requests made for headers."""
+    seconds: float
+    """Wall time of reading headers."""
+    failures: tuple[BuildFailure, ...]
+    """Bands and files left out; a record without any band left has no row."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.records} records from {self.files} files ({self.requests} requests, {self.seconds:.1f} s), "
+            f"{len(self.failures)} failures"
+        ]
+        return "\n".join([*lines, *(f"  {failure}" for failure in self.failures)])
 
 
 def build(
@@ -57,147 +74,110 @@ def build(
     """Read headers once and write a Collection.
 
     Args:
-        source: GeoTIFF paths, globs, folders, URLs, a `.txt` list of these, or a list of any; a GeoDataFrame,
-            Arrow table or Parquet path with an address column per band; STAC items (mappings, pystac objects,
-            item collections, JSON paths) or a list of them.
-        out: Where to write: `name.parquet` is one file, any other name a hive-partitioned folder. Written
-            whole or not at all.
-        bands: For files, band names (see `drafts_from_files`); for tables, band to column or (column, index);
-            for STAC, the bands or asset keys to take. None = all that there are.
-        columns: For tables: which columns are `id`, `datetime` and `geometry`.
+        source: GeoTIFF paths, globs, folders, URLs, a `.txt` list of these, or a list of any; a GeoDataFrame, Arrow
+            table or Parquet path with an href column per band; STAC items (mappings, pystac objects, item collections,
+            JSON paths) or a list of them.
+        out: Where to write: `name.parquet` is one file, any other name a hive-partitioned folder. Written completely
+            or not at all.
+        bands: For files, band names (see `records_from_files`); for tables, band to column or (column, index); for
+            STAC, band codes or asset keys. None = all bands.
+        columns: For tables: names of the columns `id`, `datetime` and `geometry`.
         datetime: For files: "filename" reads a date from the name, None leaves records undated.
-        data_source: Band registry to note in the Collection; default the STAC items' collection.
+        data_source: Band registry to store in the Collection; default the STAC items' collection.
         crs: CRS of files that declare none (any form that pyproj takes).
         sidecars: Look for overviews (`.ovr`) and masks (`.msk`) beside files that have none inside: up to three
-            requests a file. None = beside local files only.
+            requests per file. None = only beside local files.
         strict: Raise on the first file that cannot be read, instead of listing it in the report.
         sign: Called with each href just before it is read; the Collection keeps the unsigned one.
-        backend: Something else to read from (see `as_reader`).
-        limits: Timeouts, retries and connections; default as everywhere, with a connection for each header in
+        backend: Object to read from instead of the href's own scheme (see `as_reader`).
+        limits: Timeouts, retries and connections; default those of `FetchLimits`, with a connection per header in
             flight.
         max_concurrent: Headers in flight.
-        progress: Progress bar; default in a terminal only.
+        progress: Show a progress bar; default only in a terminal.
 
     Returns:
-        The Collection, opened from `out`; `Collection.report` is the `BuildReport`.
+        The Collection, opened from `out`; its `report` is the `BuildReport`.
 
     Raises:
-        UsageError: nothing to build from, or an argument that does not fit it.
-        DataError: no file at all could be read; the message lists the reasons.
+        UsageError: There is nothing to build from, or an argument does not fit the source.
+        DataError: No file could be read; the message lists the reasons.
+
+    Example:
+        >>> scenes = build("scenes/*.tif", "scenes.parquet")  # doctest: +SKIP
+        >>> print(scenes.report)  # doctest: +SKIP
     """
     if max_concurrent < 1:
-        raise UsageError(f"max_concurrent must be at least 1, not {max_concurrent}.")
-    check_target(out)
-    drafts = _drafts(source, bands, columns, datetime, data_source)
-    fallback = None if crs is None else crs_text(crs)
-    if fallback is not None:
-        drafts = [draft if draft.crs is not None else replace(draft, crs=fallback) for draft in drafts]
-    if not drafts:
-        raise UsageError("There is nothing to build from: the source is empty.")
-    for band in bands if bands is not None else ():
-        if all(band in dict(draft.problems) for draft in drafts):
-            raise UnknownBandError(f"No record has band {band!r}: {dict(drafts[0].problems)[band]}.")
-    beside = False if sidecars is None and backend is not None else sidecars
-    meter, began = Meter(), time.perf_counter()
-    bar = sys.stderr.isatty() if progress is None else progress
-    with TempStore(out) as spill, relaxed_gc():
-        assembly = Assembly(drafts, spill, strict=strict)
-        own = FetchLimits(connections=max_concurrent) if limits is None else limits
-        reader = as_reader(backend) if backend is not None else open_reader(own, meter)
-        signed = reader if sign is None else SigningReader(reader, sign)
+        raise UsageError(f"max_concurrent must be >= 1, got {max_concurrent}.")
+    check_output_path(out)
+    records = read_source(source, bands, columns, datetime, data_source)
+    if crs is not None:
+        fallback = crs_text(crs)
+        records = [record if record.crs is not None else replace(record, crs=fallback) for record in records]
+    _check_records(records, bands or ())
+    meter, start = Meter(), time.perf_counter()
+    with TempStore(out) as store, relaxed_gc():
+        builder = TableBuilder(records, store, strict=strict)
+        if backend is not None:
+            reader = as_reader(backend)
+        else:
+            reader = open_reader(FetchLimits(connections=max_concurrent) if limits is None else limits, meter)
 
-        async def headers() -> list[RowGroup]:
+        async def read_all() -> list[RecordRows]:
             try:
                 await read_headers(
-                    signed, assembly.hrefs, assembly.take, sidecars=beside, max_concurrent=max_concurrent, progress=bar
+                    reader if sign is None else SigningReader(reader, sign),
+                    builder.hrefs,
+                    builder.add,
+                    sidecars=False if sidecars is None and backend is not None else sidecars,
+                    max_concurrent=max_concurrent,
+                    progress=sys.stderr.isatty() if progress is None else progress,
                 )
-                return await assembly.finish()
+                return await builder.finish()
             finally:
                 if backend is None:
                     await reader.aclose()
 
-        groups = _run(headers())
+        groups = _run(read_all())
         report = BuildReport(
-            records=sum(len(group.drafts) for group in groups),
-            files=len(assembly.hrefs),
+            records=sum(len(group.records) for group in groups),
+            files=len(builder.hrefs),
             requests=meter.snapshot().requests,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start,
             failures=tuple(failure for group in groups for failure in group.failures),
         )
-        if not report.records:
-            shown = "\n".join(f"  {failure}" for failure in report.failures[:10])
-            raise DataError(f"None of the {report.files} files could be used:\n{shown}")
-        for failure in report.failures:
-            _log.warning("left out: %s", failure)
-        registry = data_source if data_source is not None else next((d.collection for d in drafts if d.collection), "")
-        table = groups_to_table(groups, name=os.path.basename(os.fspath(out)), data_source=registry)
-        return Collection.open(write_collection(table, out), report=report)
+        _check_report(report)
+        if data_source is None:
+            data_source = next((record.collection for record in records if record.collection), "")
+        table = join_rows(groups, name=os.path.basename(os.fspath(out)), data_source=data_source)
+        collection = Collection.open(write_collection(table, out))
+        collection.report = report
+        return collection
 
 
-def _drafts(
-    source: Any,
-    bands: Sequence[str] | Mapping[str, Any] | None,
-    columns: Mapping[str, str] | None,
-    datetime: str | None,
-    data_source: str | None,
-) -> list[RecordDraft]:
-    if isinstance(bands, str):
-        raise UsageError(f"bands= is a list of names, not the text {bands!r}.")
-    if is_table(source):
-        return drafts_from_table(as_arrow_table(source), bands, columns or {}, data_source)
-    parts = list(source) if isinstance(source, (list, tuple, set, frozenset)) else [source]
-    parts = [os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts]
-    texts = [part for part in parts if isinstance(part, str)]
-    if len(texts) == 1 == len(parts) and texts[0].endswith((".parquet", ".geoparquet")):
-        return drafts_from_table(as_arrow_table(texts[0]), bands, columns or {}, data_source)
-    if columns:
-        raise UsageError("columns= is for tables; these are files or STAC items.")
-    if isinstance(bands, Mapping):
-        raise UsageError("bands= maps names to columns for tables only; for files and STAC items give a list of names.")
-    names = None if bands is None else list(bands)
-    expanded = expand_paths([t for t in texts if not t.endswith((".json", ".geojson"))])
-    json_paths = [t for t in texts if t.endswith((".json", ".geojson"))]
-    json_paths += [t for t in expanded if t.endswith((".json", ".geojson"))]
-    tiffs = [t for t in expanded if not t.endswith((".json", ".geojson"))]
-    items = [p for p in parts if not isinstance(p, str)]
-    for item in items:
-        if not is_stac(item):
-            raise UsageError(f"A {type(item).__name__} is neither a path, a table nor a STAC item.")
-    drafts = [
-        draft_from_item(item, base, names, data_source)
-        for origin in [*items, *expand_paths(json_paths)]
-        for item, base in items_from(origin)
-    ]
-    return drafts + drafts_from_files(tiffs, names, datetime)
+def _check_records(records: Sequence[SourceRecord], bands: Iterable[str]) -> None:
+    if not records:
+        raise UsageError("There is nothing to build from: the source is empty; check the path or the search.")
+    for band in bands:
+        if all(band in dict(record.problems) for record in records):
+            raise UnknownBandError(f"No record has band {band!r}: {dict(records[0].problems)[band]}.")
+
+
+def _check_report(report: BuildReport) -> None:
+    if not report.records:
+        reasons = "\n".join(f"  {failure}" for failure in report.failures[:10])
+        raise DataError(f"None of the {report.files} files could be read:\n{reasons}")
+    for failure in report.failures:
+        _log.warning("left out: %s", failure)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end, also where a loop is running already (Jupyter): then on a thread of its own."""
+    """Run a coroutine to its end; on another thread if an event loop is already running here (Jupyter)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    outcome: list[_T | BaseException] = []
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-
-    def target() -> None:
-        try:
-            outcome.append(loop.run_until_complete(task))
-        except BaseException as error:
-            outcome.append(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
-
-    thread = threading.Thread(target=target, name="rasteret-build", daemon=True)
-    thread.start()
+    loop = WorkerLoop(threads=1)
     try:
-        while thread.is_alive():
-            thread.join(0.2)  # in slices: an interrupt is noticed between them
-    except BaseException:
-        loop.call_soon_threadsafe(task.cancel)
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+        return loop.wait(loop.start(work))
+    finally:
+        loop.close()

@@ -1,41 +1,55 @@
-"""Drafts from STAC items."""
+"""Turn STAC items into `SourceRecord`s.
+
+Sources: STAC 1.0 and 1.1 (asset `bands`), the EO and raster extensions (`eo:bands`, `raster:bands`), the projection
+extension (`proj:epsg`, `proj:code`, `proj:wkt2`) and the alternate-assets extension. pystac objects are accepted but
+read as plain mappings: pystac is not required, and would raise for an item that is only partly malformed.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import shapely
-from shapely.geometry import shape
 
+from rasteret_ml.collection.build.record_rows import SourceAsset, SourceRecord, to_naive_utc
 from rasteret_ml.errors import DataError, UsageError
-from rasteret_ml.storage.urls import resolve_href
 from rasteret_ml.geo.crs import crs_text
-from rasteret_ml.collection.build.draft import AssetDraft, RecordDraft, naive_utc
 from rasteret_ml.raster.raster_info import BandRegistry, asset_href
+from rasteret_ml.storage.urls import resolve_href
 
-__all__ = ["draft_from_item", "is_stac", "items_from"]
+__all__ = ["is_stac", "items_from", "record_from_item"]
 
 _TIFF_ENDINGS = (".tif", ".tiff", ".gtiff")
-_NOT_BANDS = {"overview", "thumbnail", "visual"}
+_PREVIEWS = {"overview", "thumbnail", "visual"}
+"""Asset keys and roles that are pictures, not bands."""
+_BandAssets = dict[str, tuple[str, int | None] | None]
+"""By band: (asset key, index of the band in its file; None = the only one, or all). None = the item lacks the band."""
 
 
 def is_stac(source: Any) -> bool:
-    """Whether `source` is an item, a collection of items, or a pystac object of these."""
-    if isinstance(source, Mapping):
-        return source.get("type") in ("Feature", "FeatureCollection") and _looks_like_items(source)
-    return hasattr(source, "to_dict") and (hasattr(source, "assets") or hasattr(source, "items"))
-
-
-def _looks_like_items(source: Mapping[str, Any]) -> bool:
+    """Whether `source` is a STAC item, an item collection, or a pystac object of these."""
+    if not isinstance(source, Mapping):
+        return hasattr(source, "to_dict") and (hasattr(source, "assets") or hasattr(source, "items"))
+    if source.get("type") not in ("Feature", "FeatureCollection"):
+        return False
     features = source.get("features") if source["type"] == "FeatureCollection" else [source]
     return isinstance(features, list) and all(isinstance(f, Mapping) and "assets" in f for f in features)
 
 
 def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """(item, the address its relative hrefs start from) of a mapping, a pystac object or a JSON file's path."""
+    """Yield the items of a mapping, a pystac object or a JSON file.
+
+    Yields:
+        (item, base): `base` is the path or URL that its relative hrefs are relative to; None = unknown.
+
+    Raises:
+        UsageError: The JSON file cannot be read.
+        DataError: The file is not JSON, or not STAC.
+    """
     if isinstance(source, str):
         try:
             loaded = json.loads(Path(source).read_text(encoding="utf-8"))
@@ -49,10 +63,10 @@ def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
             yield item, source
         return
     if not isinstance(source, Mapping):
-        own = getattr(source, "get_self_href", lambda: None)()
+        href = getattr(source, "get_self_href", lambda: None)()
         source = source.to_dict(transform_hrefs=False) if hasattr(source, "assets") else source.to_dict()
-        if own is not None:
-            yield source, own
+        if href is not None:
+            yield source, href
             return
     if source.get("type") == "FeatureCollection":
         for feature in source["features"]:
@@ -66,55 +80,52 @@ def _self_href(item: Mapping[str, Any]) -> str | None:
     return next((str(link["href"]) for link in links if link.get("rel") == "self" and link.get("href")), None)
 
 
-def draft_from_item(
+def record_from_item(
     item: Mapping[str, Any], base: str | None, bands: Sequence[str] | None, data_source: str | None
-) -> RecordDraft:
-    """One item's draft.
+) -> SourceRecord:
+    """Convert one item; a band that it lacks is listed in the record's `problems`.
 
     Args:
         item: STAC item as a mapping.
-        base: Where relative hrefs start.
-        bands: Band codes or asset keys to take, found through the band registry; None = every GeoTIFF asset
-            that is no preview.
+        base: Path or URL that relative hrefs are relative to.
+        bands: Band codes or asset keys, resolved through the band registry; None = every GeoTIFF asset that is not a
+            preview.
         data_source: Band registry; default the item's collection.
-
-    A band that the item lacks is noted in the draft's `problems`.
     """
-    found = item.get("assets") or {}
+    item_assets = item.get("assets") or {}
     properties = item.get("properties") or {}
-    source = data_source if data_source is not None else str(item.get("collection") or "")
-    chosen = _every_tiff(found) if bands is None else _named(found, bands, source)
+    registry = data_source if data_source is not None else str(item.get("collection") or "")
+    selected = _all_tiffs(item_assets) if bands is None else _find_bands(item_assets, bands, registry)
     assets, problems = {}, []
-    for name, place in chosen.items():
-        if place is None:
-            problems.append((name, f"item {item.get('id')} has no asset for it; it has: {', '.join(found)}"))
+    for band, location in selected.items():
+        if location is None:
+            problems.append(
+                (band, f"item {item.get('id')} has no asset for it; its assets are {', '.join(item_assets)}")
+            )
             continue
-        key, index = place
-        draft = _asset(found[key], base, index)
-        if draft is None:
-            problems.append((name, f"asset {key!r} of item {item.get('id')} has no href"))
+        key, index = location
+        asset = _source_asset(item_assets[key], base, index)
+        if asset is None:
+            problems.append((band, f"asset {key!r} of item {item.get('id')} has no href"))
         else:
-            assets[name] = draft
-    when = properties.get("datetime") or properties.get("start_datetime")
+            assets[band] = asset
     geometry = item.get("geometry")
-    return RecordDraft(
+    crs = properties.get("proj:epsg") or properties.get("proj:code") or properties.get("proj:wkt2")
+    return SourceRecord(
         id=str(item.get("id")),
         assets=assets,
         problems=tuple(problems),
-        datetime=naive_utc(when),
-        geometry=shapely.to_wkb(shapely.force_2d(shape(geometry))) if geometry else None,
-        crs=_crs(properties),
+        datetime=to_naive_utc(properties.get("datetime") or properties.get("start_datetime")),
+        geometry=shapely.to_wkb(shapely.force_2d(shapely.geometry.shape(geometry))) if geometry else None,
+        crs=None if crs is None else crs_text(crs),
         collection=str(item.get("collection") or ""),
         properties={k: v for k, v in properties.items() if isinstance(v, (str, int, float, bool)) and k != "datetime"},
     )
 
 
-_Place = tuple[str, int | None]
-"""An asset key, and which band of its file (None: the only one, or all)."""
-
-
-def _every_tiff(assets: Mapping[str, Any]) -> dict[str, _Place | None]:
-    return {key: (key, None) for key, asset in assets.items() if _is_tiff(asset) and not _is_preview(key, asset)}
+def _all_tiffs(assets: Mapping[str, Any]) -> _BandAssets:
+    tiffs = {key: asset for key, asset in assets.items() if _is_tiff(asset)}
+    return {key: (key, None) for key, asset in tiffs.items() if not _PREVIEWS & {key, *(asset.get("roles") or [])}}
 
 
 def _is_tiff(asset: Any) -> bool:
@@ -123,58 +134,47 @@ def _is_tiff(asset: Any) -> bool:
     return "tiff" in media.lower() or (not media and href.endswith(_TIFF_ENDINGS))
 
 
-def _is_preview(key: str, asset: Mapping[str, Any]) -> bool:
-    return bool(_NOT_BANDS & {key, *(asset.get("roles") or [])})
-
-
-def _named(assets: Mapping[str, Any], bands: Sequence[str], source: str) -> dict[str, _Place | None]:
-    """Where each band is: an asset of its name, else one of the bands that an asset lists; None where nowhere."""
-    chosen: dict[str, _Place | None] = {}
+def _find_bands(assets: Mapping[str, Any], bands: Sequence[str], registry: str) -> _BandAssets:
+    """Find each band: an asset with its name, else one of the bands that an asset lists."""
+    found: _BandAssets = {}
     for band in bands:
-        names = BandRegistry.names(band, source)
+        names = BandRegistry.names(band, registry)
         whole = [(name, None) for name in names if name in assets]
-        parts = [(key, i) for key, a in assets.items() for i, own in enumerate(_band_names(a)) if own in names]
-        chosen[band] = next(iter([*whole, *parts]), None)
-    return chosen
+        listed = [(key, i) for key, asset in assets.items() for i, n in enumerate(_band_names(asset)) if n in names]
+        found[band] = next(iter([*whole, *listed]), None)
+    return found
 
 
-def _band_facts(asset: Any) -> list[Mapping[str, Any]]:
-    """What is said of each band of an asset, by STAC 1.1 `bands` or by `raster:bands` and `eo:bands`."""
+def _listed_bands(asset: Any) -> list[Mapping[str, Any]]:
+    """Fields of each band that an asset lists: STAC 1.1 `bands`, else `raster:bands` merged with `eo:bands`."""
     if not isinstance(asset, Mapping):
         return []
     if asset.get("bands"):
         return list(asset["bands"])
-    raster, eo = asset.get("raster:bands") or [], asset.get("eo:bands") or []
-    count = max(len(raster), len(eo))
-    pad = [*raster, *[{}] * (count - len(raster))], [*eo, *[{}] * (count - len(eo))]
-    return [{**e, **r} for r, e in zip(*pad, strict=True)]
+    eo_bands, raster_bands = asset.get("eo:bands") or [], asset.get("raster:bands") or []
+    return [{**(eo or {}), **(raster or {})} for eo, raster in itertools.zip_longest(eo_bands, raster_bands)]
 
 
 def _band_names(asset: Any) -> tuple[str, ...]:
-    """Names of the bands of an asset that has several; empty where one is unnamed or two are alike."""
-    names = [str(facts.get("name") or "") for facts in _band_facts(asset)]
+    """Names of the bands of a multi-band asset; empty if they are missing or not distinct."""
+    names = [str(band.get("name") or "") for band in _listed_bands(asset)]
     return tuple(names) if len(names) > 1 and all(names) and len(set(names)) == len(names) else ()
 
 
-def _asset(asset: Any, base: str | None, index: int | None) -> AssetDraft | None:
+def _source_asset(asset: Any, base: str | None, index: int | None) -> SourceAsset | None:
     href = asset_href(asset)
     if href is None:
         return None
-    own = asset.get("band_index") if isinstance(asset, Mapping) else None
-    index = own if index is None else index
-    listed = _band_facts(asset)
-    facts = listed[index or 0] if len(listed) > (index or 0) else {}
-    nodata = facts.get("nodata")
-    return AssetDraft(
+    if index is None and isinstance(asset, Mapping):
+        index = asset.get("band_index")
+    listed = _listed_bands(asset)
+    band = listed[index or 0] if len(listed) > (index or 0) else {}
+    nodata = band.get("nodata")
+    return SourceAsset(
         href=resolve_href(href, base),
         band_index=None if index is None else int(index),
-        scale=facts.get("scale", facts.get("raster:scale")),
-        offset=facts.get("offset", facts.get("raster:offset")),
+        scale=band.get("scale", band.get("raster:scale")),
+        offset=band.get("offset", band.get("raster:offset")),
         nodata=float(nodata) if nodata is not None else None,
         band_names=() if index is not None else _band_names(asset),
     )
-
-
-def _crs(properties: Mapping[str, Any]) -> str | None:
-    value = properties.get("proj:epsg") or properties.get("proj:code") or properties.get("proj:wkt2")
-    return None if value is None else crs_text(value)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from rasteret_ml.collection.column_arrays import outlines
+from rasteret_ml.collection.column_arrays import iterate_footprints
 from rasteret_ml.datasets.index.scene_table import SceneTable
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, same_crs, transform_geometries, transform_points
@@ -202,7 +202,7 @@ def _extents(facts: SceneTable, crs: str) -> npt.NDArray[np.object_]:
 def _footprints(facts: SceneTable) -> Iterator[tuple[slice, npt.NDArray[np.object_]]]:
     """Footprints in longitude/latitude, some at a time, and whose they are."""
     start = row = 0
-    for wkb in outlines(facts.collection, _CHUNK):
+    for wkb in iterate_footprints(facts.collection, _CHUNK):
         stop = int(np.searchsorted(facts.rows, row + len(wkb)))
         if stop > start:
             yield slice(start, stop), np.asarray(shapely.from_wkb(wkb[facts.rows[start:stop] - row]), dtype=object)

@@ -18,11 +18,11 @@ from rasteret_ml.collection.column_arrays import (
     BandArrays,
     band_arrays,
     id_ranks,
-    record_clouds,
+    record_cloud_cover,
     record_id,
     record_times,
 )
-from rasteret_ml.collection.rows.row_store import RowStore
+from rasteret_ml.collection.row_store import RowStore
 from rasteret_ml.collection.schema import METADATA_SUFFIX
 from rasteret_ml.datasets.index.pickling import pack_array, unpack_array
 from rasteret_ml.errors import MixedCRSError, UnknownBandError, UsageError
@@ -149,7 +149,7 @@ def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str
         shapes=facts[0].shapes,
         tiles=facts[0].tiles,
         times=record_times(collection)[rows],
-        clouds=record_clouds(collection)[rows],
+        clouds=record_cloud_cover(collection)[rows],
         id_ranks=id_ranks(collection)[rows],
         dtype=_one_dtype(bands, facts),
         has_scale=any(f.has_scale for f in facts),

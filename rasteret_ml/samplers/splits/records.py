@@ -15,8 +15,8 @@ import pandas as pd
 import shapely
 
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.collection.column_arrays import outlines, record_times
-from rasteret_ml.collection.select import interval
+from rasteret_ml.collection.column_arrays import iterate_footprints, record_times
+from rasteret_ml.collection.filters import parse_date_range
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import wraps_globe
 from rasteret_ml.geo.regions import union_of
@@ -110,7 +110,7 @@ def _scenes(collection: Collection, buffer: Any) -> Integers:
         raise UsageError(f"by='scene' takes buffer= in metres, not {buffer!r}.") from None
     if not (np.isfinite(metres) and metres >= 0):
         raise UsageError(f"buffer is a distance in metres, not negative, not {buffer!r}.")
-    wkb = np.concatenate(list(outlines(collection, 65536)))
+    wkb = np.concatenate(list(iterate_footprints(collection, 65536)))
     bare = pd.isna(wkb)
     if bare.any():
         raise UsageError(f"Record {int(np.argmax(bare))} has no footprint; split by time or by a column instead.")
@@ -204,7 +204,7 @@ def _timedelta(buffer: Any) -> np.timedelta64:
 def _given(boundaries: Mapping[str, Any]) -> tuple[list[str], Times, Times]:
     if len(boundaries) < 2:
         raise UsageError("boundaries names two or more splits and their dates.")
-    ranges = {str(name): interval(value) for name, value in boundaries.items()}
+    ranges = {str(name): parse_date_range(value) for name, value in boundaries.items()}
     names = sorted(ranges, key=lambda name: ranges[name])
     for one, two in itertools.pairwise(names):
         if ranges[two][0] <= ranges[one][1]:

@@ -1,0 +1,1 @@
+"""Build Collections from files, tables and STAC items."""

@@ -1,1 +1,0 @@
-"""Read single rows from memory-mapped Parquet copies."""
