@@ -15,7 +15,7 @@ import torch
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
 from rasteret_ml.datasets.batches import get_samples
-from rasteret_ml.datasets.dataset_grids import cut_target_grids, narrowed_target_grids, target_grids_beyond
+from rasteret_ml.datasets.dataset_grids import cut_target_grids, target_grids_beyond
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch, is_readable
 from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
@@ -82,7 +82,7 @@ class _Combination:
 
     def target_grids(self) -> list[TargetGrid]:
         """Return the left side's CRSs and pixels, and what the combination covers in each; for samplers."""
-        return narrowed_target_grids(target_grids_of(self.datasets[0]), self.index)
+        return cut_target_grids(target_grids_of(self.datasets[0]), self.index)
 
     @property
     def parts(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The CRSs and pixels that chips lie on, for samplers."""
+"""The CRSs and pixels that chips of datasets and combinations lie on, for samplers."""
 
 from __future__ import annotations
 
@@ -16,76 +16,65 @@ from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
 from rasteret_ml.geo.regions import clipped, polygonal_each, union_of
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
-__all__ = ["cut_target_grids", "narrowed_target_grids", "native_target_grids", "target_grids_beyond"]
+__all__ = ["cut_target_grids", "native_target_grids", "target_grids_beyond"]
 
 Geometries = npt.NDArray[np.object_]
 
 
-def cut_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
-    """Frames cut to what an index covers, each to its own part of it; those of which nothing is left are none."""
-    shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
-    return _remade(frames, lambda frame: clipped(frame.shapes, _region(shapes, crs, frame)), least=0)
-
-
-def target_grids_beyond(frames: Sequence[TargetGrid], first: Sequence[TargetGrid]) -> list[TargetGrid]:
-    """What frames cover that others do not.
-
-    What is narrower than two pixels is left out: edges of the others, moved to another CRS, leave such slivers.
-    """
-
-    def rest(frame: TargetGrid) -> Geometries:
-        shapes = frame.shapes
-        for other in first:
-            shapes = polygonal_each(shapely.difference(shapes, _region(other.shapes, other.crs, frame)))
-        return shapes
-
-    return _remade(frames, rest, least=1)
-
-
-def _region(shapes: Geometries, crs: str, frame: TargetGrid) -> BaseGeometry:
-    """What shapes cover, in a frame's CRS."""
-    return union_of(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
-
-
-def _remade(frames: Sequence[TargetGrid], of: Callable[[TargetGrid], Geometries], least: float) -> list[TargetGrid]:
-    """Frames with other shapes, of those that a box of `least` pixels to each side fits into."""
-    kept = []
-    for frame in frames:
-        shapes = of(frame)
-        there = shapely.area(shapely.buffer(shapes, -least * min(frame.res)) if least else shapes) > 0
-        if there.any():
-            kept.append(replace(frame, shapes=shapes[there]))
-    return kept
-
-
-def native_target_grids(index: gpd.GeoDataFrame, facts: SceneTable) -> list[TargetGrid]:
-    """What the scenes of each CRS and pixel size cover, and the first one's pixels, in the records' order."""
-    positions = np.searchsorted(facts.rows, index["rid"].to_numpy().astype(np.int64))
+def native_target_grids(index: gpd.GeoDataFrame, scenes: SceneTable) -> list[TargetGrid]:
+    """Return, for each CRS and pixel size of the scenes, their extent and the first one's pixels, in record order."""
+    positions = np.searchsorted(scenes.rows, index["rid"].to_numpy().astype(np.int64))
     shapes = np.asarray(index.geometry, dtype=object)
-    sizes = np.round(np.log(pixel_sizes(facts.transforms[positions])), 6)
-    kinds = np.column_stack([facts.crs_codes[positions], sizes])
-    _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
-    frames = []
+    sizes = np.round(np.log(pixel_sizes(scenes.transforms[positions])), 6)
+    groups = np.column_stack([scenes.crs_codes[positions], sizes])
+    _, first, group = np.unique(groups, axis=0, return_index=True, return_inverse=True)
+    grids = []
     for number in np.argsort(positions[first], kind="stable"):
-        here = kind.reshape(-1) == number
-        grid = facts.grid(int(positions[here].min()))
+        here = group.reshape(-1) == number
+        grid = scenes.grid(int(positions[here].min()))
         crs = str(grid.crs)
         moved = transform_geometries(shapes[here], crs_text(index.crs), crs)
         origin = float(grid.transform.c), float(grid.transform.f)
-        frames.append(TargetGrid(crs=crs, res=grid.res, origin=origin, shapes=moved))
-    return frames
+        grids.append(TargetGrid(crs=crs, res=grid.res, origin=origin, shapes=moved))
+    return grids
 
 
-def narrowed_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
-    """Frames cut to what another index covers, such as that of an `&`; those of which nothing is left are none."""
+def cut_target_grids(grids: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
+    """Cut grids to what an index covers, such as that of a combination; drop those of which nothing is left."""
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
-    if len(frames) == 1 and same_crs(frames[0].crs, crs):
-        return [replace(frames[0], shapes=shapes)]
+    if len(grids) == 1 and same_crs(grids[0].crs, crs):
+        return [replace(grids[0], shapes=shapes)]
+    return _with_shapes(grids, lambda grid: clipped(grid.shapes, _union(shapes, crs, grid)), min_pixels=0)
+
+
+def target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGrid]) -> list[TargetGrid]:
+    """Cut grids to what others do not cover.
+
+    Parts narrower than two pixels are dropped: reprojected edges of the others leave such slivers.
+    """
+
+    def difference(grid: TargetGrid) -> Geometries:
+        shapes = grid.shapes
+        for other in others:
+            shapes = polygonal_each(shapely.difference(shapes, _union(other.shapes, other.crs, grid)))
+        return shapes
+
+    return _with_shapes(grids, difference, min_pixels=1)
+
+
+def _union(shapes: Geometries, crs: str, grid: TargetGrid) -> BaseGeometry:
+    """Return the union of shapes in a grid's CRS."""
+    return union_of(transform_geometries(shapes, crs, grid.crs, near=tuple(shapely.total_bounds(grid.shapes))))
+
+
+def _with_shapes(
+    grids: Sequence[TargetGrid], cut: Callable[[TargetGrid], Geometries], min_pixels: float
+) -> list[TargetGrid]:
+    """Return grids with other shapes, keeping the shapes that hold a box of `min_pixels` to each side."""
     kept = []
-    for frame in frames:
-        covered = union_of(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
-        cut = clipped(frame.shapes, covered)
-        cut = cut[shapely.area(cut) > 0]
-        if len(cut):
-            kept.append(replace(frame, shapes=cut))
+    for grid in grids:
+        shapes = cut(grid)
+        large = shapely.area(shapely.buffer(shapes, -min_pixels * min(grid.res)) if min_pixels else shapes) > 0
+        if large.any():
+            kept.append(replace(grid, shapes=shapes[large]))
     return kept

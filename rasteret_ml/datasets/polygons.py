@@ -20,7 +20,7 @@ from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.datasets.config import label_key
 from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
 from rasteret_ml.datasets.index.scene_index import restore_index
-from rasteret_ml.datasets.index.search import Span
+from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
 from rasteret_ml.datasets.rasterize import PolygonLookup, moved_polygons, paint
@@ -110,7 +110,7 @@ class PolygonDataset(GeoDataset):
         self._corner: tuple[float, float] | None = None
         self._index = self._made = self._make_index()
         self._lookup: PolygonLookup | None = None
-        self._span: Span | None = None
+        self._span: IndexBounds | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         index = None if self._index is self._made else pack_index(self._index)
@@ -193,7 +193,7 @@ class PolygonDataset(GeoDataset):
     def bounds(self) -> tuple[slice, slice, slice]:
         """(x, y, t) of the whole index, as in TorchGeo; worked out once for each index."""
         if self._span is None or self._span.index is not self._index:
-            self._span = Span(self._index)
+            self._span = IndexBounds(self._index)
         return self._span.slices(self._res)
 
     def _make_index(self) -> gpd.GeoDataFrame:

@@ -33,7 +33,7 @@ from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
 from rasteret_ml.datasets.index.query import QuerySpec, RecordQuery
 from rasteret_ml.datasets.index.scene_index import TileLayout, moved_index, restore_index, scene_index, tile_layout
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
-from rasteret_ml.datasets.index.search import Span, checked_order
+from rasteret_ml.datasets.index.search import IndexBounds, checked_order
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
@@ -147,7 +147,7 @@ class RasteretDataset(GeoDataset):
         )
         self._index = scene_index(self._scenes, str(self._grid.crs))
         self._finder: RecordQuery | None = None
-        self._span: Span | None = None
+        self._span: IndexBounds | None = None
 
     def _choose_grid(self, crs: Any, res: float | tuple[float, float] | None) -> Grid:
         several = len(self._scenes.crs_texts) > 1 or not self._scenes.grid(0).is_axis_aligned
@@ -240,7 +240,7 @@ class RasteretDataset(GeoDataset):
     def bounds(self) -> tuple[slice, slice, slice]:
         """(x, y, t) of the whole index, as in TorchGeo; computed once per index."""
         if self._span is None or self._span.index is not self.index:
-            self._span = Span(self.index)
+            self._span = IndexBounds(self.index)
         return self._span.slices(self.res)
 
     @property

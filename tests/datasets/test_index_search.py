@@ -18,7 +18,7 @@ from torchgeo.datasets import roi_split
 
 import rasteret_ml as rm
 from rasteret_ml.datasets.index.pickling import pack_array, pack_index, unpack_array, unpack_index
-from rasteret_ml.datasets.index.search import Lookup, Span
+from rasteret_ml.datasets.index.search import IndexBounds, SceneSearch
 from rasteret_ml.errors import UsageError
 
 BANDS = ("B02", "B03")
@@ -94,7 +94,7 @@ def test_rows_are_those_a_loop_would_find(scenes: Any, order: Any, place: Any, t
     x, y, size = place
     chip = shapely.box(x, y, x + size, y + size)
     t = slice(_day(time[0]), _day(time[0] + time[1]), time[2])
-    found = Lookup(index, facts, turn).rows(chip, t).tolist()
+    found = SceneSearch(index, facts, turn).rows(chip, t).tolist()
     assert found == _by_hand(index, scenes, chip, t, turn)
 
 
@@ -102,7 +102,7 @@ def test_an_index_without_its_rows_is_refused() -> None:
     """With what to do."""
     index = _index([("box", 0, 0, 1, 0)], [0]).drop(columns="rid")
     with pytest.raises(UsageError, match="'rid'"):
-        Lookup(index, _Facts(rows=np.arange(1), id_ranks=np.zeros(1, np.int32)), None)
+        SceneSearch(index, _Facts(rows=np.arange(1), id_ranks=np.zeros(1, np.int32)), None)
 
 
 def test_nanoseconds_count() -> None:
@@ -113,7 +113,7 @@ def test_nanoseconds_count() -> None:
     index.index = pd.IntervalIndex.from_arrays(times, times, closed="both", name="datetime")
     facts = _Facts(rows=np.array([0, 3]), id_ranks=np.array([1, 0], np.int32))
     t = slice(pd.Timestamp("2024-01-01"), pd.Timestamp("2025-01-01"))
-    assert Lookup(index, facts, None).rows(shapely.box(0, 0, 1, 1), t).tolist() == [0, 3]
+    assert SceneSearch(index, facts, None).rows(shapely.box(0, 0, 1, 1), t).tolist() == [0, 3]
 
 
 def test_a_splitters_index_is_searched_anew(scenes: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_splitters_index_is_searched_anew(scenes: Any) -> None:
 def test_span_is_torchgeos_bounds(scenes: Any) -> None:
     """Both ends of x, y and time, with the resolution as step."""
     dataset = rm.RasteretDataset(scenes.images, BANDS)
-    assert Span(dataset.index).slices(dataset.res) == dataset.bounds
+    assert IndexBounds(dataset.index).slices(dataset.res) == dataset.bounds
 
 
 ARRAYS = st.one_of(

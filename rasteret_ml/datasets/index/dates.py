@@ -1,4 +1,4 @@
-"""Which dates a time series is made of: records to dates, dates to a fixed number of them (pure)."""
+"""Dates of a time series: records to dates, and dates to a fixed number of them (pure)."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ import pandas as pd
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.samplers.ranks import epoch_random
 
-__all__ = ["DateChoice", "TimeSeries", "choose_dates", "fitting"]
+__all__ = ["DateChoice", "TimeSeries", "choose_dates", "fits_series"]
 
 DateChoice = Literal["latest", "earliest", "even", "clearest", "random"]
-"""Which dates where there are more than `length`: the last or first ones, some spread evenly over those there are (the
-first and the last among them), the least cloudy, or random ones (by seed, epoch and position)."""
+"""Which dates are kept if there are more than `length`: the last, the first, evenly spread ones (first and last
+included), the least cloudy, or random ones (by seed, epoch and position)."""
 
 _STREAM = 7
-"""Keeps the dates' randomness apart from that of the places."""
+"""Separates the random numbers of dates from those of places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSeries:
-    """Makes samples `[T, C, H, W]` of all dates at a place, in ascending order.
+    """Samples `[T, C, H, W]` of all dates at a place, in ascending order.
 
     Raises:
-        UsageError: a length below 1, months that are none, or an unknown choice or group.
+        UsageError: a length below 1, invalid months, or an unknown choice or group.
     """
 
     length: int | None = None
-    """T: of every sample exactly this; where there are fewer dates the rest is padding, at the end, marked False in
-    `time_valid`. None = as many as there are; a batch is padded to its longest."""
+    """T of every sample; if there are fewer dates, the end is padding, False in `time_valid`. None = all dates; a batch
+    is padded to its longest sample."""
     choose: DateChoice = "latest"
-    """Which dates where there are more."""
+    """Which dates are kept if there are more."""
     group: str = "day"
-    """What is one date: "day" = all records of a UTC day, mosaicked; "instant" = of one instant; else a duration such
-    as "6h": records follow one another within it."""
+    """What counts as one date: "day" = all records of a UTC day, mosaicked; "instant" = records of one instant; or a
+    duration such as "6h": records no further than that from the one before."""
     months: tuple[int, ...] = ()
     """Only dates in these months (1 to 12); none = all."""
     max_cloud: float | None = None
-    """Only records with at most this cloud cover in percent; unknown is not clear."""
+    """Only records with at most this cloud cover in percent; unknown cover does not qualify."""
     min_dates: int = 1
-    """Dates that there must be: fewer raise NoOverlapError."""
+    """Required dates: fewer raise NoOverlapError."""
 
     def __post_init__(self) -> None:
-        """Check, and take lists from YAML."""
+        """Check, and convert lists from YAML."""
         object.__setattr__(self, "months", tuple(int(m) for m in self.months))
         if self.length is not None and self.length < 1:
-            raise UsageError(f"length is the number of dates, at least 1, not {self.length}.")
+            raise UsageError(f"length must be >= 1, got {self.length}.")
         if not 1 <= self.min_dates <= (self.length or self.min_dates):
-            raise UsageError(f"least lies between 1 and length = {self.length}, not {self.min_dates}.")
+            raise UsageError(f"min_dates must be from 1 to length = {self.length}, got {self.min_dates}.")
         if any(not 1 <= m <= 12 for m in self.months):
-            raise UsageError(f"months are 1 to 12, not {self.months}.")
+            raise UsageError(f"months must be from 1 to 12, got {self.months}.")
         if self.choose not in get_args(DateChoice):
-            raise UsageError(f"choose is one of {', '.join(get_args(DateChoice))}, not {self.choose!r}.")
+            raise UsageError(f"choose must be one of {', '.join(get_args(DateChoice))}, got {self.choose!r}.")
         self.gap()
 
     @classmethod
     def of(cls, series: TimeSeries | int | Mapping[str, Any] | None) -> TimeSeries | None:
-        """One from itself, its length, or a mapping of its fields (from YAML); None stays None."""
+        """Return a series from itself, its length, or a mapping of its fields (as in YAML); None stays None."""
         if series is None or isinstance(series, TimeSeries):
             return series
         if isinstance(series, Mapping):
@@ -70,11 +70,11 @@ class TimeSeries:
             except TypeError as error:
                 raise UsageError(f"series= {dict(series)}: {error}.") from None
         if isinstance(series, bool) or not isinstance(series, (int, np.integer)):
-            raise UsageError(f"series= is a TimeSeries, its length or a mapping of its fields, not {series!r}.")
+            raise UsageError(f"series must be a TimeSeries, its length or a mapping of its fields, got {series!r}.")
         return cls(length=int(series))
 
     def gap(self) -> int | None:
-        """Nanoseconds within which records follow one another in one date; None = UTC days."""
+        """Return the largest gap between records of one date in nanoseconds; None = UTC days."""
         if self.group == "day":
             return None
         if self.group == "instant":
@@ -84,12 +84,14 @@ class TimeSeries:
         except ValueError:
             gap = pd.NaT
         if gap is pd.NaT or gap < pd.Timedelta(0):
-            raise UsageError(f"group is 'day', 'instant' or a duration such as '6h', not {self.group!r}.")
+            raise UsageError(f"group must be 'day', 'instant' or a duration such as '6h', got {self.group!r}.")
         return int(gap.as_unit("ns").value)
 
 
-def fitting(series: TimeSeries, times: npt.NDArray[np.datetime64], clouds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which records `[N]` may be in the series at all, by month and cloud."""
+def fits_series(
+    series: TimeSeries, times: npt.NDArray[np.datetime64], clouds: npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Return which records `[N]` qualify for the series by month and cloud cover."""
     kept = np.ones(len(times), bool)
     if series.months:
         month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
@@ -106,11 +108,11 @@ def choose_dates(
     clouds: npt.NDArray[Any],
     draw: tuple[int, int, int] = (0, 0, 0),
 ) -> list[npt.NDArray[np.int64]]:
-    """The dates of a sample, ascending: positions of each one's records, in the order they were given in.
+    """Return the dates of a sample, ascending: for each, the positions of its records, in the given order.
 
     Args:
-        series: How.
-        times: Of records `[N]`, none undated.
+        series: How dates are chosen.
+        times: Of records `[N]`, all dated.
         clouds: Percent `[N]`, NaN = unknown.
         draw: (seed, epoch, position), for random dates.
 
@@ -118,13 +120,13 @@ def choose_dates(
         NoOverlapError: fewer than `series.min_dates` dates.
     """
     stamps = times.astype("datetime64[ns]").astype(np.int64)
-    used = np.flatnonzero(fitting(series, times, clouds))
+    used = np.flatnonzero(fits_series(series, times, clouds))
     dates = _grouped(stamps[used], series.gap())
     groups = [used[dates == date] for date in range(int(np.max(dates, initial=-1)) + 1)]
     if len(groups) < series.min_dates:
         raise NoOverlapError(
-            f"{len(groups)} dates fit here, of {len(stamps)} records, but min_dates={series.min_dates} are asked for; "
-            "take a longer time, more months or cloud, or a smaller min_dates=."
+            f"{len(stamps)} records here give {len(groups)} dates, but min_dates={series.min_dates} are required; use "
+            "a longer time, more months or cloud, or a smaller min_dates=."
         )
     if series.length is None or len(groups) <= series.length:
         return groups
@@ -132,7 +134,7 @@ def choose_dates(
 
 
 def _grouped(stamps: npt.NDArray[np.int64], gap: int | None) -> npt.NDArray[np.int64]:
-    """The number of each record's date, from 0, ascending in time."""
+    """Return the number of each record's date, from 0, ascending in time."""
     if gap is None:
         days = np.floor_divide(stamps, 86_400_000_000_000)
         numbers: npt.NDArray[np.int64] = np.unique(days, return_inverse=True)[1].reshape(-1)

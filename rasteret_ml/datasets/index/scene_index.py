@@ -1,4 +1,4 @@
-"""TorchGeo's index of records, and where their tiles lie: all of them at once."""
+"""TorchGeo's index of records, and where their tiles lie; vectorized over all records."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = [
 
 _POLYGON = 3
 _SLACK = 0.25
-"""By how much of a pixel a cut outline may be simplified: it would else be as long as its densified footprint."""
+"""Tolerance in pixels for simplifying a cut outline, which would else be as long as its densified footprint."""
 
 
 def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.int32]) -> npt.NDArray[np.object_]:
-    """Outlines of grids in their own CRS, exact also for rotated ones.
+    """Return the outlines of grids in their own CRS, exact also for rotated ones.
 
     Args:
         transforms: a, b, c, d, e, f of each `[N, 6]`.
@@ -59,10 +59,10 @@ def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.in
 def cut_to_footprints(
     extents: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_], crs: str, pixel: float
 ) -> npt.NDArray[np.object_]:
-    """Extents in `crs` cut to footprints in longitude/latitude (none of them missing or empty).
+    """Intersect extents in `crs` with footprints in longitude/latitude (none missing or empty).
 
-    A footprint that follows the extent's edge within `pixel` is that edge, rounded: cutting by it would open
-    hairline gaps between neighbours. One that misses the extent is wrong and cuts nothing.
+    A footprint that follows the extent's edge within `pixel` is that edge, rounded: intersecting with it would open
+    hairline gaps between neighbours. A footprint that misses the extent is wrong and is ignored.
     """
     prints = _valid(transform_geometries(footprints, LONLAT, crs))
     cut = shapely.intersection(extents, prints)
@@ -88,10 +88,10 @@ def follows_the_edge(
     shapes: npt.NDArray[np.int32],
     crs: str,
 ) -> npt.NDArray[np.bool_]:
-    """Which footprints name the corners of their raster, and no point that is not on its edge, within a pixel `[N]`.
+    """Return which footprints `[N]` outline their raster: its corners, and only points on its edge, within a pixel.
 
-    Their straight lines in longitude and latitude are meant for the raster's edges, from which they bend away by up
-    to hundreds of metres; so only their points are looked at, as columns and rows of the raster's own grid.
+    Their straight lines in longitude and latitude stand for the raster's edges, from which they deviate by up to
+    hundreds of metres; so only their points are compared, as columns and rows of the raster's own grid.
     """
     plain = (shapely.get_type_id(footprints) == _POLYGON) & (shapely.get_num_interior_rings(footprints) == 0)
     outlines = footprints.copy()
@@ -109,7 +109,7 @@ def follows_the_edge(
         for right, bottom in ((0, 0), (1, 0), (1, 1), (0, 1)):
             at_corner = (abs(u - right * width) <= 1) & (abs(v - bottom * height) <= 1)
             follows &= np.bincount(owner, at_corner, count) > 0
-        # A dent from edge to edge has all its points on them: the area tells.
+        # A dent from edge to edge has all its points on the edges: only the area reveals it.
         cross = np.append(u[:-1] * v[1:] - u[1:] * v[:-1], 0.0)
         cross[:-1][owner[:-1] != owner[1:]] = 0.0
         enclosed = abs(np.bincount(owner, np.nan_to_num(cross), count)) / 2
@@ -119,16 +119,16 @@ def follows_the_edge(
 
 
 def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """`new` with the CRS and the column names that it lost on its way from `old`.
+    """Restore the CRS and column names of `old` that `new` lost.
 
-    TorchGeo's `random_grid_cell_assignment` numbers the columns (the old geometry is then one of them), and that of 0.8
-    forgets the CRS. Anything else is given back as it is.
+    TorchGeo's `random_grid_cell_assignment` replaces the column names by numbers (the old geometry is one of the
+    columns then), and that of 0.8 drops the CRS. Any other index is returned unchanged.
 
     Raises:
         UsageError: not a GeoDataFrame with geometries.
     """
     if not isinstance(new, gpd.GeoDataFrame) or new._geometry_column_name not in new.columns:
-        raise UsageError(f"A dataset's index is a GeoDataFrame with a geometry, not a {type(new).__name__}.")
+        raise UsageError(f"index must be a GeoDataFrame with a geometry, got {type(new).__name__}.")
     names, crs = list(old.columns), old.crs if new.crs is None else new.crs
     if list(new.columns) != [*range(len(names)), new.geometry.name]:
         return new.set_crs(crs) if new.crs is None else new
@@ -138,13 +138,13 @@ def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 _CHUNK = 8192
-"""Records whose outlines are cut together, by one thread."""
+"""Records per job of a thread."""
 _THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileLayout:
-    """Where the tiles of scenes lie, in the dataset's CRS; arrays `[N]` in the order of `rows`."""
+    """Where the tiles of scenes lie, in the dataset's CRS: arrays `[N]` in the order of `rows`."""
 
     rows: npt.NDArray[np.int64]
     """Rows of the Collection, ascending."""
@@ -158,40 +158,44 @@ class TileLayout:
     """Height of a tile in CRS units."""
 
 
-def scene_index(facts: SceneTable, crs: str) -> gpd.GeoDataFrame:
-    """TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
+def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
+    """Return TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
 
-    The geometry is the raster's own extent cut to the footprint; undated records span all time.
+    The geometry is the raster's own extent intersected with the footprint; undated records span all time.
+
+    Raises:
+        UsageError: a record that cannot be projected to `crs`.
     """
-    geometry = _extents(facts, crs)
+    geometry = _extents(scenes, crs)
     lost = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
     if lost.any():
         raise UsageError(
-            f"Record {facts.id_of(int(np.argmax(lost)))} has no place in {crs}; choose another crs=, or leave it out."
+            f"Record {scenes.id_of(int(np.argmax(lost)))} cannot be projected to {crs}; choose another crs=, or leave "
+            "the record out."
         )
-    first = facts.grid(0)
+    first = scenes.grid(0)
     pixel = max(first.res if first.crs == crs else reprojected_grid(first, crs).res)
 
     def cut(part: tuple[slice, npt.NDArray[np.object_]]) -> None:
-        geometry[part[0]] = _cut(facts, part[0], geometry[part[0]], part[1], crs, pixel)
+        geometry[part[0]] = _cut(scenes, part[0], geometry[part[0]], part[1], crs, pixel)
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # shapely and pyproj let go of the GIL
-        for _ in pool.map(cut, _footprints(facts)):
+    with ThreadPoolExecutor(_THREADS) as pool:  # shapely and pyproj release the GIL
+        for _ in pool.map(cut, _footprints(scenes)):
             pass
-    undated = np.isnat(facts.times)
-    left = np.where(undated, pd.Timestamp.min.to_datetime64(), facts.times)
-    right = np.where(undated, pd.Timestamp.max.to_datetime64(), facts.times + INSTANT.to_timedelta64())
+    undated = np.isnat(scenes.times)
+    left = np.where(undated, pd.Timestamp.min.to_datetime64(), scenes.times)
+    right = np.where(undated, pd.Timestamp.max.to_datetime64(), scenes.times + INSTANT.to_timedelta64())
     intervals = pd.IntervalIndex.from_arrays(
         pd.DatetimeIndex(left), pd.DatetimeIndex(right), closed="both", name="datetime"
     )
-    return gpd.GeoDataFrame({"rid": facts.rows}, geometry=geometry, crs=crs, index=intervals)
+    return gpd.GeoDataFrame({"rid": scenes.rows}, geometry=geometry, crs=crs, index=intervals)
 
 
-def _extents(facts: SceneTable, crs: str) -> npt.NDArray[np.object_]:
-    """The whole rasters in `crs`."""
-    geometry = grid_outlines(facts.transforms, facts.shapes)
-    for code, name in enumerate(facts.crs_texts):
-        here = facts.crs_codes == code
+def _extents(scenes: SceneTable, crs: str) -> npt.NDArray[np.object_]:
+    """Return the outlines of the whole rasters in `crs`."""
+    geometry = grid_outlines(scenes.transforms, scenes.shapes)
+    for code, name in enumerate(scenes.crs_texts):
+        here = scenes.crs_codes == code
         moved = transform_geometries(geometry[here], name, crs)
         wrong = ~shapely.is_valid(moved)
         moved[wrong] = shapely.make_valid(moved[wrong])
@@ -199,18 +203,18 @@ def _extents(facts: SceneTable, crs: str) -> npt.NDArray[np.object_]:
     return geometry
 
 
-def _footprints(facts: SceneTable) -> Iterator[tuple[slice, npt.NDArray[np.object_]]]:
-    """Footprints in longitude/latitude, some at a time, and whose they are."""
+def _footprints(scenes: SceneTable) -> Iterator[tuple[slice, npt.NDArray[np.object_]]]:
+    """Yield footprints in longitude/latitude in chunks, with the slice of records they belong to."""
     start = row = 0
-    for wkb in iterate_footprints(facts.collection, _CHUNK):
-        stop = int(np.searchsorted(facts.rows, row + len(wkb)))
+    for wkb in iterate_footprints(scenes.collection, _CHUNK):
+        stop = int(np.searchsorted(scenes.rows, row + len(wkb)))
         if stop > start:
-            yield slice(start, stop), np.asarray(shapely.from_wkb(wkb[facts.rows[start:stop] - row]), dtype=object)
+            yield slice(start, stop), np.asarray(shapely.from_wkb(wkb[scenes.rows[start:stop] - row]), dtype=object)
         start, row = stop, row + len(wkb)
 
 
 def _cut(
-    facts: SceneTable,
+    scenes: SceneTable,
     part: slice,
     extents: npt.NDArray[np.object_],
     footprints: npt.NDArray[np.object_],
@@ -218,43 +222,43 @@ def _cut(
     pixel: float,
 ) -> npt.NDArray[np.object_]:
     cutting = ~(shapely.is_missing(footprints) | shapely.is_empty(footprints))
-    codes = facts.crs_codes[part]
+    codes = scenes.crs_codes[part]
     for code in np.unique(codes[cutting]):
         here = np.flatnonzero(cutting & (codes == code))
         cutting[here] = ~follows_the_edge(
-            footprints[here], facts.transforms[part][here], facts.shapes[part][here], facts.crs_texts[code]
+            footprints[here], scenes.transforms[part][here], scenes.shapes[part][here], scenes.crs_texts[code]
         )
     if cutting.any():
         extents[cutting] = cut_to_footprints(extents[cutting], footprints[cutting], crs, pixel)
     return extents
 
 
-def tile_layout(facts: SceneTable, crs: str) -> TileLayout:
-    """Where the first bands' tiles lie in `crs`; of records in another CRS, or rotated, about where.
+def tile_layout(scenes: SceneTable, crs: str) -> TileLayout:
+    """Return where the tiles of the first bands lie in `crs`; approximate for records in another CRS, or rotated.
 
-    Those lie on no lattice of `crs`: their tiles are taken to start at the upper left corner of their bounds, and
-    to be as large as the raster's bounds divided by its tiles.
+    Those have no axis-aligned tiles in `crs`: their tiles are assumed to start at the upper left corner of the bounds,
+    and to have the size of the bounds divided by the number of tiles.
     """
-    sizes = np.where(facts.tiles > 0, facts.tiles, facts.shapes).astype(np.float64)
-    a, b, c, d, e, f = facts.transforms.T
-    height, width = facts.shapes.T.astype(np.float64)
+    sizes = np.where(scenes.tiles > 0, scenes.tiles, scenes.shapes).astype(np.float64)
+    a, b, c, d, e, f = scenes.transforms.T
+    height, width = scenes.shapes.T.astype(np.float64)
     x0, y0 = np.minimum(c, c + a * width), np.maximum(f, f + e * height)
-    # Tiles are counted from the raster's first corner: of one that runs from right to left or upwards, the first tile
-    # seen from the upper left is the last, which may be cut.
+    # Tiles count from the raster's first corner: in a raster that runs right to left or upwards, the tile at the upper
+    # left is the last one, which may be cut.
     x0 = np.where(a < 0, c + a * np.ceil(width / sizes[:, 1]) * sizes[:, 1], x0)
     y0 = np.where(e > 0, f + e * np.ceil(height / sizes[:, 0]) * sizes[:, 0], y0)
     tile_width, tile_height = abs(a) * sizes[:, 1], abs(e) * sizes[:, 0]
-    own = np.array([same_crs(text, crs) for text in facts.crs_texts])[facts.crs_codes] & (b == 0) & (d == 0)
+    own = np.array([same_crs(text, crs) for text in scenes.crs_texts])[scenes.crs_codes] & (b == 0) & (d == 0)
     if not own.all():
-        bounds = shapely.bounds(_extents(facts, crs)[~own])
+        bounds = shapely.bounds(_extents(scenes, crs)[~own])
         x0[~own], y0[~own] = bounds[:, 0], bounds[:, 3]
         tile_width[~own] = (bounds[:, 2] - bounds[:, 0]) * (sizes[:, 1] / width)[~own]
         tile_height[~own] = (bounds[:, 3] - bounds[:, 1]) * (sizes[:, 0] / height)[~own]
-    return TileLayout(rows=facts.rows, x0=x0, y0=y0, tile_width=tile_width, tile_height=tile_height)
+    return TileLayout(rows=scenes.rows, x0=x0, y0=y0, tile_width=tile_width, tile_height=tile_height)
 
 
 def moved_index(index: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
-    """The same index in another CRS."""
+    """Return the index reprojected to another CRS."""
     geometry = transform_geometries(np.asarray(index.geometry, dtype=object), crs_text(index.crs), crs)
     columns = {name: index[name] for name in index.columns if name != index.geometry.name}
     return gpd.GeoDataFrame(columns, geometry=geometry, crs=crs, index=index.index)

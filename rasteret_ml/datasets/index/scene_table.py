@@ -1,4 +1,4 @@
-"""The records of a Collection as a TorchGeo index, and as accessors on demand."""
+"""Metadata of all records of a Collection as arrays, and records as accessors on demand."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from rasteret_ml.raster.reprojected_grid import reprojected_grid
 __all__ = ["RecordStore", "SceneTable", "band_column", "choose_grid", "pixel_sizes", "scene_table"]
 
 _log = logging.getLogger(__name__)
-_NAMED = 5
-"""Records that a warning names."""
+_MAX_NAMED = 5
+"""Records named in a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SceneTable:
-    """What the dataset knows of its records without their tile tables: arrays, nothing a record of its own."""
+    """What a dataset knows of its records without their tile tables: arrays, no object per record."""
 
     collection: Collection
     """The records."""
     rows: npt.NDArray[np.int64]
     """Rows of the Collection that have every band `[N]`, ascending."""
     crs_texts: tuple[str, ...]
-    """The different CRSs of these records, in the order that they first appear in."""
+    """The distinct CRSs of these records, in order of first appearance."""
     crs_codes: npt.NDArray[np.int32]
-    """Which of them is each record's `[N]`."""
+    """Index of each record's CRS in `crs_texts` `[N]`."""
     transforms: npt.NDArray[np.float64]
-    """a, b, c, d, e, f of each one's first band `[N, 6]`."""
+    """a, b, c, d, e, f of each record's first band `[N, 6]`."""
     shapes: npt.NDArray[np.int32]
-    """(height, width) of each one's first band `[N, 2]`."""
+    """(height, width) of each record's first band `[N, 2]`."""
     tiles: npt.NDArray[np.int32]
     """(height, width) of its tiles `[N, 2]`."""
     times: npt.NDArray[np.datetime64]
@@ -62,7 +62,7 @@ class SceneTable:
     clouds: npt.NDArray[np.float32]
     """Cloud cover in percent `[N]`, NaN = unknown."""
     id_ranks: npt.NDArray[np.int32]
-    """Place of each one's id among all ids `[N]`."""
+    """Rank of each record's id among all ids `[N]`."""
     dtype: np.dtype[Any]
     """The one dtype of all bands."""
     has_scale: bool
@@ -77,16 +77,16 @@ class SceneTable:
         return _unpacked, (values | arrays, tuple(arrays))
 
     def grid(self, i: int) -> Grid:
-        """Grid of the first band of record `i` of these."""
+        """Return the grid of the first band of record `i`."""
         height, width = self.shapes[i].tolist()
         return Grid(crs=self.crs_of(i), transform=Affine(*self.transforms[i].tolist()), shape=(height, width))
 
     def crs_of(self, i: int) -> str:
-        """CRS text of record `i` of these."""
+        """Return the CRS text of record `i`."""
         return self.crs_texts[int(self.crs_codes[i])]
 
     def id_of(self, i: int) -> str:
-        """Id of record `i` of these, for messages (read from the table)."""
+        """Return the id of record `i`, for messages (read from the table)."""
         return record_id(self.collection, int(self.rows[i]))
 
 
@@ -96,45 +96,45 @@ def _unpacked(values: dict[str, Any], arrays: Sequence[str]) -> SceneTable:
 
 
 def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str] = ()) -> SceneTable:
-    """Read the facts of all records that have every band, column by column; tile tables are left alone.
+    """Read the metadata of all records that have every band, column by column, without their tile tables.
 
     Args:
         collection: The records.
-        bands: Bands that are read together, of one type.
-        also: Further bands that records must have, of any type.
+        bands: Bands to read together, of one type.
+        also: Further bands that records must have, of any type, such as a quality band.
 
     Raises:
         UsageError: no records, or bands or records of different types.
         UnknownBandError: a band that no record has.
     """
     if not len(collection):
-        raise UsageError("The Collection is empty: no record fits its filters.")
-    facts = [band_arrays(collection, band_column(collection, band)) for band in bands]
+        raise UsageError("The Collection is empty: no record matches its filters.")
+    arrays = [band_arrays(collection, band_column(collection, band)) for band in bands]
     others = [band_arrays(collection, band_column(collection, band)) for band in also if band not in bands]
-    wanted = [*bands, *(band for band in also if band not in bands)]
-    present = np.all(np.stack([f.present for f in (*facts, *others)]), axis=0)
+    required = [*bands, *(band for band in also if band not in bands)]
+    present = np.all(np.stack([f.present for f in (*arrays, *others)]), axis=0)
     if not present.any():
-        raise UnknownBandError(f"No record has all of the bands {wanted}.")
+        raise UnknownBandError(f"No record has all of the bands {required}.")
     rows = np.flatnonzero(present).astype(np.int64)
     if len(rows) < len(present):
-        names = ", ".join(record_id(collection, int(row)) for row in np.flatnonzero(~present)[:_NAMED])
-        more = " ..." if (~present).sum() > _NAMED else ""
+        listing = ", ".join(record_id(collection, int(row)) for row in np.flatnonzero(~present)[:_MAX_NAMED])
+        more = " ..." if (~present).sum() > _MAX_NAMED else ""
         _log.warning(
             "%d of %d records lack one of %s and are not used: %s%s",
             (~present).sum(),
             len(present),
-            wanted,
-            names,
+            required,
+            listing,
             more,
         )
-    facts = [f.take(rows) for f in facts]
+    arrays = [f.take(rows) for f in arrays]
     texts, codes = collection.crs_codes()
-    codes, transforms = codes[rows], facts[0].transforms
+    codes, transforms = codes[rows], arrays[0].transforms
     lost = np.isnan(transforms).any(axis=1) | np.isin(codes, [i for i, text in enumerate(texts) if text is None])
     if lost.any():
         raise UsageError(
-            f"Row {rows[np.argmax(lost)]} of the Collection is not georeferenced (no transform or CRS), so it has no "
-            "place in a GeoDataset; read it with RasterAccessor.read_window."
+            f"Row {rows[np.argmax(lost)]} of the Collection is not georeferenced (no transform or CRS), so it cannot "
+            "be in a GeoDataset; read it with RasterAccessor.read_window."
         )
     used, first = np.unique(codes, return_index=True)
     order = used[np.argsort(first)]
@@ -146,27 +146,27 @@ def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str
         crs_texts=tuple(str(texts[i]) for i in order),
         crs_codes=places[codes],
         transforms=transforms,
-        shapes=facts[0].shapes,
-        tiles=facts[0].tiles,
+        shapes=arrays[0].shapes,
+        tiles=arrays[0].tiles,
         times=record_times(collection)[rows],
         clouds=record_cloud_cover(collection)[rows],
         id_ranks=id_ranks(collection)[rows],
-        dtype=_one_dtype(bands, facts),
-        has_scale=any(f.has_scale for f in facts),
+        dtype=_one_dtype(bands, arrays),
+        has_scale=any(f.has_scale for f in arrays),
     )
 
 
 def pixel_sizes(transforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Pixel size (x, y), positive, of transforms `[N, 6]` (as `Grid.res`) `[N, 2]`."""
+    """Return the positive pixel sizes (x, y) `[N, 2]` of transforms `[N, 6]`, as `Grid.res` does."""
     a, b, _, d, e, _ = transforms.T
     return np.column_stack([np.hypot(a, d), np.hypot(b, e)])
 
 
 def band_column(collection: Collection, band: str) -> str:
-    """What a Collection calls a band.
+    """Return the name under which a Collection stores a band.
 
     Raises:
-        UnknownBandError: it has none such.
+        UnknownBandError: the Collection has no such band.
     """
     have = collection.bands
     found = next((name for name in BandRegistry.names(band, collection.data_source) if name in have), None)
@@ -175,8 +175,8 @@ def band_column(collection: Collection, band: str) -> str:
     return found
 
 
-def _one_dtype(bands: Sequence[str], facts: Sequence[BandArrays]) -> np.dtype[Any]:
-    found = {band: f.dtypes for band, f in zip(bands, facts, strict=True)}
+def _one_dtype(bands: Sequence[str], scenes: Sequence[BandArrays]) -> np.dtype[Any]:
+    found = {band: f.dtypes for band, f in zip(bands, scenes, strict=True)}
     kinds = {kind for names in found.values() for kind in names}
     if len(kinds) > 1:
         several = next((band for band, names in found.items() if len(names) > 1), None)
@@ -194,35 +194,35 @@ def _one_dtype(bands: Sequence[str], facts: Sequence[BandArrays]) -> np.dtype[An
     return dtype
 
 
-def choose_grid(facts: SceneTable, crs: str | None, res: tuple[float, float] | None) -> Grid:
-    """The dataset's grid: that of the first record in the CRS chosen, else the first record's grid warped to it.
+def choose_grid(scenes: SceneTable, crs: str | None, res: tuple[float, float] | None) -> Grid:
+    """Return the dataset's grid: that of the first record in the chosen CRS, else the first record's grid reprojected.
 
     Raises:
         MixedCRSError: records in several CRSs and none chosen.
         UsageError: the first record is rotated and neither CRS nor resolution is chosen.
     """
-    if crs is None and len(facts.crs_texts) > 1:
-        counts = np.bincount(facts.crs_codes)
+    if crs is None and len(scenes.crs_texts) > 1:
+        counts = np.bincount(scenes.crs_codes)
         order = np.argsort(-counts, kind="stable")
-        listing = ", ".join(f"{facts.crs_texts[i]} ({counts[i]} records)" for i in order)
+        listing = ", ".join(f"{scenes.crs_texts[i]} ({counts[i]} records)" for i in order)
         raise MixedCRSError(
             f"The records are in several CRSs: {listing}. Choose one with crs=, or narrow the Collection."
         )
-    # A record that is in the chosen CRS already keeps its pixels; only where none is does the grid come from a warp.
-    own = np.array([crs is None or same_crs(text, crs) for text in facts.crs_texts])[facts.crs_codes]
-    first = facts.grid(int(np.argmax(own))) if own.any() else reprojected_grid(facts.grid(0), str(crs))
+    # A record in the chosen CRS keeps its pixels; the grid is reprojected only if there is none.
+    own = np.array([crs is None or same_crs(text, crs) for text in scenes.crs_texts])[scenes.crs_codes]
+    first = scenes.grid(int(np.argmax(own))) if own.any() else reprojected_grid(scenes.grid(0), str(crs))
     if first.is_axis_aligned:
         return first if res is None else first.with_res(res)
     if crs is None and res is None:
         raise UsageError(
-            f"Record {facts.id_of(0)} is rotated, so it has no grid of x and y slices; choose crs= or res= to read it "
-            "north up (resampled), or read it on its own grid with RasterAccessor.read_window."
+            f"Record {scenes.id_of(0)} is rotated, so x and y slices cannot address its pixels; choose crs= or res= to "
+            "read it north up (resampled), or read it on its own grid with RasterAccessor.read_window."
         )
     return first.with_res(first.res if res is None else res)
 
 
 class RecordStore:
-    """Accessors by row; each is read when it is first asked for, and the latest are kept.
+    """Accessors by row, read on first use; the most recently used are kept.
 
     Only the bands' own columns are read, a row at a time, from copies that all processes share (see `RowStore`).
     Pickles as the Collection.
@@ -237,7 +237,7 @@ class RecordStore:
         self._forget()
 
     def _forget(self) -> None:
-        self._held: OrderedDict[int, RasterAccessor] = OrderedDict()
+        self._accessors: OrderedDict[int, RasterAccessor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,23 +248,23 @@ class RecordStore:
         self._forget()
 
     def __getitem__(self, row: int) -> RasterAccessor:
-        """The record at `row` of the Collection."""
+        """Return the record at `row` of the Collection."""
         with self._lock:
-            if row in self._held:
-                self._held.move_to_end(row)
-                return self._held[row]
-            accessor = self._held[row] = RasterAccessor(self._rows[row], self._data_source)
-            if len(self._held) > self._keep:
-                self._held.popitem(last=False)
+            if row in self._accessors:
+                self._accessors.move_to_end(row)
+                return self._accessors[row]
+            accessor = self._accessors[row] = RasterAccessor(self._rows[row], self._data_source)
+            if len(self._accessors) > self._keep:
+                self._accessors.popitem(last=False)
             return accessor
 
     def records(self, rows: npt.NDArray[np.int64]) -> Sequence[RasterAccessor]:
-        """The records at these rows, each read when it is first looked at."""
+        """Return the records at these rows as a lazy sequence."""
         return _Records(self, rows)
 
 
 class _Records(Sequence[RasterAccessor]):
-    """A mosaic seldom needs more than the first of the records that overlap a chip."""
+    """A lazy sequence: a mosaic seldom needs more than the first of the records that overlap a chip."""
 
     def __init__(self, store: RecordStore, rows: npt.NDArray[np.int64]) -> None:
         self._store, self._rows = store, rows

@@ -18,11 +18,11 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import wraps_globe
 from rasteret_ml.geo.times import middle, nearest_ns
 
-__all__ = ["Lookup", "RecordOrder", "Span", "checked_order", "preference"]
+__all__ = ["IndexBounds", "RecordOrder", "SceneSearch", "checked_order", "preference"]
 
 RecordOrder = str | dt.date
-"""newest, oldest, clearest (least cloud, then the newest), nearest (to the middle of the time asked for), or a date:
-nearest to it, of a day (month, year) to its middle. Undated records come last; unknown clouds count as clouded."""
+"""newest, oldest, clearest (least cloud, then newest), nearest (to the middle of the query's time), or a date: nearest
+to it, or to the middle of a day, month or year. Undated records come last; unknown cloud cover counts as cloudy."""
 
 _NAMED = ("newest", "oldest", "clearest", "nearest")
 _LAST = np.iinfo(np.int64).max
@@ -31,10 +31,10 @@ Integers = npt.NDArray[np.int64]
 
 
 def checked_order(order: RecordOrder) -> str | pd.Timestamp:
-    """One of the names, or the date.
+    """Return a named order, or the timestamp of a date.
 
     Raises:
-        UsageError: neither.
+        UsageError: neither a known name nor a date.
     """
     if isinstance(order, str) and order in _NAMED:
         return order
@@ -43,20 +43,20 @@ def checked_order(order: RecordOrder) -> str | pd.Timestamp:
     except UsageError:
         when = None
     if when is None:
-        raise UsageError(f"order= is one of {', '.join(_NAMED)} or a date, not {order!r}.")
+        raise UsageError(f"order must be one of {', '.join(_NAMED)} or a date, got {order!r}.")
     return when
 
 
 def preference(
     order: str | pd.Timestamp, times: Integers, clouds: npt.NDArray[Any], ids: npt.NDArray[Any]
 ) -> Callable[[Integers, int, int], Integers]:
-    """A function that sorts positions of records, best first: `sort(positions, start, stop)`.
+    """Return a function that sorts positions of records, best first: `sort(positions, start, stop)`.
 
     Args:
         order: See `checked_order`.
         times: Nanoseconds since 1970 `[N]`, the smallest integer where undated.
         clouds: Percent `[N]`, NaN where unknown.
-        ids: Ranks of the ids `[N]`: what settles a tie.
+        ids: Ranks of the ids `[N]`, which break ties.
     """
     undated = times == np.iinfo(np.int64).min
     # ~x is -x - 1, without overflow: the newest first.
@@ -84,8 +84,8 @@ def preference(
 _POLYGON = 3
 
 
-class Span:
-    """What an index covers, worked out once: TorchGeo's own `bounds` looks at every row for every query."""
+class IndexBounds:
+    """The bounds of an index, computed once: TorchGeo's own `bounds` reads every row for every query."""
 
     def __init__(self, index: gpd.GeoDataFrame) -> None:
         self.index = index
@@ -93,23 +93,23 @@ class Span:
         self._first, self._last = index.index.left.min(), index.index.right.max()
 
     def slices(self, res: tuple[float, float]) -> tuple[slice, slice, slice]:
-        """TorchGeo's `bounds` for pixels of `res` (x, y)."""
+        """Return TorchGeo's `bounds` for pixels of size `res` (x, y)."""
         x, y = slice(self._xmin, self._xmax, res[0]), slice(self._ymin, self._ymax, res[1])
         return x, y, slice(self._first, self._last, 1)
 
 
-class Lookup:
-    """Search over one index; made anew when TorchGeo's splitters assign another.
+class SceneSearch:
+    """Spatio-temporal search over one index.
 
     Args:
         index: The index, with `rid` = row of the Collection.
-        facts: The records, for the order of their ids.
+        scenes: The records, for their ids and cloud cover.
         turn: A full turn of longitude in the units of the index's CRS, None where it is projected.
         order: Which records come first, see `RecordOrder`.
     """
 
     def __init__(
-        self, index: gpd.GeoDataFrame, facts: SceneTable, turn: float | None, order: str | pd.Timestamp = "newest"
+        self, index: gpd.GeoDataFrame, scenes: SceneTable, turn: float | None, order: str | pd.Timestamp = "newest"
     ) -> None:
         if "rid" not in index.columns:
             raise UsageError("The dataset's index lost its 'rid' column; keep it when assigning a new index.")
@@ -124,13 +124,13 @@ class Lookup:
         self._turn = turn
         undated = self._left == pd.Timestamp.min.value
         times = np.where(undated, np.iinfo(np.int64).min, self._left)
-        place = np.searchsorted(facts.rows, self._rid).clip(max=len(facts) - 1)
-        ids = np.where(facts.rows[place] == self._rid, facts.id_ranks[place], 0)
-        clouds = facts.clouds[place] if order == "clearest" else np.zeros(len(ids))
+        place = np.searchsorted(scenes.rows, self._rid).clip(max=len(scenes) - 1)
+        ids = np.where(scenes.rows[place] == self._rid, scenes.id_ranks[place], 0)
+        clouds = scenes.clouds[place] if order == "clearest" else np.zeros(len(ids))
         self._sorted = preference(order, times, clouds, ids)
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
-        """Rows that share an area with the chip and overlap the times (both ends included), best first."""
+        """Return the rows that share an area with a chip and overlap a time (both ends included), best first."""
         start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
         places = wraps_globe([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
@@ -143,7 +143,7 @@ class Lookup:
         return rows[np.sort(first)]
 
     def _overlapping(self, place: shapely.Polygon, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Positions of what shares an area with `place`, in time."""
+        """Return the positions of records that share an area with `place` and overlap a time."""
         near: npt.NDArray[np.int64] = self._tree.query(place)
         near = near[(self._left[near] <= stop) & (self._right[near] >= start)]
         xmin, ymin, xmax, ymax = place.bounds
@@ -158,7 +158,7 @@ class Lookup:
 
 
 def _are_boxes(shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-    """Which geometries are rectangles along the axes, so that their bounds say all."""
+    """Return which geometries are axis-aligned rectangles, which their bounds describe fully."""
     found = (shapely.get_type_id(shapes) == _POLYGON) & (shapely.get_num_coordinates(shapes) == 5)
     found &= shapely.get_num_interior_rings(shapes) == 0
     corners = shapely.get_coordinates(shapes[found]).reshape(-1, 5, 2)
@@ -171,7 +171,7 @@ def _are_boxes(shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
 
 
 def _is_box(shape: shapely.Polygon) -> bool:
-    """The same of one polygon, ten times as fast: four sides, in turn along x and along y."""
+    """Return whether one polygon is an axis-aligned rectangle; ten times as fast as `_are_boxes` for one."""
     if len(shape.interiors):
         return False
     corners: list[list[float]] = shapely.get_coordinates(shape).tolist()
