@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "uniform": rm.RandomAOISampler(both, size, length),
         "weighted": rm.RandomAOISampler(both, size, length, aois=areas, weight=options.weight),
         "balanced": rm.RandomAOISampler(both, size, length, aois=cells, weight=rm.balanced_weights(cells)),
-        "90 % valid": rm.RandomAOISampler(both, size, length, min_valid=0.9, max_redraws=8),
+        "90 % valid": rm.RandomAOISampler(both, size, length, min_valid={"min_valid": 0.9, "max_redraws": 7}),
         "grid": rm.GridAOISampler(both, size),
     }
     seen = {name: look(both, sampler) for name, sampler in samplers.items()}

@@ -228,5 +228,5 @@ def test_weights_near_the_end_of_doubles_are_drawn_by():
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 2000, shapes, aois_crs=CRS, weight=[1e308, 3e307])
     rows = np.array([aoi.row for aoi in sampler])
     assert abs((rows == 0).mean() - 10 / 13) < 0.05
-    with pytest.raises(UsageError, match="at least 0"):
-        rm.RandomAOISampler(Plane(SQUARE), 8, 1, shapes, aois_crs=CRS, inset=float("inf"))
+    with pytest.raises(UsageError, match="inset must be a finite distance >= 0"):
+        rm.RandomAOISampler(Plane(SQUARE), 8, 1, shapes, aois_crs=CRS, placement={"inset": float("inf")})

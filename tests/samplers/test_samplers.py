@@ -16,7 +16,7 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.samplers.ranks import checked_seed, epoch_random, uniforms
+from rasteret_ml.samplers.ranks import epoch_random, parse_seed, uniforms
 
 CRS = "EPSG:32633"
 
@@ -296,4 +296,4 @@ def test_every_seed_has_an_order_of_its_own():
 @pytest.mark.parametrize("seed", [1.5, "a", None, 2**63, -(2**63) - 1])
 def test_a_seed_is_a_whole_number_of_64_bits(seed):
     with pytest.raises(UsageError, match="seed"):
-        checked_seed(seed)
+        parse_seed(seed)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.regions import TriangleRegion
-from rasteret_ml.samplers.cells import largest_shares, shares
+from rasteret_ml.samplers.random import ChipPlacement, Redraws, max_overlaps, overlaps
 from rasteret_ml.samplers.ranks import uniforms
 
 SHAPES = [L_SHAPE, HOLED, PARTS]
@@ -126,18 +126,18 @@ def test_balance(balance, weight):
         ({"weight": np.zeros(12)}, "All weights are 0"),
         ({"weight": -np.ones(12)}, "negative"),
         ({"balance": True}, "label="),
-        ({"balance": "area"}, "values cannot be balanced"),
+        ({"balance": "area"}, "Continuous values cannot be balanced"),
         ({"balance": "crop", "weight": [0] * 11 + [1]}, "whole|All AOIs of a class"),
         ({"balance": ["a"] * 11 + [None]}, r"\[11\] have no class"),
-        ({"aois": None, "weight": "w"}, "give aois="),
-        ({"aois": None, "min_overlap": 0.5}, "give aois="),
-        ({"min_overlap": 1.5}, "min_overlap is a share"),
-        ({"min_valid": -1}, "min_valid is a share"),
-        ({"min_valid": 0.5, "max_redraws": 0}, "max_redraws"),
-        ({"inset": -3}, "inset"),
-        ({"outside": "keep"}, "outside"),
-        ({"inset": 100}, r"left of AOIs \[0, 1, 2\]"),
-        ({"min_overlap": 1, "size": 20}, r"No chip .* lies in AOIs \[0, 1, 2\] by 1 "),
+        ({"aois": None, "weight": "w"}, "pass aois="),
+        ({"aois": None, "placement": {"min_overlap": 0.5}}, "pass aois="),
+        ({"placement": {"min_overlap": 1.5}}, "min_overlap must be between 0 and 1, got 1.5"),
+        ({"min_valid": -1}, "min_valid must be between 0 and 1, got -1"),
+        ({"min_valid": {"min_valid": 0.5, "max_redraws": 0}}, "max_redraws must be an integer >= 1, got 0"),
+        ({"placement": {"inset": -3}}, "inset must be a finite distance >= 0"),
+        ({"outside": "keep"}, "outside must be 'raise' or 'drop', got 'keep'"),
+        ({"placement": {"inset": 100}}, r"leaves nothing of AOIs \[0, 1, 2\]"),
+        ({"placement": {"min_overlap": 1}, "size": 20}, r"No chip .* can overlap AOIs \[0, 1, 2\] by 1 "),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(options, text):
@@ -147,7 +147,12 @@ def test_what_cannot_be_drawn_is_refused(options, text):
 
 
 @pytest.mark.parametrize(
-    "options", [{"inset": 100}, {"min_overlap": 1, "size": 20}, {"placement": "inside", "size": 20}]
+    "options",
+    [
+        {"placement": {"inset": 100}},
+        {"placement": ChipPlacement(min_overlap=1), "size": 20},
+        {"placement": "inside", "size": 20},
+    ],
 )
 def test_aois_that_give_no_chip_may_be_dropped(options, caplog):
     """Logged by row; the others keep their rows."""
@@ -182,12 +187,12 @@ def test_chips_keep_from_the_edge():
     """Their centres, or (inside) all of them."""
     for placement, tested in (("centre", shapely.centroid), ("inside", lambda chips: chips)):
         sampler = rm.RandomAOISampler(
-            Plane(SQUARE), 10, 2000, aois=[L_SHAPE, HOLED], aois_crs=CRS, inset=150, placement=placement
+            Plane(SQUARE), 10, 2000, aois=[L_SHAPE, HOLED], aois_crs=CRS, placement={"mode": placement, "inset": 150}
         )
         edges = np.array([L_SHAPE.boundary, HOLED.boundary], dtype=object)
         aois = list(sampler)
         assert shapely.distance(edges[[a.row for a in aois]], tested(boxes(aois))).min() >= 150 - 1e-3
-    scenes = rm.RandomAOISampler(Plane(SQUARE), 10, 500, inset=3000)
+    scenes = rm.RandomAOISampler(Plane(SQUARE), 10, 500, placement={"inset": 3000})
     assert shapely.covers(shapely.box(2999, 2999, 7001, 7001), boxes(scenes)).all()
 
 
@@ -195,7 +200,9 @@ def test_overlap_is_reached_wherever_it_can_be():
     """In a strip as wide as the chip a quarter is hard to miss and all of it cannot be had."""
     strip = shapely.box(1000, 1000, 1320, 9000)
     for share in (0.25, 0.7, 0.9):
-        sampler = rm.RandomAOISampler(Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS, min_overlap=share)
+        sampler = rm.RandomAOISampler(
+            Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS, placement={"min_overlap": share}
+        )
         aois = list(sampler)
         chips = boxes(aois)
         own = np.array([strip, HOLED], dtype=object)[[a.row for a in aois]]
@@ -205,7 +212,7 @@ def test_overlap_is_reached_wherever_it_can_be():
     plain = [a.row for a in rm.RandomAOISampler(Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS)]
     assert plain == [a.row for a in aois]  # a further try stays in its polygon
     thin = shapely.Polygon([(1000, 1000), (1200, 1000), (5000, 5000), (4800, 5000)])
-    best = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS, min_overlap=1)
+    best = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS, placement={"min_overlap": 1})
     chance = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS)
     met, by_chance = (shapely.area(shapely.intersection(thin, boxes(sampler))) for sampler in (best, chance))
     assert (met >= by_chance - 1e-6).all()
@@ -220,16 +227,18 @@ def test_shares_equal_areas(seed):
     shapes = np.array(SHAPES, dtype=object)[rng.integers(0, 3, 50)]
     corners, sizes = rng.uniform(-500, 10500, (50, 2)), rng.uniform(1, 2500, (50, 2))
     chips = shapely.box(corners[:, 0], corners[:, 1] - sizes[:, 1], corners[:, 0] + sizes[:, 0], corners[:, 1])
-    found = shares(shapes, corners, sizes)
+    found = overlaps(shapes, corners, sizes)
     np.testing.assert_allclose(found, shapely.area(shapely.intersection(shapes, chips)) / sizes.prod(axis=1), atol=1e-9)
-    assert (found <= largest_shares(shapes, sizes) + 1e-9).all()
+    assert (found <= max_overlaps(shapes, sizes) + 1e-9).all()
 
 
 def test_spares_are_further_draws_from_the_same_polygon():
     """Pure functions of the position; the same identity, time and size; as many as tries allow."""
     table = rm.AOITable.of(fields(), label="crop")
     options = {"aois": table, "seed": 3, "balance": True}
-    sampler = rm.RandomAOISampler(Plane(SQUARE), (4, 6), 1500, min_valid=0.75, max_redraws=3, **options)
+    sampler = rm.RandomAOISampler(
+        Plane(SQUARE), (4, 6), 1500, min_valid=Redraws(min_valid=0.75, max_redraws=2), **options
+    )
     aois = list(sampler)
     plain = list(rm.RandomAOISampler(Plane(SQUARE), (4, 6), 1500, **options))
     assert [tuple(a) for a in aois] == [tuple(a) for a in plain]
@@ -262,7 +271,9 @@ def test_spares_are_further_draws_from_the_same_polygon():
 def test_spares_are_uniform_in_their_polygon():
     """As the first draws are (chi-squared over quarters of an L)."""
     quarters = [L_SHAPE & shapely.box(x, y, x + 4500, y + 4500) for x in (0, 4500) for y in (0, 4500)]
-    sampler = rm.RandomAOISampler(Plane(SQUARE), 4, 4000, aois=[L_SHAPE], aois_crs=CRS, min_valid=0.1, max_redraws=2)
+    sampler = rm.RandomAOISampler(
+        Plane(SQUARE), 4, 4000, aois=[L_SHAPE], aois_crs=CRS, min_valid={"min_valid": 0.1, "max_redraws": 1}
+    )
     at = shapely.points(centres([a.spare(0) for a in sampler]))
     kept = [q for q in quarters if q.area]
     counts = [shapely.intersects(q, at).sum() for q in kept]
@@ -349,7 +360,14 @@ def test_the_order_is_the_same_at_any_number_of_workers(kind):
     table = rm.AOITable.of(fields(), label="crop")
     make = {
         "random": lambda: rm.RandomAOISampler(
-            Plane(SQUARE), 8, 60, aois=table, balance=True, min_overlap=0.5, min_valid=0.5, outside="drop"
+            Plane(SQUARE),
+            8,
+            60,
+            aois=table,
+            balance=True,
+            placement={"min_overlap": 0.5},
+            min_valid=0.5,
+            outside="drop",
         ),
         "local": lambda: rm.RandomAOISampler(Plane(SQUARE), 8, 60, aois=table, locality=3, min_valid=0.5),
         "grid": lambda: rm.GridAOISampler(Plane(SQUARE), 16, aois=table),

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 import rasteret_ml as rm
 import rasteret_ml.testing
 from rasteret_ml.errors import UsageError
-from rasteret_ml.samplers.cells import Cells, TileLattice
-from rasteret_ml.samplers.locality import Locality, batch_diversity, local_order
+from rasteret_ml.samplers.locality import Locality, TileLookup, TilePositions, batch_diversity, local_order
 from rasteret_ml.samplers.ranks import epoch_random, uniforms
 
 RES = 10.0
@@ -121,12 +120,11 @@ def test_another_process_has_the_same_order():
     """Whatever it hashes strings with."""
     code = (
         "import numpy as np, zlib\n"
-        "from rasteret_ml.samplers.cells import Cells\n"
-        "from rasteret_ml.samplers.locality import Locality, local_order\n"
+        "from rasteret_ml.samplers.locality import Locality, TilePositions, local_order\n"
         "from rasteret_ml.samplers.ranks import epoch_random\n"
         "n = np.arange(5000)\n"
-        "cells = Cells(scene=n % 7 - 1, row=n * 31 % 23, column=n * 17 % 29)\n"
-        "order = local_order(cells, Locality(lanes=2), epoch_random(3, 5))\n"
+        "tiles = TilePositions(scene=n % 7 - 1, row=n * 31 % 23, column=n * 17 % 29)\n"
+        "order = local_order(tiles, Locality(lanes=2), epoch_random(3, 5))\n"
         "print(zlib.crc32(order.astype('<i8').tobytes()))\n"
     )
     seen = {
@@ -156,13 +154,13 @@ def test_an_order_is_a_permutation(data, count, blocks, tiles, lanes, batch_size
     """Of any chips, with any knob."""
     scenes, side = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 9))
     random = np.random.default_rng(count)
-    cells = Cells(
+    positions = TilePositions(
         scene=random.integers(-1, scenes + 1, count),
         row=random.integers(-side, side, count),
         column=random.integers(-side, side, count),
     )
-    knob = Locality(blocks=blocks, tiles=tiles, lanes=lanes, batch_size=batch_size)
-    order = local_order(cells, knob, epoch_random(0, 0))
+    locality = Locality(blocks=blocks, tiles=tiles, lanes=lanes, batch_size=batch_size)
+    order = local_order(positions, locality, epoch_random(0, 0))
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
 
 
@@ -172,8 +170,8 @@ def test_every_scene_has_its_share_at_any_time(sizes, blocks):
     """In each round of the active blocks a scene has its share of chips, rounded up or down (and one for the cuts)."""
     scene = np.repeat(np.arange(len(sizes)), sizes)
     random = np.random.default_rng(1)
-    cells = Cells(scene=scene, row=random.integers(0, 9, len(scene)), column=random.integers(0, 9, len(scene)))
-    order = local_order(cells, Locality(blocks=blocks, tiles=2), epoch_random(0, 0))
+    tiles = TilePositions(scene=scene, row=random.integers(0, 9, len(scene)), column=random.integers(0, 9, len(scene)))
+    order = local_order(tiles, Locality(blocks=blocks, tiles=2), epoch_random(0, 0))
     whole = len(order) // blocks * blocks
     rounds = scene[order[:whole]].reshape(-1, blocks)
     for number, size in enumerate(sizes):
@@ -188,7 +186,7 @@ def test_lanes_take_turns_and_share_no_blocks_at_a_time():
     dataset = square_scenes(12)
     knob = Locality(blocks=16, tiles=3, lanes=2, batch_size=16)
     aois = list(rm.RandomAOISampler(dataset, 256, 12 * 144 * 4, locality=knob))
-    cells = TileLattice(dataset, (256, 256), ALWAYS).cells(np.array([(a[0].start, a[1].stop) for a in aois]))
+    cells = TileLookup(dataset, (256, 256), ALWAYS).locate(np.array([(a[0].start, a[1].stop) for a in aois]))
     blocks = cells.blocks(3).reshape(-1, 2, 16)
     assert np.mean([len(set(a) & set(b)) for a, b in blocks]) < 1  # a block that a stream's end cuts is in both
     one = list(rm.RandomAOISampler(dataset, 256, len(aois), locality=Locality()))
@@ -251,7 +249,7 @@ def test_where_scenes_overlap_the_newest_counts():
     corners = np.array([(100.0, 15000.0), (12000.0, 15000.0), (25000.0, 15000.0), (90000.0, 15000.0)])
 
     def found(when):
-        return TileLattice(dataset, (64, 64), when).cells(corners).scene.tolist()
+        return TileLookup(dataset, (64, 64), when).locate(corners).scene.tolist()
 
     both, late, nowhere = found(ALWAYS)[0], found(ALWAYS)[2], found(ALWAYS)[3]
     assert nowhere == -1
@@ -265,7 +263,7 @@ def test_the_tile_grid_is_the_datasets_own():
     """By record, however the index was cut or turned round; without one, 512 pixels from the scene's corner."""
     dataset = square_scenes(3, 2)
     corners = np.array([(100.0, 2 * TILE - 10), (4 * TILE + 3000, 2 * TILE - 3000), (8 * TILE + 3000, TILE - 10)])
-    plain = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    plain = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert plain.row.tolist() == [0, 0, 1]
     assert plain.column.tolist() == [0, 0, 0]
     left = np.array([-640.0, 4 * TILE, 8 * TILE])
@@ -277,11 +275,11 @@ def test_the_tile_grid_is_the_datasets_own():
         tile_height=np.full(3, 1280.0),
     )
     dataset.index = dataset.index.iloc[[2, 0, 1]]
-    cells = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    cells = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert cells.row.tolist() == [0, 2, 4]
     assert cells.column.tolist() == [0, 1, 1]
     # Chips larger than tiles: as many tiles as a chip is wide go together.
-    grouped = TileLattice(dataset, (256, 256), ALWAYS).cells(corners)
+    grouped = TileLookup(dataset, (256, 256), ALWAYS).locate(corners)
     assert grouped.row.tolist() == [0, 1, 2]
 
 
@@ -290,15 +288,15 @@ def test_combinations_take_their_parts_scenes():
     one, two = square_scenes(1, 2), Scenes([shapely.box(0, 0, 4 * TILE, 2 * TILE)])
     pair = SimpleNamespace(datasets=[one, two], index=two.index, crs=two.crs, res=two.res)
     corners = np.array([(100.0, 2 * TILE), (3 * TILE, 2 * TILE), (9 * TILE, 2 * TILE)])
-    assert TileLattice(pair, (64, 64), ALWAYS).cells(corners).scene.tolist() == [0, 1, -1]
+    assert TileLookup(pair, (64, 64), ALWAYS).locate(corners).scene.tolist() == [0, 1, -1]
 
 
 def test_longitudes_a_turn_away_are_the_same_scene():
     """Chips of AOIs across the antimeridian."""
     dataset = Scenes([shapely.box(170, 0, 180, 10)], crs="EPSG:4326")
     dataset.res = (0.001, 0.001)
-    lattice = TileLattice(dataset, (64, 64), ALWAYS)
-    assert lattice.cells(np.array([(-185.0, 5.0), (175.0, 5.0), (185.0, 5.0)])).scene.tolist() == [0, 0, -1]
+    lookup = TileLookup(dataset, (64, 64), ALWAYS)
+    assert lookup.locate(np.array([(-185.0, 5.0), (175.0, 5.0), (185.0, 5.0)])).scene.tolist() == [0, 0, -1]
 
 
 def make_scenes(folder, rng):
@@ -317,7 +315,7 @@ def test_our_dataset_says_its_tiles(tmp_path, rng):
     uniform, local = (rm.RandomAOISampler(dataset, 64, 600, locality=knob) for knob in (None, 8))
     assert places(uniform) == places(local)
     corners = np.array([(a[0].start, a[1].stop) for a in local])
-    cells = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    cells = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert len(np.unique(cells.blocks(1))) == 32
     np.testing.assert_array_equal(cells.scene, (corners[:, 0] > 5.1e5).astype(int))
     np.testing.assert_array_equal(cells.column, (corners[:, 0] - 5e5) % 2e4 // 2560)

@@ -101,7 +101,7 @@ def test_shuffling_is_a_permutation_of_the_epoch():
 
 def test_spares_lie_in_the_same_aoi():
     """A point has none."""
-    aois = list(rm.PerAOISampler(Plane(SQUARE), 4, ALL, aois_crs=CRS, min_valid=0.5, max_redraws=3))
+    aois = list(rm.PerAOISampler(Plane(SQUARE), 4, ALL, aois_crs=CRS, min_valid={"min_valid": 0.5, "max_redraws": 2}))
     assert [len(a.spares) for a in aois] == [2, 2, 2, 0, 2, 2, 2]
     for aoi in aois:
         for k in range(len(aoi.spares)):
@@ -113,13 +113,13 @@ def test_spares_lie_in_the_same_aoi():
     [
         ({"aois": None}, "needs aois"),
         ({"size": 0}, "at least one pixel"),
-        ({"chips": 0}, "chips is at least 1"),
+        ({"chips": 0}, "chips must be >= 1, got 0"),
         ({"chips": 2}, "would be the same"),
         ({"pad": 1}, "pad="),
         ({"placement": "inside"}, "'inside'"),
-        ({"size": None, "placement": "random"}, "one place alone"),
-        ({"size": None, "min_valid": 0.5}, "one place alone"),
-        ({"aois": [POINT], "min_valid": 0.5}, "a point has none"),
+        ({"size": None, "placement": "random"}, "only one place"),
+        ({"size": None, "min_valid": 0.5}, "only one place"),
+        ({"aois": [POINT], "min_valid": 0.5}, "points have none"),
     ],
 )
 def test_contradictions_are_refused(options, text):
@@ -172,7 +172,7 @@ def test_a_grid_of_chips_that_overlap_their_polygon_enough(caplog):
     assert all(a.geometry.equals(HOLED) for a in some)
     shrunk = boxes(rm.GridAOISampler(Plane(SQUARE), 20, aois=[HOLED], aois_crs=CRS, inset=200))
     assert shapely.area(shapely.intersection(shrunk, HOLED.buffer(-200))).min() > 0
-    with pytest.raises(UsageError, match="give aois="):
+    with pytest.raises(UsageError, match="pass aois="):
         rm.GridAOISampler(Plane(SQUARE), 20, min_overlap=0.5)
 
 
@@ -183,7 +183,7 @@ def test_stock_datasets_are_sampled_as_ours_are(tmp_path):
     stock = RasterDataset(str(tmp_path))
     field = shapely.box(500203, 4999204, 500907, 4999811)
     for sampler in (
-        rm.RandomAOISampler(stock, 16, 5, min_overlap=0.5, aois=[field], aois_crs=CRS),
+        rm.RandomAOISampler(stock, 16, 5, placement={"min_overlap": 0.5}, aois=[field], aois_crs=CRS),
         rm.RandomAOISampler(stock, 16, 5),
         rm.GridAOISampler(stock, 50, aois=[field], aois_crs=CRS),
         rm.PerAOISampler(stock, None, [field], aois_crs=CRS),

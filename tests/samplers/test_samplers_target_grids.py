@@ -165,7 +165,13 @@ def test_locality_works_over_frames():
     ("make", "epochs", "least"),
     [
         (lambda d: rm.RandomAOISampler(d, (20, 31), 1500, aois=[L_SHAPE, HOLED], aois_crs=CRS), 2, 0.9),
-        (lambda d: rm.RandomAOISampler(d, 20, 300, aois=[HOLED, PARTS], aois_crs=CRS, inset=20, min_valid=0.5), 2, 0.9),
+        (
+            lambda d: rm.RandomAOISampler(
+                d, 20, 300, aois=[HOLED, PARTS], aois_crs=CRS, placement={"inset": 20}, min_valid=0.5
+            ),
+            2,
+            0.9,
+        ),
         (lambda d: rm.RandomAOISampler(d, 100, 600), 1, 0.9),
         (lambda d: rm.GridAOISampler(d, (20, 31), aois=[L_SHAPE], aois_crs=CRS), 1, 1.0),
         (lambda d: rm.PerAOISampler(d, (80, 90), [HOLED, POINT_IN], aois_crs=CRS, min_valid=0.1), 80, 0.9),

@@ -19,7 +19,7 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
-from rasteret_ml.samplers.splits.assign import assign, joined_groups
+from rasteret_ml.samplers.splits.blocks import assign, connected_components
 from rasteret_ml.samplers.splits.records import _by_time
 from rasteret_ml.testing import make_cog
 
@@ -151,7 +151,7 @@ def test_blocks_that_cannot_be_are_refused():
         rm.split_blocks(plane, 5000, {"train": 0.5, "val": 0.5}, buffer=20000)
     with pytest.raises(UsageError, match="sum to 1"):
         rm.split_blocks(plane, 1000, {"train": 0.7, "val": 0.2})
-    with pytest.raises(UsageError, match="side is a positive length"):
+    with pytest.raises(UsageError, match="side must be a finite length > 0, got 0"):
         rm.split_blocks(plane, 0, THREE)
 
 
@@ -162,8 +162,9 @@ def test_blocks_that_cannot_be_are_refused():
 @given(st.lists(st.floats(0.5, 2.0), min_size=12, max_size=60), st.integers(0, 50))
 def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
     """For groups of any weight; and no split is empty."""
-    shares = np.array([0.6, 0.25, 0.15])
-    dealt = assign(np.arange(len(weights)), np.array(weights), None, shares, seed, "groups", "take fewer")
+    fractions = {"train": 0.6, "val": 0.25, "test": 0.15}
+    shares = np.array(list(fractions.values()))
+    dealt = assign(np.arange(len(weights)), np.array(weights), None, fractions, seed, "groups", "use fewer")
     found = np.bincount(dealt, weights, 3)
     assert (np.abs(found - shares * sum(weights)) <= max(weights) + 1e-9).all()
     assert (np.bincount(dealt, minlength=3) > 0).all()
@@ -171,7 +172,7 @@ def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_joined_groups_are_connected_components(data):
+def test_connected_components_are_connected_components(data):
     """As a plain walk over the graph finds them."""
     count = data.draw(st.integers(1, 30))
     pairs = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=40))
@@ -180,7 +181,7 @@ def test_joined_groups_are_connected_components(data):
         for a, b in pairs:
             label[a] = label[b] = min(label[a], label[b])
     a, b = (np.array([pair[k] for pair in pairs], np.int64) for k in (0, 1))
-    assert joined_groups(count, a, b).tolist() == np.unique(label, return_inverse=True)[1].tolist()
+    assert connected_components(count, a, b).tolist() == np.unique(label, return_inverse=True)[1].tolist()
 
 
 # AOIs -----------------------------------------------------------------------------------------------------
@@ -246,9 +247,9 @@ def test_aois_that_cannot_be_split_are_refused():
     table = fields(30)
     with pytest.raises(UsageError, match=r"estimate_utm_crs"):
         rm.split_aois(table.to_crs(4326), THREE, buffer=100)
-    with pytest.raises(UsageError, match="'parish' is no column"):
+    with pytest.raises(UsageError, match="by must be a column, got 'parish'"):
         rm.split_aois(table, THREE, by="parish")
-    with pytest.raises(UsageError, match="AOI 7 has nothing in column 'crop'"):
+    with pytest.raises(UsageError, match="AOI 7 has no value in column 'crop'"):
         rm.split_aois(table.assign(crop=table["crop"].where(table.index != 7)), THREE, stratify="crop")
     with pytest.raises(UsageError, match="needs side="):
         rm.split_aois(table, THREE, by="block")
@@ -347,7 +348,7 @@ def test_splits_are_written_at_once(records, tmp_path):
 def test_scenes_nearer_than_the_buffer_are_one_place(records):
     """0.82 degrees of longitude at 40 north are 69.8 km."""
     assert rm.split_records(records, HALVES, buffer=69_000) is not None
-    with pytest.raises(UsageError, match=r"hang together.*split_blocks"):
+    with pytest.raises(UsageError, match=r"are connected.*split_blocks"):
         rm.split_records(records, HALVES, buffer=70_500)
 
 
@@ -394,7 +395,7 @@ def test_time_by_boundaries(records):
     pd.testing.assert_series_equal(table["split"], expected, check_names=False, check_dtype=False)
     table = splits_of(rm.split_records(records, by="time", boundaries=ranges, buffer="24 days"))
     assert sorted(table["split"].dropna().unique()) == ["train", "val"]
-    with pytest.raises(UsageError, match="is left without a record"):
+    with pytest.raises(UsageError, match="has no record between"):
         rm.split_records(records, by="time", boundaries=ranges, buffer="60 days")
     for start, stop in (("..", ".."), ("0001-01-01", "9999-12-31"), (None, None)):
         ends = {"train": (start, "2023-01-31"), "val": ("2023-02-01", stop)}
@@ -408,14 +409,14 @@ def test_records_that_cannot_be_split_are_refused(records):
         rm.split_records(records, by="time", boundaries={"a": "2023-01-01/2023-01-31", "b": "2023-01-31/2023-02-20"})
     with pytest.raises(UsageError, match="timedelta"):
         rm.split_records(records, HALVES, by="time", buffer=3)
-    with pytest.raises(UsageError, match="buffer= goes with"):
+    with pytest.raises(UsageError, match="buffer= needs"):
         rm.split_records(records, HALVES, by="tile", buffer=3)
     with pytest.raises(UsageError, match="'scene', 'time' or a column"):
         rm.split_records(records, HALVES, by="orbit")
     with pytest.raises(UsageError, match="8 places"):
         rm.split_records(records, {f"s{i}": 0.1 for i in range(10)})
     one = records.where(pc.field("tile") == "T0")
-    with pytest.raises(UsageError, match="hang together"):
+    with pytest.raises(UsageError, match="are connected"):
         rm.split_records(one, HALVES)
 
 
@@ -446,11 +447,11 @@ def test_what_leaks_and_what_does_not():
     rm.check_splits({"train": Reaching(a), "val": Reaching(a, days=later)}, buffer=1000)
     with pytest.raises(SplitLeakError, match="leak"):
         rm.check_splits({"train": Reaching(a), "val": Reaching(a, days=("2023-12-31", "2024-12-31"))})
-    with pytest.raises(SplitLeakError, match=r"lie 0 apart .* less than the buffer of 5"):
+    with pytest.raises(SplitLeakError, match=r"are 0 apart .* less than the buffer of 5"):
         rm.check_splits({"train": Reaching(a), "val": Reaching(b)}, buffer=5)
     c = shapely.box(110, 0, 200, 100)
     rm.check_splits({"train": Reaching(a), "val": Reaching(c)}, buffer=10)
-    with pytest.raises(SplitLeakError, match=r"lie 10 apart at x, y = 105, "):
+    with pytest.raises(SplitLeakError, match=r"are 10 apart at x, y = 105, "):
         rm.check_splits({"train": Reaching(a), "val": Reaching(c)}, buffer=10.1)
 
 
@@ -467,7 +468,7 @@ def test_tables_datasets_and_other_crss_are_compared():
     with pytest.raises(SplitLeakError, match="500,000"):
         rm.check_splits(gpd.GeoDataFrame(table, crs=CRS).assign(split=["x", "y"]))
     rm.check_splits(gpd.GeoDataFrame(table, crs=CRS).assign(split=["x", None]))
-    with pytest.raises(UsageError, match="Split 'b' is no sampler"):
+    with pytest.raises(UsageError, match="Split 'b' must be a sampler"):
         rm.check_splits({"a": field, "b": 3})
     with pytest.raises(UsageError, match="no column 'split'"):
         rm.check_splits(field)
