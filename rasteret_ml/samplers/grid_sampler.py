@@ -45,14 +45,9 @@ class ChipGrid:
 
 
 def grid_chips(shapes: Geometries, grid: ChipGrid) -> tuple[Floats, Integers]:
-    """Return the chips that intersect the interior of each polygon, row by row from its upper left corner.
+    """Return the chips that intersect the interior of valid polygons `[N]`, row by row from each upper left corner.
 
-    Args:
-        shapes: Valid polygons `[N]`.
-        grid: Pixel grid, size and stride.
-
-    Returns:
-        Upper left corners `[M, 2]` (x, y) and the index of each one's polygon `[M]`, polygon by polygon.
+    They are given by upper left corners `[M, 2]` (x, y) and the index of each one's polygon `[M]`, polygon by polygon.
     """
     xmin, ymin, xmax, ymax = shapely.bounds(shapes).T
     (x0, y0), (xres, yres), (width, height), (right, down) = grid.origin, grid.res, grid.size, grid.stride

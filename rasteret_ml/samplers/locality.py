@@ -233,11 +233,6 @@ def local_order(tiles: TilePositions, locality: Locality, random: np.random.Gene
     whose blocks are shuffled. The streams are then interleaved, one chip from each: systematic sampling (Madow and
     Madow 1944) over the scenes. Every stretch of the epoch thus holds each scene's share of chips, no scene is left
     for the end, and all streams end together.
-
-    Args:
-        tiles: The tile of each chip.
-        locality: Number and size of blocks, lanes.
-        random: The epoch's random generator.
     """
     count, streams = len(tiles.scene), locality.blocks * locality.lanes
     block = tiles.blocks(locality.tiles)

@@ -180,8 +180,8 @@ class RandomAOISampler(ChipSampler):
         self._chip_sizes: Floats = self.coverage.res * (self.size[1], self.size[0])
         self._tiles = None
         if self.locality is not None:
-            self._tiles = GridTileLookup(dataset, self.coverage.target_grids, self.size, self._windows.time)
-        self._epoch_order: _EpochOrder | None = None
+            self._tiles = GridTileLookup(dataset, self.coverage.target_grids, self.size, self._time)
+        self._epoch_order: tuple[tuple[int, int], Floats, Integers] | None = None
 
     @property
     def total(self) -> int:
@@ -244,16 +244,15 @@ class RandomAOISampler(ChipSampler):
     def _draw_local(self, positions: range) -> tuple[Floats, Integers]:
         """As `_draw_chips`, in the local order, which is computed once per epoch."""
         key, order = (self.seed, self.epoch), self._epoch_order
-        if order is None or order.key != key:
+        if order is None or order[0] != key:
             assert self._tiles is not None
             assert self.locality is not None
             corners, pairs = self._draw_chips(range(self.length))
             tiles = self._tiles.locate(corners[:, 0], self.coverage.grid_index[pairs])
             permutation = local_order(tiles, self.locality, epoch_random(*key))
-            order = _EpochOrder(key=key, corners=corners[permutation], pairs=pairs[permutation])
-            self._epoch_order = order
+            order = self._epoch_order = key, corners[permutation], pairs[permutation]
         selection = slice(positions.start, positions.stop, positions.step)
-        return order.corners[selection], order.pairs[selection]
+        return order[1][selection], order[2][selection]
 
     def _reach_on(self, grid: int) -> Geometries:
         here = np.flatnonzero(self.coverage.grid_index == grid)
@@ -261,18 +260,6 @@ class RandomAOISampler(ChipSampler):
             return np.zeros(0, dtype=object)
         width, height = self._chip_sizes[here[0]]
         return dilate_shapes(self._regions[here], width, height)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _EpochOrder:
-    """An epoch's chips in local order."""
-
-    key: tuple[int, int]
-    """Seed and epoch."""
-    corners: Floats
-    """Upper left corners of each chip and its spares `[N, draws, 2]`."""
-    pairs: Integers
-    """Pairs of grid and AOI that they were drawn from `[N]`."""
 
 
 def parse_share(value: float, argument: str) -> float:
@@ -287,12 +274,9 @@ def parse_share(value: float, argument: str) -> float:
 
 
 def overlaps(polygons: Geometries, corners: Floats, sizes: Floats) -> Floats:
-    """Return the share, 0 to 1, of each chip that lies in its polygon `[N]`.
+    """Return the share, 0 to 1, of each chip that lies in its valid polygon `[N]`.
 
-    Args:
-        polygons: Valid polygons `[N]`; prepare those that occur often.
-        corners: Upper left corners (x, y) of chips `[N, 2]`.
-        sizes: Width and height of chips, in the same units `[N, 2]`.
+    Chips are given by their upper left corners (x, y) `[N, 2]`, and widths and heights `[N, 2]` in the same units.
     """
     (x, y), (width, height) = corners.T, sizes.T
     boxes = shapely.box(x, y - height, x + width, y)

@@ -89,13 +89,8 @@ def rank_positions(total: int, start: int, ranks: Ranks, remainder: Remainder) -
     """Return the positions of an epoch that belong to a rank: every `ranks.count`-th one from `start` on.
 
     The next `n` chips of all ranks are thus `n * ranks.count` successive positions: the sequence of global batches is
-    the same for any number of ranks. All ranks get equally many. Positions >= `total` are padding.
-
-    Args:
-        total: Chips in the epoch.
-        start: Position at which to start.
-        ranks: The rank.
-        remainder: What to do if the ranks do not divide the remaining chips.
+    the same for any number of ranks. All ranks get equally many; positions >= `total`, the chips in the epoch, are
+    padding.
     """
     left = max(0, total - start)
     length = left // ranks.count if remainder == "drop" else -(-left // ranks.count)

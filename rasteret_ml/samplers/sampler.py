@@ -22,7 +22,7 @@ from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
 from rasteret_ml.samplers.ranks import Ranks, Remainder, parse_seed, rank_positions
 
-__all__ = ["ChipSampler", "Floats", "Integers", "TimeWindows", "dilate_shapes", "parse_size"]
+__all__ = ["ChipSampler", "Floats", "Integers", "dilate_shapes", "parse_size"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -57,8 +57,8 @@ class ChipSampler(DistributedSampler[AOI]):
         self._start = 0
         self._progress = (0, 0)
         self._plan: Plan | None = None
-        self._windows = TimeWindows(dataset, time)
-        self.coverage: AOICoverage = self._windows.drop_outside(coverage, outside)
+        self._time = _time_slice(dataset, time)
+        self.coverage: AOICoverage = _drop_outside_time(coverage, self._time, outside)
         """The AOIs that chips are drawn from, on the dataset's target grids."""
 
     # Order ----------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class ChipSampler(DistributedSampler[AOI]):
     def plan(self) -> Plan:
         """Return what determines the order besides the epoch: samplers with equal plans yield the same chips."""
         if self._plan is None:
-            time, table = self._windows.time, self.coverage.table
+            time, table = self._time, self.coverage.table
             times = [time.start, time.stop] + ([] if table is None else [table.start, table.stop, table.labels])
             self._plan = {
                 "sampler": type(self).__name__,
@@ -206,7 +206,12 @@ class ChipSampler(DistributedSampler[AOI]):
     @property
     def times(self) -> tuple[pd.Timestamp, pd.Timestamp]:
         """First and last instant of all chips' time windows."""
-        return self._windows.span(self.coverage)
+        windows = self.coverage.windows
+        if windows is None:
+            return self._time.start, self._time.stop
+        # NumPy's min and max are NaT if any value is: one open window opens the whole span.
+        span = _intersect(self._time, np.min(windows[0]), np.max(windows[1]))
+        return span.start, span.stop
 
     def reach(self) -> list[tuple[str, BaseGeometry]]:
         """Return, for each CRS, the region (Polygon or MultiPolygon) that chips of any epoch may cover.
@@ -252,50 +257,9 @@ class ChipSampler(DistributedSampler[AOI]):
             spares=tuple((x, y) for x, y in spares),
         )
         x, y = slice(xmin, xmin + width * xres, xres), slice(ymax - height * yres, ymax, yres)
-        return AOI((x, y, self._windows.window(coverage, pair)), details)
-
-
-class TimeWindows:
-    """The time of interest, intersected with the time windows of AOIs."""
-
-    def __init__(self, dataset: Any, time: Any) -> None:
-        self.time = _time_slice(dataset, time)
-
-    def window(self, coverage: AOICoverage, pair: int) -> slice:
-        """Return the time slice of a pair of grid and AOI."""
-        table = coverage.table
-        if table is None or table.start is None or table.stop is None:
-            return self.time
-        aoi = coverage.aoi_index[pair]
-        return self._clip(table.start[aoi], table.stop[aoi])
-
-    def _clip(self, start: np.datetime64, stop: np.datetime64) -> slice:
-        first = self.time.start if np.isnat(start) else max(self.time.start, pd.Timestamp(start))
-        last = self.time.stop if np.isnat(stop) else min(self.time.stop, pd.Timestamp(stop))
-        return slice(first, last, 1)
-
-    def span(self, coverage: AOICoverage) -> tuple[pd.Timestamp, pd.Timestamp]:
-        """Return the first and last instant of all pairs."""
-        table = coverage.table
-        if table is None or table.start is None or table.stop is None:
-            return self.time.start, self.time.stop
-        # NumPy's min and max are NaT if any value is: one open window opens the whole span.
-        found = self._clip(np.min(table.start[coverage.aoi_index]), np.max(table.stop[coverage.aoi_index]))
-        return found.start, found.stop
-
-    def drop_outside(self, coverage: AOICoverage, outside: Outside) -> AOICoverage:
-        """Return the pairs whose window overlaps the time of interest."""
-        table = coverage.table
-        if table is None or table.start is None or table.stop is None:
-            return coverage
-        first, last = (nearest_ns(end).to_datetime64() for end in (self.time.start, self.time.stop))
-        missed = (table.start[coverage.aoi_index] > last) | (table.stop[coverage.aoi_index] < first)
-        if not missed.any():
-            return coverage
-        span = f"{self.time.start} to {self.time.stop}"
-        return coverage.drop(
-            missed, outside, lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them"
-        )
+        windows = coverage.windows
+        t = self._time if windows is None else _intersect(self._time, windows[0][pair], windows[1][pair])
+        return AOI((x, y, t), details)
 
 
 def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[int, int]:
@@ -340,3 +304,25 @@ def _time_slice(dataset: Any, time: Any) -> slice:
     if first > last:
         raise UsageError(f"time={time!r} ends before it starts.")
     return slice(first, last, 1)
+
+
+def _intersect(time: slice, start: np.datetime64, stop: np.datetime64) -> slice:
+    """The part of a time slice inside a window, whose ends may be NaT (open)."""
+    first = time.start if np.isnat(start) else max(time.start, pd.Timestamp(start))
+    last = time.stop if np.isnat(stop) else min(time.stop, pd.Timestamp(stop))
+    return slice(first, last, 1)
+
+
+def _drop_outside_time(coverage: AOICoverage, time: slice, outside: Outside) -> AOICoverage:
+    """Drop the AOIs whose time window does not overlap the time of interest."""
+    if coverage.windows is None:
+        return coverage
+    start, stop = coverage.windows
+    first, last = (nearest_ns(end).to_datetime64() for end in (time.start, time.stop))
+    missed = (start > last) | (stop < first)
+    if not missed.any():
+        return coverage
+    span = f"{time.start} to {time.stop}"
+    return coverage.drop(
+        missed, outside, lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them"
+    )

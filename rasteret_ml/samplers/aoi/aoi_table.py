@@ -101,7 +101,7 @@ class AOITable:
         if classes is not None and label is None:
             raise UsageError("classes= needs label=, the column whose values it numbers.")
         values, source_crs, table = unpack_geometries(source)
-        rows = _drop_non_finite(values, _drop_missing(values, empty), invalid)
+        rows = _usable_rows(values, invalid, empty)
         found = geometries_from(gpd.GeoSeries(list(values[rows]), crs=source_crs), crs)
         geometries, kept = _repair(found.geometries, rows, invalid, empty)
         if table is None:
@@ -214,27 +214,15 @@ def is_polygon(geometries: Geometries) -> npt.NDArray[np.bool_]:
     return np.isin(shapely.get_type_id(geometries), (3, 6))
 
 
-def _drop_missing(values: Geometries, empty: str) -> Rows:
-    """Rows that have a geometry."""
+def _usable_rows(values: Geometries, invalid: str, empty: str) -> Rows:
+    """Rows that have a geometry with finite coordinates."""
     missing = shapely.is_missing(values) | shapely.is_empty(values)
-    if missing.any():
-        rows = format_rows(np.flatnonzero(missing))
-        if empty == "raise":
-            raise GeometryError(f"AOIs {rows} have no geometry, or an empty one; drop them, or pass empty='drop'.")
-        _log.warning("Dropping %d AOIs without a geometry: %s", missing.sum(), rows)
-    return np.flatnonzero(~missing)
-
-
-def _drop_non_finite(values: Geometries, rows: Rows, invalid: str) -> Rows:
-    """Those of the rows whose coordinates are finite."""
+    rows = np.flatnonzero(missing)
+    _drop_or_raise(rows, empty == "drop", "have no geometry, or an empty one", "drop them, or pass empty='drop'")
+    rows = np.flatnonzero(~missing)
     finite = are_finite(values[rows])
-    if not finite.all():
-        listed = format_rows(rows[~finite])
-        if invalid != "drop":
-            raise GeometryError(
-                f"AOIs {listed} have coordinates that are NaN or infinite; correct them, or pass invalid='drop'."
-            )
-        _log.warning("Dropping %d AOIs with NaN or infinite coordinates: %s", (~finite).sum(), listed)
+    remedy = "correct them, or pass invalid='drop'"
+    _drop_or_raise(rows[~finite], invalid == "drop", "have coordinates that are NaN or infinite", remedy)
     return rows[finite]
 
 
@@ -242,30 +230,29 @@ def _repair(geometries: Geometries, rows: Rows, invalid: str, empty: str) -> tup
     """Valid geometries `[N]`, and which of them to keep `[N]`."""
     kept = np.ones(len(geometries), bool)
     broken, polygons = ~shapely.is_valid(geometries), is_polygon(geometries)
-    if broken.any():
-        listed = format_rows(rows[broken])
-        if invalid == "raise":
-            reason = shapely.is_valid_reason(geometries[np.argmax(broken)])
-            raise GeometryError(
-                f"AOIs {listed} are not valid ({reason}); correct them, or pass invalid='repair' or 'drop'."
-            )
-        if invalid == "drop":
-            kept &= ~broken
-            _log.warning("Dropping %d invalid AOIs: %s", broken.sum(), listed)
-        else:
-            geometries = geometries.copy()
-            geometries[broken & polygons] = polygonal_each(geometries[broken & polygons])
-            geometries[broken & ~polygons] = shapely.make_valid(geometries[broken & ~polygons])
-            _log.warning("Repaired %d invalid AOIs: %s", broken.sum(), listed)
+    if broken.any() and invalid == "repair":
+        geometries = geometries.copy()
+        geometries[broken & polygons] = polygonal_each(geometries[broken & polygons])
+        geometries[broken & ~polygons] = shapely.make_valid(geometries[broken & ~polygons])
+        _log.warning("Repaired %d invalid AOIs: %s", broken.sum(), format_rows(rows[broken]))
+    elif broken.any():
+        problem = f"are not valid ({shapely.is_valid_reason(geometries[np.argmax(broken)])})"
+        remedy = "correct them, or pass invalid='repair' or 'drop'"
+        _drop_or_raise(rows[broken], invalid == "drop", problem, remedy)
+        kept = ~broken
     flat = kept & polygons & ~(shapely.area(geometries) > 0)
-    if flat.any():
-        listed = format_rows(rows[flat])
-        if empty == "raise":
-            raise GeometryError(f"AOIs {listed} are polygons without an area; drop them, or pass empty='drop'.")
-        _log.warning("Dropping %d AOIs without an area: %s", flat.sum(), listed)
+    _drop_or_raise(rows[flat], empty == "drop", "are polygons without an area", "drop them, or pass empty='drop'")
     if not (kept & ~flat).any():
         raise GeometryError("None of the AOIs can be used: all are invalid or have no area.")
     return geometries, kept & ~flat
+
+
+def _drop_or_raise(rows: Rows, drop: bool, problem: str, remedy: str) -> None:
+    if not len(rows):
+        return
+    if not drop:
+        raise GeometryError(f"AOIs {format_rows(rows)} {problem}; {remedy}.")
+    _log.warning("Dropping %d AOIs that %s: %s", len(rows), problem, format_rows(rows))
 
 
 # Columns --------------------------------------------------------------------------------------------------

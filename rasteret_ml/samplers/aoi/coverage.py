@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Geometries = npt.NDArray[np.object_]
 Mask = npt.NDArray[np.bool_]
+Times = npt.NDArray[np.datetime64]
 Bounds = tuple[float, float, float, float]
 
 Outside = Literal["raise", "drop"]
@@ -70,6 +71,8 @@ class AOICoverage:
     """Position in `table` of each pair's AOI; -1 = no AOI `[P]`."""
     rows: Integers
     """Row in the source table of each pair's AOI; -1 = no AOI `[P]`."""
+    windows: tuple[Times, Times] | None
+    """First and last instant of each pair's AOI, NaT = open `[P]`; None = no time windows."""
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -81,8 +84,9 @@ class AOICoverage:
 
     def select(self, selection: npt.NDArray[Any]) -> AOICoverage:
         """Return some of the pairs, by a mask or their indices."""
-        names = [f.name for f in fields(self) if f.name not in ("target_grids", "extents", "table")]
-        return replace(self, **{name: getattr(self, name)[selection] for name in names})
+        names = [f.name for f in fields(self) if f.name not in ("target_grids", "extents", "table", "windows")]
+        windows = self.windows and (self.windows[0][selection], self.windows[1][selection])
+        return replace(self, **{name: getattr(self, name)[selection] for name in names}, windows=windows)
 
     def drop(
         self, mask: Mask, outside: Outside, reason: Callable[[str], str], error: type[UsageError] = GeometryError
@@ -182,6 +186,7 @@ def clip_aois(
         grid_index=np.repeat(np.arange(len(grids)), [len(index) for index, _ in projected]),
         aoi_index=aoi_index,
         rows=table.rows[aoi_index],
+        windows=None if table.start is None or table.stop is None else (table.start[aoi_index], table.stop[aoi_index]),
     )
     vanished = shapely.is_empty(coverage.shapes) & ~shapely.is_empty(full_shapes)
     if vanished.any():
@@ -207,6 +212,7 @@ def _without_aois(grids: tuple[TargetGrid, ...], extents: list[BaseGeometry], in
         grid_index=np.arange(len(grids)),
         aoi_index=missing,
         rows=missing,
+        windows=None,
     )
     return coverage if kept.all() else coverage.select(kept)
 

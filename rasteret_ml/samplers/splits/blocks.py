@@ -310,14 +310,8 @@ def assign(
     that lack some of this class. A split without any group gets the lightest group of the split with the largest
     surplus.
 
-    Args:
-        groups: Group of each item `[N]`, numbers from 0.
-        weights: Weight of each item `[N]`.
-        classes: Class of each item `[N]`, numbers from 0, whose shares should be the same in all splits; or None.
-        fractions: Share of each split, > 0, with sum 1.
-        seed: Seed of the order and the draws.
-        unit: What groups are, for the error message.
-        remedy: What to do if there are too few groups, for the error message.
+    Groups and classes of items are numbers from 0 `[N]`; classes, if given, get the same shares in all splits. The
+    error message says `unit` for groups, and the `remedy`.
 
     Raises:
         UsageError: if there are fewer groups than splits.
@@ -383,12 +377,9 @@ def _choose(weights: list[float], draw: float) -> int | None:
 
 
 def connected_components(count: int, a: Integers, b: Integers) -> Integers:
-    """Return the component of each of `count` items, numbered from 0 in the order of their first items `[count]`.
+    """Return the component of each of `count` items that are connected from `a` to `b` `[M]`.
 
-    Args:
-        count: Number of items.
-        a: One end of each connection `[M]`.
-        b: The other end `[M]`.
+    Components are numbered from 0 in the order of their first items `[count]`.
     """
     label = np.arange(count)
     while True:
