@@ -19,6 +19,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
+from rasteret_ml.samplers.sampler import Floats, Integers, parse_options
 
 __all__ = [
     "BatchDiversity",
@@ -29,9 +30,6 @@ __all__ = [
     "batch_diversity",
     "local_order",
 ]
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 _TILE = 512
 """Tile side in pixels that is assumed for datasets without `tile_layout()` (most COGs have it)."""
@@ -77,11 +75,9 @@ class Locality:
         """Return a `Locality` from a number of blocks or a mapping of its fields; None stays None.
 
         Raises:
-            UsageError: if a value is not an integer >= 1.
+            UsageError: if a field is unknown or not an integer >= 1.
         """
-        if value is None or isinstance(value, Locality):
-            return value
-        return cls(**value) if isinstance(value, Mapping) else cls(blocks=value)
+        return None if value is None else parse_options(cls, value, "blocks")
 
 
 # Tiles ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Balance, Outside, Weight, clip_aois, sampling_weights
 from rasteret_ml.samplers.locality import GridTileLookup, Locality, local_order
 from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_size
+from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_options, parse_size
 
 __all__ = ["ChipPlacement", "Placement", "RandomAOISampler", "Redraws", "max_overlaps", "overlaps", "parse_share"]
 
@@ -55,11 +55,9 @@ class ChipPlacement:
         """Return a `ChipPlacement` from a mode or a mapping of its fields.
 
         Raises:
-            UsageError: if the mode is unknown, or min_overlap is not between 0 and 1.
+            UsageError: if a field or the mode is unknown, or min_overlap is not between 0 and 1.
         """
-        if isinstance(value, ChipPlacement):
-            return value
-        return cls(**value) if isinstance(value, Mapping) else cls(mode=value)
+        return parse_options(cls, value, "mode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +80,9 @@ class Redraws:
         """Return `Redraws` from a share of valid pixels or a mapping of its fields.
 
         Raises:
-            UsageError: if min_valid is not between 0 and 1, or max_redraws is not an integer >= 1.
+            UsageError: if a field is unknown, min_valid is not between 0 and 1, or max_redraws is not an integer >= 1.
         """
-        if isinstance(value, Redraws):
-            return value
-        return cls(**value) if isinstance(value, Mapping) else cls(min_valid=value)
+        return parse_options(cls, value, "min_valid")
 
     @property
     def draws(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
 from rasteret_ml.samplers.ranks import Ranks, Remainder, parse_seed, rank_positions
 
-__all__ = ["ChipSampler", "Floats", "Integers", "dilate_shapes", "parse_size"]
+__all__ = ["ChipSampler", "Floats", "Integers", "dilate_shapes", "parse_options", "parse_size"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Options = TypeVar("Options")
 
 _BLOCK = 1024
 """AOIs to create at once."""
@@ -260,6 +261,21 @@ class ChipSampler(DistributedSampler[AOI]):
         windows = coverage.windows
         t = self._time if windows is None else _intersect(self._time, windows[0][pair], windows[1][pair])
         return AOI((x, y, t), details)
+
+
+def parse_options(cls: type[Options], value: Any, field: str) -> Options:
+    """Return an options object from itself, a mapping of its fields, or the value of one field.
+
+    Raises:
+        UsageError: if fields are unknown, missing or of another type.
+    """
+    if isinstance(value, cls):
+        return value
+    options = dict(value) if isinstance(value, Mapping) else {field: value}
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise UsageError(f"{options} are not fields of {cls.__name__}: {error}.") from None
 
 
 def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[int, int]:

@@ -43,6 +43,7 @@ Balance = bool | str | Sequence[Any] | npt.NDArray[Any]
 _EARTH_RADIUS = 6_371_008.8
 """Mean radius in metres (Moritz 2000)."""
 _FEW = 1000
+"""Up to this many AOIs, all edges are densified before they are projected."""
 _STRAIGHT_METRES, _STRAIGHT_DEGREES = 1000.0, 0.01
 """Extent below which, among many AOIs, edges are taken to stay straight in any CRS (over a length L they bend by
 L^2 tan(latitude) / 8R, some centimetres)."""
