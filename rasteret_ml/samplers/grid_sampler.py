@@ -229,11 +229,9 @@ class GridAOISampler(ChipSampler):
         share = overlaps(coverage.full_shapes[self._pairs], self._corners, self._chip_sizes(self._pairs))
         kept = share >= self.min_overlap * (1 - 1e-9)
         without_chips = np.bincount(self._pairs[kept], minlength=len(coverage)) == 0
-        if without_chips.any():
-            text = f"have no chip that overlaps them by {self.min_overlap:g} (min_overlap); use a smaller size or share"
-            self.coverage = coverage.drop(without_chips, outside, lambda rows: f"AOIs {rows} {text}", UsageError)
-            self._pairs = (np.cumsum(~without_chips) - 1)[self._pairs]
-        self._corners, self._pairs = self._corners[kept], self._pairs[kept]
+        text = f"have no chip that overlaps them by {self.min_overlap:g} (min_overlap); use a smaller size or share"
+        self.coverage = coverage.drop(without_chips, outside, lambda rows: f"AOIs {rows} {text}", UsageError)
+        self._corners, self._pairs = self._corners[kept], (np.cumsum(~without_chips) - 1)[self._pairs[kept]]
 
     def _chip_sizes(self, pairs: Integers) -> Floats:
         """Width and height of chips in CRS units `[N, 2]`."""

@@ -296,8 +296,6 @@ def _drop_small(coverage: AOICoverage, size: tuple[int, int], share: float, outs
     if coverage.table is None:
         raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; pass aois=.")
     small = max_overlaps(coverage.full_shapes, coverage.res * (size[1], size[0])) < share * (1 - 1e-9)
-    if not small.any():
-        return coverage
     return coverage.drop(
         small,
         outside,
@@ -327,15 +325,13 @@ def _centre_regions(
             within = clipped(shapes, extent)
             regions[here] = np.where(shapely.area(within) > 0, within, shapes)
     small = shapely.is_empty(regions)
-    if not small.any():
-        return coverage, regions
     pixels = f"{size[0]} x {size[1]} pixels"
 
     def reason(rows: str) -> str:
         where = "what the dataset covers (of an `&`, both sides)" if coverage.table is None else f"AOIs {rows}"
         return f"No chip of {pixels} fits in {where}; use a smaller size, or placement='centre'"
 
-    if coverage.table is None and not small.all():
+    if coverage.table is None and small.any() and not small.all():
         crss = [coverage.target_grids[number].crs for number in np.flatnonzero(small)]
         _log.warning("No chip of %s fits in the scenes in %s.", pixels, crss)
     return coverage.drop(small, outside, reason, UsageError), regions[~small]

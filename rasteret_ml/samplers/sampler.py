@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -108,7 +107,7 @@ class ChipSampler(DistributedSampler[AOI]):
 
     def _draw_padded(self, positions: range) -> list[AOI]:
         """The AOIs at positions, of which some may lie past the end of the epoch."""
-        inside = sum(1 for _ in itertools.takewhile(lambda position: position < self.total, positions))
+        inside = len(range(positions.start, min(positions.stop, self.total), positions.step))
         aois = self._draw(positions[:inside]) if inside else []
         for position in positions[inside:]:
             aoi = self.at(position % self.total)
@@ -335,10 +334,9 @@ def _drop_outside_time(coverage: AOICoverage, time: slice, outside: Outside) -> 
         return coverage
     start, stop = coverage.windows
     first, last = (nearest_ns(end).to_datetime64() for end in (time.start, time.stop))
-    missed = (start > last) | (stop < first)
-    if not missed.any():
-        return coverage
     span = f"{time.start} to {time.stop}"
     return coverage.drop(
-        missed, outside, lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them"
+        (start > last) | (stop < first),
+        outside,
+        lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them",
     )

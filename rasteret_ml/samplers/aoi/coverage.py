@@ -97,6 +97,8 @@ class AOICoverage:
         Raises:
             GeometryError: (or `error`) if an AOI loses all its pairs and `outside` is not "drop", or no pair is left.
         """
+        if not mask.any():
+            return self
         lost = np.setdiff1d(self.rows[mask], self.rows[~mask])
         if len(lost):
             text = reason(format_rows(lost))
@@ -190,10 +192,9 @@ def clip_aois(
         windows=None if table.start is None or table.stop is None else (table.start[aoi_index], table.stop[aoi_index]),
     )
     vanished = shapely.is_empty(coverage.shapes) & ~shapely.is_empty(full_shapes)
-    if vanished.any():
-        coverage = coverage.drop(
-            vanished, outside, lambda rows: f"inset={inset} leaves nothing of AOIs {rows}; use a smaller inset"
-        )
+    coverage = coverage.drop(
+        vanished, outside, lambda rows: f"inset={inset} leaves nothing of AOIs {rows}; use a smaller inset"
+    )
     return _clip(coverage, np.setdiff1d(np.arange(len(table)), aoi_index), outside, extents)
 
 
