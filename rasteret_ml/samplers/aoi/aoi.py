@@ -77,7 +77,7 @@ class AOI(tuple[slice, slice, slice]):
         """
         spares = self.details.spares
         if not 0 <= k < len(spares):
-            raise IndexError(f"k must be between 0 and {len(spares) - 1}, got {k}.")
+            raise IndexError(f"k must be >= 0 and less than the number of spares, {len(spares)}, got {k}.")
         (xmin, ymax), (x, y, t) = spares[k], self
         width, height = round((x.stop - x.start) / x.step), round((y.stop - y.start) / y.step)
         slices = slice(xmin, xmin + width * x.step, x.step), slice(ymax - height * y.step, ymax, y.step), t
