@@ -1,10 +1,10 @@
-"""Labels from a raster and from polygons, as two heads of one sample.
+"""Labels from a raster and from polygons, as two masks of one sample.
 
     python examples/labels.py                                                        the demo
     python examples/labels.py --data 'scenes/*.tif' --labels cover.tif --aois fields.gpkg --label crop
 
-Stored values become classes by `remap`; what it does not list is `ignore_index`, which the loss leaves out. Polygons
-are painted onto the pixels of each chip, whatever CRS they are in.
+`remap` maps stored values to classes; other values become `ignore_index`, which the loss ignores. Polygons are
+rasterized onto the pixels of each chip, from any CRS.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 
 import rasteret_ml as rm
 
-REMAP = {1: 0, 2: 1, 3: 2}  # 4, bare soil, is left out: it becomes ignore_index
+REMAP = {1: 0, 2: 1, 3: 2}  # 4, bare soil, becomes ignore_index
 COVER = ("water", "forest", "cropland")
 COLOURS = ("royalblue", "forestgreen", "gold")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Join images, a label raster and polygons; compare the two heads; draw them."""
+    """Combine images, a label raster and polygons, compare the two masks, and draw them."""
     options = arguments(argv)
     if options.data is None:  # the demo
         demo = options.out / "demo"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     images = rm.RasteretDataset(scenes, scenes.bands)
     raster = rm.RasteretDataset(cover, ["cover"], is_image=False, labels={"remap": REMAP})
-    fields = gpd.read_file(options.aois)  # labels are known within the extent: chips may lie on what is no field
+    fields = gpd.read_file(options.aois)  # the extent also covers what lies between fields
     polygons = rm.PolygonDataset(
         fields, options.label, order="area", extent=tuple(fields.total_bounds), key="mask_fields"
     )
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ignored = {key: (batch[key] == raster.ignore_index).float().mean() for key in ("mask", "mask_fields")}
     print(f"without a class      {ignored['mask']:.1%} of the raster's, {ignored['mask_fields']:.1%} of the polygons'")
 
-    # Where both heads say one of the raster's classes, they should say the same.
+    # Where both masks have one of the raster's classes, they should agree.
     numbers = torch.tensor([COVER.index(name) if name in COVER else -1 for name in polygons.classes])
     known = batch["mask_fields"] >= 0
     painted = torch.where(known, numbers[batch["mask_fields"].clamp(min=0)], -1)
@@ -61,20 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"heads agree          {(painted == batch['mask'])[compared].double().mean():.4f} of {compared.sum():,} pixels"
     )
     varied = max(range(options.length), key=lambda i: len(batch["mask"][i].unique()))
-    one = {key: value[varied] for key, value in batch.items()}
-    print(f"picture              {draw(both, one, list(polygons.classes), options.out / 'labels.png')}")
+    sample = {key: value[varied] for key, value in batch.items()}
+    print(f"picture              {draw(both, sample, list(polygons.classes), options.out / 'labels.png')}")
 
 
-def draw(both: rm.RasteretDataset, one: dict, names: list[str], path: Path) -> Path:
-    """Image, raster labels and polygon labels side by side."""
+def draw(both: rm.RasteretDataset, sample: dict, names: list[str], path: Path) -> Path:
+    """Draw the image, raster labels and polygon labels side by side."""
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     axes = figure.subplots(1, 3)
-    both.plot(one, axes=axes[:2], classes=COVER, colours=COLOURS)
-    fields = {"mask": one["mask_fields"], "transform": one["transform"]}  # another head, drawn as the mask
-    same = [COLOURS[COVER.index(name)] if name in COVER else "sienna" for name in names]
-    both.plot(fields, axes=axes[2], classes=names, colours=same)
+    both.plot(sample, axes=axes[:2], classes=COVER, colours=COLOURS)
+    fields = {"mask": sample["mask_fields"], "transform": sample["transform"]}  # drawn as the mask
+    colours = [COLOURS[COVER.index(name)] if name in COVER else "sienna" for name in names]
+    both.plot(fields, axes=axes[2], classes=names, colours=colours)
     for ax, title in zip(
-        axes, ("image", "raster, remapped (white: ignored)", "polygons, painted (white: none)"), strict=True
+        axes, ("image", "raster, remapped (white: ignored)", "polygons, rasterized (white: none)"), strict=True
     ):
         ax.set_title(title)
     figure.savefig(path, dpi=100)
@@ -82,16 +82,16 @@ def draw(both: rm.RasteretDataset, one: dict, names: list[str], path: Path) -> P
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/labels"), help="folder for what is written")
-    parser.add_argument("--data", help="GeoTIFFs, one file a scene, as a folder or glob; default the demo")
-    parser.add_argument("--bands", nargs="+", help="names of their bands; default B1, B2 ...")
+    parser.add_argument("--out", type=Path, default=Path("outputs/labels"), help="output folder")
+    parser.add_argument("--data", help="GeoTIFFs, one file per scene, as a folder or glob; default the demo")
+    parser.add_argument("--bands", nargs="+", help="names of their bands; default B1, B2, …")
     parser.add_argument("--labels", help="GeoTIFF of classes")
     parser.add_argument("--aois", help="table of polygons")
-    parser.add_argument("--label", help="its column of classes")
+    parser.add_argument("--label", help="column of classes")
     parser.add_argument("--size", type=int, default=384, help="pixels along a side of a chip")
-    parser.add_argument("--length", type=int, default=8, help="chips")
+    parser.add_argument("--length", type=int, default=8, help="number of chips")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,9 @@
-"""Splits that do not leak: blocks of ground with a buffer, records by place, a check, and statistics of the rest.
+"""Splits that do not leak: blocks with a buffer, records by place, a check, and statistics of the training area.
 
     python examples/splits.py                              the demo
     python examples/splits.py --data 'scenes/*.tif' --side 5000 --buffer 500
 
-`check_splits` compares what the samplers can reach, and raises where two splits could see the same pixel.
+`check_splits` compares what the samplers can read, and raises an error if two splits could read the same pixel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Split ground and records, check, measure, draw."""
+    """Split the area and the records, check the splits, compute statistics, draw."""
     options = arguments(argv)
     if options.data is None:  # the demo
         make_scenes(options.out / "demo")
@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     scenes = rm.build(options.data, options.out / "scenes.parquet", bands=options.bands)
     images = rm.RasteretDataset(scenes, scenes.bands)
 
-    # What is often done: random chips for each split, from the same scenes.
+    # A common mistake: random chips for each split from the same scenes.
     random = {name: rm.RandomAOISampler(images, 64, 100, seed=seed) for seed, name in enumerate(SHARES)}
     try:
         rm.check_splits(random)
     except SplitLeakError as error:
         print(f"random chips         refused: {str(error).split(';')[0].split(', for example')[0]}")
 
-    # Ground in blocks, at least `buffer` apart, each chip within its split.
+    # Blocks at least `buffer` apart, with chips inside their split.
     blocks = rm.split_blocks(images, options.side, SHARES, buffer=options.buffer, seed=options.seed)
     blocks.to_file(options.out / "blocks.geojson")
     samplers = {
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     shares = ", ".join(f"{name} {areas[name] / areas.sum():.0%}" for name in SHARES)
     print(f"blocks               pass, {options.buffer:g} apart: {shares}")
 
-    # Records: by "scene", those whose footprints overlap stay together. The column is stored with them.
+    # By "scene", records whose footprints overlap stay together. The column `split` is stored with them.
     by_scene = rm.split_records(scenes, {"train": 0.5, "val": 0.25, "test": 0.25}, by=options.by, seed=options.seed)
     stored = by_scene.write(options.out / "scenes_split.parquet")
     print(f"records              {', '.join(f'{len(stored.subset(split=name))} {name}' for name in SHARES)}")
 
-    # Statistics look at the training ground alone; the datamodule reads this file.
+    # Statistics come from the training area only; the datamodule reads this file.
     statistics = rm.dataset_statistics(images, aois=blocks[blocks["split"] == "train"], size=128)
     print(f"statistics           {statistics.save(options.out / 'statistics.yaml')}")
     for name, band in statistics.bands.items():
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/splits"), help="folder for what is written")
-    parser.add_argument("--data", help="GeoTIFFs, one file a scene, as a folder or glob; default the demo")
-    parser.add_argument("--bands", nargs="+", help="names of their bands; default B1, B2 ...")
-    parser.add_argument("--side", type=float, default=2048, help="of a block, in units of the CRS")
-    parser.add_argument("--buffer", type=float, default=200, help="between splits, in the same units")
-    parser.add_argument("--by", default="scene", help="how records are split: scene, time or a column such as id")
+    parser.add_argument("--out", type=Path, default=Path("outputs/splits"), help="output folder")
+    parser.add_argument("--data", help="GeoTIFFs, one file per scene, as a folder or glob; default the demo")
+    parser.add_argument("--bands", nargs="+", help="names of their bands; default B1, B2, …")
+    parser.add_argument("--side", type=float, default=2048, help="side of a block in CRS units")
+    parser.add_argument("--buffer", type=float, default=200, help="distance between splits in CRS units")
+    parser.add_argument("--by", default="scene", help="what records are split by: scene, time or a column such as id")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args(argv)
 

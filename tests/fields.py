@@ -1,4 +1,4 @@
-"""The least that samplers ask of a dataset, and shapes to sample."""
+"""Minimal datasets for samplers, and shapes to sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = shapely.MultiPolygon([shapely.box(7000, 7000, 7400, 9500), shapely.box(2
 
 
 class Plane:
-    """Boxes of a time span, on one grid."""
+    """Boxes with a time span, on one grid."""
 
     def __init__(self, *shapes, crs=CRS, res=(10.0, 10.0), first="2023-01-01", last="2023-12-31"):
         times = pd.IntervalIndex.from_arrays(
@@ -36,7 +36,7 @@ class Plane:
 
 
 class TwoZones(Plane):
-    """Scenes in UTM 32 and 33 either side of 12 degrees east; what both cover is a strip of some kilometres."""
+    """Scenes in UTM zones 32 and 33 on both sides of 12 degrees east, which overlap by some kilometres."""
 
     west = shapely.box(680000, 5000000, 740000, 5030000)
     east = shapely.box(260000, 5000000, 320000, 5030000)
@@ -68,7 +68,7 @@ def centres(aois):
 
 
 def chi_squared(counts, expected):
-    """The statistic, and the 99.99 % quantile of its distribution (Wilson and Hilferty 1931)."""
+    """Return the statistic and the 99.99 % quantile of its distribution (Wilson and Hilferty 1931)."""
     counts, expected = np.asarray(counts, float), np.asarray(expected, float)
     free = len(counts) - 1
     spread = 2 / (9 * free)

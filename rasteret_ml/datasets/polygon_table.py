@@ -16,7 +16,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.geo.times import INSTANT, windows_of
-from rasteret_ml.samplers.aoi.aoi_columns import named_rows, one_column
+from rasteret_ml.samplers.aoi.aoi_table import format_rows, get_column
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
 
@@ -105,7 +105,7 @@ def _column(found: GeometryArray, name: str, what: str) -> pd.Series:
     if name not in table.columns or name == table.geometry.name:
         have = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
         raise UsageError(f"{what}={name!r} is no column of the polygons; they have: {have or 'none'}.")
-    return one_column(table, name, what).reset_index(drop=True)
+    return get_column(table, name, what).reset_index(drop=True)
 
 
 def _some(column: pd.Series) -> str:
@@ -119,7 +119,7 @@ def _numbers(found: GeometryArray, label: str) -> npt.NDArray[np.float32]:
     values = np.asarray(column.to_numpy(np.float64, na_value=np.nan))
     beyond = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(beyond):
-        raise UsageError(f"Polygons {named_rows(beyond)} have a {label!r} that float32 does not hold; correct them.")
+        raise UsageError(f"Polygons {format_rows(beyond)} have a {label!r} that float32 does not hold; correct them.")
     return values.astype(np.float32)
 
 
@@ -202,7 +202,7 @@ def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
         if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
             raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
         first, *last = (_column(found, name, "time") for name in names)
-        start, stop = windows_of(first, last[0] if last else None, lambda at: f"polygons {named_rows(at)}")
+        start, stop = windows_of(first, last[0] if last else None, lambda at: f"polygons {format_rows(at)}")
     start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
     stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
     stop[start == stop] += INSTANT.to_timedelta64()

@@ -152,16 +152,16 @@ def sheets_of(sampler: Any, block: int) -> list[MapExtent]:
     Raises:
         UsageError: another sampler.
     """
-    if not all(hasattr(sampler, name) for name in ("corners", "frame_of", "places", "size")):
+    if not all(hasattr(sampler, name) for name in ("corners", "grid_index", "coverage", "size")):
         raise UsageError(f"A map is made of the chips of a GridAOISampler, not of a {type(sampler).__name__}.")
-    places, sheets, first = sampler.places, [], 0
-    for number, frame in enumerate(places.frames):
-        here = np.flatnonzero(sampler.frame_of == number)
+    coverage, sheets, first = sampler.coverage, [], 0
+    for number, frame in enumerate(coverage.target_grids):
+        here = np.flatnonzero(sampler.grid_index == number)
         if not len(here):
             continue
         (x, y), (xres, yres) = frame.origin, frame.res
         lattice = Grid(crs=frame.crs, transform=Affine(xres, 0.0, x, 0.0, -yres, y), shape=(1, 1))
-        xmin, ymin, xmax, ymax = shapely.total_bounds(places.shapes[places.frame == number]).tolist()
+        xmin, ymin, xmax, ymax = shapely.total_bounds(coverage.shapes[coverage.grid_index == number]).tolist()
         grid = lattice.window(lattice.window_around((xmin, ymin, xmax, ymax)))
         corners = (sampler.corners[here] - (grid.transform.c, grid.transform.f)) / (xres, -yres)
         sheet = MapExtent(

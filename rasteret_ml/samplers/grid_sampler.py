@@ -1,4 +1,4 @@
-"""Grids of chips: every pixel of a polygon, row by row."""
+"""Grids of chips that cover every pixel of a polygon, row by row."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from rasteret_ml.fingerprint import Plan
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_of
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, without
-from rasteret_ml.samplers.cells import shares
-from rasteret_ml.samplers.random import checked_share
+from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, clip_aois
+from rasteret_ml.samplers.random import overlaps, parse_share
 from rasteret_ml.samplers.ranks import Remainder
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, pixel_pair
+from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, parse_size
 
-__all__ = ["ChipGrid", "GridAOISampler", "lay_grid"]
+__all__ = ["ChipGrid", "GridAOISampler", "grid_chips"]
 
-Integers = npt.NDArray[np.int64]
+Geometries = npt.NDArray[np.object_]
 
 _CHUNK = 1 << 18
-"""Chips tested at a time."""
-_NEAR = 1e-6
-"""Share of a pixel, or of a stride, that counts as nothing."""
+"""Chips to test at a time."""
+_TOLERANCE = 1e-6
+"""Share of a pixel, or of a stride, that rounding errors may reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipGrid:
-    """The pixels that chips lie on, their size and their distance, in CRS units, each (x, y)."""
+    """Pixel grid, size and stride of chips in CRS units, each (x, y)."""
 
     origin: tuple[float, float]
     """A corner of a pixel."""
@@ -45,42 +44,41 @@ class ChipGrid:
     """Steps to the right and down."""
 
 
-def lay_grid(shapes: npt.NDArray[np.object_], grid: ChipGrid) -> tuple[Floats, Integers]:
-    """Chips that meet the inside of each valid polygon `[N]`, row by row from its upper left corner.
+def grid_chips(shapes: Geometries, grid: ChipGrid) -> tuple[Floats, Integers]:
+    """Return the chips that intersect the interior of valid polygons `[N]`, row by row from each upper left corner.
 
-    Returns:
-        Upper left corners `[M, 2]` (x, y) and the polygon that each belongs to `[M]`, polygon by polygon.
+    They are given by upper left corners `[M, 2]` (x, y) and the index of each one's polygon `[M]`, polygon by polygon.
     """
-    bounds = shapely.bounds(shapes)
-    (x0, y0), (xres, yres) = grid.origin, grid.res
-    left = x0 + _floor((bounds[:, 0] - x0) / xres) * xres
-    top = y0 - _floor((y0 - bounds[:, 3]) / yres) * yres
-    shape_of = np.array([_steps(top - bounds[:, 1], *_axis(grid, 1)), _steps(bounds[:, 2] - left, *_axis(grid, 0))])
-    found = list(_chips(shapes, left, top, shape_of, grid))
-    owner, row, column = (np.concatenate(part) for part in zip(*found, strict=True))
-    bare = np.setdiff1d(np.arange(len(shapes)), owner)
-    if len(bare):  # thinner than what counts as nothing, along an edge of pixels: a chip all the same
-        first = np.zeros(len(bare), np.int64)
-        order = np.argsort(np.append(owner, bare), kind="stable")
-        owner, row, column = (np.append(a, b)[order] for a, b in ((owner, bare), (row, first), (column, first)))
+    xmin, ymin, xmax, ymax = shapely.bounds(shapes).T
+    (x0, y0), (xres, yres), (width, height), (right, down) = grid.origin, grid.res, grid.size, grid.stride
+    left = x0 + _floor((xmin - x0) / xres) * xres
+    top = y0 - _floor((y0 - ymax) / yres) * yres
+    counts = np.array([_chip_count(top - ymin, height, down), _chip_count(xmax - left, width, right)])
+    owner, row, column = (
+        np.concatenate(part) for part in zip(*_intersecting(shapes, left, top, counts, grid), strict=True)
+    )
+    missing = np.setdiff1d(np.arange(len(shapes)), owner)
+    if len(missing):  # thinner than the tolerance, along the edge of a pixel: they get a chip too
+        first = np.zeros(len(missing), np.int64)
+        order = np.argsort(np.append(owner, missing), kind="stable")
+        owner, row, column = (np.append(a, b)[order] for a, b in ((owner, missing), (row, first), (column, first)))
     if not (shapely.get_num_geometries(shapes) == 1).all():
-        # A chip may meet several parts of a polygon.
+        # A chip may intersect several parts of a polygon: keep it once.
         number = (owner * (row.max() + 1) + row) * (column.max() + 1) + column
         first = np.unique(number, return_index=True)[1]
         owner, row, column = owner[first], row[first], column[first]
-    x, y = left[owner] + column * grid.stride[0], top[owner] - row * grid.stride[1]
-    return np.column_stack([x, y]), owner
+    return np.column_stack([left[owner] + column * right, top[owner] - row * down]), owner
 
 
-def _chips(
-    shapes: npt.NDArray[np.object_], left: Floats, top: Floats, shape_of: Integers, grid: ChipGrid
+def _intersecting(
+    shapes: Geometries, left: Floats, top: Floats, counts: Integers, grid: ChipGrid
 ) -> Iterator[tuple[Integers, Integers, Integers]]:
-    """Polygon, row and column of the chips that meet each part of each polygon, parts in turn."""
+    """Polygon, row and column of the chips that intersect each polygon, part after part."""
     parts, owner = shapely.get_parts(shapes, return_index=True)
     boxes, is_box = boxes_of(parts)
     shapely.prepare(parts[~is_box])
     (width, height), (right, down) = grid.size, grid.stride
-    last_row, last_column = shape_of[:, owner] - 1
+    last_row, last_column = counts[:, owner] - 1
     column0 = np.floor((boxes[:, 0] - left[owner] - width) / right).clip(0, last_column).astype(np.int64)
     column1 = np.ceil((boxes[:, 2] - left[owner]) / right).clip(0, last_column).astype(np.int64)
     row0 = np.floor((top[owner] - height - boxes[:, 3]) / down).clip(0, last_row).astype(np.int64)
@@ -94,64 +92,63 @@ def _chips(
         row, column = row0[part] + number // columns[part], column0[part] + number % columns[part]
         x, y = left[owner[part]] + column * right, top[owner[part]] - row * down
         chips = np.column_stack([x, y - height, x + width, y])
-        inside = np.concatenate([chips[:, :2] < boxes[part, 2:], chips[:, 2:] > boxes[part, :2]], axis=1)
-        met = np.all(inside, axis=1)
-        loose = np.flatnonzero(met & ~is_box[part])
-        met[loose] = _meet(parts[part[loose]], shapely.box(*chips[loose].T))
-        yield owner[part[met]], row[met], column[met]
+        found = np.all(chips[:, :2] < boxes[part, 2:], axis=1) & np.all(chips[:, 2:] > boxes[part, :2], axis=1)
+        to_test = np.flatnonzero(found & ~is_box[part])
+        found[to_test] = _interiors_intersect(parts[part[to_test]], shapely.box(*chips[to_test].T))
+        yield owner[part[found]], row[found], column[found]
 
 
-def _meet(parts: npt.NDArray[np.object_], chips: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-    """Whether the insides of both have points in common, by the cheapest question first."""
-    met: npt.NDArray[np.bool_] = shapely.intersects(parts, chips)
-    inset = np.flatnonzero(met)
-    inset = inset[~shapely.contains_properly(parts[inset], chips[inset])]
-    met[inset] = ~shapely.touches(parts[inset], chips[inset])
-    return met
+def _interiors_intersect(parts: Geometries, chips: Geometries) -> npt.NDArray[np.bool_]:
+    """Whether interiors have points in common; the cheapest predicates come first."""
+    found: npt.NDArray[np.bool_] = shapely.intersects(parts, chips)
+    index = np.flatnonzero(found)
+    index = index[~shapely.contains_properly(parts[index], chips[index])]
+    found[index] = ~shapely.touches(parts[index], chips[index])
+    return found
 
 
-def _axis(grid: ChipGrid, axis: int) -> tuple[float, float]:
-    return grid.size[axis], grid.stride[axis]
-
-
-def _steps(extent: Floats, size: float, stride: float) -> Integers:
-    """Numbers of chips of `size` that cover each extent (1e-6 of a stride counts as nothing)."""
-    counts: Integers = np.maximum(1, np.ceil((extent - size) / stride - _NEAR).astype(np.int64) + 1)
+def _chip_count(extent: Floats, size: float, stride: float) -> Integers:
+    """Number of chips of `size` that cover each extent."""
+    counts: Integers = np.maximum(1, np.ceil((extent - size) / stride - _TOLERANCE).astype(np.int64) + 1)
     return counts
 
 
 def _floor(values: Floats) -> Floats:
     nearest = np.round(values)
-    floored: Floats = np.where(np.abs(values - nearest) < _NEAR, nearest, np.floor(values))
+    floored: Floats = np.where(np.abs(values - nearest) < _TOLERANCE, nearest, np.floor(values))
     return floored
 
 
 class GridAOISampler(ChipSampler):
     """A regular grid of chips over each polygon: every pixel in at least one, row by row.
 
-    Chips lie on the dataset's pixels. The last ones of a row or column may reach past the polygon and the
-    scenes (their size is exact; what is outside is invalid). With a stride of the size, each pixel of a polygon is in
-    exactly one of its chips. Of a dataset with several frames (`grid="native"`), each frame's chips cover what no
-    earlier frame does.
+    Chips lie on the dataset's pixels. Those at the right and lower edges may extend past the polygon and the scenes:
+    their size is exact, and pixels outside are invalid. With a stride equal to the size, each pixel of a polygon is in
+    exactly one of its chips. If a dataset has several target grids (`grid="native"`), each grid's chips cover what no
+    earlier grid does.
 
     Args:
-        dataset: As for `RandomAOISampler`.
-        size: Chip size in pixels.
+        dataset: Any TorchGeo dataset or combination of datasets.
+        size: Chip size in pixels, one number or (height, width).
         stride: Steps in pixels, one number or (rows, columns); default `size`.
-        aois: Polygons to cover: an `AOITable`, or anything that `AOITable.of` takes; None = everywhere that the
-            dataset has data.
-        aois_crs: CRS of `aois` where they do not carry one.
-        time: Time of interest; an AOI with a time window of its own has what both have in common.
+        aois: Polygons to cover: an `AOITable`, or anything that `AOITable.of` takes; None = everything that the
+            dataset covers.
+        aois_crs: CRS of `aois` if they do not state it; default longitude/latitude.
+        time: Time of interest; it is intersected with an AOI's own time window.
         min_overlap: Share, 0 to 1, of a chip that must lie in its AOI's polygon; chips with less are left out.
-        inset: By how much polygons are shrunk before they are covered, in CRS units.
+        inset: Distance by which to shrink polygons before they are covered, in CRS units.
         outside: What to do with an AOI that has no chip (outside every scene or time, gone after `inset`, no chip of
             `min_overlap`): "raise", or "drop" (logged).
-        remainder: See `Remainder`; by default several ranks together see each chip exactly once, and blank ones beside.
+        remainder: See `Remainder`; by default several ranks together see each chip exactly once, and blank chips pad
+            their number.
 
     Raises:
-        UsageError: a size or stride below 1, a stride above the size (it would leave gaps), or an AOI without a chip of
-            `min_overlap`.
-        GeometryError: an AOI that is no polygon or lies outside every scene.
+        UsageError: if a size or stride is below 1, a stride is larger than the size (it would leave gaps), or an AOI
+            has no chip of `min_overlap`.
+        GeometryError: if an AOI is not a polygon, or lies outside every scene.
+
+    Example:
+        >>> sampler = GridAOISampler(dataset, size=256, stride=192, aois="study_area.geojson")
     """
 
     def __init__(
@@ -168,109 +165,105 @@ class GridAOISampler(ChipSampler):
         outside: Outside = "raise",
         remainder: Remainder = "pad",
     ) -> None:
-        self.size = pixel_pair(size)
-        self.stride = self.size if stride is None else pixel_pair(stride, "stride")
+        self.size = parse_size(size)
+        self.stride = self.size if stride is None else parse_size(stride, "stride")
         if self.stride[0] > self.size[0] or self.stride[1] > self.size[1]:
-            raise UsageError(f"A stride of {self.stride} leaves gaps between chips of {self.size}.")
-        self.min_overlap = checked_share(min_overlap, "min_overlap")
-        super().__init__(
-            dataset, coverage_from(dataset, aois, aois_crs, inset=inset, outside=outside), time, outside, 0, remainder
-        )
-        self.places = _without_earlier_frames(self.places)
-        self._corners, self._owners = self._laid()
+            raise UsageError(
+                f"stride must be <= size {self.size}, got {self.stride}: it would leave gaps between chips."
+            )
+        self.min_overlap = parse_share(min_overlap, "min_overlap")
+        coverage = clip_aois(dataset, aois, aois_crs, inset=inset, outside=outside)
+        super().__init__(dataset, coverage, time, outside, 0, remainder)
+        self.coverage = _without_earlier_grids(self.coverage)
+        self._corners, self._pairs = self._grid_chips()
         if self.min_overlap:
-            self._leave_out(outside)
+            self._drop_small_overlaps(outside)
 
     @property
     def total(self) -> int:
-        """Chips in an epoch, of all ranks together."""
+        """Chips in an epoch, over all ranks."""
         return len(self._corners)
-
-    def _made(self, positions: range) -> list[AOI]:
-        return [self._aoi(self._corners[p], int(self._owners[p]), p, self.size) for p in positions]
-
-    def _options(self) -> Plan:
-        return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
 
     @property
     def corners(self) -> Floats:
-        """Upper left corners (x, y) of all chips, in the CRS of each one's frame `[N, 2]`."""
+        """Upper left corners (x, y) of all chips, in the CRS of each one's target grid `[N, 2]`."""
         return self._corners
 
     @property
-    def frame_of(self) -> Integers:
-        """Number of the frame, in `places.frames`, that each chip lies on `[N]`."""
-        return self.places.frame[self._owners]
+    def grid_index(self) -> Integers:
+        """Index into `coverage.target_grids` of each chip `[N]`."""
+        return self.coverage.grid_index[self._pairs]
 
-    def _laid(self) -> tuple[Floats, Integers]:
-        """Upper left corners `[N, 2]` and places `[N]`, frame by frame."""
-        corners, owners = [], []
-        for number, frame in enumerate(self.places.frames):
-            here = np.flatnonzero(self.places.frame == number)
+    def _draw(self, positions: range) -> list[AOI]:
+        return [self._make_aoi(self._corners[p, None], self._pairs[p], p, self.size) for p in positions]
+
+    def _plan_options(self) -> Plan:
+        return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
+
+    def _grid_chips(self) -> tuple[Floats, Integers]:
+        """Upper left corners `[N, 2]` and pairs of grid and AOI `[N]`, grid by grid."""
+        (height, width), (down, right) = self.size, self.stride
+        corners, pairs = [], []
+        for number, target in enumerate(self.coverage.target_grids):
+            here = np.flatnonzero(self.coverage.grid_index == number)
             if not len(here):
                 continue
-            (height, width), (down, right) = self.size, self.stride
-            xres, yres = frame.res
+            xres, yres = target.res
             grid = ChipGrid(
-                origin=frame.origin,
-                res=frame.res,
+                origin=target.origin,
+                res=target.res,
                 size=(width * xres, height * yres),
                 stride=(right * xres, down * yres),
             )
-            laid, owner = lay_grid(self.places.shapes[here], grid)
-            corners.append(laid)
-            owners.append(here[owner])
-        return np.concatenate(corners), np.concatenate(owners)
+            found, owner = grid_chips(self.coverage.shapes[here], grid)
+            corners.append(found)
+            pairs.append(here[owner])
+        return np.concatenate(corners), np.concatenate(pairs)
 
-    def _leave_out(self, outside: Outside) -> None:
-        """Chips that overlap their polygon too little, and AOIs that have no other."""
-        if self.places.table is None:
-            raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; give aois=.")
-        whole = self.places.whole
-        shapely.prepare(whole)
-        found = shares(whole[self._owners], self._corners, self._ground())
-        kept = found >= self.min_overlap * (1 - 1e-9)
-        bare = np.bincount(self._owners[kept], minlength=len(self.places)) == 0
-        if bare.any():
-            text = (
-                f"have no chip of which {self.min_overlap:g} lies in them (min_overlap); take a smaller size or share"
-            )
-            places = without(self.places, bare, outside, lambda rows: f"AOIs {rows} {text}", UsageError)
-            self._owners = (np.cumsum(~bare) - 1)[self._owners]
-            self.places = places
-        self._corners, self._owners = self._corners[kept], self._owners[kept]
+    def _drop_small_overlaps(self, outside: Outside) -> None:
+        """Drop chips that overlap their polygon too little, and AOIs without any other chip."""
+        coverage = self.coverage
+        if coverage.table is None:
+            raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; pass aois=.")
+        shapely.prepare(coverage.full_shapes)
+        share = overlaps(coverage.full_shapes[self._pairs], self._corners, self._chip_sizes(self._pairs))
+        kept = share >= self.min_overlap * (1 - 1e-9)
+        without_chips = np.bincount(self._pairs[kept], minlength=len(coverage)) == 0
+        text = f"have no chip that overlaps them by {self.min_overlap:g} (min_overlap); use a smaller size or share"
+        self.coverage = coverage.drop(without_chips, outside, lambda rows: f"AOIs {rows} {text}", UsageError)
+        self._corners, self._pairs = self._corners[kept], (np.cumsum(~without_chips) - 1)[self._pairs[kept]]
 
-    def _ground(self) -> Floats:
-        """Width and height of each chip in CRS units `[N, 2]`."""
-        ground: Floats = self.places.res[self._owners] * (self.size[1], self.size[0])
-        return ground
+    def _chip_sizes(self, pairs: Integers) -> Floats:
+        """Width and height of chips in CRS units `[N, 2]`."""
+        sizes: Floats = self.coverage.res[pairs] * (self.size[1], self.size[0])
+        return sizes
 
-    def _reached(self, frame: int) -> npt.NDArray[np.object_]:
-        here = self.places.frame[self._owners] == frame
-        (x, y), (width, height) = self._corners[here].T, self._ground()[here].T
-        boxes: npt.NDArray[np.object_] = shapely.box(x, y - height, x + width, y)
+    def _reach_on(self, grid: int) -> Geometries:
+        here = self.grid_index == grid
+        (x, y), (width, height) = self._corners[here].T, self._chip_sizes(self._pairs[here]).T
+        boxes: Geometries = shapely.box(x, y - height, x + width, y)
         return boxes
 
 
-def _without_earlier_frames(places: AOICoverage) -> AOICoverage:
-    """Shapes of each frame without what an earlier one covers; places of which nothing is left are left out."""
-    if len(places.frames) == 1:
-        return places
-    shapes = places.shapes.copy()
-    for number in range(1, len(places.frames)):
-        here = np.flatnonzero(places.frame == number)
+def _without_earlier_grids(coverage: AOICoverage) -> AOICoverage:
+    """Remove from each grid's shapes what earlier grids cover; drop pairs of which nothing is left."""
+    if len(coverage.target_grids) == 1:
+        return coverage
+    shapes = coverage.shapes.copy()
+    for number in range(1, len(coverage.target_grids)):
+        here = np.flatnonzero(coverage.grid_index == number)
         if not len(here):
             continue
-        crs, near = places.frames[number].crs, places.coverages[number].bounds
+        crs, near = coverage.target_grids[number].crs, coverage.extents[number].bounds
         earlier = [
-            transform_geometries(np.array([places.coverages[k]], dtype=object), places.frames[k].crs, crs, near=near)
-            for k in range(number)
+            transform_geometries(np.array([extent], dtype=object), grid.crs, crs, near=near)
+            for grid, extent in zip(coverage.target_grids[:number], coverage.extents[:number], strict=True)
         ]
         covered = union_of(polygonal_each(np.concatenate(earlier)))
         shapely.prepare(covered)
-        met = here[shapely.intersects(covered, shapes[here])]
-        shapes[met] = polygonal_each(shapely.difference(shapes[met], covered))
-    pixel = places.res.prod(axis=1)
-    # A sliver of less than a pixel is where the edges of two CRSs' scenes are written a little differently.
-    left = (shapely.area(shapes) > pixel) | (places.frame == 0) | (shapely.area(shapes) == shapely.area(places.shapes))
-    return replace(places, shapes=shapes).kept(left & ~shapely.is_empty(shapes))
+        overlapping = here[shapely.intersects(covered, shapes[here])]
+        shapes[overlapping] = polygonal_each(shapely.difference(shapes[overlapping], covered))
+    # Less than a pixel is a sliver: two CRSs round the same edge of a scene differently.
+    area = shapely.area(shapes)
+    kept = (area > coverage.res.prod(axis=1)) | (coverage.grid_index == 0) | (area == shapely.area(coverage.shapes))
+    return replace(coverage, shapes=shapes).select(kept & ~shapely.is_empty(shapes))

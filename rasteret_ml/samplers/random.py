@@ -1,9 +1,10 @@
-"""Random chips: uniform over an area, or by weight or class, each position a pure function."""
+"""Random chips: uniform over an area, or by weight or class. Each position is a pure function of seed and epoch."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,66 +16,127 @@ from rasteret_ml.fingerprint import Plan, digest
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.regions import TriangleRegion, clipped, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, without
-from rasteret_ml.samplers.aoi.weights import Balance, Weight, place_weights
-from rasteret_ml.samplers.cells import GridLattice, largest_shares, shares
-from rasteret_ml.samplers.locality import Locality, local_order
+from rasteret_ml.samplers.aoi.coverage import AOICoverage, Balance, Outside, Weight, clip_aois, sampling_weights
+from rasteret_ml.samplers.locality import GridTileLookup, Locality, local_order
 from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, dilated, pixel_pair
+from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_options, parse_size
 
-__all__ = ["Placement", "RandomAOISampler", "Redraws", "checked_share"]
+__all__ = ["ChipPlacement", "Placement", "RandomAOISampler", "Redraws", "max_overlaps", "overlaps", "parse_share"]
 
 Placement = Literal["centre", "inside"]
-"""Where a chip lies in its polygon: its centre in it, or all of it."""
-
-Integers = npt.NDArray[np.int64]
+"""What must lie in the polygon: the chip's centre, or the whole chip."""
+Geometries = npt.NDArray[np.object_]
 
 _log = logging.getLogger(__name__)
-_OVERLAP_TRIES = 32
-"""Places looked at for a chip that is to overlap its polygon."""
+_OVERLAP_ATTEMPTS = 32
+"""Points to try for a chip with a minimum overlap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipPlacement:
+    """Where random chips may lie in their polygon."""
+
+    mode: Placement | None = None
+    """"centre": the chip's centre lies in the polygon (and, if the polygon leaves room, the chip in the scenes).
+    "inside": the whole chip lies in the polygon. None = "inside" without AOIs, else "centre"."""
+    inset: float = 0.0
+    """Minimum distance of the centre (mode "inside": of the chip) from the polygon's edge, in CRS units."""
+    min_overlap: float = 0.0
+    """Share, 0 to 1, of a chip that must lie in its AOI's polygon. Up to 32 points in the polygon are tried, and if
+    none suffices, the best one is taken."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in (None, "centre", "inside"):
+            raise UsageError(f"placement must be 'centre' or 'inside', got {self.mode!r}.")
+        parse_share(self.min_overlap, "min_overlap")
+
+    @classmethod
+    def of(cls, value: ChipPlacement | Mapping[str, Any] | Placement | None) -> ChipPlacement:
+        """Return a `ChipPlacement` from a mode or a mapping of its fields.
+
+        Raises:
+            UsageError: if a field or the mode is unknown, or min_overlap is not between 0 and 1.
+        """
+        return parse_options(cls, value, "mode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redraws:
+    """When to replace a chip by another one from the same AOI."""
+
+    min_valid: float
+    """Share of valid pixels, 0 to 1, below which a chip is replaced; 0 = never."""
+    max_redraws: int = 3
+    """Maximum number of further chips to read for a position, until one has enough valid pixels."""
+
+    def __post_init__(self) -> None:
+        parse_share(self.min_valid, "min_valid")
+        count = self.max_redraws
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise UsageError(f"max_redraws must be an integer >= 1, got {count!r}.")
+
+    @classmethod
+    def of(cls, value: Redraws | Mapping[str, Any] | float) -> Redraws:
+        """Return `Redraws` from a share of valid pixels or a mapping of its fields.
+
+        Raises:
+            UsageError: if a field is unknown, min_valid is not between 0 and 1, or max_redraws is not an integer >= 1.
+        """
+        return parse_options(cls, value, "min_valid")
+
+    @property
+    def draws(self) -> int:
+        """Chips to draw for a position, the first one included."""
+        return 1 + int(self.max_redraws) if self.min_valid else 1
+
+    @property
+    def text(self) -> str:
+        """The settings for a sampler's plan."""
+        return f"min_valid={self.min_valid:g} draws={self.draws}"
 
 
 class RandomAOISampler(ChipSampler):
-    """Random chips, uniform over the area they may lie in, or by weight or class.
+    """Random chips, uniform over the area where they may lie, or by weight or class.
 
-    The chip at a position is a pure function of (seed, epoch, position). `rasteret_ml.DataLoader` counts epochs by
-    itself; with torch's own, call `set_epoch` before each, or every epoch is the same. Of a dataset with several
-    frames (`grid="native"`) a chip lies on one of them, its CRS said in `aoi.crs`; frames are drawn from by their area
-    on the ground, and where they overlap each counts.
+    The chip at a position is a pure function of (seed, epoch, position). `rasteret_ml.DataLoader` counts epochs
+    itself; with torch's DataLoader, call `set_epoch` before each one, or all epochs are the same. If a dataset has
+    several target grids (`grid="native"`), each chip lies on one of them and states its CRS as `aoi.crs`; grids are
+    drawn by their area in square metres, and areas where they overlap count for each of them.
 
     Args:
-        dataset: Any TorchGeo dataset, ours or stock, or a combination.
+        dataset: Any TorchGeo dataset or combination of datasets.
         size: Chip size in pixels, one number or (height, width).
         length: Chips in an epoch.
-        aois: Polygons to draw from: an `AOITable`, or anything that `AOITable.of` takes. None = everywhere that the
-            dataset has data.
-        seed: Of the order.
-        placement: "centre": the chip's centre lies in the polygon (and, where the polygon leaves room, the chip
-            in the scenes). "inside": the whole chip lies in it. Default "inside" without `aois`, else "centre".
-        aois_crs: CRS of `aois` where they do not carry one; default lon/lat.
-        time: Time of interest: (start, end), an ISO interval or a pandas Interval; default all. An AOI with a time
-            window of its own has what both have in common.
-        locality: None = the order in which chips are drawn. A `Locality`, or its number of blocks = the same chips
-            in an order in which neighbours come soon after one another, so that a cache of decoded tiles serves
-            them; `batch_diversity` measures what it costs. An epoch's order is then made as a whole, at its first chip.
-        weight: How often each AOI is drawn, in proportion: a column, numbers `[N]`, or a callable that makes them of
-            the table's rows (a GeoDataFrame). Default the table's own weights, else the area that centres may lie in.
-            Within an AOI draws are uniform.
-        balance: Classes that are drawn equally often, within each by weight or area: True = the table's labels; or a
-            column, or values `[N]`.
-        min_overlap: Share, 0 to 1, of a chip that lies in its AOI's polygon. At most 32 places in the polygon are
-            tried; where none will do, the best one is taken.
-        inset: Distance from the polygon's edge, in CRS units, that centres (placement "inside": chips) keep.
-        outside: What to do with an AOI that no chip can come from (outside every scene or time, too small for `size`,
-            `inset` or `min_overlap`): "raise", or "drop" (logged).
-        min_valid: Share, 0 to 1, of valid pixels that a chip should have. The AOIs carry further draws from the same
-            polygon, `aoi.spares`, which `RasteretDataset` reads where a chip has too few.
-        max_redraws: Chips looked at for a position at most, for `min_valid`.
-        remainder: See `Remainder`; by default several ranks leave out the last chips, fewer than there are ranks.
+        aois: Polygons to draw from: an `AOITable`, or anything that `AOITable.of` takes. None = everything that the
+            dataset covers.
+        seed: Seed of the order.
+        placement: "centre" or "inside", a `ChipPlacement`, or a mapping of its fields, such as
+            `{"mode": "inside", "inset": 30}`. Default "inside" without `aois`, else "centre".
+        aois_crs: CRS of `aois` if they do not state it; default longitude/latitude.
+        time: Time of interest: (start, end), an ISO interval or a pandas Interval; default all times. It is intersected
+            with an AOI's own time window.
+        locality: None = the order in which chips are drawn. A `Locality`, its number of blocks, or a mapping of its
+            fields = the same chips in an order in which neighbours follow each other closely, so that they share
+            decoded tiles; `batch_diversity` measures the price. An epoch's whole order is computed at its first chip.
+        weight: Relative frequency of each AOI: a column, numbers `[N]`, or a callable that returns them for the table's
+            rows (a GeoDataFrame). Default the table's own weights, else the area where centres may lie. Draws within
+            an AOI are uniform.
+        balance: Classes to draw equally often, within each by weight or area: True = the table's labels, a column, or
+            values `[N]`.
+        outside: What to do with an AOI that no chip can be drawn from (outside every scene or time, too small for
+            `size` or `placement`): "raise", or "drop" (logged).
+        min_valid: Share, 0 to 1, of valid pixels that a chip should have; a `Redraws`, or a mapping of its fields, also
+            sets the number of attempts. AOIs carry further draws from the same polygon, `aoi.spares`, which
+            `RasteretDataset` reads if a chip has fewer valid pixels.
+        remainder: See `Remainder`; by default the last chips are left out if the ranks do not divide an epoch.
 
     Raises:
-        UsageError: a size, length or locality below 1, or (inside, min_overlap) a polygon that no chip fits in.
-        GeometryError: an AOI that is no polygon or lies outside every scene.
+        UsageError: if size, length or locality is below 1, or no chip fits in a polygon as `placement` requires.
+        GeometryError: if an AOI is not a polygon, or lies outside every scene.
+
+    Example:
+        >>> sampler = RandomAOISampler(dataset, size=256, length=1000, aois="fields.gpkg", min_valid=0.9)
+        >>> loader = DataLoader(dataset, batch_size=16, sampler=sampler)
     """
 
     def __init__(
@@ -85,231 +147,200 @@ class RandomAOISampler(ChipSampler):
         aois: Any = None,
         *,
         seed: int = 0,
-        placement: Placement | None = None,
+        placement: ChipPlacement | Mapping[str, Any] | Placement | None = None,
         aois_crs: Any = None,
         time: Any = None,
-        locality: Locality | int | None = None,
+        locality: Locality | Mapping[str, int] | int | None = None,
         weight: Weight | None = None,
         balance: Balance | None = None,
-        min_overlap: float = 0.0,
-        inset: float = 0.0,
         outside: Outside = "raise",
-        min_valid: float = 0.0,
-        max_redraws: int = 4,
+        min_valid: Redraws | Mapping[str, Any] | float = 0.0,
         remainder: Remainder = "drop",
     ) -> None:
         self.locality = Locality.of(locality)
-        self.size = pixel_pair(size)
+        self.size = parse_size(size)
         if int(length) != length or length < 1:
-            raise UsageError(f"length is the number of chips in an epoch, at least 1, not {length}.")
-        if placement not in (None, "centre", "inside"):
-            raise UsageError(f"placement is 'centre' or 'inside', not {placement!r}.")
+            raise UsageError(f"length must be an integer >= 1, got {length}.")
         self.length = int(length)
-        self.placement: Placement = placement or ("inside" if aois is None else "centre")
-        self._tries = Redraws.of(min_valid, max_redraws)
-        self.min_overlap = checked_share(min_overlap, "min_overlap")
-        super().__init__(
-            dataset,
-            coverage_from(dataset, aois, aois_crs, inset=inset, outside=outside),
-            time,
-            outside,
-            seed,
-            remainder,
-        )
-        if self.min_overlap:
-            self.places = _large_enough(self.places, self.size, self.min_overlap, outside)
-            shapely.prepare(self.places.whole)
-        self.places, self._regions = _centres(self.places, self.size, self.placement, outside)
-        self._weights = place_weights(self.places, self._regions, weight, balance)
+        place = ChipPlacement.of(placement)
+        self.placement = replace(place, mode=place.mode or ("inside" if aois is None else "centre"))
+        self.redraws = Redraws.of(min_valid)
+        coverage = clip_aois(dataset, aois, aois_crs, inset=place.inset, outside=outside)
+        super().__init__(dataset, coverage, time, outside, seed, remainder)
+        if place.min_overlap:
+            self.coverage = _drop_small(self.coverage, self.size, place.min_overlap, outside)
+            shapely.prepare(self.coverage.full_shapes)
+        self.coverage, self._regions = _centre_regions(self.coverage, self.size, self.placement.mode, outside)
+        self._weights = sampling_weights(self.coverage, self._regions, weight, balance)
         self._region = TriangleRegion(self._regions, self._weights)
-        self._ground: Floats = self.places.res * (self.size[1], self.size[0])
-        self._lattice = (
-            None if self.locality is None else GridLattice(dataset, self.places.frames, self.size, self._windows.time)
-        )
-        self._ordered: _Ordered | None = None
+        self._chip_sizes: Floats = self.coverage.res * (self.size[1], self.size[0])
+        self._tiles = None
+        if self.locality is not None:
+            self._tiles = GridTileLookup(dataset, self.coverage.target_grids, self.size, self._time)
+        self._epoch_order: tuple[tuple[int, int], Floats, Integers] | None = None
 
     @property
     def total(self) -> int:
-        """Chips in an epoch, of all ranks together."""
+        """Chips in an epoch, over all ranks."""
         return self.length
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ordered": None}
+        return self.__dict__ | {"_epoch_order": None}
 
-    def _options(self) -> Plan:
-        tried = f"min_valid={self._tries.min_valid:g} max_redraws={self._tries.count}"
+    def _plan_options(self) -> Plan:
         local = self.locality
-        served = None if local is None else f"{local.blocks}x{local.tiles}x{local.lanes}/{local.batch_size}"
         return {
             "size": list(self.size),
-            "locality": served,
-            "options": f"{self.placement} min_overlap={self.min_overlap:g} {tried}",
+            "locality": local and f"{local.blocks}x{local.tiles}x{local.lanes}/{local.batch_size}",
+            "options": f"{self.placement.mode} min_overlap={self.placement.min_overlap:g} {self.redraws.text}",
             "weights": digest(self._weights),
         }
 
-    def _made(self, positions: range) -> list[AOI]:
-        corners, owners = self._drawn(positions) if self._lattice is None else self._served(positions)
-        share = self._tries.min_valid
+    def _draw(self, positions: range) -> list[AOI]:
+        corners, pairs = self._draw_chips(positions) if self._tiles is None else self._draw_local(positions)
         return [
-            self._aoi(own[0], int(place), position, self.size, share, tuple((float(x), float(y)) for x, y in own[1:]))
-            for position, own, place in zip(positions, corners, owners, strict=True)
+            self._make_aoi(own, pair, position, self.size, self.redraws.min_valid)
+            for position, own, pair in zip(positions, corners, pairs, strict=True)
         ]
 
-    def _drawn(self, positions: range) -> tuple[Floats, Integers]:
-        """Upper left corners `[count, 1 + spares, 2]` and places `[count]` as drawn."""
-        points, owners = self._region.points(uniforms(self.seed, self.epoch, positions)[:, :3])
-        drawn = [self._overlapping(points, owners, positions, 0)]
-        for spare in range(1, self._tries.count):
-            points = self._redrawn(owners, positions, spare * _OVERLAP_TRIES)
-            drawn.append(self._overlapping(points, owners, positions, spare))
-        half = self._ground[owners] / 2 * (-1, 1)
-        return np.stack(drawn, axis=1) + half[:, None], owners
+    def _draw_chips(self, positions: range) -> tuple[Floats, Integers]:
+        """Upper left corners, spares included, `[count, draws, 2]` and pairs of grid and AOI `[count]`, as drawn."""
+        points, pairs = self._region.points(uniforms(self.seed, self.epoch, positions)[:, :3])
+        centres = [self._improve_overlap(points, pairs, positions, 0)]
+        for draw in range(1, self.redraws.draws):
+            points = self._redraw(pairs, positions, draw * _OVERLAP_ATTEMPTS)
+            centres.append(self._improve_overlap(points, pairs, positions, draw))
+        to_corner = self._chip_sizes[pairs] / 2 * (-1, 1)
+        return np.stack(centres, axis=1) + to_corner[:, None], pairs
 
-    def _redrawn(self, owners: Integers, positions: range, attempt: int) -> Floats:
-        """Further points `[count, 2]` in the same places."""
-        return self._region.points_in(owners, uniforms(self.seed, self.epoch, positions, attempt)[:, :3])
+    def _redraw(self, pairs: Integers, positions: range, attempt: int) -> Floats:
+        """Further points `[count, 2]` in the same regions."""
+        return self._region.points_in(pairs, uniforms(self.seed, self.epoch, positions, attempt)[:, :3])
 
-    def _overlapping(self, points: Floats, owners: Integers, positions: range, spare: int) -> Floats:
-        """The centres, those of chips that overlap too little replaced by better ones in the same place."""
-        if not self.min_overlap:
+    def _improve_overlap(self, points: Floats, pairs: Integers, positions: range, draw: int) -> Floats:
+        """Replace centres of chips that overlap their polygon too little by better ones in the same region."""
+        min_overlap = self.placement.min_overlap
+        if not min_overlap:
             return points
-        best, found = points.copy(), self._shares(points, owners)
-        for attempt in range(1, _OVERLAP_TRIES):
-            short = np.flatnonzero(found < self.min_overlap)
+        best, best_overlap = points.copy(), self._overlaps(points, pairs)
+        for attempt in range(1, _OVERLAP_ATTEMPTS):
+            short = np.flatnonzero(best_overlap < min_overlap)
             if not len(short):
                 break
-            points = self._redrawn(owners, positions, spare * _OVERLAP_TRIES + attempt)[short]
-            share = self._shares(points, owners[short])
-            better = share > found[short]
-            best[short[better]], found[short[better]] = points[better], share[better]
+            points = self._redraw(pairs, positions, draw * _OVERLAP_ATTEMPTS + attempt)[short]
+            overlap = self._overlaps(points, pairs[short])
+            better = overlap > best_overlap[short]
+            best[short[better]], best_overlap[short[better]] = points[better], overlap[better]
         return best
 
-    def _shares(self, points: Floats, owners: Integers) -> Floats:
-        ground = self._ground[owners]
-        return shares(self.places.whole[owners], points + ground / 2 * (-1, 1), ground)
+    def _overlaps(self, centres: Floats, pairs: Integers) -> Floats:
+        sizes = self._chip_sizes[pairs]
+        return overlaps(self.coverage.full_shapes[pairs], centres + sizes / 2 * (-1, 1), sizes)
 
-    def _served(self, positions: range) -> tuple[Floats, Integers]:
-        """The same in the local order, which is made once an epoch."""
-        ordered = self._ordered
-        if ordered is None or ordered.key != (self.seed, self.epoch):
-            assert self._lattice is not None
+    def _draw_local(self, positions: range) -> tuple[Floats, Integers]:
+        """As `_draw_chips`, in the local order, which is computed once per epoch."""
+        key, order = (self.seed, self.epoch), self._epoch_order
+        if order is None or order[0] != key:
+            assert self._tiles is not None
             assert self.locality is not None
-            key = self.seed, self.epoch
-            corners, owners = self._drawn(range(self.length))
-            cells = self._lattice.cells(corners[:, 0], self.places.frame[owners])
-            order = local_order(cells, self.locality, epoch_random(*key))
-            ordered = self._ordered = _Ordered(key=key, corners=corners[order], owners=owners[order])
-        part = slice(positions.start, positions.stop, positions.step)
-        return ordered.corners[part], ordered.owners[part]
+            corners, pairs = self._draw_chips(range(self.length))
+            tiles = self._tiles.locate(corners[:, 0], self.coverage.grid_index[pairs])
+            permutation = local_order(tiles, self.locality, epoch_random(*key))
+            order = self._epoch_order = key, corners[permutation], pairs[permutation]
+        selection = slice(positions.start, positions.stop, positions.step)
+        return order[1][selection], order[2][selection]
 
-    def _reached(self, frame: int) -> npt.NDArray[np.object_]:
-        here = np.flatnonzero(self.places.frame == frame)
+    def _reach_on(self, grid: int) -> Geometries:
+        here = np.flatnonzero(self.coverage.grid_index == grid)
         if not len(here):
             return np.zeros(0, dtype=object)
-        width, height = self._ground[here[0]]
-        return dilated(self._regions[here], width, height)
+        width, height = self._chip_sizes[here[0]]
+        return dilate_shapes(self._regions[here], width, height)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redraws:
-    """What makes a chip good enough, and how often another is tried."""
-
-    min_valid: float
-    """Share of valid pixels, 0 to 1."""
-    count: int
-    """Chips looked at for a position, at least 1: 1 where nothing is asked of them."""
-
-    @classmethod
-    def of(cls, min_valid: float, max_redraws: int) -> Redraws:
-        """Checked.
-
-        Raises:
-            UsageError: a share that is none, or no try.
-        """
-        if isinstance(max_redraws, bool) or not isinstance(max_redraws, (int, np.integer)) or max_redraws < 1:
-            raise UsageError(f"tries is a whole number of at least 1, not {max_redraws!r}.")
-        share = checked_share(min_valid, "min_valid")
-        return cls(min_valid=share, count=int(max_redraws) if share else 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Ordered:
-    """An epoch's chips in the order they are served in."""
-
-    key: tuple[int, int]
-    """Seed and epoch."""
-    corners: Floats
-    """Upper left corners, the chip's and its spares' `[N, 1 + spares, 2]`."""
-    owners: Integers
-    """Places that they were drawn from `[N]`."""
-
-
-def checked_share(value: float, what: str) -> float:
-    """A share as a float.
+def parse_share(value: float, argument: str) -> float:
+    """Return a share as a float.
 
     Raises:
-        UsageError: it does not lie between 0 and 1.
+        UsageError: if it is not between 0 and 1.
     """
     if isinstance(value, bool) or not 0 <= value <= 1:
-        raise UsageError(f"{what} is a share between 0 and 1, not {value!r}.")
+        raise UsageError(f"{argument} must be between 0 and 1, got {value!r}.")
     return float(value)
 
 
-def _large_enough(places: AOICoverage, size: tuple[int, int], share: float, outside: Outside) -> AOICoverage:
-    """Without the AOIs whose polygon no chip can overlap by so much."""
-    if places.table is None:
-        raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; give aois=.")
-    small = largest_shares(places.whole, places.res * (size[1], size[0])) < share * (1 - 1e-9)
-    if not small.any():
-        return places
-    return without(
-        places,
+def overlaps(polygons: Geometries, corners: Floats, sizes: Floats) -> Floats:
+    """Return the share, 0 to 1, of each chip that lies in its valid polygon `[N]`.
+
+    Chips are given by their upper left corners (x, y) `[N, 2]`, and widths and heights `[N, 2]` in the same units.
+    """
+    (x, y), (width, height) = corners.T, sizes.T
+    boxes = shapely.box(x, y - height, x + width, y)
+    found: Floats = shapely.covers(polygons, boxes).astype(np.float64)
+    partly = (found == 0) & shapely.intersects(polygons, boxes)
+    area = shapely.area(shapely.intersection(polygons[partly], boxes[partly]))
+    found[partly] = area / (width[partly] * height[partly])
+    return found
+
+
+def max_overlaps(polygons: Geometries, sizes: Floats) -> Floats:
+    """Return an upper bound, from area and bounding box, of `overlaps` for chips of a size `[N, 2]` anywhere `[N]`."""
+    bounds = shapely.bounds(polygons)
+    box = np.minimum(bounds[:, 2:] - bounds[:, :2], sizes).prod(axis=1)
+    found: Floats = np.minimum(shapely.area(polygons), box) / sizes.prod(axis=1)
+    return found
+
+
+def _drop_small(coverage: AOICoverage, size: tuple[int, int], share: float, outside: Outside) -> AOICoverage:
+    """Drop the AOIs whose polygon is too small for the minimum overlap."""
+    if coverage.table is None:
+        raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; pass aois=.")
+    small = max_overlaps(coverage.full_shapes, coverage.res * (size[1], size[0])) < share * (1 - 1e-9)
+    return coverage.drop(
         small,
         outside,
         lambda rows: (
-            f"No chip of {size[0]} x {size[1]} pixels lies in AOIs {rows} by {share:g} (min_overlap); take a smaller "
-            "size or share"
+            f"No chip of {size[0]} x {size[1]} pixels can overlap AOIs {rows} by {share:g} (min_overlap); use a "
+            "smaller size or min_overlap"
         ),
         UsageError,
     )
 
 
-def _centres(
-    places: AOICoverage, size: tuple[int, int], placement: Placement, outside: Outside
-) -> tuple[AOICoverage, npt.NDArray[np.object_]]:
-    """The places that chips fit in, and where a chip's centre may lie in each."""
-    regions = places.shapes.copy()
-    for number, frame in enumerate(places.frames):
-        here = np.flatnonzero(places.frame == number)
+def _centre_regions(
+    coverage: AOICoverage, size: tuple[int, int], mode: Placement | None, outside: Outside
+) -> tuple[AOICoverage, Geometries]:
+    """The pairs that chips fit in, and the region where a chip's centre may lie in each."""
+    regions = coverage.shapes.copy()
+    for number, grid in enumerate(coverage.target_grids):
+        here = np.flatnonzero(coverage.grid_index == number)
         if not len(here):
             continue
-        width, height = size[1] * frame.res[0], size[0] * frame.res[1]
-        if placement == "inside":
-            regions[here] = _room(places.shapes[here], width, height)
+        width, height = size[1] * grid.res[0], size[0] * grid.res[1]
+        shapes = coverage.shapes[here]
+        if mode == "inside":
+            regions[here] = _erode(shapes, width, height)
         else:
-            roomy = _room(object_array([places.coverages[number]]), width, height)[0]
-            within = clipped(places.shapes[here], roomy)
-            regions[here] = np.where(shapely.area(within) > 0, within, places.shapes[here])
+            extent = _erode(object_array([coverage.extents[number]]), width, height)[0]
+            within = clipped(shapes, extent)
+            regions[here] = np.where(shapely.area(within) > 0, within, shapes)
     small = shapely.is_empty(regions)
-    if not small.any():
-        return places, regions
     pixels = f"{size[0]} x {size[1]} pixels"
 
-    def why(rows: str) -> str:
-        where = "what the dataset covers (of an `&`, both sides)" if places.table is None else f"AOIs {rows}"
-        return f"No chip of {pixels} fits in {where}; take a smaller size, or placement='centre'"
+    def reason(rows: str) -> str:
+        where = "what the dataset covers (of an `&`, both sides)" if coverage.table is None else f"AOIs {rows}"
+        return f"No chip of {pixels} fits in {where}; use a smaller size, or placement='centre'"
 
-    if places.table is None and not small.all():
-        _log.warning(
-            "No chip of %s fits in the scenes in %s.", pixels, [places.frames[n].crs for n in np.flatnonzero(small)]
-        )
-    return without(places, small, outside, why, UsageError), regions[~small]
+    if coverage.table is None and small.any() and not small.all():
+        crss = [coverage.target_grids[number].crs for number in np.flatnonzero(small)]
+        _log.warning("No chip of %s fits in the scenes in %s.", pixels, crss)
+    return coverage.drop(small, outside, reason, UsageError), regions[~small]
 
 
-def _room(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
-    """Where a chip's centre may lie; a shape as large as the chip leaves one place, a millionth of a chip wide."""
-    room = erode_each(shapes, width, height)
-    tight = shapely.is_empty(room)
+def _erode(shapes: Geometries, width: float, height: float) -> Geometries:
+    """Where a chip's centre may lie; in a shape exactly as large as the chip, a region a millionth of a chip wide."""
+    eroded = erode_each(shapes, width, height)
+    tight = shapely.is_empty(eroded)
     if tight.any():
-        room[tight] = erode_each(shapes[tight], width * (1 - 1e-6), height * (1 - 1e-6))
-    return room
+        eroded[tight] = erode_each(shapes[tight], width * (1 - 1e-6), height * (1 - 1e-6))
+    return eroded

@@ -1,10 +1,9 @@
-"""What all samplers are: places, a seed, an epoch, and AOIs made of corners."""
+"""What all samplers share: epochs, ranks, resuming, time windows, and AOIs made from corners."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,113 +17,117 @@ from rasteret_ml.fingerprint import Plan, check_same_plan, digest
 from rasteret_ml.geo.regions import dilate_by_box, union_of
 from rasteret_ml.geo.times import instant, nearest_ns
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
-from rasteret_ml.samplers.aoi.aoi_table import AOITable
-from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_digest, without
-from rasteret_ml.samplers.ranks import Ranks, Remainder, checked_remainder, checked_seed, rank_positions
+from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
+from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
+from rasteret_ml.samplers.ranks import Ranks, Remainder, parse_seed, rank_positions
 
-__all__ = ["ChipSampler", "Windows", "dilated", "pixel_pair"]
+__all__ = ["ChipSampler", "Floats", "Integers", "dilate_shapes", "parse_options", "parse_size"]
 
 Floats = npt.NDArray[np.float64]
-Corners = tuple[tuple[float, float], ...]
+Integers = npt.NDArray[np.int64]
+Options = TypeVar("Options")
 
 _BLOCK = 1024
-"""AOIs made at once."""
-_VERSION = 1
-"""Of a state."""
+"""AOIs to create at once."""
+_VERSION = 2
+"""Version of a state. Version 1 had the key `places` where the plan now has `coverage`."""
 
 
 class ChipSampler(DistributedSampler[AOI]):
-    """What the samplers share; `total` and `_made` are theirs.
+    """Base of the samplers; subclasses define `total`, `_draw`, `_plan_options` and `_reach_on`.
 
-    It is torch's DistributedSampler to whoever asks (Lightning then leaves it as it is): it deals its epoch to the
-    ranks of the process group, see `rank_positions`, and `set_epoch` chooses the epoch. `state_dict` says in a few
-    hundred bytes where it stands, whatever the number of ranks and workers.
+    It is a `DistributedSampler`, so Lightning does not replace it: it distributes its epoch over the ranks of the
+    process group (see `rank_positions`), and `set_epoch` selects the epoch. `state_dict` returns the current position,
+    which does not depend on the number of ranks and workers, in a few hundred bytes.
     """
 
     def __init__(
-        self, dataset: Any, places: AOICoverage, time: Any, outside: Outside, seed: int, remainder: Remainder
+        self, dataset: Any, coverage: AOICoverage, time: Any, outside: Outside, seed: int, remainder: Remainder
     ) -> None:
-        # Not by way of DistributedSampler, which wants ranks at once and counts a dataset's items.
-        self.seed = checked_seed(seed)
+        # DistributedSampler.__init__ is not called: it needs the ranks now, and counts a dataset's items.
+        if remainder not in get_args(Remainder):
+            raise UsageError(f"remainder must be 'drop', 'pad' or 'repeat', got {remainder!r}.")
+        self.seed = parse_seed(seed)
         self.epoch = 0
-        self.remainder = checked_remainder(remainder)
+        self.remainder = remainder
         self.ranks: Ranks | None = None
-        """The ranks to deal to; None = those of torch's process group when a pass begins."""
+        """The rank to sample for; None = that of torch's process group when a pass begins."""
         self._passes = 0
         self._epoch_was_set = False
         self._start = 0
-        self._stands = (0, 0)
+        self._progress = (0, 0)
         self._plan: Plan | None = None
-        self._windows = Windows(dataset, time)
-        self.places: AOICoverage = self._windows.met(places, outside)
-        """The geometries that chips are made from."""
+        self._time = _time_slice(dataset, time)
+        self.coverage: AOICoverage = _drop_outside_time(coverage, self._time, outside)
+        """The AOIs that chips are drawn from, on the dataset's target grids."""
 
-    # The order ----------------------------------------------------------------------------------------------
+    # Order ----------------------------------------------------------------------------------------------------
 
     @property
     def total(self) -> int:
-        """Chips in an epoch, of all ranks together."""
+        """Chips in an epoch, over all ranks."""
         raise NotImplementedError
 
-    def _made(self, positions: range) -> list[AOI]:
-        """The AOIs at some positions of the current epoch, all below `total`."""
+    def _draw(self, positions: range) -> list[AOI]:
+        """The AOIs at positions of the current epoch, all below `total`."""
         raise NotImplementedError
 
     def at(self, position: int) -> AOI:
-        """The AOI at a position of the current epoch, counted over all ranks."""
+        """Return the AOI at a position of the current epoch, counted over all ranks."""
         if not 0 <= position < self.total:
-            raise IndexError(f"position {position} of an epoch of {self.total}")
-        return self._made(range(position, position + 1))[0]
+            raise IndexError(f"position must be between 0 and {self.total - 1}, got {position}.")
+        return self._draw(range(position, position + 1))[0]
 
     def __len__(self) -> int:
-        """Chips in an epoch of this rank."""
+        """Return the number of chips of this rank in an epoch."""
         return len(self._positions(0))
 
     def __iter__(self) -> Iterator[AOI]:
         start, self._start = self._start, 0
-        return self._pass(start, self._positions(start))
+        return self._iterate(start, self._positions(start))
 
     def _positions(self, start: int) -> range:
         ranks = self.ranks or Ranks.now()
         if self.total < ranks.count and self.remainder == "drop":
             raise UsageError(
-                f"{self.total} chips cannot be dealt to {ranks.count} ranks; take more, or remainder='pad' or 'repeat'."
+                f"An epoch of {self.total} chips is too short for {ranks.count} ranks; use more chips, or "
+                "remainder='pad' or 'repeat'."
             )
         return rank_positions(self.total, start, ranks, self.remainder)
 
-    def _pass(self, start: int, positions: range) -> Iterator[AOI]:
-        self._stands = self.epoch, start
+    def _iterate(self, start: int, positions: range) -> Iterator[AOI]:
+        self._progress = self.epoch, start
         for first in range(0, len(positions), _BLOCK):
             block = positions[first : first + _BLOCK]
-            for position, aoi in zip(block, self._evened(block), strict=True):
-                # All ranks have had their chips of this turn, or are about to.
-                turn = (position - start) // positions.step
-                self._stands = self.epoch, min(start + (turn + 1) * positions.step, self.total)
+            for position, aoi in zip(block, self._draw_padded(block), strict=True):
+                # Count the chips of all ranks in this step, which they take at the same time.
+                step = (position - start) // positions.step
+                self._progress = self.epoch, min(start + (step + 1) * positions.step, self.total)
                 yield aoi
 
-    def _evened(self, positions: range) -> list[AOI]:
-        """The AOIs at positions of which some may lie past the epoch's end."""
-        inside = sum(1 for _ in itertools.takewhile(lambda p: p < self.total, positions))
-        made = self._made(positions[:inside]) if inside else []
+    def _draw_padded(self, positions: range) -> list[AOI]:
+        """The AOIs at positions, of which some may lie past the end of the epoch."""
+        inside = len(range(positions.start, min(positions.stop, self.total), positions.step))
+        aois = self._draw(positions[:inside]) if inside else []
         for position in positions[inside:]:
-            again = self.at(position % self.total)
+            aoi = self.at(position % self.total)
             if self.remainder == "pad":
-                again = AOI(again, again.details._replace(position=position, blank=True, min_valid=0.0, spares=()))
-            made.append(again)
-        return made
+                aoi = AOI(aoi, aoi.details._replace(position=position, blank=True, min_valid=0.0, spares=()))
+            aois.append(aoi)
+        return aois
 
     # Epochs and resuming --------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass (Lightning and `DataLoader` do)."""
+        """Select the epoch of the next pass (Lightning and `DataLoader` call this)."""
         if int(epoch) != self.epoch:
             self._start = 0
-            self._stands = int(epoch), 0
+            self._progress = int(epoch), 0
         self.epoch = int(epoch)
         self._epoch_was_set = True
 
     def start_pass(self) -> None:
-        """Called by `DataLoader` before each pass: the next epoch, unless one was set since the last one."""
+        """Advance to the next epoch, unless one was set since the last pass (`DataLoader` calls this)."""
         if self._passes and not self._epoch_was_set:
             self.epoch += 1
         self._passes += 1
@@ -132,174 +135,153 @@ class ChipSampler(DistributedSampler[AOI]):
 
     @property
     def start(self) -> int:
-        """Position, over all ranks, that the next pass begins at: 0 but after `start_at` and `load_state_dict`."""
+        """Position over all ranks at which the next pass begins: 0, except after `start_at` and `load_state_dict`."""
         return self._start
 
     def start_at(self, position: int) -> None:
         """Let the next pass begin at a position of the current epoch, counted over all ranks.
 
         Raises:
-            UsageError: a position beyond the epoch.
+            UsageError: if the position lies beyond the epoch.
         """
         if not 0 <= position <= self.total:
-            raise UsageError(f"An epoch of {self.total} chips cannot be taken up at position {position}.")
+            raise UsageError(f"position must be between 0 and {self.total}, got {position}.")
         self._start = int(position)
-        self._stands = self.epoch, self._start
+        self._progress = self.epoch, self._start
 
     def plan(self) -> Plan:
-        """What the order is a function of, beside the epoch: two samplers of one plan give the same chips."""
+        """Return what determines the order besides the epoch: samplers with equal plans yield the same chips."""
         if self._plan is None:
-            self._plan = self._planned()
+            time, table = self._time, self.coverage.table
+            times = [time.start, time.stop] + ([] if table is None else [table.start, table.stop, table.labels])
+            self._plan = {
+                "sampler": type(self).__name__,
+                "chips": self.total,
+                "seed": self.seed,
+                **self._plan_options(),
+                "coverage": f"{len(self.coverage)}:{self.coverage.digest()}",
+                "times": digest(*times),
+            }
         return dict(self._plan)
 
-    def _planned(self) -> Plan:
-        windows, table = self._windows.time, self.places.table
-        times = [windows.start, windows.stop] + ([] if table is None else [table.start, table.stop, table.labels])
-        return {
-            "sampler": type(self).__name__,
-            "chips": self.total,
-            "seed": self.seed,
-            **self._options(),
-            "places": f"{len(self.places)}:{coverage_digest(self.places)}",
-            "times": digest(*times),
-        }
-
-    def _options(self) -> Plan:
-        """What the arguments of a sampler add to its plan."""
+    def _plan_options(self) -> Plan:
+        """The part of the plan that depends on a subclass's arguments."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands: version, plan, epoch, and position over all ranks. Plain values, less than a kilobyte.
+        """Return version, plan, epoch, and position over all ranks: plain values, less than a kilobyte.
 
-        The position is that of what was taken from the sampler; a loader with workers takes ahead, so there ask
-        `DataLoader.state_dict`.
+        The position counts what was taken from the sampler. A loader with workers takes chips in advance; use
+        `DataLoader.state_dict` there.
         """
-        epoch, position = self._stands
+        epoch, position = self._progress
         return {"version": _VERSION, "plan": self.plan(), "epoch": epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on where `state_dict` was taken, on any number of ranks and workers.
+        """Let the next pass continue where `state_dict` was taken, with any number of ranks and workers.
 
         Raises:
-            ResumeError: the state is of another plan or version; the message names each difference.
+            ResumeError: if the state has another version or plan; the message lists each difference.
         """
         if state.get("version") != _VERSION:
-            raise ResumeError(f"A sampler's state has version {_VERSION}, not {state.get('version')!r}.")
-        absent = {"plan", "epoch", "position"} - state.keys()
-        if absent:
-            raise ResumeError(f"This is not a sampler's whole state: {', '.join(sorted(absent))} is missing.")
+            raise ResumeError(
+                f"The version of a sampler state must be {_VERSION}, got {state.get('version')!r}: another release "
+                "wrote it. Start the epoch from its beginning, without the state."
+            )
+        missing = {"plan", "epoch", "position"} - state.keys()
+        if missing:
+            raise ResumeError(f"The sampler state is incomplete: {', '.join(sorted(missing))} is missing.")
         check_same_plan(state["plan"], self.plan(), f"a {type(self).__name__}")
         self.epoch = int(state["epoch"])
         self._epoch_was_set = True
         self.start_at(int(state["position"]))
 
-    # What it draws from -----------------------------------------------------------------------------------------
+    # Extent ---------------------------------------------------------------------------------------------------
 
     @property
     def aois(self) -> AOITable | None:
-        """The table that chips are made from; `sampler.aois.row(aoi)` has a chip's attributes. None = no AOIs."""
-        return self.places.table
+        """The AOI table; `sampler.aois.row(aoi)` returns a chip's attributes. None = no AOIs."""
+        return self.coverage.table
 
     @property
     def times(self) -> tuple[pd.Timestamp, pd.Timestamp]:
-        """First and last instant that any chip asks for."""
-        return self._windows.span(self.places)
+        """First and last instant of all chips' time windows."""
+        windows = self.coverage.windows
+        if windows is None:
+            return self._time.start, self._time.stop
+        # NumPy's min and max are NaT if any value is: one open window opens the whole span.
+        span = _intersect(self._time, np.min(windows[0]), np.max(windows[1]))
+        return span.start, span.stop
 
     def reach(self) -> list[tuple[str, BaseGeometry]]:
-        """For each CRS, the region (Polygon or MultiPolygon) that chips of any epoch may cover.
+        """Return, for each CRS, the region (Polygon or MultiPolygon) that chips of any epoch may cover.
 
-        Of chips as they are asked for: a dataset that puts a chip on its own pixels moves it by half a pixel at most.
+        A dataset that snaps chips to its pixels moves them by up to half a pixel more.
         """
-        found: dict[str, list[npt.NDArray[np.object_]]] = {}
-        for number, frame in enumerate(self.places.frames):
-            parts = self._reached(number)
-            if len(parts):
-                found.setdefault(frame.crs, []).append(parts)
-        joined = {crs: np.concatenate(parts) for crs, parts in found.items()}
-        return [(crs, parts[0] if len(parts) == 1 else union_of(parts)) for crs, parts in joined.items()]
+        by_crs: dict[str, list[npt.NDArray[np.object_]]] = {}
+        for number, grid in enumerate(self.coverage.target_grids):
+            polygons = self._reach_on(number)
+            if len(polygons):
+                by_crs.setdefault(grid.crs, []).append(polygons)
+        joined = {crs: np.concatenate(polygons) for crs, polygons in by_crs.items()}
+        return [(crs, found[0] if len(found) == 1 else union_of(found)) for crs, found in joined.items()]
 
-    def _reached(self, frame: int) -> npt.NDArray[np.object_]:
-        """Polygons `[M]` that together are what chips in a frame may cover."""
+    def _reach_on(self, grid: int) -> npt.NDArray[np.object_]:
+        """Polygons `[M]` whose union chips on a target grid may cover."""
         raise NotImplementedError
 
-    def _aoi(
+    def _make_aoi(
         self,
-        corner: Floats,
-        place: int,
+        corners: Floats,
+        pair: int,
         position: int,
         size: tuple[int, int],
         min_valid: float = 0.0,
-        spares: Corners = (),
     ) -> AOI:
-        """The chip of `size` pixels (height, width) whose upper left corner is `corner` (x, y)."""
+        """A chip of `size` pixels (height, width) from its upper left corner, followed by its spares' `[K, 2]`."""
         height, width = size
-        places, number = self.places, int(self.places.aoi[place])
-        frame = places.frames[places.frame[place]]
-        xres, yres = frame.res
-        xmin, ymax = float(corner[0]), float(corner[1])
-        table = places.table
-        label = None if table is None or table.labels is None else table.labels[number].item()
+        coverage, table = self.coverage, self.coverage.table
+        grid = coverage.target_grids[coverage.grid_index[pair]]
+        xres, yres = grid.res
+        (xmin, ymax), *spares = corners.tolist()
+        label = None if table is None or table.labels is None else table.labels[coverage.aoi_index[pair]].item()
         details = AOIDetails(
-            geometry=places.wkb[place],
-            crs=frame.crs,
-            row=int(places.rows[place]),
+            geometry=coverage.wkb[pair],
+            crs=grid.crs,
+            row=int(coverage.rows[pair]),
             epoch=self.epoch,
             position=position,
             seed=self.seed,
             label=label,
             min_valid=min_valid,
-            spares=spares,
+            spares=tuple((x, y) for x, y in spares),
         )
         x, y = slice(xmin, xmin + width * xres, xres), slice(ymax - height * yres, ymax, yres)
-        return AOI((x, y, self._windows.of(places, place)), details)
+        windows = coverage.windows
+        t = self._time if windows is None else _intersect(self._time, windows[0][pair], windows[1][pair])
+        return AOI((x, y, t), details)
 
 
-class Windows:
-    """The time of interest, and the AOIs' own windows within it."""
-
-    def __init__(self, dataset: Any, time: Any) -> None:
-        self.time = _time_slice(dataset, time)
-
-    def of(self, places: AOICoverage, place: int) -> slice:
-        """The time slice of a place."""
-        table = places.table
-        if table is None or table.start is None or table.stop is None:
-            return self.time
-        start, stop = table.start[places.aoi[place]], table.stop[places.aoi[place]]
-        first = self.time.start if np.isnat(start) else max(self.time.start, pd.Timestamp(start))
-        last = self.time.stop if np.isnat(stop) else min(self.time.stop, pd.Timestamp(stop))
-        return slice(first, last, 1)
-
-    def met(self, places: AOICoverage, outside: Outside) -> AOICoverage:
-        """The places whose windows have a time in common with the time of interest."""
-        table = places.table
-        if table is None or table.start is None or table.stop is None:
-            return places
-        first, last = (nearest_ns(end).to_datetime64() for end in (self.time.start, self.time.stop))
-        missed = (table.start[places.aoi] > last) | (table.stop[places.aoi] < first)
-        if not missed.any():
-            return places
-        span = f"{self.time.start} to {self.time.stop}"
-        return without(
-            places, missed, outside, lambda rows: f"The time windows of AOIs {rows} lie outside {span}; widen them"
-        )
-
-    def span(self, places: AOICoverage) -> tuple[pd.Timestamp, pd.Timestamp]:
-        """First and last instant of all places."""
-        table = places.table
-        if table is None or table.start is None or table.stop is None:
-            return self.time.start, self.time.stop
-        start, stop = table.start[places.aoi], table.stop[places.aoi]
-        first = self.time.start if np.isnat(start).any() else max(self.time.start, pd.Timestamp(np.sort(start)[0]))
-        last = self.time.stop if np.isnat(stop).any() else min(self.time.stop, pd.Timestamp(np.sort(stop)[-1]))
-        return first, last
-
-
-def pixel_pair(value: int | tuple[int, int], what: str = "size") -> tuple[int, int]:
-    """(height, width) from one number or two.
+def parse_options(cls: type[Options], value: Any, field: str) -> Options:
+    """Return an options object from itself, a mapping of its fields, or the value of one field.
 
     Raises:
-        UsageError: neither, or less than a pixel.
+        UsageError: if fields are unknown, missing or of another type.
+    """
+    if isinstance(value, cls):
+        return value
+    options = dict(value) if isinstance(value, Mapping) else {field: value}
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise UsageError(f"{options} are not fields of {cls.__name__}: {error}.") from None
+
+
+def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[int, int]:
+    """Return (height, width) in pixels from one or two numbers.
+
+    Raises:
+        UsageError: if a number is not an integer >= 1.
     """
     try:
         pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
@@ -307,33 +289,54 @@ def pixel_pair(value: int | tuple[int, int], what: str = "size") -> tuple[int, i
             raise TypeError
         height, width = (int(v) for v in pair)
     except (TypeError, ValueError):
-        raise UsageError(f"{what} is a number of pixels or (height, width), not {value!r}.") from None
+        raise UsageError(f"{argument} must be a number of pixels or (height, width), got {value!r}.") from None
     if height < 1 or width < 1:
-        raise UsageError(f"{what} must be at least one pixel, not {value!r}.")
+        raise UsageError(f"{argument} must be at least one pixel, got {value!r}.")
     return height, width
 
 
-def dilated(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
-    """What boxes centred in any of the shapes cover."""
-    areal = np.isin(shapely.get_type_id(shapes), (3, 6))
-    merged = [shapely.multipolygons(shapely.get_parts(shapes[areal]))] if areal.any() else []
-    return np.array([dilate_by_box(shape, width, height) for shape in [*merged, *shapes[~areal]]], dtype=object)
+def dilate_shapes(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
+    """Return polygons whose union is covered by boxes centred anywhere in the shapes."""
+    polygons = is_polygon(shapes)
+    merged = [shapely.multipolygons(shapely.get_parts(shapes[polygons]))] if polygons.any() else []
+    return np.array([dilate_by_box(shape, width, height) for shape in [*merged, *shapes[~polygons]]], dtype=object)
 
 
 def _time_slice(dataset: Any, time: Any) -> slice:
     _, _, t = dataset.bounds
     if time is None:
         return slice(t.start, t.stop, 1)
-    parts = (
-        (time.left, time.right) if isinstance(time, pd.Interval) else time.split("/") if isinstance(time, str) else time
-    )
-    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
-        raise UsageError(f"time= is (start, end), 'start/end' or a pandas Interval, not {time!r}.")
+    if isinstance(time, pd.Interval):
+        time = (time.left, time.right)
+    ends = time.split("/") if isinstance(time, str) else time
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+        raise UsageError(f"time must be (start, end), 'start/end' or a pandas Interval, got {time!r}.")
     try:
-        start, stop = instant(parts[0]), instant(parts[1], last=True)
+        start, stop = instant(ends[0]), instant(ends[1], last=True)
     except UsageError as error:
-        raise UsageError(f"time= {time!r}: {error}") from None
+        raise UsageError(f"time={time!r}: {error}") from None
     first, last = t.start if start is None else start, t.stop if stop is None else stop
     if first > last:
-        raise UsageError(f"time= {time!r} ends before it starts.")
+        raise UsageError(f"time={time!r} ends before it starts.")
     return slice(first, last, 1)
+
+
+def _intersect(time: slice, start: np.datetime64, stop: np.datetime64) -> slice:
+    """The part of a time slice inside a window, whose ends may be NaT (open)."""
+    first = time.start if np.isnat(start) else max(time.start, pd.Timestamp(start))
+    last = time.stop if np.isnat(stop) else min(time.stop, pd.Timestamp(stop))
+    return slice(first, last, 1)
+
+
+def _drop_outside_time(coverage: AOICoverage, time: slice, outside: Outside) -> AOICoverage:
+    """Drop the AOIs whose time window does not overlap the time of interest."""
+    if coverage.windows is None:
+        return coverage
+    start, stop = coverage.windows
+    first, last = (nearest_ns(end).to_datetime64() for end in (time.start, time.stop))
+    span = f"{time.start} to {time.stop}"
+    return coverage.drop(
+        (start > last) | (stop < first),
+        outside,
+        lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them",
+    )

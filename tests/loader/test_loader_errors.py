@@ -366,7 +366,7 @@ def test_a_place_without_data_raises_under_every_policy(served: Served, action: 
 def test_a_replaced_sample_is_from_a_spare_place_of_its_own_aoi_where_there_is_one(served: Served) -> None:
     """The next spare that can be read and suffices; a good sample whose spares fail stays, and that is told."""
     dataset = _images(served)
-    sampler = rm.RandomAOISampler(dataset, 24, 24, seed=4, aois=served.fields, min_valid=0.9, max_redraws=4)
+    sampler = rm.RandomAOISampler(dataset, 24, 24, seed=4, aois=served.fields, min_valid=0.9)
     queries = list(sampler)
     assert all(len(query.spares) == 3 for query in queries)
     plain = _images(served)
@@ -403,7 +403,7 @@ def test_a_spare_that_cannot_be_read_costs_no_sample(served: Served, action: str
     dataset = _day(served, 11)
     x, y, t = dataset.bounds
     hole = (slice(x.start + 400, x.start + 640, 10.0), slice(y.stop - 640, y.stop - 400, 10.0), t)
-    sampler = rm.RandomAOISampler(dataset, 24, 1, seed=4, min_valid=0.9, max_redraws=2)
+    sampler = rm.RandomAOISampler(dataset, 24, 1, seed=4, min_valid={"min_valid": 0.9, "max_redraws": 1})
     (drawn,) = sampler
     bad_corner, good_corner = (x.start, y.stop), (x.start + 960, y.stop - 960)
     query = type(drawn)(hole, drawn.details._replace(spares=(bad_corner, good_corner), min_valid=0.9))

@@ -38,7 +38,7 @@ def samplers() -> dict[str, Callable[[Any], Any]]:
         "random": lambda ds: rm.RandomAOISampler(ds, SIZE, 18, seed=5),
         "random, local": lambda ds: rm.RandomAOISampler(ds, SIZE, 18, seed=5, locality=rm.Locality(blocks=3, lanes=2)),
         "balanced, valid": lambda ds: rm.RandomAOISampler(
-            ds, SIZE, 18, table, balance=True, min_valid=0.9, max_redraws=3
+            ds, SIZE, 18, table, balance=True, min_valid={"min_valid": 0.9, "max_redraws": 2}
         ),
         "grid": lambda ds: rm.GridAOISampler(ds, 150, 140),
         "each": lambda ds: rm.PerAOISampler(ds, SIZE, table, shuffle=True, placement="random", chips=2, seed=2),
@@ -116,7 +116,7 @@ def test_another_plan_is_refused_and_each_difference_is_named(scenes: Scenes, tm
     for data, sampler, name in (
         (fewer, rm.RandomAOISampler(dataset, SIZE, 18, seed=5), "data"),
         (one_band, rm.RandomAOISampler(dataset, SIZE, 18, seed=5), "data"),
-        (dataset, aois, "places"),
+        (dataset, aois, "coverage"),
     ):
         with pytest.raises(ResumeError, match=f"{name}:"):
             rm.DataLoader(data, sampler=sampler).load_state_dict(state)

@@ -1,4 +1,4 @@
-"""AOI tables: from anything, with identity, labels, weights and times."""
+"""AOI tables from any source, with identity, labels, weights and time windows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def crops():
 
 
 def test_any_source_gives_the_same_table(tmp_path):
-    """Files, streams, lists and tables; made twice it is itself."""
+    """Files, streams, lists and tables; an AOITable is returned unchanged."""
     table = crops()[["crop", "geometry"]]
     table.to_parquet(tmp_path / "a.parquet")
     table.to_file(tmp_path / "a.gpkg")
@@ -72,7 +72,7 @@ def test_any_source_gives_the_same_table(tmp_path):
     ],
 )
 def test_labels(label, classes, labels, names):
-    """Text, numbers and categories are classes; floats stay values; the numbering can be given."""
+    """Text, integers and categories become classes, floats stay values, and classes can be numbered explicitly."""
     table = rm.AOITable.of(crops(), label=label, classes=classes)
     assert table.labels.tolist() == labels
     assert table.labels.dtype == (np.int64 if names else np.float64)
@@ -82,7 +82,7 @@ def test_labels(label, classes, labels, names):
 
 
 def test_dropping_keeps_identity_and_classes(caplog):
-    """A row is the same row, whatever else is left out; what is dropped is logged by its row."""
+    """Row numbers do not change if others are dropped, and dropped rows are logged."""
     table = crops()
     table.loc[1, "geometry"] = None
     table.loc[4] = table.loc[3]
@@ -114,7 +114,7 @@ def test_dropping_keeps_identity_and_classes(caplog):
 
 
 def test_invalid_geometries_are_repaired_dropped_or_refused(caplog):
-    """By name; a repair keeps the area."""
+    """Messages list the rows; a repair keeps the area."""
     shapes = [L_SHAPE, BOW_TIE]
     with caplog.at_level(logging.WARNING):
         repaired = rm.AOITable.of(shapes, crs=CRS)
@@ -132,7 +132,7 @@ def test_invalid_geometries_are_repaired_dropped_or_refused(caplog):
 
 
 def test_time_windows():
-    """Instants, intervals and pairs; days, months and years last as long as they do."""
+    """Instants, intervals and pairs; a day, month or year is covered completely."""
     pair = rm.AOITable.of(crops(), time=("from", "to"))
     assert pair.start[[0, 1, 3]].tolist() == np.array(["2023-03-01", "2023-03-01", "2023-04-01T12"], "M8[ns]").tolist()
     assert np.isnat(pair.start[2])
@@ -173,13 +173,13 @@ def test_time_windows():
     ],
 )
 def test_bad_tables_are_refused(kwargs, text):
-    """Naming the rows."""
+    """The message lists the rows."""
     with pytest.raises(UsageError, match=text):
         rm.AOITable.of(crops(), **kwargs)
 
 
-def test_a_table_is_not_made_over():
-    """Neither its labels nor its CRS."""
+def test_a_table_cannot_be_changed():
+    """Neither its labels nor its CRS can be replaced."""
     table = rm.AOITable.of(crops())
     with pytest.raises(UsageError, match="label"):
         rm.AOITable.of(table, label="crop")
@@ -189,15 +189,15 @@ def test_a_table_is_not_made_over():
         table.row(-1)
 
 
-def test_a_number_is_no_time():
-    """Years as numbers would be nanoseconds since 1970."""
+def test_a_number_is_not_a_time():
+    """Years as numbers would be read as nanoseconds since 1970."""
     table = gpd.GeoDataFrame({"year": [2020, 2021]}, geometry=[shapely.box(0, 0, 1, 1)] * 2, crs=4326)
     with pytest.raises(UsageError, match="to_datetime"):
         rm.AOITable.of(table, time="year")
 
 
-def test_coordinates_that_are_no_numbers_are_refused_by_row(caplog):
-    """GEOS would fail on them; they can be dropped, not repaired."""
+def test_non_finite_coordinates_are_refused(caplog):
+    """GEOS fails on them; they can be dropped, but not repaired."""
     with np.errstate(invalid="ignore"):
         nan = shapely.Polygon([(0, 0), (np.nan, 5), (5, 5), (0, 0)])
         infinite = shapely.Polygon([(0, 0), (np.inf, 5), (5, 5), (0, 0)])
@@ -213,8 +213,8 @@ def test_coordinates_that_are_no_numbers_are_refused_by_row(caplog):
 
 
 @pytest.mark.parametrize("name", ["label", "weight", "time"])
-def test_two_columns_of_a_name_are_refused(name):
-    """Which one is meant cannot be known; a weight made of both was a table of weights."""
+def test_duplicate_column_names_are_refused(name):
+    """It cannot be known which column is meant."""
     table = crops()[["w", "code", "geometry"]].rename(columns={"w": "a", "code": "a"})
     with pytest.raises(UsageError, match=f"{name}='a': the table has 2 columns of this name"):
         rm.AOITable.of(table, **{name: "a"})
@@ -222,11 +222,11 @@ def test_two_columns_of_a_name_are_refused(name):
         rm.split_aois(table, {"a": 0.5, "b": 0.5}, by="a")
 
 
-def test_weights_near_the_end_of_doubles_are_drawn_by():
-    """They overflowed, and everything was drawn from one AOI."""
+def test_weights_near_the_largest_float_do_not_overflow():
+    """Products of such weights overflowed, and all chips came from one AOI."""
     shapes = [shapely.box(0, 0, 1000, 1000), shapely.box(5000, 0, 6000, 1000)]
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 2000, shapes, aois_crs=CRS, weight=[1e308, 3e307])
     rows = np.array([aoi.row for aoi in sampler])
     assert abs((rows == 0).mean() - 10 / 13) < 0.05
-    with pytest.raises(UsageError, match="at least 0"):
-        rm.RandomAOISampler(Plane(SQUARE), 8, 1, shapes, aois_crs=CRS, inset=float("inf"))
+    with pytest.raises(UsageError, match="inset must be a finite distance >= 0"):
+        rm.RandomAOISampler(Plane(SQUARE), 8, 1, shapes, aois_crs=CRS, placement={"inset": float("inf")})

@@ -16,13 +16,13 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.samplers.ranks import checked_seed, epoch_random, uniforms
+from rasteret_ml.samplers.ranks import epoch_random, parse_seed, uniforms
 
 CRS = "EPSG:32633"
 
 
 class Plane:
-    """The least that a sampler asks of a dataset."""
+    """A minimal dataset for samplers."""
 
     res = (10.0, 10.0)
 
@@ -52,7 +52,7 @@ def box_of(aoi) -> shapely.Polygon:
 
 
 def test_order_is_a_function_of_seed_epoch_and_position():
-    """However many are drawn, and whether or not others were drawn before."""
+    """The numbers do not depend on how many are drawn, or on what was drawn before."""
     whole = uniforms(3, 5, range(100))
     np.testing.assert_array_equal(uniforms(3, 5, range(40, 47)), whole[40:47])
     np.testing.assert_array_equal(uniforms(3, 5, range(11, 100, 4)), whole[11:100:4])
@@ -83,8 +83,8 @@ def test_no_chip_misses_its_polygon_in_ten_thousand_draws(shared_data: Path):
         assert all(a.geometry.equals_exact(s, 1e-6) for a, s in zip(aois[:50], shapes[:50], strict=True))
 
 
-def test_inside_means_all_of_the_chip():
-    """An L is not its bounding box."""
+def test_inside_means_the_whole_chip():
+    """Also in an L-shaped polygon."""
     sampler = rm.RandomAOISampler(Plane(SQUARE), 32, 2000, aois=[L_SHAPE], aois_crs=CRS, placement="inside")
     assert shapely.covers(L_SHAPE.buffer(1e-6), np.array([box_of(a) for a in sampler])).all()
 
@@ -98,7 +98,7 @@ def test_draws_are_uniform_over_the_area():
     assert ((counts - 312.5) ** 2 / 312.5).sum() < 103.4
 
 
-def test_chips_keep_inside_the_scenes_where_the_polygon_leaves_room():
+def test_chips_stay_inside_the_scenes_if_the_polygon_leaves_room():
     """A field at the scene's edge is still sampled, with whole chips."""
     field = shapely.box(-500, 4000, 1200, 6000)
     sampler = rm.RandomAOISampler(Plane(SQUARE), 50, 500, aois=[field], aois_crs=CRS)
@@ -106,23 +106,23 @@ def test_chips_keep_inside_the_scenes_where_the_polygon_leaves_room():
     assert shapely.covers(SQUARE.buffer(1e-6), boxes).all()
 
 
-def test_a_polygon_around_the_world_is_everywhere():
-    """It has no image in a UTM zone, but it holds the scenes all the same."""
+def test_a_polygon_around_the_world_contains_all_scenes():
+    """It cannot be projected to a UTM zone, but it contains the scenes."""
     world = gpd.GeoSeries([shapely.box(-180, -85, 180, 85)], crs=4326)
     plane = Plane(shapely.box(400000, 5000000, 500000, 5100000))
     sampler = rm.GridAOISampler(plane, 2000, aois=world)
     assert len(sampler) == len(rm.GridAOISampler(plane, 2000))
 
 
-def test_a_chip_as_large_as_the_scene_has_its_one_place():
-    """Neither refused nor moved."""
+def test_a_chip_as_large_as_the_scene_fits():
+    """It is neither refused nor moved."""
     sampler = rm.RandomAOISampler(Plane(SQUARE), 1000, 3)
     for x, y, _ in sampler:
         assert (x.start, x.stop, y.start, y.stop) == pytest.approx((0, 10000, 0, 10000), abs=0.1)
 
 
-def test_polygons_in_another_crs_are_brought_to_the_datasets():
-    """Lon/lat polygons are drawn in metres."""
+def test_polygons_are_reprojected_to_the_datasets_crs():
+    """Longitude/latitude polygons are sampled in metres."""
     here = gpd.GeoSeries([shapely.box(2000, 2000, 3000, 3000)], crs=CRS)
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 200, aois=here.to_crs(4326))
     grown = here[0].buffer(1)
@@ -134,7 +134,7 @@ def test_polygons_in_another_crs_are_brought_to_the_datasets():
     st.integers(1, 60), st.integers(1, 60), st.data(), st.integers(30, 200), st.integers(30, 200), st.integers(-50, 50)
 )
 def test_a_grid_covers_every_pixel(height, width, data, rows, cols, shift):
-    """Whatever size, stride and extent, and on the pixel grid."""
+    """For any size, stride and extent, and on the pixel grid."""
     stride = (data.draw(st.integers(1, height)), data.draw(st.integers(1, width)))
     if (rows / stride[0]) * (cols / stride[1]) > 4000:
         return
@@ -152,8 +152,8 @@ def test_a_grid_covers_every_pixel(height, width, data, rows, cols, shift):
     assert seen.all()
 
 
-def test_a_grid_in_a_polygon_touches_it_everywhere_and_nothing_else():
-    """Every chip meets the polygon, and no pixel of it is left out."""
+def test_a_grid_in_a_polygon_covers_it_and_nothing_else():
+    """Every chip intersects the polygon, and no pixel of it is left out."""
     sampler = rm.GridAOISampler(Plane(SQUARE), 20, aois=[L_SHAPE], aois_crs=CRS)
     boxes = np.array([box_of(a) for a in sampler])
     assert (shapely.area(shapely.intersection(boxes, L_SHAPE)) > 0).all()
@@ -161,8 +161,8 @@ def test_a_grid_in_a_polygon_touches_it_everywhere_and_nothing_else():
     assert len(boxes) < 0.4 * len(rm.GridAOISampler(Plane(SQUARE), 20))
 
 
-def test_an_aoi_travels_whole():
-    """A tuple of three to everybody, with its details after pickling."""
+def test_aois_can_be_pickled():
+    """An AOI is a tuple of three slices, and keeps its details when pickled."""
     aoi = next(iter(rm.RandomAOISampler(Plane(SQUARE), 8, 1, aois=[L_SHAPE], aois_crs=CRS, seed=5)))
     other = pickle.loads(pickle.dumps(aoi))
     assert isinstance(other, tuple)
@@ -195,7 +195,7 @@ def test_an_aoi_travels_whole():
     ],
 )
 def test_bad_arguments_are_refused(kwargs, error, text):
-    """At construction, by name."""
+    """The constructor raises an error that names the argument."""
     arguments = {"size": 64, "length": 10, "aois_crs": CRS} | kwargs
     with pytest.raises(error, match=text):
         rm.RandomAOISampler(Plane(SQUARE), **arguments)
@@ -219,7 +219,7 @@ def test_grid_refuses_gaps():
     ],
 )
 def test_spatial_split(options, second):
-    """A side, a box, a line or a polygon; the parts make the whole and share no area."""
+    """A side, box, line or polygon; the parts cover the whole and do not overlap."""
     one, two = rm.spatial_split(Plane(SQUARE), **options)
     assert two.geometry[0].symmetric_difference(second).area < 1e-3
     assert one.geometry[0].intersection(two.geometry[0]).area < 1e-3
@@ -273,8 +273,8 @@ def _affine(sample):
     return Affine(*sample["transform"][:6].tolist())
 
 
-def test_a_time_of_interest_of_dates_takes_whole_days():
-    """An end without a time of day is its whole day, month or year; ".." is open."""
+def test_dates_in_a_time_of_interest_cover_whole_days():
+    """An end without a time of day covers the whole day, month or year; ".." is open."""
     plane = Plane(SQUARE)
     for time, stop in (
         (("2022-12-01", "2023-01-01"), "2023-01-01T23:59:59"),
@@ -288,14 +288,14 @@ def test_a_time_of_interest_of_dates_takes_whole_days():
         assert t.stop.floor("s") == pd.Timestamp(stop), time
 
 
-def test_every_seed_has_an_order_of_its_own():
-    """Also those below zero, and ones that no double tells apart."""
+def test_every_seed_has_its_own_order():
+    """Also negative seeds, and those that are equal as float64."""
     seeds = [0, 1, -1, -2, 2**62, 2**62 + 1, -(2**63), 2**63 - 1]
     orders = {uniforms(seed, 0, range(4)).tobytes() for seed in seeds}
     assert len(orders) == len({epoch_random(seed, 0).random(4).tobytes() for seed in seeds}) == len(seeds)
 
 
 @pytest.mark.parametrize("seed", [1.5, "a", None, 2**63, -(2**63) - 1])
-def test_a_seed_is_a_whole_number_of_64_bits(seed):
+def test_a_seed_must_be_a_64_bit_integer(seed):
     with pytest.raises(UsageError, match="seed"):
-        checked_seed(seed)
+        parse_seed(seed)

@@ -1,4 +1,4 @@
-"""How often AOIs are drawn, where their chips lie, and that a position is a pure function."""
+"""Frequencies of AOIs, placement of chips, and that each position is a pure function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.regions import TriangleRegion
-from rasteret_ml.samplers.cells import largest_shares, shares
+from rasteret_ml.samplers.random import ChipPlacement, Redraws, max_overlaps, overlaps
 from rasteret_ml.samplers.ranks import uniforms
 
 SHAPES = [L_SHAPE, HOLED, PARTS]
@@ -27,7 +27,7 @@ SECOND = (1, 1181.7349522844515, 1974.591166178127)
 
 
 def fields(count=12):
-    """Boxes of growing area, four crops unevenly."""
+    """Boxes of growing area with four unevenly distributed crops."""
     side = 100.0 + 40 * np.arange(count)
     x, y = 700.0 * (np.arange(count) % 4) + 500, 1500.0 * (np.arange(count) // 4) + 500
     columns = {"crop": np.array(list("aaaaaabbbccd"))[:count], "w": np.arange(count) % 5, "area": side**2}
@@ -45,8 +45,8 @@ def expected(weights, count=20_000):
     return weights / weights.sum() * count
 
 
-def test_a_hundred_thousand_chips_lie_where_they_should():
-    """Their centres in L-shaped, holed and multi-part polygons; each as often as its area says."""
+def test_chips_are_distributed_by_area():
+    """Centres lie in L-shaped, holed and multi-part polygons, each in proportion to its area."""
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 100_000, aois=SHAPES, aois_crs=CRS, seed=9)
     aois = list(sampler)
     assert len(aois) == 100_000
@@ -89,8 +89,8 @@ def test_weights(weight):
     assert statistic < limit
 
 
-def test_the_tables_own_weights_count_unless_others_are_given():
-    """And areas where there are none: of where centres may lie."""
+def test_the_tables_weights_are_the_default():
+    """Without weights, areas where centres may lie are used."""
     table = rm.AOITable.of(fields(), weight="w")
     for options, weights in (
         ({"aois": table}, table.weights),
@@ -107,7 +107,7 @@ def test_the_tables_own_weights_count_unless_others_are_given():
 @pytest.mark.parametrize("balance", [True, "crop", list("aaaaaabbbccd")])
 @pytest.mark.parametrize("weight", [None, np.arange(12) + 1])
 def test_balance(balance, weight):
-    """Each class equally often; inside a class by weight or area."""
+    """Each class is drawn equally often; within a class, weight or area decides."""
     crop = fields()["crop"].to_numpy()
     counts = frequencies(aois=rm.AOITable.of(fields(), label="crop"), balance=balance, weight=weight)
     inside = fields()["area"].to_numpy() if weight is None else weight
@@ -126,31 +126,38 @@ def test_balance(balance, weight):
         ({"weight": np.zeros(12)}, "All weights are 0"),
         ({"weight": -np.ones(12)}, "negative"),
         ({"balance": True}, "label="),
-        ({"balance": "area"}, "values cannot be balanced"),
+        ({"balance": "area"}, "Continuous values cannot be balanced"),
         ({"balance": "crop", "weight": [0] * 11 + [1]}, "whole|All AOIs of a class"),
         ({"balance": ["a"] * 11 + [None]}, r"\[11\] have no class"),
-        ({"aois": None, "weight": "w"}, "give aois="),
-        ({"aois": None, "min_overlap": 0.5}, "give aois="),
-        ({"min_overlap": 1.5}, "min_overlap is a share"),
-        ({"min_valid": -1}, "min_valid is a share"),
-        ({"min_valid": 0.5, "max_redraws": 0}, "max_redraws"),
-        ({"inset": -3}, "inset"),
-        ({"outside": "keep"}, "outside"),
-        ({"inset": 100}, r"left of AOIs \[0, 1, 2\]"),
-        ({"min_overlap": 1, "size": 20}, r"No chip .* lies in AOIs \[0, 1, 2\] by 1 "),
+        ({"aois": None, "weight": "w"}, "pass aois="),
+        ({"aois": None, "placement": {"min_overlap": 0.5}}, "pass aois="),
+        ({"placement": {"min_overlap": 1.5}}, "min_overlap must be between 0 and 1, got 1.5"),
+        ({"min_valid": -1}, "min_valid must be between 0 and 1, got -1"),
+        ({"min_valid": {"min_valid": 0.5, "max_redraws": 0}}, "max_redraws must be an integer >= 1, got 0"),
+        ({"placement": {"edge": 3}}, "are not fields of ChipPlacement: .*'edge'"),
+        ({"min_valid": "most"}, "are not fields of Redraws"),
+        ({"placement": {"inset": -3}}, "inset must be a finite distance >= 0"),
+        ({"outside": "keep"}, "outside must be 'raise' or 'drop', got 'keep'"),
+        ({"placement": {"inset": 100}}, r"leaves nothing of AOIs \[0, 1, 2\]"),
+        ({"placement": {"min_overlap": 1}, "size": 20}, r"No chip .* can overlap AOIs \[0, 1, 2\] by 1 "),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(options, text):
-    """At construction, naming rows."""
+def test_impossible_options_are_refused(options, text):
+    """The constructor raises an error that lists the rows."""
     with pytest.raises(UsageError, match=text):
         rm.RandomAOISampler(Plane(SQUARE), **{"size": 4, "length": 10, "aois": fields()} | options)
 
 
 @pytest.mark.parametrize(
-    "options", [{"inset": 100}, {"min_overlap": 1, "size": 20}, {"placement": "inside", "size": 20}]
+    "options",
+    [
+        {"placement": {"inset": 100}},
+        {"placement": ChipPlacement(min_overlap=1), "size": 20},
+        {"placement": "inside", "size": 20},
+    ],
 )
-def test_aois_that_give_no_chip_may_be_dropped(options, caplog):
-    """Logged by row; the others keep their rows."""
+def test_aois_without_chips_can_be_dropped(options, caplog):
+    """They are logged by row, and the others keep their rows."""
     with caplog.at_level(logging.WARNING):
         sampler = rm.RandomAOISampler(
             Plane(SQUARE), **{"size": 4, "length": 900, "aois": fields(), "outside": "drop"} | options
@@ -160,8 +167,8 @@ def test_aois_that_give_no_chip_may_be_dropped(options, caplog):
     assert all(a.geometry.equals(fields().geometry[a.row]) for a in sampler)
 
 
-def test_aois_outside_every_scene_may_be_dropped(caplog):
-    """By all samplers; not if none is left."""
+def test_aois_outside_every_scene_can_be_dropped(caplog):
+    """All samplers drop them, unless none is left."""
     table = [shapely.box(5e5, 0, 5.1e5, 10), L_SHAPE, shapely.box(-9e5, 0, -8e5, 10)]
     for make in (
         lambda **o: rm.RandomAOISampler(Plane(SQUARE), 4, 20, aois=table, aois_crs=CRS, **o),
@@ -178,24 +185,26 @@ def test_aois_outside_every_scene_may_be_dropped(caplog):
         rm.PerAOISampler(Plane(SQUARE), 4, table[:1], aois_crs=CRS, outside="drop")
 
 
-def test_chips_keep_from_the_edge():
-    """Their centres, or (inside) all of them."""
+def test_inset_keeps_chips_away_from_the_edge():
+    """It applies to centres, or (inside) to whole chips."""
     for placement, tested in (("centre", shapely.centroid), ("inside", lambda chips: chips)):
         sampler = rm.RandomAOISampler(
-            Plane(SQUARE), 10, 2000, aois=[L_SHAPE, HOLED], aois_crs=CRS, inset=150, placement=placement
+            Plane(SQUARE), 10, 2000, aois=[L_SHAPE, HOLED], aois_crs=CRS, placement={"mode": placement, "inset": 150}
         )
         edges = np.array([L_SHAPE.boundary, HOLED.boundary], dtype=object)
         aois = list(sampler)
         assert shapely.distance(edges[[a.row for a in aois]], tested(boxes(aois))).min() >= 150 - 1e-3
-    scenes = rm.RandomAOISampler(Plane(SQUARE), 10, 500, inset=3000)
+    scenes = rm.RandomAOISampler(Plane(SQUARE), 10, 500, placement={"inset": 3000})
     assert shapely.covers(shapely.box(2999, 2999, 7001, 7001), boxes(scenes)).all()
 
 
-def test_overlap_is_reached_wherever_it_can_be():
-    """In a strip as wide as the chip a quarter is hard to miss and all of it cannot be had."""
+def test_min_overlap_is_reached_if_possible():
+    """In a strip as wide as the chip, a quarter is easily reached and a full overlap is impossible."""
     strip = shapely.box(1000, 1000, 1320, 9000)
     for share in (0.25, 0.7, 0.9):
-        sampler = rm.RandomAOISampler(Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS, min_overlap=share)
+        sampler = rm.RandomAOISampler(
+            Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS, placement={"min_overlap": share}
+        )
         aois = list(sampler)
         chips = boxes(aois)
         own = np.array([strip, HOLED], dtype=object)[[a.row for a in aois]]
@@ -205,7 +214,7 @@ def test_overlap_is_reached_wherever_it_can_be():
     plain = [a.row for a in rm.RandomAOISampler(Plane(SQUARE), 32, 1500, aois=[strip, HOLED], aois_crs=CRS)]
     assert plain == [a.row for a in aois]  # a further try stays in its polygon
     thin = shapely.Polygon([(1000, 1000), (1200, 1000), (5000, 5000), (4800, 5000)])
-    best = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS, min_overlap=1)
+    best = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS, placement={"min_overlap": 1})
     chance = rm.RandomAOISampler(Plane(SQUARE), 20, 50, aois=[thin], aois_crs=CRS)
     met, by_chance = (shapely.area(shapely.intersection(thin, boxes(sampler))) for sampler in (best, chance))
     assert (met >= by_chance - 1e-6).all()
@@ -214,22 +223,24 @@ def test_overlap_is_reached_wherever_it_can_be():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
-def test_shares_equal_areas(seed):
-    """Chips wholly in, partly in and outside; and no chip has more than the bound."""
+def test_overlaps_equal_areas(seed):
+    """For chips inside, partly inside and outside; none exceeds the upper bound."""
     rng = np.random.default_rng(seed)
     shapes = np.array(SHAPES, dtype=object)[rng.integers(0, 3, 50)]
     corners, sizes = rng.uniform(-500, 10500, (50, 2)), rng.uniform(1, 2500, (50, 2))
     chips = shapely.box(corners[:, 0], corners[:, 1] - sizes[:, 1], corners[:, 0] + sizes[:, 0], corners[:, 1])
-    found = shares(shapes, corners, sizes)
+    found = overlaps(shapes, corners, sizes)
     np.testing.assert_allclose(found, shapely.area(shapely.intersection(shapes, chips)) / sizes.prod(axis=1), atol=1e-9)
-    assert (found <= largest_shares(shapes, sizes) + 1e-9).all()
+    assert (found <= max_overlaps(shapes, sizes) + 1e-9).all()
 
 
 def test_spares_are_further_draws_from_the_same_polygon():
-    """Pure functions of the position; the same identity, time and size; as many as tries allow."""
+    """They are pure functions of the position with the same identity, time and size."""
     table = rm.AOITable.of(fields(), label="crop")
     options = {"aois": table, "seed": 3, "balance": True}
-    sampler = rm.RandomAOISampler(Plane(SQUARE), (4, 6), 1500, min_valid=0.75, max_redraws=3, **options)
+    sampler = rm.RandomAOISampler(
+        Plane(SQUARE), (4, 6), 1500, min_valid=Redraws(min_valid=0.75, max_redraws=2), **options
+    )
     aois = list(sampler)
     plain = list(rm.RandomAOISampler(Plane(SQUARE), (4, 6), 1500, **options))
     assert [tuple(a) for a in aois] == [tuple(a) for a in plain]
@@ -260,9 +271,11 @@ def test_spares_are_further_draws_from_the_same_polygon():
 
 
 def test_spares_are_uniform_in_their_polygon():
-    """As the first draws are (chi-squared over quarters of an L)."""
+    """Like the first draws (chi-squared over quarters of an L)."""
     quarters = [L_SHAPE & shapely.box(x, y, x + 4500, y + 4500) for x in (0, 4500) for y in (0, 4500)]
-    sampler = rm.RandomAOISampler(Plane(SQUARE), 4, 4000, aois=[L_SHAPE], aois_crs=CRS, min_valid=0.1, max_redraws=2)
+    sampler = rm.RandomAOISampler(
+        Plane(SQUARE), 4, 4000, aois=[L_SHAPE], aois_crs=CRS, min_valid={"min_valid": 0.1, "max_redraws": 1}
+    )
     at = shapely.points(centres([a.spare(0) for a in sampler]))
     kept = [q for q in quarters if q.area]
     counts = [shapely.intersects(q, at).sum() for q in kept]
@@ -271,23 +284,23 @@ def test_spares_are_uniform_in_their_polygon():
 
 
 def test_attempts_are_independent_of_one_another():
-    """And the first is what it always was."""
+    """The first attempt is the default."""
     np.testing.assert_array_equal(uniforms(3, 5, range(10, 30), 0), uniforms(3, 5, range(10, 30)))
     drawn = [uniforms(3, 5, range(4000), k).ravel() for k in range(4)]
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.04
     np.testing.assert_array_equal(uniforms(3, 5, range(100, 109), 2), uniforms(3, 5, range(200), 2)[100:109])
 
 
-def test_the_first_draws_are_what_they_were():
-    """Of versions before: a seed means the same chips."""
+def test_draws_are_stable_across_versions():
+    """A seed gives the same chips as in earlier versions."""
     a = rm.RandomAOISampler(Plane(SQUARE), 64, 10, seed=3).at(2)
     assert (a[0].start, a[1].start) == pytest.approx((FIRST[0], FIRST[1]), abs=1e-6)
     a = rm.RandomAOISampler(Plane(SQUARE), 64, 10, seed=3, aois=[L_SHAPE, HOLED], aois_crs=CRS).at(7)
     assert (a.row, a[0].start, a[1].start) == pytest.approx(SECOND, abs=1e-6)
 
 
-def test_many_regions_are_cut_as_they_are_drawn(monkeypatch):
-    """The same points as if all were cut first."""
+def test_many_regions_are_triangulated_lazily(monkeypatch):
+    """Points are the same as if all regions were triangulated first."""
     regions = np.array([HOLED, L_SHAPE, PARTS, *fields().geometry], dtype=object)
     numbers = uniforms(1, 0, range(500))[:, :3]
     points, owners = TriangleRegion(regions).points(numbers)
@@ -300,7 +313,7 @@ def test_many_regions_are_cut_as_they_are_drawn(monkeypatch):
 
 
 def windows():
-    """One open, one within, one that began before the scenes, one after them."""
+    """An open window, one inside the scenes' times, one that starts before them and one after them."""
     table = fields(4)
     table["from"] = [None, "2023-03-01", "2020-01-01", "2024-03-01"]
     table["to"] = [None, "2023-04-30", "2023-02-01", "2024-06-01"]
@@ -309,7 +322,7 @@ def windows():
 
 @pytest.mark.parametrize("kind", ["random", "grid", "each"])
 def test_time_windows(kind, caplog):
-    """An AOI's own, met with the time of interest."""
+    """An AOI's window is intersected with the time of interest."""
     make = {
         "random": lambda **o: rm.RandomAOISampler(Plane(SQUARE), 4, 300, **o),
         "grid": lambda **o: rm.GridAOISampler(Plane(SQUARE), 4, **o),
@@ -337,7 +350,7 @@ def test_time_windows(kind, caplog):
 
 
 class Positions:
-    """A dataset whose samples are the queries' identities."""
+    """A dataset whose samples identify their queries."""
 
     def __getitem__(self, aoi):
         return aoi.position, aoi.row, aoi.details.epoch, aoi[0].start, aoi.spares
@@ -345,11 +358,18 @@ class Positions:
 
 @pytest.mark.parametrize("kind", ["random", "local", "grid", "each"])
 def test_the_order_is_the_same_at_any_number_of_workers(kind):
-    """And through pickling, at any position, in any epoch."""
+    """Also after pickling, at any position, in any epoch."""
     table = rm.AOITable.of(fields(), label="crop")
     make = {
         "random": lambda: rm.RandomAOISampler(
-            Plane(SQUARE), 8, 60, aois=table, balance=True, min_overlap=0.5, min_valid=0.5, outside="drop"
+            Plane(SQUARE),
+            8,
+            60,
+            aois=table,
+            balance=True,
+            placement={"min_overlap": 0.5},
+            min_valid=0.5,
+            outside="drop",
         ),
         "local": lambda: rm.RandomAOISampler(Plane(SQUARE), 8, 60, aois=table, locality=3, min_valid=0.5),
         "grid": lambda: rm.GridAOISampler(Plane(SQUARE), 16, aois=table),
@@ -376,8 +396,8 @@ def test_the_order_is_the_same_at_any_number_of_workers(kind):
         sampler.at(len(sampler))
 
 
-def test_labels_travel_with_chips():
-    """Classes as whole numbers, values as floats, nothing where there are none."""
+def test_aois_carry_labels():
+    """Classes are integers, values are floats, and without labels it is None."""
     for label, kind, wanted in (("crop", int, [0, 1, 2, 3]), ("area", float, fields()["area"].tolist())):
         table = rm.AOITable.of(fields(), label=label)
         for sampler in (

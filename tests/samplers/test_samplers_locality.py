@@ -1,4 +1,4 @@
-"""Local orders: the same chips, mixed, and tiles used again."""
+"""Local orders: the same chips in diverse batches that share tiles."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 import rasteret_ml as rm
 import rasteret_ml.testing
 from rasteret_ml.errors import UsageError
-from rasteret_ml.samplers.cells import Cells, TileLattice
-from rasteret_ml.samplers.locality import Locality, batch_diversity, local_order
+from rasteret_ml.samplers.locality import Locality, TileLookup, TilePositions, batch_diversity, local_order
 from rasteret_ml.samplers.ranks import epoch_random, uniforms
 
 RES = 10.0
@@ -31,7 +30,7 @@ ALWAYS = slice(pd.Timestamp("1900-01-01"), pd.Timestamp("2100-01-01"), 1)
 
 
 class Scenes:
-    """The least that a sampler asks of a dataset: boxes and their dates."""
+    """A minimal dataset for samplers: boxes and their dates."""
 
     res = (RES, RES)
 
@@ -49,7 +48,7 @@ class Scenes:
 
 
 def square_scenes(count, tiles=12):
-    """Scenes of `tiles` x `tiles` tiles, a scene apart."""
+    """Scenes of `tiles` x `tiles` tiles, separated by the width of a scene."""
     side = tiles * TILE
     return Scenes([shapely.box(2 * i * side, 0, (2 * i + 1) * side, side) for i in range(count)])
 
@@ -59,7 +58,7 @@ def places(aois):
 
 
 def decoded(aois, dataset, capacity, workers=1, batch_size=16):
-    """Tiles decoded a chip, each worker with a cache of the last `capacity` tiles and every so many batches."""
+    """Decoded tiles per chip, if workers alternate by batch and each caches its last `capacity` tiles."""
     scenes = shapely.bounds(np.asarray(dataset.index.geometry, dtype=object))
     caches = [OrderedDict() for _ in range(workers)]
     misses = 0
@@ -82,8 +81,8 @@ def decoded(aois, dataset, capacity, workers=1, batch_size=16):
 @pytest.mark.parametrize(
     "locality", [1, 16, Locality(blocks=5, tiles=2), Locality(lanes=3, batch_size=8), Locality(blocks=5000)]
 )
-def test_an_epoch_holds_the_chips_of_the_uniform_one(locality, aois):
-    """The very same ones, each once, in another order; positions count as they come."""
+def test_an_epoch_has_the_chips_of_the_uniform_order(locality, aois):
+    """Each chip occurs once, in another order, with ascending positions."""
     dataset = square_scenes(3)
     options = {"size": 256, "length": 1003, "aois": aois, "aois_crs": dataset.crs, "seed": 4}
     uniform, local = (rm.RandomAOISampler(dataset, **options, locality=k) for k in (None, locality))
@@ -98,8 +97,8 @@ def test_an_epoch_holds_the_chips_of_the_uniform_one(locality, aois):
         assert [tuple(local.at(i)) for i in (0, 500, 1002)] == [tuple(other[i]) for i in (0, 500, 1002)]
 
 
-def test_the_order_is_a_function_of_seed_epoch_and_knob():
-    """Again the same, in another epoch or with another seed another; a pickled sampler goes on with it."""
+def test_the_order_is_a_function_of_seed_epoch_and_locality():
+    """Also for a pickled sampler."""
     dataset = square_scenes(2)
 
     def order(seed=0, epoch=0, locality=16):
@@ -118,15 +117,14 @@ def test_the_order_is_a_function_of_seed_epoch_and_knob():
 
 
 def test_another_process_has_the_same_order():
-    """Whatever it hashes strings with."""
+    """It does not depend on the hash seed."""
     code = (
         "import numpy as np, zlib\n"
-        "from rasteret_ml.samplers.cells import Cells\n"
-        "from rasteret_ml.samplers.locality import Locality, local_order\n"
+        "from rasteret_ml.samplers.locality import Locality, TilePositions, local_order\n"
         "from rasteret_ml.samplers.ranks import epoch_random\n"
         "n = np.arange(5000)\n"
-        "cells = Cells(scene=n % 7 - 1, row=n * 31 % 23, column=n * 17 % 29)\n"
-        "order = local_order(cells, Locality(lanes=2), epoch_random(3, 5))\n"
+        "tiles = TilePositions(scene=n % 7 - 1, row=n * 31 % 23, column=n * 17 % 29)\n"
+        "order = local_order(tiles, Locality(lanes=2), epoch_random(3, 5))\n"
         "print(zlib.crc32(order.astype('<i8').tobytes()))\n"
     )
     seen = {
@@ -140,12 +138,12 @@ def test_another_process_has_the_same_order():
         ).stdout
         for hash_seed in ("1", "2")
     }
-    # A known answer: a new numpy, or a rewrite, that changes resumed runs must say so.
+    # A known answer, because a change of it (in NumPy or here) would break resumed runs.
     assert seen == {"3418301618\n"}
 
 
-def test_an_epochs_numbers_are_no_positions_numbers():
-    """Both come from one key."""
+def test_epoch_random_and_uniforms_have_separate_streams():
+    """Both use the same key."""
     assert not np.isin(epoch_random(3, 5).random(1000), uniforms(3, 5, range(1000))).any()
     assert not np.array_equal(epoch_random(3, 5).random(9), epoch_random(3, 6).random(9))
 
@@ -153,27 +151,27 @@ def test_an_epochs_numbers_are_no_positions_numbers():
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(0, 300), st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(1, 20))
 def test_an_order_is_a_permutation(data, count, blocks, tiles, lanes, batch_size):
-    """Of any chips, with any knob."""
+    """For any chips and locality."""
     scenes, side = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 9))
     random = np.random.default_rng(count)
-    cells = Cells(
+    positions = TilePositions(
         scene=random.integers(-1, scenes + 1, count),
         row=random.integers(-side, side, count),
         column=random.integers(-side, side, count),
     )
-    knob = Locality(blocks=blocks, tiles=tiles, lanes=lanes, batch_size=batch_size)
-    order = local_order(cells, knob, epoch_random(0, 0))
+    locality = Locality(blocks=blocks, tiles=tiles, lanes=lanes, batch_size=batch_size)
+    order = local_order(positions, locality, epoch_random(0, 0))
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.integers(1, 32))
 def test_every_scene_has_its_share_at_any_time(sizes, blocks):
-    """In each round of the active blocks a scene has its share of chips, rounded up or down (and one for the cuts)."""
+    """In each round of the active blocks a scene has its share of chips, rounded (plus one at the cuts of streams)."""
     scene = np.repeat(np.arange(len(sizes)), sizes)
     random = np.random.default_rng(1)
-    cells = Cells(scene=scene, row=random.integers(0, 9, len(scene)), column=random.integers(0, 9, len(scene)))
-    order = local_order(cells, Locality(blocks=blocks, tiles=2), epoch_random(0, 0))
+    tiles = TilePositions(scene=scene, row=random.integers(0, 9, len(scene)), column=random.integers(0, 9, len(scene)))
+    order = local_order(tiles, Locality(blocks=blocks, tiles=2), epoch_random(0, 0))
     whole = len(order) // blocks * blocks
     rounds = scene[order[:whole]].reshape(-1, blocks)
     for number, size in enumerate(sizes):
@@ -183,20 +181,22 @@ def test_every_scene_has_its_share_at_any_time(sizes, blocks):
         assert held.min(initial=blocks) >= np.floor(share) - 1
 
 
-def test_lanes_take_turns_and_share_no_blocks_at_a_time():
-    """Batch after batch, so that each of two workers keeps to its own blocks."""
+def test_lanes_alternate_without_sharing_blocks():
+    """They alternate by batch, so that each of two workers keeps to its own blocks."""
     dataset = square_scenes(12)
-    knob = Locality(blocks=16, tiles=3, lanes=2, batch_size=16)
-    aois = list(rm.RandomAOISampler(dataset, 256, 12 * 144 * 4, locality=knob))
-    cells = TileLattice(dataset, (256, 256), ALWAYS).cells(np.array([(a[0].start, a[1].stop) for a in aois]))
+    locality = Locality(blocks=16, tiles=3, lanes=2, batch_size=16)
+    aois = list(rm.RandomAOISampler(dataset, 256, 12 * 144 * 4, locality=locality))
+    cells = TileLookup(dataset, (256, 256), ALWAYS).locate(np.array([(a[0].start, a[1].stop) for a in aois]))
     blocks = cells.blocks(3).reshape(-1, 2, 16)
-    assert np.mean([len(set(a) & set(b)) for a, b in blocks]) < 1  # a block that a stream's end cuts is in both
+    assert (
+        np.mean([len(set(a) & set(b)) for a, b in blocks]) < 1
+    )  # a block that is cut by the end of a stream is in both
     one = list(rm.RandomAOISampler(dataset, 256, len(aois), locality=Locality()))
     assert decoded(aois, dataset, 128, workers=2) < 0.7 * decoded(one, dataset, 128, workers=2)
 
 
 @pytest.mark.parametrize("scenes", [1, 4, 8, 60])
-def test_at_its_default_batches_are_as_mixed_as_uniform_ones(scenes):
+def test_default_batches_are_as_diverse_as_uniform_ones(scenes):
     """At least 0.9 of the scenes and 0.5 of the tiles that uniform batches hold, in each quarter of the epoch."""
     tiles = 12 if scenes < 60 else 6
     dataset = square_scenes(scenes, tiles)
@@ -212,10 +212,10 @@ def test_at_its_default_batches_are_as_mixed_as_uniform_ones(scenes):
         assert part.tiles >= 0.5 * whole.tiles_uniform
 
 
-def test_at_its_default_tiles_are_used_again():
-    """With room for 128 tiles a worker, five times fewer decoded than chips touch (2.25), and four than uniform."""
+def test_default_batches_share_tiles():
+    """With a cache of 128 tiles per worker, chips decode five times fewer tiles than they touch (2.25)."""
     dataset = square_scenes(4)
-    uniform, local = (list(rm.RandomAOISampler(dataset, 256, 4608, locality=knob)) for knob in (None, Locality()))
+    uniform, local = (list(rm.RandomAOISampler(dataset, 256, 4608, locality=value)) for value in (None, Locality()))
     assert decoded(local, dataset, 128, workers=1) < min(2.25 / 9, decoded(uniform, dataset, 128, workers=1) / 7)
     assert decoded(local, dataset, 128, workers=2) < min(2.25 / 5, decoded(uniform, dataset, 128, workers=2) / 4)
 
@@ -230,8 +230,8 @@ def test_local_draws_are_uniform_over_the_area():
     assert ((counts - 312.5) ** 2 / 312.5).sum() < 103.4
 
 
-def test_a_block_is_swept_from_any_side():
-    """So that no direction goes with time."""
+def test_a_block_is_traversed_from_any_side():
+    """No direction correlates with time."""
     dataset = square_scenes(1, 3)
     firsts = []
     for seed in range(200):
@@ -243,7 +243,7 @@ def test_a_block_is_swept_from_any_side():
 
 
 def test_where_scenes_overlap_the_newest_counts():
-    """Then the first in the index; dates outside the sampler's time do not."""
+    """Then the first in the index; dates outside the time of interest are ignored."""
     shapes = [shapely.box(0, 0, 2e4, 2e4), shapely.box(0, 0, 2e4, 2e4), shapely.box(1e4, 0, 3e4, 2e4)]
     dataset = Scenes(
         [shapes[0], shapes[1], shapes[2], shapes[2]], ["2023-01-01", "2023-01-03", "2023-01-02", "2023-01-02"]
@@ -251,7 +251,7 @@ def test_where_scenes_overlap_the_newest_counts():
     corners = np.array([(100.0, 15000.0), (12000.0, 15000.0), (25000.0, 15000.0), (90000.0, 15000.0)])
 
     def found(when):
-        return TileLattice(dataset, (64, 64), when).cells(corners).scene.tolist()
+        return TileLookup(dataset, (64, 64), when).locate(corners).scene.tolist()
 
     both, late, nowhere = found(ALWAYS)[0], found(ALWAYS)[2], found(ALWAYS)[3]
     assert nowhere == -1
@@ -262,10 +262,10 @@ def test_where_scenes_overlap_the_newest_counts():
 
 
 def test_the_tile_grid_is_the_datasets_own():
-    """By record, however the index was cut or turned round; without one, 512 pixels from the scene's corner."""
+    """It is found by record, in any order of the index; the default is 512 pixels from the scene's corner."""
     dataset = square_scenes(3, 2)
     corners = np.array([(100.0, 2 * TILE - 10), (4 * TILE + 3000, 2 * TILE - 3000), (8 * TILE + 3000, TILE - 10)])
-    plain = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    plain = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert plain.row.tolist() == [0, 0, 1]
     assert plain.column.tolist() == [0, 0, 0]
     left = np.array([-640.0, 4 * TILE, 8 * TILE])
@@ -277,47 +277,47 @@ def test_the_tile_grid_is_the_datasets_own():
         tile_height=np.full(3, 1280.0),
     )
     dataset.index = dataset.index.iloc[[2, 0, 1]]
-    cells = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    cells = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert cells.row.tolist() == [0, 2, 4]
     assert cells.column.tolist() == [0, 1, 1]
-    # Chips larger than tiles: as many tiles as a chip is wide go together.
-    grouped = TileLattice(dataset, (256, 256), ALWAYS).cells(corners)
+    # Tiles are grouped for chips that are larger than a tile.
+    grouped = TileLookup(dataset, (256, 256), ALWAYS).locate(corners)
     assert grouped.row.tolist() == [0, 1, 2]
 
 
-def test_combinations_take_their_parts_scenes():
-    """The first part's before the second's."""
+def test_combinations_have_the_scenes_of_their_parts():
+    """Those of the first part come first."""
     one, two = square_scenes(1, 2), Scenes([shapely.box(0, 0, 4 * TILE, 2 * TILE)])
     pair = SimpleNamespace(datasets=[one, two], index=two.index, crs=two.crs, res=two.res)
     corners = np.array([(100.0, 2 * TILE), (3 * TILE, 2 * TILE), (9 * TILE, 2 * TILE)])
-    assert TileLattice(pair, (64, 64), ALWAYS).cells(corners).scene.tolist() == [0, 1, -1]
+    assert TileLookup(pair, (64, 64), ALWAYS).locate(corners).scene.tolist() == [0, 1, -1]
 
 
-def test_longitudes_a_turn_away_are_the_same_scene():
-    """Chips of AOIs across the antimeridian."""
+def test_longitudes_360_degrees_apart_are_the_same_scene():
+    """For chips of AOIs across the antimeridian."""
     dataset = Scenes([shapely.box(170, 0, 180, 10)], crs="EPSG:4326")
     dataset.res = (0.001, 0.001)
-    lattice = TileLattice(dataset, (64, 64), ALWAYS)
-    assert lattice.cells(np.array([(-185.0, 5.0), (175.0, 5.0), (185.0, 5.0)])).scene.tolist() == [0, 0, -1]
+    lookup = TileLookup(dataset, (64, 64), ALWAYS)
+    assert lookup.locate(np.array([(-185.0, 5.0), (175.0, 5.0), (185.0, 5.0)])).scene.tolist() == [0, 0, -1]
 
 
 def make_scenes(folder, rng):
-    """Two files of 4 x 4 tiles of 256 pixels, apart."""
+    """Write two separate files of 4 x 4 tiles of 256 pixels."""
     for i in range(2):
         pixels = rng.integers(1, 9, (1, 1024, 1024)).astype(np.uint16)
         transform = Affine(RES, 0, 5e5 + i * 2e4, 0, -RES, 4e6)
         rm.testing.make_cog(folder / f"s{i}.tif", pixels, transform=transform, blocksize=256)
 
 
-def test_our_dataset_says_its_tiles(tmp_path, rng):
-    """256 pixels here."""
+def test_a_rasteret_dataset_provides_its_tile_size(tmp_path, rng):
+    """It is 256 pixels in this case."""
     make_scenes(tmp_path, rng)
     collection = rm.build(str(tmp_path / "*.tif"), tmp_path / "c.parquet")
     dataset = rm.RasteretDataset(collection, collection.bands)
-    uniform, local = (rm.RandomAOISampler(dataset, 64, 600, locality=knob) for knob in (None, 8))
+    uniform, local = (rm.RandomAOISampler(dataset, 64, 600, locality=value) for value in (None, 8))
     assert places(uniform) == places(local)
     corners = np.array([(a[0].start, a[1].stop) for a in local])
-    cells = TileLattice(dataset, (64, 64), ALWAYS).cells(corners)
+    cells = TileLookup(dataset, (64, 64), ALWAYS).locate(corners)
     assert len(np.unique(cells.blocks(1))) == 32
     np.testing.assert_array_equal(cells.scene, (corners[:, 0] > 5.1e5).astype(int))
     np.testing.assert_array_equal(cells.column, (corners[:, 0] - 5e5) % 2e4 // 2560)
@@ -327,20 +327,20 @@ def test_our_dataset_says_its_tiles(tmp_path, rng):
 
 
 def test_a_stock_torchgeo_dataset(tmp_path, rng):
-    """And `&` of two: the same chips in another order, and their samples can be read."""
+    """And `&` of two: the same chips in another order, which can be read."""
     from torchgeo.datasets import RasterDataset
 
     make_scenes(tmp_path, rng)
     images = RasterDataset(str(tmp_path))
     for dataset in (images, images & RasterDataset(str(tmp_path))):
-        uniform, local = (rm.RandomAOISampler(dataset, 64, 200, locality=knob) for knob in (None, 4))
+        uniform, local = (rm.RandomAOISampler(dataset, 64, 200, locality=value) for value in (None, 4))
         assert places(uniform) == places(local)
         assert batch_diversity(local, dataset, 4).scenes == 2
         assert dataset[local.at(0)]["image"].shape[-2:] == (64, 64)
 
 
-def test_mixing_of_a_known_order():
-    """Counted and computed by hand."""
+def test_batch_diversity_of_a_known_order():
+    """Compare with numbers computed by hand."""
     dataset = square_scenes(2, 2)
     queries = [
         (slice(x, x + 640, RES), slice(y - 640, y, RES), ALWAYS)
@@ -357,8 +357,8 @@ def test_mixing_of_a_known_order():
         batch_diversity(queries, dataset, 5)
 
 
-def test_uniform_draws_are_as_mixed_as_expected():
-    """The expectation is that of a random order."""
+def test_uniform_draws_are_as_diverse_as_expected():
+    """The expected number is that of a random order."""
     dataset = square_scenes(5)
     found = batch_diversity(rm.RandomAOISampler(dataset, 256, 8000, seed=2), dataset, 16)
     assert found.scene_ratio == pytest.approx(1, abs=0.02)
@@ -366,8 +366,8 @@ def test_uniform_draws_are_as_mixed_as_expected():
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "many", True])
-def test_a_knob_that_is_no_number_is_refused(value):
-    """By name."""
+def test_locality_must_be_a_positive_integer(value):
+    """The message names the field."""
     with pytest.raises(UsageError, match="blocks"):
         rm.RandomAOISampler(square_scenes(1), 64, 10, locality=value)
     with pytest.raises(UsageError, match="lanes"):

@@ -1,4 +1,4 @@
-"""Many scenes and many AOIs: the fast paths give what GEOS gives for all of them at once."""
+"""Many scenes and many AOIs: fast paths give the same results as GEOS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shapely.affinity import rotate
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo import regions
-from rasteret_ml.samplers.grid_sampler import ChipGrid, lay_grid
+from rasteret_ml.samplers.grid_sampler import ChipGrid, grid_chips
 
 CRS = "EPSG:32633"
 
@@ -30,7 +30,7 @@ ANGLE = st.sampled_from([0, 0, 17.3, 45])
 
 @pytest.fixture(autouse=True, scope="module")
 def few():
-    """Two shapes are many here."""
+    """Use the fast paths from two shapes on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(regions, "_FEW", 1)
         patch.setattr(regions, "_PAIR_COST", 0)
@@ -47,7 +47,7 @@ def difference(one, other, grid_size=None):
 
 
 def eroded(shape, width, height):
-    """The slow way: what no box that is moved along the outline covers."""
+    """Brute force: the part that a box moved along the outline never covers."""
     boundary = shapely.get_parts(shape.boundary)
     segments = [seg for line in boundary for seg in zip(line.coords[:-1], line.coords[1:], strict=True)]
     corner = shapely.box(-width / 2, -height / 2, width / 2, height / 2)
@@ -61,33 +61,33 @@ def eroded(shape, width, height):
 @settings(max_examples=200, deadline=None)
 @given(BOXES, ANGLE)
 def test_unions(boxes, angle):
-    """Of boxes, and of what is no box."""
+    """For boxes and other polygons."""
     shapes = turned(boxes, angle)
     united = regions.union_of(shapes)
     assert united.is_valid
-    # On a grid: without one, GEOS loses a whole box here and there where turned ones touch all but exactly.
+    # With a grid size: without it, GEOS may lose a whole box if rotated ones almost touch.
     assert difference(united, shapely.union_all(shapes, grid_size=1e-12), grid_size=1e-12) < 1e-9
-    if not angle:  # turned, what touched may miss by a last digit
+    if not angle:  # rotated boxes may miss each other by rounding
         assert shapely.get_num_geometries(united) == shapely.get_num_geometries(shapely.union_all(shapes))
 
 
 @settings(max_examples=60, deadline=None)
 @given(BOXES)
 def test_a_grid_of_boxes_is_covered_by_rectangles(boxes):
-    """That do not overlap."""
+    """The rectangles do not overlap."""
     rectangles = shapely.box(*regions._covered(shapely.bounds(boxes)).T)
     assert shapely.area(rectangles).sum() == shapely.area(shapely.union_all(boxes))
     assert difference(shapely.union_all(rectangles), shapely.union_all(boxes)) == 0
 
 
 def test_rows_and_columns_of_scenes_become_one():
-    """As Sentinel-2's tiles lie: overlapping, each of many dates."""
+    """Like the tiles of Sentinel-2: overlapping, with many dates each."""
     x, y = (axis.ravel() for axis in np.meshgrid(np.arange(40) * 1e5, np.arange(30) * 1e5))
     boxes = np.tile(shapely.box(x, y, x + 109800, y + 109800), 3)
     assert regions.union_of(boxes).equals(shapely.box(0, 0, 39e5 + 109800, 29e5 + 109800))
 
 
-def test_broken_shapes_among_many_are_mended():
+def test_invalid_shapes_among_many_are_repaired():
     """A bow tie counts as its two triangles."""
     tie = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
     united = regions.union_of(np.array([tie, shapely.box(5, 5, 6, 6), shapely.box(7, 7, 8, 8)], dtype=object))
@@ -98,7 +98,7 @@ def test_broken_shapes_among_many_are_mended():
 @settings(max_examples=100, deadline=None)
 @given(BOXES, BOXES, ANGLE, ANGLE)
 def test_cuts(shapes, others, angle, other_angle):
-    """Shape by shape, by the parts of the region."""
+    """Each shape is clipped to the parts of the region."""
     whole = shapely.union_all(turned(others, other_angle))
     shapes = turned(shapes, angle)
     cut = regions.clipped(shapes, whole)
@@ -111,7 +111,7 @@ def test_cuts(shapes, others, angle, other_angle):
 @settings(max_examples=150, deadline=None)
 @given(BOXES, ANGLE, st.floats(0.1, 6), st.floats(0.1, 6))
 def test_erosions(boxes, angle, width, height):
-    """Boxes, convex and other parts, each and as one."""
+    """For boxes, convex and other parts, separately and united."""
     shapes = turned(boxes, angle)
     united = shapely.union_all(shapes)
     expected = eroded(united, width, height)
@@ -129,19 +129,19 @@ def test_erosions(boxes, angle, width, height):
     st.floats(0.1, 9),
 )
 def test_erosion_of_convex_polygons(points, width, height):
-    """Sides that stay and sides that vanish."""
+    """With sides that remain and sides that vanish."""
     hull = shapely.MultiPoint(points).convex_hull
     if hull.geom_type != "Polygon" or hull.area < 1e-3:
         return
     both = np.array([hull, rotate(hull, 90)], dtype=object)
     found = regions._eroded_convex(both, width, height)
-    # On a grid: without one, GEOS may take all of two polygons that differ by a rounding for their difference.
+    # With a grid size: without it, GEOS may return all of two polygons that differ by rounding.
     assert difference(found[0], eroded(hull, width, height), grid_size=1e-12) < 1e-9
     assert shapely.is_valid(found).all()
 
 
-def test_nothing_is_left_of_parts_that_are_too_small():
-    """An empty region, not an error."""
+def test_small_parts_vanish():
+    """The result is an empty region, not an error."""
     parts = shapely.MultiPolygon([shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)])
     assert regions.erode_by_box(parts, 2, 2).is_empty
     assert regions.erode_by_box(parts, 1, 1).is_empty
@@ -150,29 +150,27 @@ def test_nothing_is_left_of_parts_that_are_too_small():
 @settings(max_examples=60, deadline=None)
 @given(BOXES, ANGLE)
 def test_triangles_fill_their_regions(boxes, angle):
-    """Whether or not these are boxes, in several parts, or nothing at all."""
+    """For boxes, multi-part polygons, and slivers without area."""
     united = shapely.union_all(turned(boxes, angle))
-    regions = np.array([united, shapely.Polygon([(50, 50), (51, 50), (50, 50)]), *turned(boxes, angle)], dtype=object)
-    corners, areas, owner = zip(
-        *[regions._triangles(regions, start) for start in range(0, len(regions), 7)], strict=True
-    )
+    shapes = np.array([united, shapely.Polygon([(50, 50), (51, 50), (50, 50)]), *turned(boxes, angle)], dtype=object)
+    corners, areas, owner = zip(*[regions._triangles(shapes, start) for start in range(0, len(shapes), 7)], strict=True)
     corners, areas, owner = np.concatenate(corners), np.concatenate(areas), np.concatenate(owner)
     assert (np.diff(owner) >= 0).all()
     sums = np.bincount(owner, areas)
     assert sums[1] == 1  # a sliver is one of its points
     assert (corners[owner == 1] == corners[owner == 1][:, :1]).all()
-    np.testing.assert_allclose(np.delete(sums, 1), np.delete(shapely.area(regions), 1))
+    np.testing.assert_allclose(np.delete(sums, 1), np.delete(shapely.area(shapes), 1))
     triangles = shapely.polygons(corners[owner == 0])
     assert difference(shapely.union_all(triangles), united) < 1e-9
 
 
 def floor(value):
-    """A millionth of a pixel counts as nothing."""
+    """Round down with a tolerance of a millionth of a pixel."""
     return round(value) if abs(value - round(value)) < 1e-6 else math.floor(value)
 
 
 def brute_grid(shapes, grid):
-    """The chips of a grid, polygon by polygon, each tested against all of it."""
+    """Brute force: the chips of a grid, each tested against its polygon."""
     corners, owners = [], []
     (x0, y0), (xres, yres), (width, height), (right, down) = grid.origin, grid.res, grid.size, grid.stride
     for i, shape in enumerate(shapes):
@@ -196,16 +194,16 @@ def brute_grid(shapes, grid):
     BOXES, ANGLE, st.sampled_from([(1.0, 1.0), (0.5, 0.25)]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)
 )
 def test_grids(boxes, angle, res, width, height, stride):
-    """Of one multi-part polygon and of many, in the order of the slow way."""
+    """For one multi-part polygon and for many, in the same order as brute force."""
     shapes = turned(boxes, angle)
     size = (width * res[0], height * res[1])
     steps = (min(stride, width) * res[0], min(stride, height) * res[1])
     grid = ChipGrid(origin=(0.25, 12.0), res=res, size=size, stride=steps)
     for given_shapes in (shapes[:6], np.array([shapely.union_all(shapes)], dtype=object)):
-        corners, owners = lay_grid(given_shapes, grid)
+        corners, owners = grid_chips(given_shapes, grid)
         expected, expected_owners = brute_grid(given_shapes, grid)
         if angle:
-            # Whether the last digit of a turned edge makes it overlap what it just touches is nobody's promise.
+            # Rounding decides whether a rotated edge overlaps what it touches.
             corners, owners = certain(given_shapes, corners, owners, grid)
             expected, expected_owners = certain(given_shapes, expected, expected_owners, grid)
         np.testing.assert_array_equal(corners, expected)
@@ -213,7 +211,7 @@ def test_grids(boxes, angle, res, width, height, stride):
 
 
 def certain(shapes, corners, owners, grid):
-    """The chips that share more than a hair with their polygon; the others share no more than that."""
+    """Drop the chips that only touch their polygon up to rounding."""
     (x, y), (width, height) = corners.T, grid.size
     shared = shapely.area(shapely.intersection(shapes[owners], shapely.box(x, y - height, x + width, y)))
     return corners[shared > 1e-9], owners[shared > 1e-9]
@@ -238,7 +236,7 @@ class Sites:
 
 
 def sites(count):
-    """Boxes of 1 km strewn 2 km apart."""
+    """Boxes of 1 km at random places 2 km apart."""
     x, y = (axis.ravel() * 2000.0 for axis in np.meshgrid(np.arange(count), np.arange(count)))
     jitter = np.random.default_rng(0).random((2, len(x))) * 500
     return shapely.box(x + jitter[0], y + jitter[1], x + jitter[0] + 1000, y + jitter[1] + 1000)
@@ -246,7 +244,7 @@ def sites(count):
 
 @pytest.fixture
 def many():
-    """Thousands of shapes are many again."""
+    """Restore the default thresholds of the fast paths."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(regions, "_FEW", 1000)
         patch.setattr(regions, "_PAIR_COST", 10**7)
@@ -259,7 +257,7 @@ def boxes_of(sampler):
 
 
 def test_samplers_of_thousands_of_scenes(many):
-    """Chips lie in scenes, scenes are drawn alike (chi-squared, 99.9 %), and the grid covers all."""
+    """Chips lie in scenes, scenes are drawn equally often (chi-squared, 99.9 %), and the grid covers them all."""
     shapes = sites(60)
     dataset = Sites(shapes)
     chips = boxes_of(rm.RandomAOISampler(dataset, 50, 36000, locality=16))
@@ -275,7 +273,7 @@ def test_samplers_of_thousands_of_scenes(many):
 
 @pytest.mark.parametrize("placement", ["centre", "inside"])
 def test_samplers_of_thousands_of_aois(many, placement):
-    """Each chip in its own."""
+    """Each chip lies in its AOI."""
     shapes = sites(60)
     fields = shapely.buffer(shapely.centroid(shapes), 450, quad_segs=4)
     sampler = rm.RandomAOISampler(Sites(shapes), 10, 5000, aois=fields, aois_crs=CRS, placement=placement)
@@ -290,8 +288,8 @@ def test_samplers_of_thousands_of_aois(many, placement):
     assert len({a.row for a in grid}) == len(fields)
 
 
-def test_the_one_aoi_among_thousands_that_lies_outside_is_named(many):
-    """By its row."""
+def test_an_aoi_outside_among_thousands_is_named(many):
+    """The message states its row."""
     fields = sites(60)
     fields[2345] = shapely.box(-9e5, 0, -8e5, 10)
     with pytest.raises(GeometryError, match=r"AOI 2345 .*outside every scene"):

@@ -1,4 +1,4 @@
-"""A chip for each AOI, and grids that count every pixel once."""
+"""Chips for each AOI, and grids that cover every pixel once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TINY = shapely.box(6001, 6001, 6003, 6004)
 ALL = [L_SHAPE, HOLED, PARTS, POINT, LINE, TINY, shapely.box(200, 300, 400, 900)]
 
 
-def test_a_chip_on_the_middle_of_each():
-    """The centroid where that is inside, else a point of the geometry; in the table's order."""
+def test_chips_are_centred_on_aois():
+    """On the centroid if it lies inside, else on a point of the geometry; in the table's order."""
     aois = list(rm.PerAOISampler(Plane(SQUARE), (6, 4), ALL, aois_crs=CRS))
     assert [a.row for a in aois] == list(range(len(ALL)))
     at = shapely.points(centres(aois))
@@ -32,14 +32,14 @@ def test_a_chip_on_the_middle_of_each():
     assert {(round(x.stop - x.start), round(y.stop - y.start)) for x, y, _ in aois} == {(40, 60)}
 
 
-def test_an_aoi_partly_outside_is_centred_where_the_scenes_are():
-    """Not where there is nothing to read."""
+def test_an_aoi_partly_outside_is_centred_inside_the_scenes():
+    """The chip has pixels to read."""
     (aoi,) = rm.PerAOISampler(Plane(SQUARE), 4, [shapely.box(9000, 0, 30000, 10000)], aois_crs=CRS)
     assert centres([aoi])[0].tolist() == pytest.approx([9500, 5000])
 
 
-def test_random_places_in_each():
-    """As many as asked for, uniform in polygons and along lines; a point is where it is."""
+def test_random_places_in_aois():
+    """Uniform in polygons and along lines; points do not move."""
     sampler = rm.PerAOISampler(Plane(SQUARE), 4, [HOLED, LINE, POINT], aois_crs=CRS, chips=3000, placement="random")
     assert len(sampler) == 9000
     aois = list(sampler)
@@ -61,8 +61,8 @@ def test_random_places_in_each():
 
 
 @pytest.mark.parametrize("pad", [0, 3])
-def test_whole_polygons_out_to_pixels(pad):
-    """All of the bounding box, less than a pixel more, and the padding; on the pixel grid."""
+def test_whole_aois_are_extended_to_pixels(pad):
+    """The chip is the bounding box extended by less than a pixel, plus the padding, on the pixel grid."""
     plane = Plane(shapely.box(3, 4, 10003, 10004))
     for aoi, shape in zip(rm.PerAOISampler(plane, None, ALL, aois_crs=CRS, pad=pad), ALL, strict=True):
         x, y, _ = aoi
@@ -82,7 +82,7 @@ def test_whole_polygons_out_to_pixels(pad):
 
 
 def test_shuffling_is_a_permutation_of_the_epoch():
-    """Each AOI as often, another order each epoch, the same one again."""
+    """Each AOI occurs equally often; each epoch has its own, reproducible order."""
     sampler = rm.PerAOISampler(Plane(SQUARE), 4, ALL, aois_crs=CRS, shuffle=True, seed=4)
     orders = []
     for epoch in (0, 1, 0):
@@ -100,8 +100,8 @@ def test_shuffling_is_a_permutation_of_the_epoch():
 
 
 def test_spares_lie_in_the_same_aoi():
-    """A point has none."""
-    aois = list(rm.PerAOISampler(Plane(SQUARE), 4, ALL, aois_crs=CRS, min_valid=0.5, max_redraws=3))
+    """Points have none."""
+    aois = list(rm.PerAOISampler(Plane(SQUARE), 4, ALL, aois_crs=CRS, min_valid={"min_valid": 0.5, "max_redraws": 2}))
     assert [len(a.spares) for a in aois] == [2, 2, 2, 0, 2, 2, 2]
     for aoi in aois:
         for k in range(len(aoi.spares)):
@@ -113,17 +113,17 @@ def test_spares_lie_in_the_same_aoi():
     [
         ({"aois": None}, "needs aois"),
         ({"size": 0}, "at least one pixel"),
-        ({"chips": 0}, "chips is at least 1"),
+        ({"chips": 0}, "chips must be >= 1, got 0"),
         ({"chips": 2}, "would be the same"),
         ({"pad": 1}, "pad="),
         ({"placement": "inside"}, "'inside'"),
-        ({"size": None, "placement": "random"}, "one place alone"),
-        ({"size": None, "min_valid": 0.5}, "one place alone"),
-        ({"aois": [POINT], "min_valid": 0.5}, "a point has none"),
+        ({"size": None, "placement": "random"}, "only one place"),
+        ({"size": None, "min_valid": 0.5}, "only one place"),
+        ({"aois": [POINT], "min_valid": 0.5}, "points have none"),
     ],
 )
 def test_contradictions_are_refused(options, text):
-    """At construction."""
+    """The constructor raises an error."""
     with pytest.raises(UsageError, match=text):
         rm.PerAOISampler(Plane(SQUARE), **{"size": 4, "aois": ALL, "aois_crs": CRS} | options)
 
@@ -131,7 +131,7 @@ def test_contradictions_are_refused(options, text):
 @pytest.mark.parametrize("shape", [SQUARE, L_SHAPE, HOLED, PARTS])
 @pytest.mark.parametrize("size", [(7, 13), 50, 2000])
 def test_a_grid_holds_each_pixel_of_an_area_once(shape, size):
-    """Counted pixel by pixel: none twice, and every one whose middle lies in the polygon."""
+    """No pixel occurs twice, and every pixel with its centre in the polygon occurs."""
     counts = np.zeros((6000, 6000), np.uint8)
     for x, y, _ in rm.GridAOISampler(Plane(SQUARE), size, aois=[shape], aois_crs=CRS):
         row, col = round((20000 - y.stop) / 10), round((x.start + 10000) / 10)
@@ -144,8 +144,8 @@ def test_a_grid_holds_each_pixel_of_an_area_once(shape, size):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_no_polygon_is_without_a_chip_of_the_grid(several):
-    """One that is thinner than a millionth of a pixel, along an edge of pixels, had none."""
+def test_every_polygon_has_a_chip_of_the_grid(several):
+    """Also a polygon thinner than a millionth of a pixel along the edge of a pixel."""
     sliver, field = shapely.box(1000 - 1e-6, 1000, 1000, 1100), shapely.box(3000, 3000, 3400, 3100)
     if several:
         field = shapely.MultiPolygon([field, shapely.box(5000, 5000, 5100, 5100)])
@@ -155,8 +155,8 @@ def test_no_polygon_is_without_a_chip_of_the_grid(several):
         assert found == sorted(found)
 
 
-def test_a_grid_of_chips_that_overlap_their_polygon_enough(caplog):
-    """Just those; an AOI without one is named, or dropped."""
+def test_a_grid_with_a_minimum_overlap(caplog):
+    """Chips with less are left out; an AOI without any chip is named or dropped."""
     table = [HOLED, shapely.box(9000, 9000, 9100, 9100)]
     whole = list(rm.GridAOISampler(Plane(SQUARE), 20, aois=table, aois_crs=CRS))
     share = (
@@ -172,18 +172,18 @@ def test_a_grid_of_chips_that_overlap_their_polygon_enough(caplog):
     assert all(a.geometry.equals(HOLED) for a in some)
     shrunk = boxes(rm.GridAOISampler(Plane(SQUARE), 20, aois=[HOLED], aois_crs=CRS, inset=200))
     assert shapely.area(shapely.intersection(shrunk, HOLED.buffer(-200))).min() > 0
-    with pytest.raises(UsageError, match="give aois="):
+    with pytest.raises(UsageError, match="pass aois="):
         rm.GridAOISampler(Plane(SQUARE), 20, min_overlap=0.5)
 
 
-def test_stock_datasets_are_sampled_as_ours_are(tmp_path):
-    """TorchGeo's own: every sampler's AOIs read the pixels that lie there."""
+def test_torchgeo_datasets_can_be_sampled(tmp_path):
+    """The AOIs of every sampler read the expected pixels."""
     pixels = np.arange(200 * 200, dtype=np.float32).reshape(1, 200, 200)
     make_cog(tmp_path / "one.tif", pixels, transform=Affine(10, 0, 500000, 0, -10, 5000000), blocksize=64)
     stock = RasterDataset(str(tmp_path))
     field = shapely.box(500203, 4999204, 500907, 4999811)
     for sampler in (
-        rm.RandomAOISampler(stock, 16, 5, min_overlap=0.5, aois=[field], aois_crs=CRS),
+        rm.RandomAOISampler(stock, 16, 5, placement={"min_overlap": 0.5}, aois=[field], aois_crs=CRS),
         rm.RandomAOISampler(stock, 16, 5),
         rm.GridAOISampler(stock, 50, aois=[field], aois_crs=CRS),
         rm.PerAOISampler(stock, None, [field], aois_crs=CRS),

@@ -1,4 +1,4 @@
-"""Datasets of several frames, the antimeridian, and what chips reach."""
+"""Datasets with several target grids, the antimeridian, and the reach of chips."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def moved(shape, source, target):
     st.integers(1, 30),
 )
 def test_dilation_equals_brute_force(points, kind, width):
-    """A box centred in the geometry stays in the dilation, one just outside of it misses the geometry."""
+    """Boxes centred in the dilation intersect the geometry, and others do not."""
     line = shapely.LineString(points)
     shape = {
         "area": polygonal(shapely.Polygon([*points, (61, 61)])),
@@ -54,23 +54,23 @@ def test_dilation_equals_brute_force(points, kind, width):
     np.testing.assert_array_equal(shapely.intersects(grown, at)[clear], met[clear])
 
 
-def test_dilation_keeps_small_holes_shut_and_large_ones_open():
-    """And undoes an erosion of boxes."""
+def test_dilation_fills_small_holes_and_keeps_large_ones():
+    """It also reverts an erosion of boxes."""
     grown = dilate_by_box(HOLED, 600, 400)
     assert grown.equals(shapely.box(700, 800, 6300, 6200) - shapely.box(2300, 1700, 5200, 5400))
     assert dilate_by_box(HOLED, 4000, 400).equals(shapely.box(-1000, 800, 8000, 6200))
     assert dilate_by_box(erode_by_box(SQUARE, 300, 500), 300, 500).equals(SQUARE)
 
 
-def test_a_dataset_without_frames_has_one():
-    """Its grid and its index."""
-    (frame,) = target_grids_of(Plane(SQUARE))
-    assert (frame.crs, frame.res, frame.origin) == (CRS, (10.0, 10.0), (0.0, 10000.0))
-    assert frame.shapes[0] is not None
+def test_the_default_target_grid():
+    """It consists of the dataset's grid and index."""
+    (grid,) = target_grids_of(Plane(SQUARE))
+    assert (grid.crs, grid.res, grid.origin) == (CRS, (10.0, 10.0), (0.0, 10000.0))
+    assert grid.shapes[0] is not None
 
 
-def test_chips_are_drawn_from_all_frames_by_ground_area():
-    """Each on its own frame's pixels and in its CRS; as many as its area says."""
+def test_target_grids_are_drawn_by_area():
+    """Each chip lies on its grid's pixels and in its CRS, in proportion to areas in square metres."""
     data = TwoZones()
     aois = list(rm.RandomAOISampler(data, 16, 8000, seed=2))
     zones = np.array([a.crs for a in aois])
@@ -85,8 +85,8 @@ def test_chips_are_drawn_from_all_frames_by_ground_area():
         assert shapely.covers(scene.buffer(1e-6), boxes(own)).all()
 
 
-def test_degrees_count_by_the_ground_they_cover():
-    """A square degree at 60 north is half of one at the equator."""
+def test_degrees_are_converted_to_areas():
+    """A square degree at 60 degrees north has half the area of one at the equator."""
 
     class Globe(Plane):
         def target_grids(self):
@@ -99,7 +99,7 @@ def test_degrees_count_by_the_ground_they_cover():
     globe = Globe(shapely.box(0, -0.5, 1, 60.5), crs="EPSG:4326", res=(1e-3, 1e-3))
     north = [a[1].start > 50 for a in rm.RandomAOISampler(globe, 4, 6000)]
     statistic, limit = chi_squared([sum(north), 6000 - sum(north)], [2000, 4000])
-    assert statistic < 2 * limit  # one place's scale stands for all of it
+    assert statistic < 2 * limit  # the scale at the centroid is used for the whole scene
     weighted = rm.RandomAOISampler(
         globe, 4, 6000, aois=[shapely.box(0, 60, 1, 60.4), shapely.box(0, 0, 1, 0.4)], weight=[3, 1]
     )
@@ -108,8 +108,8 @@ def test_degrees_count_by_the_ground_they_cover():
     assert statistic < limit
 
 
-def test_aois_meet_the_frames_that_they_lie_in():
-    """A field in the strip that both cover is drawn from on both; one in the east on the east's alone."""
+def test_aois_are_sampled_on_the_grids_that_they_intersect():
+    """A field that both grids cover is sampled on both, and one in the east only on the eastern grid."""
     data = TwoZones()
     overlap = moved(data.west, ZONES[0], CRS) & data.east
     fields = [overlap.buffer(-500), shapely.box(310000, 5010000, 312000, 5012000)]
@@ -126,8 +126,8 @@ def test_aois_meet_the_frames_that_they_lie_in():
         rm.RandomAOISampler(data, 8, 1, aois=[fields[1], shapely.box(5e5, 0, 6e5, 1e5)], aois_crs=CRS)
 
 
-def test_each_takes_the_frame_that_covers_most():
-    """Not the first one that it meets."""
+def test_per_aoi_uses_the_grid_that_covers_most():
+    """It need not be the first grid that the AOI intersects."""
     data = TwoZones()
     west_in_east = moved(data.west, ZONES[0], CRS)
     field = shapely.box(west_in_east.bounds[2] - 1500, 5010000, west_in_east.bounds[2] + 9000, 5012000)
@@ -135,8 +135,8 @@ def test_each_takes_the_frame_that_covers_most():
     assert [a.crs for a in rm.PerAOISampler(data, 8, [field], aois_crs=CRS)] == [CRS]
 
 
-def test_a_grid_covers_the_ground_of_all_frames_once():
-    """What two frames cover, the earlier one's chips cover, but for chips that reach past its edge."""
+def test_a_grid_covers_the_area_of_all_target_grids_once():
+    """Chips of the first grid cover the shared area, except for chips that extend past its edge."""
     data = TwoZones()
     aois = list(rm.GridAOISampler(data, 50))
     west = union_of(boxes([a for a in aois if a.crs == ZONES[0]]))
@@ -147,7 +147,7 @@ def test_a_grid_covers_the_ground_of_all_frames_once():
     assert all(not first.buffer(-1500).intersects(box) for box in boxes([a for a in aois if a.crs == CRS]))
 
 
-def test_locality_works_over_frames():
+def test_locality_with_several_target_grids():
     """The same chips in another order."""
     data = TwoZones()
     plain = rm.RandomAOISampler(data, 16, 400, seed=3)
@@ -165,7 +165,13 @@ def test_locality_works_over_frames():
     ("make", "epochs", "least"),
     [
         (lambda d: rm.RandomAOISampler(d, (20, 31), 1500, aois=[L_SHAPE, HOLED], aois_crs=CRS), 2, 0.9),
-        (lambda d: rm.RandomAOISampler(d, 20, 300, aois=[HOLED, PARTS], aois_crs=CRS, inset=20, min_valid=0.5), 2, 0.9),
+        (
+            lambda d: rm.RandomAOISampler(
+                d, 20, 300, aois=[HOLED, PARTS], aois_crs=CRS, placement={"inset": 20}, min_valid=0.5
+            ),
+            2,
+            0.9,
+        ),
         (lambda d: rm.RandomAOISampler(d, 100, 600), 1, 0.9),
         (lambda d: rm.GridAOISampler(d, (20, 31), aois=[L_SHAPE], aois_crs=CRS), 1, 1.0),
         (lambda d: rm.PerAOISampler(d, (80, 90), [HOLED, POINT_IN], aois_crs=CRS, min_valid=0.1), 80, 0.9),
@@ -173,8 +179,8 @@ def test_locality_works_over_frames():
         (lambda d: rm.PerAOISampler(d, 20, [ALONG, PARTS], aois_crs=CRS, placement="random", chips=400), 1, 0.8),
     ],
 )
-def test_reach_holds_every_chip_and_little_else(make, epochs, least):
-    """Of several epochs, spares included; and it is not much larger than what chips are seen to cover."""
+def test_reach_contains_every_chip_and_little_else(make, epochs, least):
+    """It contains all chips and spares of several epochs, and is not much larger than their union."""
     sampler = make(Plane(SQUARE))
     ((crs, region),) = sampler.reach()
     assert crs == CRS
@@ -188,15 +194,15 @@ def test_reach_holds_every_chip_and_little_else(make, epochs, least):
     assert union_of(boxes(chips)).area >= (least - 1e-9) * region.area
 
 
-def test_reach_of_several_frames_names_each_crs():
-    """One region a CRS."""
+def test_reach_of_several_target_grids():
+    """It has one region for each CRS."""
     found = dict(rm.RandomAOISampler(TwoZones(), 16, 10).reach())
     assert set(found) == set(ZONES)
     assert found[CRS].symmetric_difference(TwoZones.east).area < 1e-3
 
 
 def test_aois_across_the_antimeridian_are_whole():
-    """In two parts, or past 180, and on either side of the scenes' own writing."""
+    """As two parts or past 180 degrees, on both sides of the scenes' longitudes."""
     fiji = Plane(shapely.box(170, -20, 180, -10), shapely.box(-180, -20, -175, -10), crs="EPSG:4326", res=(0.01, 0.01))
     past = shapely.box(178, -16, 183, -14)
     parts = shapely.MultiPolygon([shapely.box(178, -16, 180, -14), shapely.box(-180, -16, -177, -14)])

@@ -1,4 +1,4 @@
-"""Splits keep ground and time apart, and a check says where they do not."""
+"""Splits separate places and times, and a check reports leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
-from rasteret_ml.samplers.splits.assign import assign, joined_groups
+from rasteret_ml.samplers.splits.blocks import assign, connected_components
 from rasteret_ml.samplers.splits.records import _by_time
 from rasteret_ml.testing import make_cog
 
@@ -28,7 +28,7 @@ THREE = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 class Plane:
-    """The least that samplers and splits ask of a dataset."""
+    """A minimal dataset for samplers and splits."""
 
     res = (10.0, 10.0)
 
@@ -50,7 +50,7 @@ L_SHAPE = shapely.Polygon([(0, 0), (9000, 0), (9000, 3000), (3000, 3000), (3000,
 
 
 def pixels_of(sampler, shape=(1000, 1000)) -> np.ndarray:
-    """Pixels of 10 m from (0, 10000) down that any chip holds, its corner rounded to the nearest pixel."""
+    """Pixels of 10 m, down from (0, 10000), that any chip contains after rounding to pixels."""
     seen = np.zeros(shape, bool)
     for x, y, _ in sampler:
         row, col = int(np.floor((10000 - y.stop) / 10 + 0.5)), int(np.floor(x.start / 10 + 0.5))
@@ -68,10 +68,10 @@ def rim_of(seen: np.ndarray) -> np.ndarray:
 # Blocks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ground", [SQUARE, L_SHAPE], ids=["square", "L"])
-def test_no_pixel_of_any_chip_is_in_two_splits(ground):
-    """Thousands of chips of each split, burnt as pixels, and the buffer between them measured in pixels."""
-    plane = Plane(ground)
+@pytest.mark.parametrize("area", [SQUARE, L_SHAPE], ids=["square", "L"])
+def test_no_pixel_of_any_chip_is_in_two_splits(area):
+    """Rasterize thousands of chips of each split and measure the distance between them in pixels."""
+    plane = Plane(area)
     blocks = rm.split_blocks(plane, 1500, THREE, buffer=200, seed=3)
     seen = {}
     for name in THREE:
@@ -92,8 +92,8 @@ def test_no_pixel_of_any_chip_is_in_two_splits(ground):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([700.0, 1000.0, 1300.0]), st.sampled_from([0.0, 50.0, 200.0]))
-def test_blocks_partition_the_coverage_but_for_the_buffer(seed, side, buffer):
-    """Splits lie `buffer` apart, together with what they drew back from they are the coverage, its rim included."""
+def test_blocks_partition_the_coverage_except_for_the_buffer(seed, side, buffer):
+    """Splits are `buffer` apart and cover the rest of the dataset, its outer edge included."""
     coverage = L_SHAPE
     table = rm.split_blocks(Plane(coverage), side, THREE, buffer=buffer, seed=seed)
     parts = [table[table["split"] == name].geometry.union_all() for name in THREE]
@@ -105,23 +105,23 @@ def test_blocks_partition_the_coverage_but_for_the_buffer(seed, side, buffer):
     assert whole.difference(coverage).area < 1e-3
     if buffer == 0:
         assert whole.area == pytest.approx(coverage.area)
-    # What is lost lies within half the buffer of two splits' blocks: grown by it, nothing is lost.
+    # Only places within half the buffer of two splits are lost: grown by it, splits cover everything.
     assert coverage.difference(shapely.buffer(whole, buffer * 1.01 + 1, join_style="mitre")).area < 1e-3
     rim = shapely.intersection(coverage.exterior, shapely.buffer(whole, 0.01)).length
     assert rim >= coverage.exterior.length * (1 - (buffer + 1) * len(table) * 4 / coverage.exterior.length)
 
 
 @pytest.mark.parametrize("side", [1700.0, 3000.0, 4400.0])
-def test_a_rest_is_no_strip_that_chips_do_not_fit_in(side):
-    """A side that does not divide the ground: no block is narrower than half of it, and none of the ground is lost."""
+def test_last_blocks_are_not_narrow_strips(side):
+    """If the side does not divide the area, no block is narrower than half a side, and no area is lost."""
     blocks = rm.split_blocks(Plane(SQUARE), side, {"a": 0.5, "b": 0.5})
     assert shapely.union_all(blocks.geometry.to_numpy()).equals(SQUARE)
     edges = np.unique(shapely.get_coordinates(blocks.geometry.to_numpy())[:, 0])
     assert np.diff(edges).min() >= side / 2
 
 
-def test_shares_of_blocks_are_as_near_as_blocks_allow():
-    """100 equal blocks are dealt exactly; each seed deals them otherwise, the same seed alike."""
+def test_shares_of_blocks_are_as_close_as_possible():
+    """100 equal blocks are assigned exactly, and differently for each seed."""
     plane = Plane(SQUARE)
     tables = [rm.split_blocks(plane, 1000, THREE, seed=seed) for seed in (0, 0, 1)]
     areas = [table.dissolve("split").area / SQUARE.area for table in tables]
@@ -133,8 +133,8 @@ def test_shares_of_blocks_are_as_near_as_blocks_allow():
     assert train[0].symmetric_difference(train[2]).area > 1e6
 
 
-def test_islands_across_a_gap_narrower_than_the_buffer_are_apart_too():
-    """Half the buffer drawn back from blocks that do not touch would not be enough."""
+def test_islands_across_a_narrow_gap_are_a_buffer_apart():
+    """To trim half the buffer would not be enough for blocks that do not touch."""
     plane = Plane(shapely.box(0, 0, 1000, 1000), shapely.box(1120, 0, 2120, 1000))
     for seed in range(4):
         table = rm.split_blocks(plane, 1060, {"a": 0.5, "b": 0.5}, buffer=200, seed=seed)
@@ -142,8 +142,8 @@ def test_islands_across_a_gap_narrower_than_the_buffer_are_apart_too():
         assert a.distance(b) == pytest.approx(200)
 
 
-def test_blocks_that_cannot_be_are_refused():
-    """Each with its remedy."""
+def test_impossible_blocks_are_refused():
+    """Each message contains a remedy."""
     plane = Plane(SQUARE)
     with pytest.raises(UsageError, match="smaller side"):
         rm.split_blocks(plane, 10000, THREE)
@@ -151,28 +151,29 @@ def test_blocks_that_cannot_be_are_refused():
         rm.split_blocks(plane, 5000, {"train": 0.5, "val": 0.5}, buffer=20000)
     with pytest.raises(UsageError, match="sum to 1"):
         rm.split_blocks(plane, 1000, {"train": 0.7, "val": 0.2})
-    with pytest.raises(UsageError, match="side is a positive length"):
+    with pytest.raises(UsageError, match="side must be a finite length > 0, got 0"):
         rm.split_blocks(plane, 0, THREE)
 
 
-# Dealing --------------------------------------------------------------------------------------------------
+# Assignment -----------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.5, 2.0), min_size=12, max_size=60), st.integers(0, 50))
-def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
-    """For groups of any weight; and no split is empty."""
-    shares = np.array([0.6, 0.25, 0.15])
-    dealt = assign(np.arange(len(weights)), np.array(weights), None, shares, seed, "groups", "take fewer")
-    found = np.bincount(dealt, weights, 3)
+def test_shares_differ_by_at_most_one_group(weights, seed):
+    """For groups of any weight, and no split is empty."""
+    fractions = {"train": 0.6, "val": 0.25, "test": 0.15}
+    shares = np.array(list(fractions.values()))
+    index = assign(np.arange(len(weights)), np.array(weights), None, fractions, seed, "groups", "use fewer")
+    found = np.bincount(index, weights, 3)
     assert (np.abs(found - shares * sum(weights)) <= max(weights) + 1e-9).all()
-    assert (np.bincount(dealt, minlength=3) > 0).all()
+    assert (np.bincount(index, minlength=3) > 0).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_joined_groups_are_connected_components(data):
-    """As a plain walk over the graph finds them."""
+def test_connected_components(data):
+    """Compare with a walk over the graph."""
     count = data.draw(st.integers(1, 30))
     pairs = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=40))
     label = list(range(count))
@@ -180,7 +181,7 @@ def test_joined_groups_are_connected_components(data):
         for a, b in pairs:
             label[a] = label[b] = min(label[a], label[b])
     a, b = (np.array([pair[k] for pair in pairs], np.int64) for k in (0, 1))
-    assert joined_groups(count, a, b).tolist() == np.unique(label, return_inverse=True)[1].tolist()
+    assert connected_components(count, a, b).tolist() == np.unique(label, return_inverse=True)[1].tolist()
 
 
 # AOIs -----------------------------------------------------------------------------------------------------
@@ -209,8 +210,8 @@ def assert_apart(table: gpd.GeoDataFrame, buffer: float) -> None:
 
 
 @pytest.mark.parametrize("by", [None, "block", "farm"])
-def test_aois_are_dealt_whole_groups_apart(by, caplog):
-    """Groups and overlaps stay together, what is too near is left out and counted, shares are about right."""
+def test_aois_are_assigned_in_whole_groups(by, caplog):
+    """Groups and overlapping AOIs stay together, and AOIs within the buffer are left out and counted."""
     table = fields()
     with caplog.at_level(logging.WARNING):
         found = rm.split_aois(table, THREE, by=by, side=2500 if by == "block" else None, buffer=150, seed=5)
@@ -228,8 +229,8 @@ def test_aois_are_dealt_whole_groups_apart(by, caplog):
     pd.testing.assert_frame_equal(pd.DataFrame(plain.drop(columns="split")), pd.DataFrame(table))
 
 
-def test_strata_keep_their_shares():
-    """Each class is split like the whole, to a field; and twice the same seed is the same."""
+def test_stratified_classes_keep_their_shares():
+    """Each class has the shares of the whole, up to one field, and the seed decides the result."""
     x, y = np.divmod(np.arange(1000.0), 40)
     table = fields(1000, seed=2).set_geometry(shapely.box(x * 200, y * 200, x * 200 + 100, y * 200 + 100))
     found = rm.split_aois(table, THREE, stratify="crop", seed=4)
@@ -242,13 +243,13 @@ def test_strata_keep_their_shares():
 
 
 def test_aois_that_cannot_be_split_are_refused():
-    """Each names what is wrong and what would help."""
+    """Each message contains the cause and a remedy."""
     table = fields(30)
     with pytest.raises(UsageError, match=r"estimate_utm_crs"):
         rm.split_aois(table.to_crs(4326), THREE, buffer=100)
-    with pytest.raises(UsageError, match="'parish' is no column"):
+    with pytest.raises(UsageError, match="by must be a column, got 'parish'"):
         rm.split_aois(table, THREE, by="parish")
-    with pytest.raises(UsageError, match="AOI 7 has nothing in column 'crop'"):
+    with pytest.raises(UsageError, match="AOI 7 has no value in column 'crop'"):
         rm.split_aois(table.assign(crop=table["crop"].where(table.index != 7)), THREE, stratify="crop")
     with pytest.raises(UsageError, match="needs side="):
         rm.split_aois(table, THREE, by="block")
@@ -263,7 +264,7 @@ def test_aois_that_cannot_be_split_are_refused():
 
 
 def test_aois_on_both_sides_of_the_antimeridian_stay_together():
-    """The same ground a turn apart is joined, neighbours that touch there are not; `check_splits` agrees."""
+    """AOIs that overlap across 180 degrees stay together, those that only touch do not; `check_splits` agrees."""
     east = [shapely.box(179.0 + 0.1 * i, i, 180.2 + 0.1 * i, i + 0.5) for i in range(20)]
     west = [shapely.box(-180.0, i + 0.1, -179.9 + 0.1 * i, i + 0.4) for i in range(20)]
     apart = [shapely.box(179.0, 30 + i, 180.0, 30.9 + i) for i in range(20)]
@@ -278,7 +279,7 @@ def test_aois_on_both_sides_of_the_antimeridian_stay_together():
 
 
 def test_a_hundred_thousand_aois_are_split():
-    """Stratified, in blocks, with a buffer: nothing is done pair by pair."""
+    """Stratified, in blocks, with a buffer, without a loop over pairs."""
     x, y = np.divmod(np.arange(100_000.0), 400)
     shapes = shapely.box(x * 100, y * 100, x * 100 + 80, y * 100 + 80)
     table = gpd.GeoDataFrame({"crop": np.arange(100_000) % 7}, geometry=shapes, crs=CRS)
@@ -292,7 +293,7 @@ def test_a_hundred_thousand_aois_are_split():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> rm.Collection:
-    """Eight places of two tiles that overlap, five dates each, a degree apart."""
+    """Eight places a degree apart, each with two overlapping tiles and five dates."""
     folder = tmp_path_factory.mktemp("records")
     href = make_cog(
         folder / "one.tif", np.ones((1, 16, 16), np.uint8), transform=Affine(10, 0, 500000, 0, -10, 5000000)
@@ -325,7 +326,7 @@ HALVES = {"train": 0.5, "val": 0.25, "test": 0.25}
 
 @pytest.mark.parametrize("by", ["scene", "tile"])
 def test_records_of_a_place_stay_together(records, tmp_path, by):
-    """Both tiles and all dates; the column is written, reopened and found by subset."""
+    """Both tiles and all dates; the column is written and read by `subset`."""
     found = rm.split_records(records, HALVES, by=by, seed=2)
     table = splits_of(found)
     assert (table.groupby("tile")["split"].nunique() == 1).all()
@@ -336,23 +337,23 @@ def test_records_of_a_place_stay_together(records, tmp_path, by):
     assert splits_of(rm.split_records(records, HALVES, by=by, seed=2))["split"].tolist() == table["split"].tolist()
 
 
-def test_splits_are_written_at_once(records, tmp_path):
-    """The same as in memory, where they are asked for."""
+def test_splits_can_be_written_directly(records, tmp_path):
+    """The file equals the Collection in memory."""
     kept = rm.split_records(records, THREE, by="time")
     written = rm.split_records(records, THREE, by="time", out=tmp_path / "splits.parquet")
     assert written.path == str(tmp_path / "splits.parquet")
     assert written.to_table().equals(kept.to_table())
 
 
-def test_scenes_nearer_than_the_buffer_are_one_place(records):
+def test_scenes_closer_than_the_buffer_stay_together(records):
     """0.82 degrees of longitude at 40 north are 69.8 km."""
     assert rm.split_records(records, HALVES, buffer=69_000) is not None
-    with pytest.raises(UsageError, match=r"hang together.*split_blocks"):
+    with pytest.raises(UsageError, match=r"are connected.*split_blocks"):
         rm.split_records(records, HALVES, buffer=70_500)
 
 
 def test_time_is_cut_between_days_with_a_buffer(records, caplog):
-    """In order, by share of the records; what is nearer than the buffer to another split is in none."""
+    """Periods have the shares of the records; records within the buffer of another split are left out."""
     table = splits_of(rm.split_records(records, {"train": 0.6, "val": 0.4}, by="time"))
     days = table.groupby("split")["datetime"].agg(["min", "max"])
     assert days.loc["train", "max"] < pd.Timestamp("2023-01-22") < days.loc["val", "min"]
@@ -365,21 +366,21 @@ def test_time_is_cut_between_days_with_a_buffer(records, caplog):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=30, max_size=60), st.integers(0, 100), st.integers(2, 3))
-def test_stretches_of_time_are_the_buffer_apart(steps, buffer, count):
-    """Whatever the dates; in order, and without a buffer every record is in one."""
+def test_periods_are_a_buffer_apart(steps, buffer, count):
+    """For any dates; without a buffer, every record is in a split."""
     times = np.datetime64("2023-01-01", "ns") + np.cumsum(steps) * np.timedelta64(1, "h")
     shares = dict(zip("abc", {2: (0.7, 0.3), 3: (0.5, 0.3, 0.2)}[count], strict=False))
     try:
-        _, dealt = _by_time(times, shares, None, dt.timedelta(hours=buffer))
+        _, index = _by_time(times, shares, None, dt.timedelta(hours=buffer))
     except UsageError:
         return
-    assert (np.diff(dealt[dealt >= 0]) >= 0).all()
-    assert (dealt >= 0).all() or buffer
+    assert (np.diff(index[index >= 0]) >= 0).all()
+    assert (index >= 0).all() or buffer
     for split in range(1, count):
-        gap = times[dealt == split].min() - times[dealt == split - 1].max()
+        gap = times[index == split].min() - times[index == split - 1].max()
         assert gap >= np.timedelta64(buffer, "h")
-    # Whole days, and no more is lost than lies within half the buffer of a midnight between two splits.
-    lost = times[dealt < 0]
+    # Only records within half the buffer of a midnight between two splits are left out.
+    lost = times[index < 0]
     midnights = np.unique(times.astype("datetime64[D]")).astype("datetime64[ns]")
     assert all(
         (abs(time - midnights) <= np.timedelta64(buffer, "h") / 2 + np.timedelta64(1, "us")).any() for time in lost
@@ -387,14 +388,14 @@ def test_stretches_of_time_are_the_buffer_apart(steps, buffer, count):
 
 
 def test_time_by_boundaries(records):
-    """Both ends belong to a range; the rest is null."""
+    """Both ends are inclusive; other records are null."""
     ranges = {"val": "2023-02-01/2023-02-28", "train": ("2023-01-01", "2023-01-11")}
     table = splits_of(rm.split_records(records, by="time", boundaries=ranges))
     expected = table["datetime"].dt.strftime("%m-%d").map({"01-01": "train", "01-11": "train", "02-10": "val"})
     pd.testing.assert_series_equal(table["split"], expected, check_names=False, check_dtype=False)
     table = splits_of(rm.split_records(records, by="time", boundaries=ranges, buffer="24 days"))
     assert sorted(table["split"].dropna().unique()) == ["train", "val"]
-    with pytest.raises(UsageError, match="is left without a record"):
+    with pytest.raises(UsageError, match="has no record between"):
         rm.split_records(records, by="time", boundaries=ranges, buffer="60 days")
     for start, stop in (("..", ".."), ("0001-01-01", "9999-12-31"), (None, None)):
         ends = {"train": (start, "2023-01-31"), "val": ("2023-02-01", stop)}
@@ -403,19 +404,19 @@ def test_time_by_boundaries(records):
 
 
 def test_records_that_cannot_be_split_are_refused(records):
-    """Each names what is wrong and what would help."""
+    """Each message contains the cause and a remedy."""
     with pytest.raises(UsageError, match="dates of splits 'a' and 'b' overlap"):
         rm.split_records(records, by="time", boundaries={"a": "2023-01-01/2023-01-31", "b": "2023-01-31/2023-02-20"})
     with pytest.raises(UsageError, match="timedelta"):
         rm.split_records(records, HALVES, by="time", buffer=3)
-    with pytest.raises(UsageError, match="buffer= goes with"):
+    with pytest.raises(UsageError, match="buffer= needs"):
         rm.split_records(records, HALVES, by="tile", buffer=3)
     with pytest.raises(UsageError, match="'scene', 'time' or a column"):
         rm.split_records(records, HALVES, by="orbit")
     with pytest.raises(UsageError, match="8 places"):
         rm.split_records(records, {f"s{i}": 0.1 for i in range(10)})
     one = records.where(pc.field("tile") == "T0")
-    with pytest.raises(UsageError, match="hang together"):
+    with pytest.raises(UsageError, match="are connected"):
         rm.split_records(one, HALVES)
 
 
@@ -423,7 +424,7 @@ def test_records_that_cannot_be_split_are_refused(records):
 
 
 class Reaching:
-    """A sampler, as far as the check looks at one."""
+    """The part of a sampler that the check uses."""
 
     def __init__(self, *shapes, days=("2023-01-01", "2023-12-31"), crs=CRS) -> None:
         self._found = [(crs, shape) for shape in shapes]
@@ -433,8 +434,8 @@ class Reaching:
         return self._found
 
 
-def test_what_leaks_and_what_does_not():
-    """Ground and time together."""
+def test_splits_leak_in_place_and_time():
+    """Both must overlap."""
     a, b = shapely.box(0, 0, 100, 100), shapely.box(100, 0, 200, 100)
     rm.check_splits({"train": Reaching(a), "val": Reaching(b)})
     with pytest.raises(
@@ -446,16 +447,16 @@ def test_what_leaks_and_what_does_not():
     rm.check_splits({"train": Reaching(a), "val": Reaching(a, days=later)}, buffer=1000)
     with pytest.raises(SplitLeakError, match="leak"):
         rm.check_splits({"train": Reaching(a), "val": Reaching(a, days=("2023-12-31", "2024-12-31"))})
-    with pytest.raises(SplitLeakError, match=r"lie 0 apart .* less than the buffer of 5"):
+    with pytest.raises(SplitLeakError, match=r"are 0 apart .* less than the buffer of 5"):
         rm.check_splits({"train": Reaching(a), "val": Reaching(b)}, buffer=5)
     c = shapely.box(110, 0, 200, 100)
     rm.check_splits({"train": Reaching(a), "val": Reaching(c)}, buffer=10)
-    with pytest.raises(SplitLeakError, match=r"lie 10 apart at x, y = 105, "):
+    with pytest.raises(SplitLeakError, match=r"are 10 apart at x, y = 105, "):
         rm.check_splits({"train": Reaching(a), "val": Reaching(c)}, buffer=10.1)
 
 
-def test_tables_datasets_and_other_crss_are_compared():
-    """A polygon in lon/lat, a dataset, and a table with a column `split`."""
+def test_tables_datasets_and_crss_can_be_compared():
+    """A longitude/latitude polygon, a dataset, and a table with a column `split`."""
     field = gpd.GeoDataFrame(geometry=[shapely.box(400000, 5000000, 401000, 5001000)], crs=CRS)
     plane = Plane(shapely.box(400500, 5000000, 402000, 5001000))
     with pytest.raises(SplitLeakError, match="'a' and 'b'"):
@@ -467,14 +468,14 @@ def test_tables_datasets_and_other_crss_are_compared():
     with pytest.raises(SplitLeakError, match="500,000"):
         rm.check_splits(gpd.GeoDataFrame(table, crs=CRS).assign(split=["x", "y"]))
     rm.check_splits(gpd.GeoDataFrame(table, crs=CRS).assign(split=["x", None]))
-    with pytest.raises(UsageError, match="Split 'b' is no sampler"):
+    with pytest.raises(UsageError, match="Split 'b' must be a sampler"):
         rm.check_splits({"a": field, "b": 3})
     with pytest.raises(UsageError, match="no column 'split'"):
         rm.check_splits(field)
 
 
 def test_samplers_leak_where_their_chips_overlap():
-    """Centres in blocks reach out of them, chips inside do not; the pixels say the same as the check."""
+    """Chips centred in blocks extend past them, chips inside do not; pixels confirm the check."""
     plane = Plane(SQUARE)
     blocks = rm.split_blocks(plane, 2500, {"train": 0.5, "val": 0.5}, seed=1)
     own = {name: blocks[blocks["split"] == name] for name in ("train", "val")}
@@ -492,8 +493,8 @@ def test_samplers_leak_where_their_chips_overlap():
     assert not (pixels_of(centred["train"]) & pixels_of(centred["val"])).any()
 
 
-def test_the_error_survives_the_way_from_a_worker():
-    """Its message is all of it."""
+def test_the_error_can_be_pickled():
+    """It consists of its message."""
     error = SplitLeakError("what, where, remedy")
     assert str(pickle.loads(pickle.dumps(error))) == "what, where, remedy"
     assert isinstance(error, ValueError)

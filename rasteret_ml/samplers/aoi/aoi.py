@@ -1,4 +1,4 @@
-"""What a sampler yields: three slices, which every TorchGeo dataset understands, that know where they come from."""
+"""The query that a sampler yields: three slices, which every TorchGeo dataset understands, with their origin."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ __all__ = ["AOI", "AOIDetails"]
 
 
 class AOIDetails(NamedTuple):
-    """What an AOI knows beyond its slices."""
+    """What an AOI carries besides its slices."""
 
     geometry: bytes | None = None
-    """Geometry that it was drawn from as WKB, in `crs`; None = none."""
+    """Geometry it was drawn from, as WKB in `crs`; None = no geometry."""
     crs: str | None = None
-    """CRS text of the slices and the geometry: the dataset's, or its frame's where the dataset has several."""
+    """CRS text of the slices and the geometry: the dataset's, or its target grid's if there are several."""
     row: int = -1
-    """Row of the AOI's source table; -1 = none."""
+    """Row in the source AOI table; -1 = no table."""
     epoch: int = 0
-    """Epoch that it was drawn in."""
+    """Epoch it was drawn in."""
     position: int = -1
-    """Place in the epoch's order."""
+    """Position in the epoch's order, over all ranks."""
     seed: int = 0
     """Seed of the order."""
     label: int | float | None = None
-    """The AOI's own class or value, where its table has labels."""
+    """The AOI's class or value, if its table has labels."""
     min_valid: float = 0.0
-    """Share of valid pixels, 0 to 1, below which a reader is to try the spares; 0 = none is asked for."""
+    """Share of valid pixels, 0 to 1, below which a reader tries the spares; 0 = accept any chip."""
     spares: tuple[tuple[float, float], ...] = ()
-    """Upper left corners (x, y) of further draws for this position, from the same polygon, in the order to try."""
+    """Upper left corners (x, y) of alternative chips in the same polygon, in the order to try."""
     blank: bool = False
-    """Whether it is there to even out ranks alone: its sample is to have no valid pixel and no label."""
+    """Whether it only pads ranks to equal length: its sample has no valid pixel and no label."""
 
 
 class AOI(tuple[slice, slice, slice]):
     """A place and time to read: `(x, y, t)` slices with identity.
 
-    x and y are `slice(start, stop, pixel size)` in CRS units, t is `slice(start, stop, 1)` of pandas
-    timestamps. It is a plain tuple of three to whoever does not know better.
+    x and y are `slice(start, stop, pixel size)` in CRS units, t is `slice(start, stop, 1)` of pandas timestamps.
+    Code that knows nothing of AOIs sees a plain tuple of three slices. Fields of `AOIDetails` can be read from the AOI
+    itself, as `aoi.row`.
     """
 
     details: AOIDetails
 
     def __new__(cls, slices: tuple[slice, slice, slice], details: AOIDetails = AOIDetails()) -> AOI:  # noqa: B008
-        """Make one from its slices and details."""
+        """Create an AOI from its slices and details."""
         self = super().__new__(cls, slices)
         self.details = details
         return self
@@ -59,24 +60,24 @@ class AOI(tuple[slice, slice, slice]):
 
     @property
     def geometry(self) -> shapely.Geometry | None:
-        """The geometry that it was drawn from, in `crs`."""
+        """The geometry it was drawn from, in `crs`."""
         return None if self.details.geometry is None else shapely.from_wkb(self.details.geometry)
 
     @property
     def draw(self) -> tuple[int, int, int] | None:
-        """(seed, epoch, position) that it is a function of; None where no sampler drew it."""
-        known = self.details
-        return None if known.position < 0 else (known.seed, known.epoch, known.position)
+        """(seed, epoch, position), which determine the AOI; None if no sampler drew it."""
+        details = self.details
+        return None if details.position < 0 else (details.seed, details.epoch, details.position)
 
     def spare(self, k: int) -> AOI:
-        """The k-th alternative, from 0: the same AOI, time and size elsewhere; it has no spares itself.
+        """Return the k-th alternative, from 0: same identity, time and size at another place, without spares.
 
         Raises:
-            IndexError: there are not so many.
+            IndexError: if there are `k` spares or fewer.
         """
         spares = self.details.spares
         if not 0 <= k < len(spares):
-            raise IndexError(f"spare {k} of {len(spares)}")
+            raise IndexError(f"k must be >= 0 and less than the number of spares, {len(spares)}, got {k}.")
         (xmin, ymax), (x, y, t) = spares[k], self
         width, height = round((x.stop - x.start) / x.step), round((y.stop - y.start) / y.step)
         slices = slice(xmin, xmin + width * x.step, x.step), slice(ymax - height * y.step, ymax, y.step), t

@@ -1,4 +1,4 @@
-"""AOI tables: geometries with identity, labels, weights and times, from whatever table people have."""
+"""AOI tables: geometries with identity, labels, weights and time windows, read from any vector source."""
 
 from __future__ import annotations
 
@@ -17,38 +17,44 @@ from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.geo.geometries import are_finite, geometries_from, unpack_geometries
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.samplers.aoi.aoi_columns import class_labels, column_of, named_rows, time_windows, weight_column
+from rasteret_ml.geo.times import windows_of
 
-__all__ = ["AOITable"]
+__all__ = ["AOITable", "format_rows", "get_column", "is_polygon", "parse_weights"]
 
 Geometries = npt.NDArray[np.object_]
 Rows = npt.NDArray[np.int64]
+Times = npt.NDArray[np.datetime64]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AOITable:
-    """Geometries to take chips from, and what is known of each. Make one with `AOITable.of`."""
+    """Geometries to draw chips from, with their attributes. Create one with `AOITable.of`.
+
+    Example:
+        >>> fields = AOITable.of("fields.parquet", label="crop", weight="hectares", time=("sown", "harvest"))
+        >>> sampler = RandomAOISampler(dataset, 128, 1000, aois=fields, balance=True)
+    """
 
     geometries: Geometries
-    """Valid shapely geometries `[N]`, none empty; points and lines as well as polygons."""
+    """Valid, non-empty shapely geometries `[N]`: polygons, lines or points."""
     crs: str
     """CRS text of their coordinates."""
     rows: Rows
-    """Row of each in the source table, from 0: its identity, which dropping others does not change `[N]`."""
+    """Row of each AOI in the source table, from 0. It identifies the AOI, even after others are dropped `[N]`."""
     labels: npt.NDArray[np.int64] | npt.NDArray[np.float64] | None
-    """Class of each (int64) or value (float64) `[N]`; None = no labels."""
+    """Class (int64) or value (float64) of each AOI `[N]`; None = no labels."""
     classes: tuple[Any, ...]
-    """Value in the source of each class, by its number; () where labels are values, or there are none."""
+    """Source value of each class, by class number; () if labels are values or missing."""
     weights: npt.NDArray[np.float64] | None
-    """How often each is drawn, in proportion, not negative `[N]`; None = by area."""
-    start: npt.NDArray[np.datetime64] | None
-    """First instant of each one's time window, UTC, NaT = open `[N]`; None = no windows."""
-    stop: npt.NDArray[np.datetime64] | None
-    """Last instant of each one's time window, inclusive, UTC, NaT = open `[N]`; None = no windows."""
+    """Relative frequency of each AOI, >= 0 `[N]`; None = by area."""
+    start: Times | None
+    """First instant of each AOI's time window, UTC, NaT = open `[N]`; None = no windows."""
+    stop: Times | None
+    """Last instant of each AOI's time window, inclusive, UTC, NaT = open `[N]`; None = no windows."""
     table: gpd.GeoDataFrame
-    """The whole source table, as it came; `rows` point into it."""
+    """The unmodified source table, which `rows` index."""
 
     @classmethod
     def of(
@@ -63,61 +69,55 @@ class AOITable:
         invalid: Literal["repair", "drop", "raise"] = "repair",
         empty: Literal["raise", "drop"] = "raise",
     ) -> AOITable:
-        """Read a table.
+        """Read a table of AOIs.
 
         Args:
             source: A GeoDataFrame, a path to GeoParquet, GeoJSON or another vector file, an Arrow or DuckDB stream,
-                a list of shapely geometries … (see `geometries_from`). An `AOITable` is returned as it is.
-            crs: CRS of the coordinates where the source does not say it; default longitude/latitude.
-            label: Column (or values `[N]`) that becomes each sample's `label`. Text, whole numbers, booleans and
+                a list of shapely geometries … (see `geometries_from`). An `AOITable` is returned unchanged.
+            crs: CRS of the coordinates if the source does not state it; default longitude/latitude.
+            label: Column (or values `[N]`) that becomes each sample's `label`. Text, integers, booleans and
                 categories become classes; floats stay values, for regression, unless `classes` is given.
-            classes: The values in the order of their class numbers, or a mapping from value to class number. Give
-                the same for training and validation. Default the sorted distinct values (categories: all of them).
-            weight: Column (or values `[N]`) of how often each AOI is drawn, in proportion.
+            classes: Values in the order of their class numbers, or a mapping from value to class number. Pass the
+                same for training and validation. Default: the sorted distinct values (categories: all of them).
+            weight: Column (or values `[N]`) with the relative frequency of each AOI.
             time: Column of instants or of ISO intervals ("2023-05-01/2023-08-31", ".." for an open end), or a pair
-                of columns (first, last). Text that names a day, month or year means all of it; missing = open.
-            invalid: Polygons that are not valid: "repair" (their area is kept), "drop" (logged) or "raise". What has
-                coordinates that are no numbers cannot be repaired.
-            empty: Missing geometries, and polygons of no area: "raise" or "drop" (logged).
+                of columns (first, last). Text that names a day, month or year covers all of it; missing = open.
+            invalid: What to do with invalid polygons: "repair" (keeps their area), "drop" (logged) or "raise".
+                Coordinates that are NaN or infinite cannot be repaired.
+            empty: What to do with missing geometries and polygons without area: "raise" or "drop" (logged).
 
         Raises:
-            GeometryError: nothing readable, or invalid or empty geometries that were not to be dropped; rows are named.
-            UsageError: a column that is not there, a label that is missing or in no class, a negative weight, a
-                window that ends before it starts; rows are named.
+            GeometryError: if the source cannot be read, or has invalid or empty geometries that may not be dropped.
+            UsageError: if a column does not exist, a label is missing or in no class, a weight is negative, or a
+                window ends before it starts. Messages list the rows.
         """
         if isinstance(source, AOITable):
-            given = {"label": label, "classes": classes, "weight": weight, "time": time}
-            return _unchanged(source, crs, [name for name, value in given.items() if value is not None])
-        if invalid not in ("repair", "drop", "raise") or empty not in ("raise", "drop"):
-            raise UsageError(
-                f"invalid is 'repair', 'drop' or 'raise', empty 'raise' or 'drop'; not {invalid!r}, {empty!r}."
-            )
+            options = {"label": label, "classes": classes, "weight": weight, "time": time}
+            return _existing(source, crs, [name for name, value in options.items() if value is not None])
+        if invalid not in ("repair", "drop", "raise"):
+            raise UsageError(f"invalid must be 'repair', 'drop' or 'raise', got {invalid!r}.")
+        if empty not in ("raise", "drop"):
+            raise UsageError(f"empty must be 'raise' or 'drop', got {empty!r}.")
         if classes is not None and label is None:
-            raise UsageError("classes= says how a label is numbered; give label= as well.")
-        values, own_crs, table = unpack_geometries(source)
-        rows = _with_numbers(values, _with_geometry(values, empty), invalid)
-        found = geometries_from(gpd.GeoSeries(list(values[rows]), crs=own_crs), crs)
-        shapes, kept = _valid(found.geometries, rows, invalid, empty)
+            raise UsageError("classes= needs label=, the column whose values it numbers.")
+        values, source_crs, table = unpack_geometries(source)
+        rows = _usable_rows(values, invalid, empty)
+        found = geometries_from(gpd.GeoSeries(list(values[rows]), crs=source_crs), crs)
+        geometries, kept = _repair(found.geometries, rows, invalid, empty)
         if table is None:
             table = gpd.GeoDataFrame(geometry=list(values), crs=found.crs)
         rows = rows[kept]
-        labels, names = (None, ()) if label is None else class_labels(table, rows, label, classes)
-        start, stop = (None, None) if time is None else time_windows(table, rows, time)
-        weights = None if weight is None else weight_column(table, rows, weight)
-        for array in (shapes := shapes[kept], rows, labels, weights, start, stop):
-            if array is not None:
-                array.setflags(write=False)
-        return cls(
-            geometries=shapes,
-            crs=found.crs,
-            rows=rows,
-            labels=labels,
-            classes=names,
-            weights=weights,
-            start=start,
-            stop=stop,
-            table=table,
-        )
+        labels, names = (None, ()) if label is None else _class_labels(table, rows, label, classes)
+        start, stop = (None, None) if time is None else _time_windows(table, rows, time)
+        arrays = {
+            "geometries": geometries[kept],
+            "rows": rows,
+            "labels": labels,
+            "weights": None if weight is None else parse_weights(_select(table, rows, weight, "weight"), rows),
+            "start": start,
+            "stop": stop,
+        }
+        return cls(**_read_only(arrays), crs=found.crs, classes=names, table=table)
 
     def __len__(self) -> int:
         return len(self.geometries)
@@ -128,129 +128,242 @@ class AOITable:
 
     @property
     def attributes(self) -> gpd.GeoDataFrame:
-        """The source table's rows that are in this one, in its order."""
+        """Rows of the source table that are in this one, in its order."""
         return self.table.iloc[self.rows]
 
     def row(self, aoi: Any) -> pd.Series:
-        """The attributes of an AOI (what a sampler yields, a sample's `aoi`, or a row number) in the source table.
+        """Return the source row of an AOI (what a sampler yields, a sample's `aoi`, or a row number).
 
         Raises:
-            UsageError: the AOI is from no table, or the table has no such row.
+            UsageError: if the AOI comes from no table, or the table has no such row.
         """
         number = int(getattr(aoi, "row", aoi))
         if not 0 <= number < len(self.table):
-            raise UsageError(f"There is no row {number} in a table of {len(self.table)}.")
+            raise UsageError(
+                f"row must be between 0 and {len(self.table) - 1}, got {number}: the table has no row for it."
+            )
         return self.table.iloc[number]
 
-    def where(self, chosen: Any) -> AOITable:
-        """Some of the AOIs; they keep their rows, and the table its classes.
+    def where(self, selection: Any) -> AOITable:
+        """Select AOIs; they keep their row numbers, and the table its classes.
 
         Args:
-            chosen: A boolean mask `[N]`, or rows of the source table.
+            selection: A boolean mask `[N]`, or rows of the source table.
 
         Raises:
-            UsageError: a mask of another length, a row that is not in this table, or nothing chosen.
+            UsageError: if a mask has another length, a row is not in this table, or nothing is selected.
         """
-        wanted = np.asarray(chosen)
-        if wanted.dtype == bool:
-            if wanted.shape != (len(self),):
-                raise UsageError(f"A mask of {wanted.shape} does not fit a table of {len(self)} AOIs.")
-            at = np.flatnonzero(wanted)
+        selected = np.asarray(selection)
+        if selected.dtype == bool:
+            if selected.shape != (len(self),):
+                raise UsageError(f"The mask must have shape ({len(self)},), got {selected.shape}.")
+            index = np.flatnonzero(selected)
         else:
-            at = self._positions(wanted)
-        if not len(at):
-            raise UsageError("No AOI is chosen.")
-        names = ("geometries", "rows", "labels", "weights", "start", "stop")
-        parts: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[at] for name in names
-        }
-        for part in parts.values():
-            if part is not None:
-                part.setflags(write=False)
-        return replace(self, **parts)
+            index = self._positions(selected)
+        if not len(index):
+            raise UsageError("The selection is empty: no AOI is left.")
+        arrays = {name: getattr(self, name) for name in ("geometries", "rows", "labels", "weights", "start", "stop")}
+        return replace(self, **_read_only({n: None if a is None else a[index] for n, a in arrays.items()}))
 
-    def _positions(self, wanted: npt.NDArray[Any]) -> Rows:
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise UsageError("where() takes a boolean mask, or a list of rows of the source table.")
+    def _positions(self, rows: npt.NDArray[Any]) -> Rows:
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise UsageError(f"where() takes a boolean mask or a list of source rows, got {rows.dtype} {rows.shape}.")
         order = np.argsort(self.rows, kind="stable")
-        at: Rows = order[np.searchsorted(self.rows, wanted, sorter=order).clip(max=len(self) - 1)]
-        absent = self.rows[at] != wanted
-        if absent.any():
-            raise UsageError(f"These rows are not in the table: {named_rows(wanted[absent])}.")
-        return at
+        index: Rows = order[np.searchsorted(self.rows, rows, sorter=order).clip(max=len(self) - 1)]
+        missing = self.rows[index] != rows
+        if missing.any():
+            raise UsageError(f"These rows are not in the table: {format_rows(rows[missing])}.")
+        return index
 
-    def column(self, values: Any, what: str) -> pd.Series:
-        """Values of each AOI `[N]`: a column of the source, an array, or what a callable makes of `attributes`.
+    def column(self, values: Any, argument: str) -> pd.Series:
+        """Return a value for each AOI `[N]`: a source column, an array, or a callable's result for `attributes`.
 
         Raises:
-            UsageError: no such column, or another length.
+            UsageError: if the column does not exist, or the length differs.
         """
         if callable(values):
             values = values(self.attributes)
         if isinstance(values, str):
-            return column_of(self.table, self.rows, values, what)
+            return _select(self.table, self.rows, values, argument)
         series = pd.Series(values).reset_index(drop=True)
         if len(series) != len(self):
-            raise UsageError(f"{what} has {len(series)} values for {len(self)} AOIs.")
+            raise UsageError(f"{argument} has {len(series)} values for {len(self)} AOIs.")
         return series
 
 
-def _unchanged(table: AOITable, crs: Any, given: list[str]) -> AOITable:
-    if given:
-        raise UsageError(f"This is an AOITable already; say {', '.join(given)} where it is made.")
+def _read_only(arrays: dict[str, Any]) -> dict[str, Any]:
+    for array in arrays.values():
+        if array is not None:
+            array.setflags(write=False)
+    return arrays
+
+
+def _existing(table: AOITable, crs: Any, options: list[str]) -> AOITable:
+    if options:
+        raise UsageError(f"This is already an AOITable; pass {', '.join(options)} where it is created.")
     if crs is not None and crs_text(crs) != table.crs:
         raise GeometryError(f"The AOI table is in {table.crs}, but {crs_text(crs)} was given; drop one of them.")
     return table
 
 
-def _with_geometry(values: Geometries, empty: str) -> Rows:
-    """Rows that have a geometry."""
-    bare = shapely.is_missing(values) | shapely.is_empty(values)
-    if bare.any():
-        rows = named_rows(np.flatnonzero(bare))
-        if empty == "raise":
-            raise GeometryError(f"AOIs {rows} have no geometry, or an empty one; drop them, or say empty='drop'.")
-        _log.warning("%d AOIs have no geometry and are dropped: %s", bare.sum(), rows)
-    return np.flatnonzero(~bare)
+# Geometries -----------------------------------------------------------------------------------------------
 
 
-def _with_numbers(values: Geometries, rows: Rows, invalid: str) -> Rows:
-    """Those of the rows whose coordinates are finite."""
+def is_polygon(geometries: Geometries) -> npt.NDArray[np.bool_]:
+    """Return which geometries are Polygons or MultiPolygons `[N]`."""
+    return np.isin(shapely.get_type_id(geometries), (3, 6))
+
+
+def _usable_rows(values: Geometries, invalid: str, empty: str) -> Rows:
+    """Rows that have a geometry with finite coordinates."""
+    missing = shapely.is_missing(values) | shapely.is_empty(values)
+    rows = np.flatnonzero(missing)
+    _drop_or_raise(rows, empty == "drop", "have no geometry, or an empty one", "drop them, or pass empty='drop'")
+    rows = np.flatnonzero(~missing)
     finite = are_finite(values[rows])
-    if not finite.all():
-        named = named_rows(rows[~finite])
-        if invalid != "drop":
-            raise GeometryError(
-                f"AOIs {named} have coordinates that are NaN or infinite; mend them, or say invalid='drop'."
-            )
-        _log.warning("%d AOIs have coordinates that are no numbers and are dropped: %s", (~finite).sum(), named)
+    remedy = "correct them, or pass invalid='drop'"
+    _drop_or_raise(rows[~finite], invalid == "drop", "have coordinates that are NaN or infinite", remedy)
     return rows[finite]
 
 
-def _valid(shapes: Geometries, rows: Rows, invalid: str, empty: str) -> tuple[Geometries, npt.NDArray[np.bool_]]:
-    """Geometries made valid, and which of them are kept."""
-    kept = np.ones(len(shapes), bool)
-    wrong = ~shapely.is_valid(shapes)
-    areal = np.isin(shapely.get_type_id(shapes), (3, 6))
-    if wrong.any():
-        named = named_rows(rows[wrong])
-        if invalid == "raise":
-            first = shapely.is_valid_reason(shapes[np.argmax(wrong)])
-            raise GeometryError(f"AOIs {named} are not valid ({first}); mend them, or say invalid='repair' or 'drop'.")
-        if invalid == "drop":
-            kept &= ~wrong
-            _log.warning("%d AOIs are not valid and are dropped: %s", wrong.sum(), named)
-        else:
-            shapes = shapes.copy()
-            shapes[wrong & areal] = polygonal_each(shapes[wrong & areal])
-            shapes[wrong & ~areal] = shapely.make_valid(shapes[wrong & ~areal])
-            _log.warning("%d AOIs were not valid and are repaired: %s", wrong.sum(), named)
-    flat = kept & areal & ~(shapely.area(shapes) > 0)
-    if flat.any():
-        named = named_rows(rows[flat])
-        if empty == "raise":
-            raise GeometryError(f"AOIs {named} are polygons without an area; drop them, or say empty='drop'.")
-        _log.warning("%d AOIs have no area and are dropped: %s", flat.sum(), named)
+def _repair(geometries: Geometries, rows: Rows, invalid: str, empty: str) -> tuple[Geometries, npt.NDArray[np.bool_]]:
+    """Valid geometries `[N]`, and which of them to keep `[N]`."""
+    kept = np.ones(len(geometries), bool)
+    broken, polygons = ~shapely.is_valid(geometries), is_polygon(geometries)
+    if broken.any() and invalid == "repair":
+        geometries = geometries.copy()
+        geometries[broken & polygons] = polygonal_each(geometries[broken & polygons])
+        geometries[broken & ~polygons] = shapely.make_valid(geometries[broken & ~polygons])
+        _log.warning("Repaired %d invalid AOIs: %s", broken.sum(), format_rows(rows[broken]))
+    elif broken.any():
+        problem = f"are not valid ({shapely.is_valid_reason(geometries[np.argmax(broken)])})"
+        remedy = "correct them, or pass invalid='repair' or 'drop'"
+        _drop_or_raise(rows[broken], invalid == "drop", problem, remedy)
+        kept = ~broken
+    flat = kept & polygons & ~(shapely.area(geometries) > 0)
+    _drop_or_raise(rows[flat], empty == "drop", "are polygons without an area", "drop them, or pass empty='drop'")
     if not (kept & ~flat).any():
-        raise GeometryError("None of the AOIs is left: all are invalid or have no area.")
-    return shapes, kept & ~flat
+        raise GeometryError("None of the AOIs can be used: all are invalid or have no area.")
+    return geometries, kept & ~flat
+
+
+def _drop_or_raise(rows: Rows, drop: bool, problem: str, remedy: str) -> None:
+    if not len(rows):
+        return
+    if not drop:
+        raise GeometryError(f"AOIs {format_rows(rows)} {problem}; {remedy}.")
+    _log.warning("Dropping %d AOIs that %s: %s", len(rows), problem, format_rows(rows))
+
+
+# Columns --------------------------------------------------------------------------------------------------
+
+
+def format_rows(rows: npt.NDArray[Any]) -> str:
+    """Format row numbers for a message: the first ten, and the total if there are more."""
+    listed = [int(row) for row in rows[:10]]
+    return str(listed) if len(rows) <= 10 else f"{listed} ({len(rows)} in all)"
+
+
+def get_column(table: pd.DataFrame, name: str, argument: str) -> pd.Series:
+    """Return a column by its name.
+
+    Raises:
+        UsageError: if several columns have this name.
+    """
+    column = table[name]
+    if isinstance(column, pd.DataFrame):
+        raise UsageError(
+            f"{argument}={name!r}: the table has {column.shape[1]} columns of this name; rename them first."
+        )
+    return column
+
+
+def _select(table: gpd.GeoDataFrame, rows: Rows, values: Any, argument: str) -> pd.Series:
+    """A column, or values for all source rows, at `rows` and renumbered from 0."""
+    if isinstance(values, str):
+        if values not in table.columns:
+            raise UsageError(f"{argument}={values!r}: the table has no such column; it has {list(table.columns)}.")
+        return get_column(table, values, argument).iloc[rows].reset_index(drop=True)
+    series = pd.Series(values)
+    if len(series) != len(table):
+        raise UsageError(f"{argument} has {len(series)} values for a table of {len(table)} rows.")
+    return series.iloc[rows].reset_index(drop=True)
+
+
+def _class_labels(
+    table: gpd.GeoDataFrame, rows: Rows, label: Any, classes: Sequence[Any] | Mapping[Any, int] | None
+) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float64], tuple[Any, ...]]:
+    """Class numbers (int64) and the value of each class, or values (float64) and ()."""
+    column = _select(table, rows, label, "label")
+    name = f"table[{label!r}]" if isinstance(label, str) else "pandas.Series(label)"
+    if column.isna().any():
+        raise UsageError(
+            f"AOIs {format_rows(rows[column.isna().to_numpy()])} have no label; fill them in, or drop these rows "
+            f"first: table[{name}.notna()]."
+        )
+    dtype = column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        if classes is None:
+            return column.cat.codes.to_numpy(np.int64, copy=True), tuple(dtype.categories.tolist())
+        column = column.astype(object)
+    if classes is None and pd.api.types.is_float_dtype(dtype):
+        return column.to_numpy(np.float64, copy=True), ()
+    if pd.api.types.is_datetime64_any_dtype(dtype):
+        raise UsageError(f"label must be a class or a number, not a time, got {dtype}.")
+    numbers, names = _number_classes(column, classes)
+    labels = column.map(numbers)
+    unknown = labels.isna().to_numpy()
+    if unknown.any():
+        values = list(dict.fromkeys(column[unknown].tolist()))[:5]
+        raise UsageError(
+            f"AOIs {format_rows(rows[unknown])} have labels that are in no class: {values}; add them to classes=, or "
+            f"drop these rows first: table[{name}.isin(classes)]."
+        )
+    return labels.to_numpy(np.int64), names
+
+
+def _number_classes(column: pd.Series, classes: Any) -> tuple[dict[Any, int], tuple[Any, ...]]:
+    """Class number of each value, and the value of each class number."""
+    if classes is None:
+        try:
+            classes = sorted(column.unique().tolist())
+        except TypeError as error:
+            raise UsageError(f"The labels cannot be sorted ({error}); list them in order in classes=.") from None
+    if not isinstance(classes, Mapping):
+        names = tuple(classes)
+        if len(set(names)) < len(names):
+            raise UsageError("classes lists a value twice; map values to numbers to merge classes.")
+        return {value: number for number, value in enumerate(names)}, names
+    first: dict[int, Any] = {}
+    for value, number in classes.items():
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
+            raise UsageError(f"classes must map values to class numbers from 0, got {number!r} for {value!r}.")
+        first.setdefault(int(number), value)
+    return dict(classes), tuple(first.get(number) for number in range(max(first, default=-1) + 1))
+
+
+def parse_weights(column: pd.Series, rows: Rows) -> npt.NDArray[np.float64]:
+    """Return weights as float64 `[N]`.
+
+    Raises:
+        UsageError: if a weight is not a number, negative, missing or infinite, or all are 0.
+    """
+    try:
+        weights: npt.NDArray[np.float64] = column.to_numpy(np.float64, na_value=np.nan, copy=True)
+    except (TypeError, ValueError):
+        raise UsageError(f"Weights must be numbers, got {column.dtype}.") from None
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        raise UsageError(f"AOIs {format_rows(rows[wrong])} have a weight that is negative, missing or infinite.")
+    if not weights.any():
+        raise UsageError("All weights are 0: no AOI could be drawn.")
+    return weights
+
+
+def _time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str]) -> tuple[Times, Times]:
+    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open."""
+    names = [time] if isinstance(time, str) else list(time)
+    if not isinstance(time, str) and len(names) != 2:
+        raise UsageError(f"time must be a column or a pair of columns (first, last), got {time!r}.")
+    first, *last = (_select(table, rows, name, "time") for name in names)
+    return windows_of(first, last[0] if last else None, lambda at: f"AOIs {format_rows(rows[at])}")

@@ -1,4 +1,4 @@
-"""Where chips may come from: AOIs cut to what a dataset covers, in the CRS of each of its frames."""
+"""Where chips may lie: AOIs clipped to what a dataset covers, in the CRS of each of its target grids."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyproj
 import shapely
 from shapely.geometry.base import BaseGeometry
@@ -19,300 +21,368 @@ from rasteret_ml.geo.antimeridian import wraps_globe
 from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bounds, transform_geometries
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.regions import clipped, in_threads, polygonal_each, union_of
-from rasteret_ml.samplers.aoi.aoi_columns import named_rows
-from rasteret_ml.samplers.aoi.aoi_table import AOITable
+from rasteret_ml.samplers.aoi.aoi_table import AOITable, format_rows, is_polygon, parse_weights
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
-__all__ = ["AOICoverage", "Outside", "coverage_digest", "coverage_from", "ground_area", "ground_scale", "without"]
+__all__ = ["AOICoverage", "Balance", "Outside", "Weight", "clip_aois", "sampling_weights"]
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Geometries = npt.NDArray[np.object_]
+Mask = npt.NDArray[np.bool_]
+Times = npt.NDArray[np.datetime64]
+Bounds = tuple[float, float, float, float]
 
 Outside = Literal["raise", "drop"]
-"""What becomes of an AOI that no chip can come from."""
+"""What to do with an AOI that no chip can be drawn from."""
+Weight = str | Sequence[float] | npt.NDArray[Any] | Callable[[gpd.GeoDataFrame], Any]
+"""Relative frequency of each AOI: a column, numbers `[N]`, or a callable that returns them for the table's rows."""
+Balance = bool | str | Sequence[Any] | npt.NDArray[Any]
+"""Classes to draw equally often: True = the table's labels, a column, or values `[N]`."""
 
 _EARTH_RADIUS = 6_371_008.8
 """Mean radius in metres (Moritz 2000)."""
 _FEW = 1000
-_STRAIGHT = (0.01, 1000.0)
-"""Extents in degrees and metres below which, among many, an AOI's edges are taken to stay straight in any CRS (a
-kilometre bows by L^2 tan(latitude) / 8R, some centimetres)."""
+"""Up to this many AOIs, all edges are densified before they are projected."""
+_STRAIGHT_METRES, _STRAIGHT_DEGREES = 1000.0, 0.01
+"""Extent below which, among many AOIs, edges are taken to stay straight in any CRS (over a length L they bend by
+L^2 tan(latitude) / 8R, some centimetres)."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AOICoverage:
-    """Pairs of an AOI and a frame that it meets: frame by frame, the AOIs in the table's order."""
+    """Pairs of a target grid and an AOI that it intersects: grid by grid, AOIs in the table's order."""
 
-    frames: tuple[TargetGrid, ...]
-    """All frames of the dataset."""
-    coverages: tuple[BaseGeometry, ...]
-    """All that each frame covers; of longitudes, also a turn away."""
+    target_grids: tuple[TargetGrid, ...]
+    """All target grids of the dataset."""
+    extents: tuple[BaseGeometry, ...]
+    """What each grid covers; with AOIs, longitudes also a full turn away."""
     table: AOITable | None
-    """The AOIs; None = no AOIs, but everywhere."""
-    shapes: npt.NDArray[np.object_]
-    """Each AOI in its frame's CRS, valid, cut to the coverage, and shrunk where that was asked for `[P]`."""
-    whole: npt.NDArray[np.object_]
-    """The same as it was, neither cut nor shrunk; None where there was no AOI `[P]`."""
-    wkb: npt.NDArray[np.object_]
-    """`whole` as WKB; None where there was no AOI `[P]`."""
-    frame: npt.NDArray[np.int64]
-    """Number of the frame of each `[P]`."""
-    aoi: npt.NDArray[np.int64]
-    """Position in `table` of each; -1 = no AOI `[P]`."""
-    rows: npt.NDArray[np.int64]
-    """Row of the AOI's source table of each; -1 = no AOI `[P]`."""
+    """The AOIs; None = everything that the grids cover."""
+    shapes: Geometries
+    """Each AOI in its grid's CRS, valid, shrunk by the inset and clipped to the extent `[P]`."""
+    full_shapes: Geometries
+    """The same, neither shrunk nor clipped; None without AOIs `[P]`."""
+    wkb: Geometries
+    """`full_shapes` as WKB; None without AOIs `[P]`."""
+    grid_index: Integers
+    """Index into `target_grids` of each pair `[P]`."""
+    aoi_index: Integers
+    """Position in `table` of each pair's AOI; -1 = no AOI `[P]`."""
+    rows: Integers
+    """Row in the source table of each pair's AOI; -1 = no AOI `[P]`."""
+    windows: tuple[Times, Times] | None
+    """First and last instant of each pair's AOI, NaT = open `[P]`; None = no time windows."""
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def kept(self, chosen: npt.NDArray[Any]) -> AOICoverage:
-        """Some of the places, by a mask or their numbers."""
-        names = [f.name for f in fields(self) if f.name not in ("frames", "coverages", "table")]
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
-
     @property
-    def res(self) -> npt.NDArray[np.float64]:
-        """Pixel size (x, y) of each `[P, 2]`."""
-        return np.array([frame.res for frame in self.frames], dtype=np.float64)[self.frame]
+    def res(self) -> Floats:
+        """Pixel size (x, y) of each pair `[P, 2]`."""
+        return np.array([grid.res for grid in self.target_grids], dtype=np.float64)[self.grid_index]
+
+    def select(self, selection: npt.NDArray[Any]) -> AOICoverage:
+        """Return some of the pairs, by a mask or their indices."""
+        names = [f.name for f in fields(self) if f.name not in ("target_grids", "extents", "table", "windows")]
+        windows = self.windows and (self.windows[0][selection], self.windows[1][selection])
+        return replace(self, **{name: getattr(self, name)[selection] for name in names}, windows=windows)
+
+    def drop(
+        self, mask: Mask, outside: Outside, reason: Callable[[str], str], error: type[UsageError] = GeometryError
+    ) -> AOICoverage:
+        """Return the pairs that are not in `mask` `[P]`; log the AOIs that are lost.
+
+        Raises:
+            GeometryError: (or `error`) if an AOI loses all its pairs and `outside` is not "drop", or no pair is left.
+        """
+        if not mask.any():
+            return self
+        lost = np.setdiff1d(self.rows[mask], self.rows[~mask])
+        if len(lost):
+            text = reason(format_rows(lost))
+            if outside == "raise" or mask.all():
+                raise error(f"{text}." if self.table is None else f"{text}, or drop them (outside='drop').")
+            _log.warning("%s. Dropping %d AOIs.", text, len(lost))
+        return self.select(~mask)
+
+    def digest(self) -> str:
+        """Return a digest of the grids, AOIs and outlines, to a thousandth of a pixel."""
+        coordinates, owner = shapely.get_coordinates(self.shapes, return_index=True)
+        grids = [(grid.crs, grid.res, grid.origin) for grid in self.target_grids]
+        return digest(grids, self.grid_index, self.rows, owner, np.round(coordinates / self.res[owner], 3))
+
+    def area_m2(self, shapes: Geometries) -> Floats:
+        """Return areas in square metres of polygons, one for each pair `[P]`, in the units of their grids' CRSs."""
+        areas: Floats = shapely.area(shapes) * self.m2_per_unit(shapes)
+        return areas
+
+    def m2_per_unit(self, shapes: Geometries) -> Floats:
+        """Return square metres per square CRS unit at the centroids of shapes, one for each pair `[P]`.
+
+        Degrees are measured on a sphere; projected units by their conversion factor.
+        """
+        scale = np.ones(len(self))
+        for number, grid in enumerate(self.target_grids):
+            here = self.grid_index == number
+            turn = full_turn(grid.crs)
+            if turn is None:
+                axes = pyproj_crs(grid.crs).axis_info
+                scale[here] = float(axes[0].unit_conversion_factor) ** 2 if axes else 1.0
+            else:
+                radians = 2 * np.pi / turn
+                latitude = np.nan_to_num(shapely.get_y(shapely.centroid(shapes[here]))) * radians
+                scale[here] = np.cos(latitude) * (radians * _EARTH_RADIUS) ** 2
+        return scale
 
 
-def coverage_from(
-    dataset: Any, aois: Any, aois_crs: Any = None, *, inset: float = 0.0, outside: Outside = "raise", area: bool = True
+def clip_aois(
+    dataset: Any,
+    aois: Any,
+    aois_crs: Any = None,
+    *,
+    inset: float = 0.0,
+    outside: Outside = "raise",
+    polygons_only: bool = True,
 ) -> AOICoverage:
-    """The places of `aois`, or everywhere, a place a frame, where `aois` is None.
+    """Clip AOIs to what a dataset covers; without AOIs, return one pair for each target grid.
 
     Args:
         dataset: Any TorchGeo dataset.
-        aois: What `AOITable.of` takes.
-        aois_crs: CRS of `aois` where they do not say it.
-        inset: By how much polygons are shrunk, in CRS units.
-        outside: Whether AOIs that no chip can come from are an error, or dropped (logged).
-        area: Whether points and lines are refused.
+        aois: An `AOITable`, anything that `AOITable.of` takes, or None.
+        aois_crs: CRS of `aois` if they do not state it.
+        inset: Distance by which to shrink polygons, in CRS units.
+        outside: What to do with AOIs that no chip can be drawn from: "raise", or "drop" (logged).
+        polygons_only: Whether to refuse points and lines.
 
     Raises:
-        GeometryError: an AOI without an area, one that does not meet the dataset, or one that is gone when shrunk;
-            rows are named.
+        GeometryError: if an AOI has no area, lies outside the dataset, or vanishes when shrunk. The message lists rows.
     """
     if outside not in ("raise", "drop"):
-        raise UsageError(f"outside is 'raise' or 'drop', not {outside!r}.")
+        raise UsageError(f"outside must be 'raise' or 'drop', got {outside!r}.")
     if not (inset >= 0 and np.isfinite(inset)):
-        raise UsageError(f"edge is a distance of at least 0 in CRS units, not {inset!r}.")
-    frames = tuple(target_grids_of(dataset))
-    coverages = [union_of(frame.shapes) for frame in frames]
+        raise UsageError(f"inset must be a finite distance >= 0 in CRS units, got {inset!r}.")
+    grids = tuple(target_grids_of(dataset))
+    extents = [union_of(grid.shapes) for grid in grids]
     if aois is None:
-        return _everywhere(frames, coverages, inset)
+        return _without_aois(grids, extents, inset)
     table = AOITable.of(aois, crs=aois_crs)
-    if area:
-        _need_area(table)
-    covered = [
-        shapely.union_all(wraps_globe([coverage], full_turn(frame.crs)))
-        for frame, coverage in zip(frames, coverages, strict=True)
+    if polygons_only:
+        _require_polygons(table)
+    projected = [
+        _project(table, grid, extent.bounds, prefilter=len(grids) > 1)
+        for grid, extent in zip(grids, extents, strict=True)
     ]
-    found = [
-        _in_frame(table, frame, bounds.bounds, len(frames) > 1) for frame, bounds in zip(frames, coverages, strict=True)
-    ]
-    aoi = np.concatenate([at for at, _ in found])
-    whole = np.concatenate([shapes for _, shapes in found])
-    frame = np.repeat(np.arange(len(frames)), [len(at) for at, _ in found])
-    places = AOICoverage(
-        frames=frames,
-        coverages=tuple(covered),
+    aoi_index = np.concatenate([index for index, _ in projected])
+    full_shapes = np.concatenate([shapes for _, shapes in projected])
+    coverage = AOICoverage(
+        target_grids=grids,
+        extents=tuple(
+            shapely.union_all(wraps_globe([extent], full_turn(grid.crs)))
+            for grid, extent in zip(grids, extents, strict=True)
+        ),
         table=table,
-        shapes=_shrunk(whole, inset),
-        whole=whole,
-        wkb=np.asarray(shapely.to_wkb(whole), dtype=object),
-        frame=frame,
-        aoi=aoi,
-        rows=table.rows[aoi],
+        shapes=_shrink(full_shapes, inset),
+        full_shapes=full_shapes,
+        wkb=np.asarray(shapely.to_wkb(full_shapes), dtype=object),
+        grid_index=np.repeat(np.arange(len(grids)), [len(index) for index, _ in projected]),
+        aoi_index=aoi_index,
+        rows=table.rows[aoi_index],
+        windows=None if table.start is None or table.stop is None else (table.start[aoi_index], table.stop[aoi_index]),
     )
-    absent = np.setdiff1d(np.arange(len(table)), aoi)
-    gone = shapely.is_empty(places.shapes) & ~shapely.is_empty(whole)
-    if gone.any():
-        places = without(
-            places,
-            gone,
-            outside,
-            lambda rows: f"Nothing is left of AOIs {rows} when inset={inset} is taken off; take less",
-        )
-    cut = _cut(places)
-    missed = shapely.is_empty(cut) | ((shapely.get_dimensions(places.whole) == 2) & ~(shapely.area(cut) > 0))
-    return _met(replace(places, shapes=cut), missed, absent, outside, coverages)
+    vanished = shapely.is_empty(coverage.shapes) & ~shapely.is_empty(full_shapes)
+    coverage = coverage.drop(
+        vanished, outside, lambda rows: f"inset={inset} leaves nothing of AOIs {rows}; use a smaller inset"
+    )
+    return _clip(coverage, np.setdiff1d(np.arange(len(table)), aoi_index), outside, extents)
 
 
-def _met(
-    places: AOICoverage,
-    missed: npt.NDArray[np.bool_],
-    absent: npt.NDArray[np.int64],
-    outside: Outside,
-    coverages: Sequence[BaseGeometry],
-) -> AOICoverage:
-    """Without the AOIs that meet no frame, `absent` those that came nowhere near one."""
-    assert places.table is not None
-    table = places.table
-    lost = np.union1d(np.setdiff1d(places.aoi[missed], places.aoi[~missed]), absent)
-    if len(lost):
-        first, crs = table.geometries[lost[0]], table.crs
-        here = np.flatnonzero(missed & (places.aoi == lost[0]))
-        if len(here) and not shapely.is_empty(places.whole[here[0]]):
-            first, crs = places.whole[here[0]], places.frames[places.frame[here[0]]].crs
-        cover = "; ".join(
-            f"{tuple(round(v, 3) for v in coverage.bounds)} in {frame.crs}"
-            for frame, coverage in zip(places.frames, coverages, strict=True)
-        )
-        rows = table.rows[lost]
-        others = "" if len(rows) == 1 else f", as {len(rows) - 1} more do: {named_rows(rows)}"
-        text = (
-            f"AOI {rows[0]} (bounds {tuple(round(v, 3) for v in first.bounds)} in {crs}) lies outside every scene"
-            f"{others}; they cover {cover}."
-        )
-        if outside == "raise" or len(lost) == len(table):
-            raise GeometryError(f"{text} Drop it (outside='drop'), or check its CRS.")
-        _log.warning("%d AOIs lie outside every scene and are dropped: %s", len(rows), named_rows(rows))
-    return places.kept(~missed)
-
-
-def without(
-    places: AOICoverage,
-    bad: npt.NDArray[np.bool_],
-    outside: Outside,
-    why: Callable[[str], str],
-    error: type[UsageError] = GeometryError,
-) -> AOICoverage:
-    """The places that are not `bad` `[P]`.
-
-    Raises:
-        GeometryError: (or `error`) an AOI is left without a place, and `outside` is not "drop"; or all are.
-    """
-    lost = np.setdiff1d(places.rows[bad], places.rows[~bad])
-    if len(lost):
-        text = why(named_rows(lost))
-        if outside == "raise" or bad.all():
-            raise error(f"{text}." if places.table is None else f"{text}, or drop them (outside='drop').")
-        _log.warning("%s. %d AOIs are dropped.", text, len(lost))
-    return places.kept(~bad)
-
-
-def coverage_digest(places: AOICoverage) -> str:
-    """Tells places apart: by frames, AOIs and outlines, to a thousandth of a pixel."""
-    coordinates, owner = shapely.get_coordinates(places.shapes, return_index=True)
-    frames = [(frame.crs, frame.res, frame.origin) for frame in places.frames]
-    return digest(frames, places.frame, places.rows, owner, np.round(coordinates / places.res[owner], 3))
-
-
-def ground_area(places: AOICoverage, shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
-    """Areas of polygons, one a place `[P]`, in square metres, whatever the units of their CRSs."""
-    areas: npt.NDArray[np.float64] = shapely.area(shapes) * ground_scale(places, shapes)
-    return areas
-
-
-def ground_scale(places: AOICoverage, shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
-    """Square metres to a square unit of the CRS, at the centroids of geometries, one a place `[P]`.
-
-    A degree is as long as it is there on a sphere; a projected unit is as long as the CRS says.
-    """
-    scale = np.ones(len(places))
-    for number, frame in enumerate(places.frames):
-        here = places.frame == number
-        turn = full_turn(frame.crs)
-        if turn is None:
-            axes = pyproj_crs(frame.crs).axis_info
-            scale[here] = float(axes[0].unit_conversion_factor) ** 2 if axes else 1.0
-        else:
-            unit = 2 * np.pi / turn
-            latitude = np.nan_to_num(shapely.get_y(shapely.centroid(shapes[here]))) * unit
-            scale[here] = np.cos(latitude) * (unit * _EARTH_RADIUS) ** 2
-    return scale
-
-
-def _everywhere(frames: tuple[TargetGrid, ...], coverages: list[BaseGeometry], inset: float) -> AOICoverage:
-    shapes = _shrunk(object_array(coverages), inset)
+def _without_aois(grids: tuple[TargetGrid, ...], extents: list[BaseGeometry], inset: float) -> AOICoverage:
+    shapes = _shrink(object_array(extents), inset)
     kept = ~shapely.is_empty(shapes)
     if not kept.any():
-        raise GeometryError(f"Nothing is left of the scenes when inset={inset} is taken off; take less.")
-    none = np.full(len(frames), -1, dtype=np.int64)
-    places = AOICoverage(
-        frames=frames,
-        coverages=tuple(coverages),
+        raise GeometryError(f"inset={inset} leaves nothing of the scenes; use a smaller inset.")
+    missing, none = np.full(len(grids), -1, dtype=np.int64), object_array([None] * len(grids))
+    coverage = AOICoverage(
+        target_grids=grids,
+        extents=tuple(extents),
         table=None,
         shapes=shapes,
-        whole=object_array([None] * len(frames)),
-        wkb=object_array([None] * len(frames)),
-        frame=np.arange(len(frames)),
-        aoi=none,
-        rows=none,
+        full_shapes=none,
+        wkb=none,
+        grid_index=np.arange(len(grids)),
+        aoi_index=missing,
+        rows=missing,
+        windows=None,
     )
-    return places if kept.all() else places.kept(kept)
+    return coverage if kept.all() else coverage.select(kept)
 
 
-def _need_area(table: AOITable) -> None:
-    flat = np.flatnonzero(~np.isin(shapely.get_type_id(table.geometries), (3, 6)))
-    if len(flat):
-        kind = table.geometries[flat[0]].geom_type
+def _require_polygons(table: AOITable) -> None:
+    others = np.flatnonzero(~is_polygon(table.geometries))
+    if len(others):
         raise GeometryError(
-            f"AOIs {named_rows(table.rows[flat])} have no area (the first is a {kind}); a Polygon or MultiPolygon is "
-            "needed. Give points and lines an area first, for example with `.buffer(distance)`, or take "
-            "EachAOISampler with a size."
+            f"AOIs {format_rows(table.rows[others])} have no area (the first is a "
+            f"{table.geometries[others[0]].geom_type}); a Polygon or MultiPolygon is needed. Give points and lines an "
+            "area, for example with `.buffer(distance)`, or use PerAOISampler with a size."
         )
 
 
-def _in_frame(
-    table: AOITable, frame: TargetGrid, near: tuple[float, float, float, float], one_of_many: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
-    """AOIs that may meet a frame with these bounds, and their geometries in its CRS."""
-    at = np.arange(len(table))
-    if one_of_many:
-        at = np.flatnonzero(_may_meet(shapely.bounds(table.geometries), table.crs, frame.crs, near))
-    if not len(at):
-        return at, np.zeros(0, dtype=object)
-    given = table.geometries[at]
-    extents = shapely.bounds(given)
-    small = (
-        np.hypot(extents[:, 2] - extents[:, 0], extents[:, 3] - extents[:, 1]) < _STRAIGHT[full_turn(table.crs) is None]
-    )
-    if len(at) <= _FEW:
-        small[:] = False
-    shapes = np.empty(len(at), dtype=object)
-    for chosen, segments in ((small, 1), (~small, 32)):
-        if chosen.any():
-            shapes[chosen] = transform_geometries(given[chosen], table.crs, frame.crs, near=near, segments=segments)
-    if not same_crs(table.crs, frame.crs):
-        areal = shapely.get_dimensions(shapes) == 2
-        shapes[areal] = polygonal_each(shapes[areal])
-    return at, shapes
+def _project(table: AOITable, grid: TargetGrid, bounds: Bounds, prefilter: bool) -> tuple[Integers, Geometries]:
+    """Positions of the AOIs that may intersect a grid with these bounds, and their geometries in its CRS."""
+    index = np.arange(len(table))
+    if prefilter:
+        index = np.flatnonzero(_may_intersect(shapely.bounds(table.geometries), table.crs, grid.crs, bounds))
+    if not len(index):
+        return index, np.zeros(0, dtype=object)
+    source = table.geometries[index]
+    small = np.zeros(len(index), bool)
+    if len(index) > _FEW:
+        xmin, ymin, xmax, ymax = shapely.bounds(source).T
+        small = np.hypot(xmax - xmin, ymax - ymin) < (
+            _STRAIGHT_METRES if full_turn(table.crs) is None else _STRAIGHT_DEGREES
+        )
+    shapes = np.empty(len(index), dtype=object)
+    for mask, segments in ((small, 1), (~small, 32)):
+        if mask.any():
+            shapes[mask] = transform_geometries(source[mask], table.crs, grid.crs, near=bounds, segments=segments)
+    if not same_crs(table.crs, grid.crs):
+        polygons = shapely.get_dimensions(shapes) == 2
+        shapes[polygons] = polygonal_each(shapes[polygons])
+    return index, shapes
 
 
-def _may_meet(
-    boxes: npt.NDArray[np.float64], own: str, crs: str, near: tuple[float, float, float, float]
-) -> npt.NDArray[np.bool_]:
-    """Which boxes in `own` may meet bounds in `crs`; True where there is no telling."""
+def _may_intersect(boxes: Floats, boxes_crs: str, crs: str, bounds: Bounds) -> Mask:
+    """Which boxes `[N, 4]` may intersect bounds in `crs`; True if that cannot be known."""
+    everything = np.ones(len(boxes), bool)
     try:
-        xmin, ymin, xmax, ymax = transform_bounds(near, crs, own)
+        xmin, ymin, xmax, ymax = transform_bounds(bounds, crs, boxes_crs)
     except pyproj.exceptions.ProjError:
-        return np.ones(len(boxes), bool)
-    turn = full_turn(own)
+        return everything
+    turn = full_turn(boxes_crs)
     if xmin > xmax and turn is not None:
         xmax += turn
     if not np.isfinite([xmin, ymin, xmax, ymax]).all():
-        return np.ones(len(boxes), bool)
-    rim = 0.02 * max(xmax - xmin, ymax - ymin)
-    met = np.zeros(len(boxes), bool)
+        return everything
+    margin = 0.02 * max(xmax - xmin, ymax - ymin)
+    found = ~everything
     for shift in (0.0,) if turn is None else (0.0, -turn, turn):
-        met |= (boxes[:, 0] + shift <= xmax + rim) & (boxes[:, 2] + shift >= xmin - rim)
-    met &= (boxes[:, 1] <= ymax + rim) & (boxes[:, 3] >= ymin - rim)
-    return met
+        found |= (boxes[:, 0] + shift <= xmax + margin) & (boxes[:, 2] + shift >= xmin - margin)
+    found &= (boxes[:, 1] <= ymax + margin) & (boxes[:, 3] >= ymin - margin)
+    return found
 
 
-def _shrunk(shapes: npt.NDArray[np.object_], inset: float) -> npt.NDArray[np.object_]:
-    # Mitred, so that no chord cuts an arc: nothing is left nearer than `inset`.
+def _shrink(shapes: Geometries, inset: float) -> Geometries:
     if not inset:
         return shapes
+    # Mitred: chords in place of arcs would leave points nearer to the edge than `inset`.
     return polygonal_each(in_threads(lambda part: shapely.buffer(part, -inset, join_style="mitre"), shapes))
 
 
-def _cut(places: AOICoverage) -> npt.NDArray[np.object_]:
-    """Shapes cut to the coverage of their frames."""
-    out = places.shapes.copy()
-    areal = np.isin(shapely.get_type_id(out), (3, 6))
-    for number, covered in enumerate(places.coverages):
-        here = places.frame == number
-        out[here & areal] = clipped(out[here & areal], covered)
-        out[here & ~areal] = shapely.intersection(out[here & ~areal], covered)
-    return out
+def _clip(coverage: AOICoverage, unmatched: Integers, outside: Outside, extents: list[BaseGeometry]) -> AOICoverage:
+    """Clip shapes to their grids' extents; drop or refuse AOIs outside all of them, `unmatched` among them."""
+    shapes, polygons = coverage.shapes.copy(), is_polygon(coverage.shapes)
+    for number, extent in enumerate(coverage.extents):
+        here = coverage.grid_index == number
+        shapes[here & polygons] = clipped(shapes[here & polygons], extent)
+        shapes[here & ~polygons] = shapely.intersection(shapes[here & ~polygons], extent)
+    missed = shapely.is_empty(shapes)
+    missed |= (shapely.get_dimensions(coverage.full_shapes) == 2) & ~(shapely.area(shapes) > 0)
+    lost = np.setdiff1d(coverage.aoi_index[missed], coverage.aoi_index[~missed])
+    _report_outside(coverage, np.union1d(lost, unmatched), outside, extents)
+    return replace(coverage, shapes=shapes).select(~missed)
+
+
+def _report_outside(coverage: AOICoverage, lost: Integers, outside: Outside, extents: list[BaseGeometry]) -> None:
+    table = coverage.table
+    if table is None or not len(lost):
+        return
+    rows = table.rows[lost]
+    if outside == "drop" and len(lost) < len(table):
+        _log.warning("Dropping %d AOIs outside every scene: %s", len(rows), format_rows(rows))
+        return
+    first, crs = table.geometries[lost[0]], table.crs
+    pairs = np.flatnonzero(coverage.aoi_index == lost[0])
+    if len(pairs) and not shapely.is_empty(coverage.full_shapes[pairs[0]]):
+        first, crs = coverage.full_shapes[pairs[0]], coverage.target_grids[coverage.grid_index[pairs[0]]].crs
+    covered = "; ".join(
+        f"{_rounded(extent.bounds)} in {grid.crs}" for grid, extent in zip(coverage.target_grids, extents, strict=True)
+    )
+    others = "" if len(rows) == 1 else f", and so do {len(rows) - 1} more (all: {format_rows(rows)})"
+    raise GeometryError(
+        f"AOI {rows[0]} (bounds {_rounded(first.bounds)} in {crs}) lies outside every scene{others}. The scenes cover "
+        f"{covered}. Drop it (outside='drop'), or check its CRS."
+    )
+
+
+def _rounded(bounds: Bounds) -> tuple[float, ...]:
+    return tuple(round(value, 3) for value in bounds)
+
+
+# Weights --------------------------------------------------------------------------------------------------
+
+
+def sampling_weights(
+    coverage: AOICoverage, regions: Geometries, weight: Weight | None, balance: Balance | None
+) -> Floats | None:
+    """Return the relative frequency of each pair `[P]`; None = by the area of its region in CRS units.
+
+    Args:
+        coverage: The pairs of grids and AOIs.
+        regions: Where a chip's centre may lie in each `[P]`.
+        weight: Weights of AOIs; None = the table's own weights, or areas in square metres.
+        balance: Classes of AOIs to draw equally often; None or False = not balanced.
+
+    Raises:
+        UsageError: if a weight is not valid, classes to balance are continuous values, or there are no AOIs.
+    """
+    table, balanced = coverage.table, balance is not None and balance is not False
+    single_grid = len(coverage.target_grids) == 1
+    if table is None:
+        if weight is not None or balanced:
+            raise UsageError("weight= and balance= choose between AOIs; pass aois=.")
+        return None if single_grid else _areas(coverage, regions)
+    given = table.weights if weight is None else parse_weights(table.column(weight, "weight"), table.rows)
+    if given is None and not balanced and single_grid:
+        return None
+    weights = _areas(coverage, regions)
+    if given is not None:
+        # Each pair gets its AOI's weight times its share of the AOI's area; scaled, so that products do not overflow.
+        share = weights / np.bincount(coverage.aoi_index, weights, minlength=len(given))[coverage.aoi_index]
+        weights = (given / np.max(given))[coverage.aoi_index] * share
+    if balanced:
+        classes = _class_codes(table, balance)[coverage.aoi_index]
+        totals: Floats = np.bincount(classes, weights).astype(np.float64)
+        empty = np.isin(classes, np.flatnonzero(totals <= 0))
+        if empty.any():
+            rows = format_rows(np.unique(coverage.rows[empty]))
+            raise UsageError(f"All AOIs of a class have the weight 0, so it cannot be balanced: {rows}.")
+        weights = weights / totals[classes]
+    if not weights.any():
+        raise UsageError("All AOIs inside the scenes have the weight 0: no chip could be drawn.")
+    return weights
+
+
+def _areas(coverage: AOICoverage, regions: Geometries) -> Floats:
+    """Areas in square metres; a region that is only a point or line gets the smallest positive number."""
+    areas = coverage.area_m2(regions)
+    return np.where(areas > 0, areas, np.finfo(np.float64).tiny)
+
+
+def _class_codes(table: AOITable, balance: Any) -> Integers:
+    """A number from 0 for the class of each AOI `[N]`."""
+    if balance is True:
+        if table.labels is None:
+            raise UsageError(
+                "balance=True needs labels: create the table with AOITable.of(…, label=), or pass a column."
+            )
+        column = pd.Series(table.labels)
+    else:
+        column = table.column(balance, "balance")
+    if column.isna().any():
+        raise UsageError(f"AOIs {format_rows(table.rows[column.isna().to_numpy()])} have no class to balance by.")
+    if pd.api.types.is_float_dtype(column.dtype):
+        raise UsageError("Continuous values cannot be balanced; bin them into classes, for example with pandas.cut.")
+    codes: Integers = pd.factorize(column)[0].astype(np.int64)
+    return codes

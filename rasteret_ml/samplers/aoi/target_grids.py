@@ -1,8 +1,7 @@
-"""What a dataset covers: its frames, and cutting it in two."""
+"""The grids that a dataset's chips lie on, what it covers, and how to cut that in two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ __all__ = ["TargetGrid", "coverage_of", "spatial_split", "target_grids_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TargetGrid:
-    """A grid that chips lie on, and what is covered on it. A dataset has one, or one for each CRS of its scenes."""
+    """A pixel grid that chips lie on, and the scenes on it. A dataset has one, or one for each CRS of its scenes."""
 
     crs: str
     """CRS text."""
@@ -35,25 +34,24 @@ class TargetGrid:
 
 
 def coverage_of(dataset: Any) -> BaseGeometry:
-    """The union of a dataset's index geometries, in its CRS."""
-    shapes = np.asarray(dataset.index.geometry, dtype=object)
-    if not len(shapes):
-        raise UsageError("The dataset is empty: its index has no rows.")
-    return union_of(shapes)
+    """Return the union of a dataset's index geometries, in its CRS.
+
+    Raises:
+        UsageError: if the dataset is empty.
+    """
+    _require_rows(dataset)
+    return union_of(np.asarray(dataset.index.geometry, dtype=object))
 
 
 def target_grids_of(dataset: Any) -> list[TargetGrid]:
-    """What `dataset.target_grids()` says; of a dataset that has no such method, its one grid.
+    """Return `dataset.target_grids()`, or the single grid of a dataset without this method.
 
     Raises:
-        UsageError: the dataset is empty.
+        UsageError: if the dataset is empty.
     """
-    if not len(dataset.index):
-        raise UsageError("The dataset is empty: its index has no rows.")
-    stated = getattr(dataset, "target_grids", None)
-    if callable(stated):
-        found: list[TargetGrid] = list(stated())
-        return found
+    _require_rows(dataset)
+    if callable(getattr(dataset, "target_grids", None)):
+        return list(dataset.target_grids())
     grid = getattr(dataset, "grid", None)
     if grid is not None:
         origin = grid.transform.c, grid.transform.f
@@ -62,6 +60,11 @@ def target_grids_of(dataset: Any) -> list[TargetGrid]:
         origin = x.start, y.stop
     shapes = np.asarray(dataset.index.geometry, dtype=object)
     return [TargetGrid(crs=crs_text(dataset.crs), res=dataset.res, origin=origin, shapes=shapes)]
+
+
+def _require_rows(dataset: Any) -> None:
+    if not len(dataset.index):
+        raise UsageError("The dataset is empty: its index has no rows.")
 
 
 def spatial_split(
@@ -74,39 +77,44 @@ def spatial_split(
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Cut what a dataset covers in two, for training and validation.
 
-    Give either `by`, or `side` with `fraction`.
+    Pass either `by`, or `side` with `fraction`.
 
     Args:
         dataset: Any TorchGeo dataset.
         by: A polygon or bounding box (the second part is inside it), or a line of two or more points (the second
             part is on its right, seen along the line).
-        side: "top", "bottom", "left" or "right": the second part is this side of the coverage's bounding box.
+        side: "top", "bottom", "left" or "right": the side of the coverage's bounding box that becomes the second part.
         fraction: Share of the box's height or width that the second part takes, between 0 and 1.
         crs: CRS of `by`; default the dataset's.
 
     Returns:
-        (first, second), a polygon each in the dataset's CRS, to pass as `aois=`. They share no pixel centre.
+        (first, second), one polygon each in the dataset's CRS, to pass as `aois=`. No pixel centre lies in both.
 
     Raises:
-        UsageError: both or neither of `by` and `side`, or a part that would be empty.
+        UsageError: if both or neither of `by` and `side` are given, or a part would be empty.
+
+    Example:
+        >>> train, val = spatial_split(dataset, side="top", fraction=0.3)
     """
     if (by is None) == (side is None):
         raise UsageError("spatial_split needs either by= (a polygon, box or line) or side=.")
-    coverage, own = coverage_of(dataset), crs_text(dataset.crs)
-    cutter = _side_box(coverage.bounds, str(side), fraction) if by is None else _cutter(by, crs, own, coverage)
-    parts = [polygonal(shapely.difference(coverage, cutter)), polygonal(shapely.intersection(coverage, cutter))]
-    for name, part in zip(("first", "second"), parts, strict=True):
+    coverage, target_crs = coverage_of(dataset), crs_text(dataset.crs)
+    cutter = _side_box(coverage.bounds, str(side), fraction) if by is None else _cutter(by, crs, target_crs, coverage)
+    tables = []
+    for number, cut in enumerate((shapely.difference, shapely.intersection)):
+        part = polygonal(cut(coverage, cutter))
         if part.area == 0:
-            raise UsageError(f"The split leaves the {name} part empty; the dataset covers {coverage.bounds} in {own}.")
-    first, second = (
-        gpd.GeoDataFrame({"split": [n]}, geometry=[p], crs=own) for n, p in zip((0, 1), parts, strict=True)
-    )
-    return first, second
+            raise UsageError(
+                f"The split leaves the {('first', 'second')[number]} part empty; the dataset covers {coverage.bounds} "
+                f"in {target_crs}."
+            )
+        tables.append(gpd.GeoDataFrame({"split": [number]}, geometry=[part], crs=target_crs))
+    return tables[0], tables[1]
 
 
-def _side_box(bounds: Sequence[float], side: str, fraction: float) -> BaseGeometry:
+def _side_box(bounds: tuple[float, float, float, float], side: str, fraction: float) -> BaseGeometry:
     if not 0 < fraction < 1:
-        raise UsageError(f"fraction lies between 0 and 1, not {fraction}.")
+        raise UsageError(f"fraction must be between 0 and 1, got {fraction}.")
     xmin, ymin, xmax, ymax = bounds
     width, height = (xmax - xmin) * fraction, (ymax - ymin) * fraction
     boxes = {
@@ -116,33 +124,30 @@ def _side_box(bounds: Sequence[float], side: str, fraction: float) -> BaseGeomet
         "right": (xmax - width, ymin, xmax, ymax),
     }
     if side not in boxes:
-        raise UsageError(f"side is one of {', '.join(boxes)}, not {side!r}.")
+        raise UsageError(f"side must be one of {', '.join(boxes)}, got {side!r}.")
     return shapely.box(*boxes[side])
 
 
-def _cutter(by: Any, crs: Any, own: str, coverage: BaseGeometry) -> BaseGeometry:
+def _cutter(by: Any, crs: Any, target_crs: str, coverage: BaseGeometry) -> BaseGeometry:
+    """The region of the second part."""
+    crs = target_crs if crs is None else crs
     if isinstance(by, shapely.LineString):
-        line = transform_geometries(np.array([by], dtype=object), own if crs is None else crs_text(crs), own)[0]
+        line = transform_geometries(np.array([by], dtype=object), crs_text(crs), target_crs)[0]
         return _right_of(line, coverage)
-    given = getattr(by, "crs", None)
-    found = polygons_from(by, None if given is not None else own if crs is None else crs)
-    return polygonal(shapely.union_all(transform_geometries(found.geometries, found.crs, own)))
+    found = polygons_from(by, None if getattr(by, "crs", None) is not None else crs)
+    return polygonal(shapely.union_all(transform_geometries(found.geometries, found.crs, target_crs)))
 
 
 def _right_of(line: shapely.LineString, coverage: BaseGeometry) -> BaseGeometry:
-    """The right side of a line whose ends are drawn out past the coverage."""
+    """The right side of a line, extended at both ends past the coverage."""
     xmin, ymin, xmax, ymax = coverage.buffer(1).bounds
     reach = 4 * (xmax - xmin + ymax - ymin)
     points = shapely.get_coordinates(line)
     points = points[np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))]
     if len(points) < 2 or not np.isfinite(points).all():
-        raise UsageError(f"by= is a line of two or more different points, not {line.wkt[:100]}.")
-
-    def beyond(end: npt.NDArray[np.float64], inner: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        direction = end - inner
-        outer: npt.NDArray[np.float64] = end + direction / np.hypot(*direction) * reach
-        return outer
-
-    drawn = np.vstack([beyond(points[0], points[1]), points, beyond(points[-1], points[-2])])
-    side = shapely.buffer(shapely.LineString(drawn), -reach, single_sided=True, join_style="mitre")
-    return polygonal(side)
+        raise UsageError(f"by must be a line of two or more different points, got {line.wkt[:100]}.")
+    first, last = points[0] - points[1], points[-1] - points[-2]
+    start = points[0] + first / np.hypot(*first) * reach
+    end = points[-1] + last / np.hypot(*last) * reach
+    extended = shapely.LineString(np.vstack([start, points, end]))
+    return polygonal(shapely.buffer(extended, -reach, single_sided=True, join_style="mitre"))

@@ -1,4 +1,4 @@
-"""A check that two splits cannot read the same ground at the same time."""
+"""A check that no two splits can read the same area at the same time."""
 
 from __future__ import annotations
 
@@ -21,138 +21,122 @@ from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
 __all__ = ["check_splits"]
 
+Geometries = npt.NDArray[np.object_]
+
 _SLIVER = 0.01
-"""Share of a pixel that a common strip has to be wide to hold a pixel."""
+"""Share of a pixel; a strip thinner than this holds no pixel."""
 _ROUNDING = 1e-12
-"""Relative error of coordinates that came about by a few sums."""
+"""Relative error of coordinates that are sums of a few numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Reach:
     """Where and when a split can read."""
 
-    regions: dict[str, npt.NDArray[np.object_]]
-    """Polygons by CRS text; those of one CRS do not overlap."""
+    regions: dict[str, Geometries]
+    """Polygons by CRS text, without overlaps within a CRS."""
     times: tuple[pd.Timestamp, pd.Timestamp] | None
-    """First and last instant, both included; None = all time."""
+    """First and last instant, both inclusive; None = all times."""
     pixels: dict[str, float]
-    """Smaller side of a pixel in each CRS; empty where there are none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Compared:
-    """Regions of two splits in one CRS."""
-
-    crs: str
-    """CRS text."""
-    a: npt.NDArray[np.object_]
-    """Polygons of the one, which do not overlap."""
-    b: npt.NDArray[np.object_]
-    """Polygons of the other."""
-    pixel: float
-    """Smaller side of a pixel in the CRS, 0 where there is none."""
+    """Smaller side of a pixel by CRS text; empty for plain polygons."""
 
 
 def check_splits(splits: Mapping[str, Any] | gpd.GeoDataFrame, *, buffer: float = 0.0, crs: Any = None) -> None:
-    """Refuse splits that leak into one another.
+    """Raise an error if splits leak into each other.
 
-    Two splits leak where both of these are true:
+    Two splits leak if both of these are true:
 
-    - their regions share an area, or, with a buffer, are closer to one another than it;
-    - their times overlap: the spans from the first to the last instant of each, both ends included. What has no times
-      (a table, a polygon) or holds an undated record is there at all times.
+    - their regions share an area or, with a buffer, are closer to each other than the buffer;
+    - their times overlap: the spans from the first to the last instant of each, both ends inclusive. Tables, polygons
+      and datasets with undated records exist at all times.
 
-    The ground counts, not the file: different records of one place at overlapping times leak, since they show the same
-    fields; the same place in two years that do not overlap does not. A strip thinner than a hundredth of a pixel holds
-    no pixel and does not count.
+    Places are compared, not files: different records of one place at overlapping times leak, because they show the
+    same fields; the same place in two separate years does not. A strip thinner than a hundredth of a pixel holds no
+    pixel and is ignored.
 
     Args:
-        splits: What each split, by name, draws from: a sampler (all that its chips can reach into), a dataset (all that
-            it covers), a GeoDataFrame or other polygons (see `geometries_from`). Or one table with a column `split`;
-            rows without a split are not looked at.
-        buffer: Least distance between splits, in units of the first one's CRS; where that is a table, of the other's
-            if it has pixels.
-        crs: CRS of polygons that do not carry one; default longitude/latitude.
+        splits: What each split, by name, draws from: a sampler (all that its chips can cover), a dataset (all that it
+            covers), a GeoDataFrame or other polygons (see `geometries_from`). Or one table with a column `split`; rows
+            without a split are ignored.
+        buffer: Minimum distance between splits, in units of the first one's CRS, or of the second one's if only that
+            one has pixels.
+        crs: CRS of polygons that do not state it; default longitude/latitude.
 
     Raises:
-        SplitLeakError: two splits leak; names them, the area and a place that they have in common, and the remedy.
-        UsageError: something that is no sampler, dataset or polygons.
+        SplitLeakError: if two splits leak. The message contains the area, a place in it, and the remedy.
+        UsageError: if a split is not a sampler, dataset or polygons.
+
+    Example:
+        >>> check_splits({"train": train_sampler, "val": val_sampler}, buffer=500)
     """
     if not (np.isfinite(buffer) and buffer >= 0):
-        raise UsageError(f"buffer is a distance, not negative, not {buffer!r}.")
+        raise UsageError(f"buffer must be a finite distance >= 0, got {buffer!r}.")
     if isinstance(splits, gpd.GeoDataFrame):
         if "split" not in splits.columns:
             raise UsageError(f"The table has no column 'split'; it has {list(splits.columns)}.")
         splits = dict(iter(splits.groupby("split", observed=True)))
-    found = {str(name): _reach_of(str(name), thing, crs) for name, thing in splits.items()}
-    for (one, a), (two, b) in itertools.combinations(found.items(), 2):
-        if _same_time(a, b):
-            for compared in _common_crs(a, b):
-                _compare(f"Splits {one!r} and {two!r}", compared, buffer)
+    reaches = {str(name): _reach_of(str(name), source, crs) for name, source in splits.items()}
+    for (first, a), (second, b) in itertools.combinations(reaches.items(), 2):
+        if a.times is None or b.times is None or (a.times[0] <= b.times[1] and b.times[0] <= a.times[1]):
+            for own_crs, pixel, own, other in _in_common_crs(a, b):
+                _check_pair(f"Splits {first!r} and {second!r}", own, other, buffer, own_crs, pixel)
 
 
-def _reach_of(name: str, thing: Any, crs: Any) -> _Reach:
-    if hasattr(thing, "reach"):  # a sampler
-        found: dict[str, list[Any]] = {}
-        for text, polygon in thing.reach():
-            found.setdefault(crs_text(text), []).append(polygon)
-        regions = {text: _parts(np.array(polygons, dtype=object)) for text, polygons in found.items()}
-        first, last = thing.times
-        frames = getattr(getattr(thing, "places", None), "frames", ())
-        return _Reach(regions=regions, times=(pd.Timestamp(first), pd.Timestamp(last)), pixels=_pixels(frames))
-    if hasattr(thing, "index") and hasattr(thing, "bounds") and hasattr(thing, "res"):  # a dataset
-        frames, span = target_grids_of(thing), thing.index.index
-        regions = {frame.crs: _parts(frame.shapes) for frame in frames}
-        return _Reach(regions=regions, times=(span.left.min(), span.right.max()), pixels=_pixels(frames))
+def _reach_of(name: str, source: Any, crs: Any) -> _Reach:
+    if hasattr(source, "reach"):  # a sampler
+        polygons: dict[str, list[Any]] = {}
+        for text, polygon in source.reach():
+            polygons.setdefault(crs_text(text), []).append(polygon)
+        regions = {text: _parts(np.array(found, dtype=object)) for text, found in polygons.items()}
+        first, last = source.times
+        grids = getattr(getattr(source, "coverage", None), "target_grids", ())
+        return _Reach(regions=regions, times=(pd.Timestamp(first), pd.Timestamp(last)), pixels=_pixels(grids))
+    if hasattr(source, "index") and hasattr(source, "bounds") and hasattr(source, "res"):  # a dataset
+        grids, span = target_grids_of(source), source.index.index
+        regions = {grid.crs: _parts(grid.shapes) for grid in grids}
+        return _Reach(regions=regions, times=(span.left.min(), span.right.max()), pixels=_pixels(grids))
     try:
-        polygons = polygons_from(thing, None if getattr(thing, "crs", None) is not None else crs)
+        table = polygons_from(source, None if getattr(source, "crs", None) is not None else crs)
     except UsageError as error:
-        raise UsageError(f"Split {name!r} is no sampler, dataset or table of polygons: {error}") from None
-    return _Reach(regions={polygons.crs: _parts(polygons.geometries)}, times=None, pixels={})
+        raise UsageError(f"Split {name!r} must be a sampler, a dataset or polygons: {error}") from None
+    return _Reach(regions={table.crs: _parts(table.geometries)}, times=None, pixels={})
 
 
-def _parts(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    parts: npt.NDArray[np.object_] = shapely.get_parts(union_of(polygonal_each(polygons)))
+def _parts(polygons: Geometries) -> Geometries:
+    parts: Geometries = shapely.get_parts(union_of(polygonal_each(polygons)))
     return parts
 
 
-def _pixels(frames: Iterable[TargetGrid]) -> dict[str, float]:
-    return {frame.crs: min(frame.res) for frame in frames}
+def _pixels(grids: Iterable[TargetGrid]) -> dict[str, float]:
+    return {grid.crs: min(grid.res) for grid in grids}
 
 
-def _same_time(a: _Reach, b: _Reach) -> bool:
-    return a.times is None or b.times is None or (a.times[0] <= b.times[1] and b.times[0] <= a.times[1])
-
-
-def _common_crs(a: _Reach, b: _Reach) -> Iterator[_Compared]:
-    """Each pair of regions in the CRS of the first; in the second's where only that one has pixels."""
+def _in_common_crs(a: _Reach, b: _Reach) -> Iterator[tuple[str, float, Geometries, Geometries]]:
+    """CRS, pixel size (0 = none) and polygons of both, in the CRS of the first, or of the one that has pixels."""
     first, second = (b, a) if b.pixels and not a.pixels else (a, b)
-    for own, regions in first.regions.items():
+    for crs, regions in first.regions.items():
         xmin, ymin, xmax, ymax = (float(v) for v in shapely.total_bounds(regions))
-        for other, theirs in second.regions.items():
-            moved = polygonal_each(transform_geometries(theirs, other, own, near=(xmin, ymin, xmax, ymax)))
-            moved = moved[~shapely.is_empty(moved)]
-            yield _Compared(crs=own, a=regions, b=moved, pixel=first.pixels.get(own, 0.0))
+        for other_crs, others in second.regions.items():
+            moved = polygonal_each(transform_geometries(others, other_crs, crs, near=(xmin, ymin, xmax, ymax)))
+            yield crs, first.pixels.get(crs, 0.0), regions, moved[~shapely.is_empty(moved)]
 
 
-def _compare(who: str, compared: _Compared, buffer: float) -> None:
-    a, b, crs, pixel = compared.a, compared.b, compared.crs, compared.pixel
+def _check_pair(names: str, a: Geometries, b: Geometries, buffer: float, crs: str, pixel: float) -> None:
     if not len(a) or not len(b):
         return
-    size = float(np.abs(shapely.total_bounds(a)).max())
-    # A strip is this wide at least where it holds a pixel; never less than what sums of coordinates are wrong by.
-    width = max(_SLIVER * pixel, 8 * _ROUNDING * size)
+    # Thinner strips hold no pixel, or are rounding errors of the coordinates.
+    width = max(_SLIVER * pixel, 8 * _ROUNDING * float(np.abs(shapely.total_bounds(a)).max()))
     i, j = shapely.STRtree(b).query(a, predicate="intersects")
-    common = shapely.intersection(a[i], b[j])
-    common = common[~shapely.is_empty(shapely.buffer(common, -width / 2, join_style="mitre"))]
-    if len(common):
-        area = float(shapely.area(common).sum())
-        pixels = f" (about {area / pixel**2:,.0f} pixels)" if pixel else ""
+    shared = shapely.intersection(a[i], b[j])
+    shared = shared[~shapely.is_empty(shapely.buffer(shared, -width / 2, join_style="mitre"))]
+    if len(shared):
+        areas = shapely.area(shared)
+        pixels = f" (about {areas.sum() / pixel**2:,.0f} pixels)" if pixel else ""
         raise SplitLeakError(
-            f"{who} leak: they can read an area of {area:,.6g} square units of {crs}{pixels} in common, for example at "
-            f"{_place(common[int(np.argmax(shapely.area(common)))])}, at overlapping times. Cut their AOIs apart "
-            "(split_blocks, split_aois), keep chips within them (placement='inside', or a larger buffer=), or give the "
-            "splits times that do not overlap (time=)."
+            f"{names} leak: both can read an area of {areas.sum():,.6g} square units of {crs}{pixels}, for example at "
+            f"{_location(shared[int(np.argmax(areas))])}, at overlapping times. Separate their AOIs (split_blocks, "
+            "split_aois), keep chips inside them (placement='inside', or a larger buffer=), or give the splits times "
+            "that do not overlap (time=)."
         )
     if not buffer:
         return
@@ -160,14 +144,15 @@ def _compare(who: str, compared: _Compared, buffer: float) -> None:
     if len(i):
         distances = shapely.distance(a[i], b[j])
         nearest = int(np.argmin(distances))
-        at = shapely.centroid(shapely.shortest_line(a[i[nearest]], b[j[nearest]]))
+        middle = shapely.centroid(shapely.shortest_line(a[i[nearest]], b[j[nearest]]))
         raise SplitLeakError(
-            f"{who} lie {float(distances[nearest]):,.6g} apart at {_place(at)}, less than the buffer of {buffer:,.6g} "
-            f"(units of {crs}), at overlapping times. Split them with buffer={buffer:g} plus what chips reach out of "
-            "their AOIs, keep chips within them (placement='inside'), or give the splits times apart (time=)."
+            f"{names} are {float(distances[nearest]):,.6g} apart at {_location(middle)}, less than the buffer of "
+            f"{buffer:,.6g} (units of {crs}), at overlapping times. Split them with buffer={buffer:g} plus the length "
+            "by which chips extend past their AOIs, keep chips inside them (placement='inside'), or give the splits "
+            "times that do not overlap (time=)."
         )
 
 
-def _place(geometry: Any) -> str:
+def _location(geometry: Any) -> str:
     point = shapely.point_on_surface(geometry)
     return f"x, y = {point.x:.10g}, {point.y:.10g}"

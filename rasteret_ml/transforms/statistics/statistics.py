@@ -195,10 +195,10 @@ def _scaled(image: npt.NDArray[Any], sample: Mapping[str, Any]) -> npt.NDArray[A
 
 
 def _made(chips: ChipPass, size: int, seed: int, pixels: int) -> dict[str, Any]:
-    places = chips.grid.places
-    by_frame = {
-        number: shapely.total_bounds(places.shapes[places.frame == number])
-        for number in np.unique(places.frame).tolist()
+    coverage = chips.grid.coverage
+    by_grid = {
+        number: shapely.total_bounds(coverage.shapes[coverage.grid_index == number])
+        for number in np.unique(coverage.grid_index).tolist()
     }
     return {
         "seed": int(seed),
@@ -206,7 +206,7 @@ def _made(chips: ChipPass, size: int, seed: int, pixels: int) -> dict[str, Any]:
         "chips": len(chips),
         "chips_in_all": len(chips.grid),
         "pixels": int(pixels),
-        "bounds": {str(places.frames[number].crs): bounds.tolist() for number, bounds in by_frame.items()},
+        "bounds": {coverage.target_grids[number].crs: bounds.tolist() for number, bounds in by_grid.items()},
     }
 
 
