@@ -143,7 +143,7 @@ def test_keys_tell_heads_apart(days, scenes):
     sample = both[slice(500000.0, 500320.0), slice(4999680.0, 5000000.0)]
     torch.testing.assert_close(sample["mask"], sample["mask_again"])
     for key, is_image in (("mask_valid", False), ("label", False), ("mask", True)):
-        with pytest.raises(UsageError, match="key="):
+        with pytest.raises(UsageError, match="key must"):
             rm.RasteretDataset(days, ["A"], is_image=is_image, sample={"key": key})
 
 
