@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pytest
 import torch
 import torch.utils.data
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import NoOverlapError, ReadError, UsageError
@@ -69,7 +70,7 @@ def _assert_equal(batches: Sequence[Any], expected: Sequence[Any]) -> None:
             assert value.numpy().tobytes() == other[key].numpy().tobytes(), key
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lookahead=st.integers(0, 5),
     cache=st.sampled_from([0, 40_000, 10**8]),

@@ -10,9 +10,10 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, build_one, rasters, run, window_by_rasterio
+from property_settings import examples
 from rasterio.enums import Resampling as GdalResampling
 from rasterio.warp import reproject
 
@@ -131,7 +132,7 @@ def _windows(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return row, col, draw(st.integers(1, 130)), draw(st.integers(1, 130))
 
 
-@settings(max_examples=120, deadline=None, database=None)
+@examples(120, database=None)
 @given(name=st.sampled_from(_NAMES), window=_windows(), data=st.data())
 def test_any_window_of_any_bands(made: Any, name: str, window: tuple[int, int, int, int], data: st.DataObject) -> None:
     """Random windows and any choice and order of bands, repeats included."""

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
@@ -129,7 +130,7 @@ def test_polygons_in_another_crs_are_brought_to_the_datasets():
     assert all(grown.contains(box_of(a).centroid) for a in sampler)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.integers(1, 60), st.integers(1, 60), st.data(), st.integers(30, 200), st.integers(30, 200), st.integers(-50, 50)
 )

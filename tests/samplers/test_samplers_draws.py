@@ -12,8 +12,9 @@ import pytest
 import shapely
 import torch.utils.data
 from fields import CRS, HOLED, L_SHAPE, PARTS, SQUARE, Plane, box_of, boxes, centres, chi_squared
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
@@ -212,7 +213,7 @@ def test_overlap_is_reached_wherever_it_can_be():
     assert met.mean() > 1.1 * by_chance.mean()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10**6))
 def test_shares_equal_areas(seed):
     """Chips wholly in, partly in and outside; and no chip has more than the bound."""

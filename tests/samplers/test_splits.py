@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
@@ -90,7 +91,7 @@ def test_no_pixel_of_any_chip_is_in_two_splits(ground):
         assert 200 <= nearest.min() < 400
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 1000), st.sampled_from([700.0, 1000.0, 1300.0]), st.sampled_from([0.0, 50.0, 200.0]))
 def test_blocks_partition_the_coverage_but_for_the_buffer(seed, side, buffer):
     """Splits lie `buffer` apart, together with what they drew back from they are the coverage, its rim included."""
@@ -158,7 +159,7 @@ def test_blocks_that_cannot_be_are_refused():
 # Dealing --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.floats(0.5, 2.0), min_size=12, max_size=60), st.integers(0, 50))
 def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
     """For groups of any weight; and no split is empty."""
@@ -169,7 +170,7 @@ def test_dealing_misses_no_share_by_more_than_a_group(weights, seed):
     assert (np.bincount(dealt, minlength=3) > 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_joined_groups_are_connected_components(data):
     """As a plain walk over the graph finds them."""
@@ -363,7 +364,7 @@ def test_time_is_cut_between_days_with_a_buffer(records, caplog):
     assert f"{int(table['split'].isna().sum())} of 80 records are in no split" in caplog.text
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.integers(1, 30), min_size=30, max_size=60), st.integers(0, 100), st.integers(2, 3))
 def test_stretches_of_time_are_the_buffer_apart(steps, buffer, count):
     """Whatever the dates; in order, and without a buffer every record is in one."""
