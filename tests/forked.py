@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 
 def run_script(
     script: Path, *arguments: object, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300
@@ -48,6 +50,7 @@ def _run(command: list[str], cwd: Path, env: dict[str, str], outputs: list[Path]
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
     multiprocessing.set_start_method(None, force=True)  # the platform's own again
+    torch.set_num_threads(1)  # the models are tiny
     warnings.simplefilter("default")
     runpy.run_path(command[0], run_name="__main__")
     gc.collect()  # ResourceWarnings are printed now

@@ -29,7 +29,7 @@ from rasteret_ml.storage.local import LocalReader
 from rasteret_ml.testing import RangeServer, make_cog
 
 BANDS = ("B02", "B03")
-CONTEXTS = ["fork", "forkserver", "spawn"]
+CONTEXTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 
 
 class Backend:

@@ -111,7 +111,6 @@ def _deal_rank(rank: int, ranks: int, folder: Path, steps: int, state: str) -> N
 def main() -> None:
     """The task named."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     task, folder, *arguments = sys.argv[1:]
     {"fit": fit, "deal": deal}[task](Path(folder), *arguments)
 

@@ -13,6 +13,8 @@ from forked import run_script
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("kill_script.py")
 EPOCHS = 3
 

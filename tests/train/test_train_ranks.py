@@ -15,6 +15,8 @@ from forked import run_script
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
 
+pytestmark = pytest.mark.dist
+
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 LENGTH, SIDE = 22, 170
 LIMIT = 240
