@@ -60,6 +60,7 @@ def _same_place(dataset: Any, header: CogHeader) -> bool:
     return bool((near | ~np.isfinite(other[0])).all())
 
 
+@pytest.mark.slow
 def test_georeferencing_equals_gdal(shared_data: Path) -> None:
     """Transforms to a billionth, CRSs by where the corners land (20 m leaves room for datum shifts, not for units)."""
     wrong = {}

@@ -268,6 +268,7 @@ def test_what_waits_on_disk_is_written_whole(cog: bytes, tmp_path: Path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
+@pytest.mark.slow
 def test_headers_are_forgotten_once_they_are_rows(cog: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of 200 files, never more headers are alive than the groups at work and the files in flight have."""
     monkeypatch.setattr(assembly, "GROUP", 5)

@@ -18,6 +18,8 @@ import pytest
 import rasterio
 import torch
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -84,6 +84,7 @@ def test_landcover_masks_equal_rasterio(shared_data: Path, tmp_path: Path, all_t
             assert bottom - (t.f - 10 * chip.grid.height) < 10.0
 
 
+@pytest.mark.slow
 def test_polygons_on_imagery_equal_rasterio(shared_data: Path, tmp_path: Path) -> None:
     """All ten bands inside each polygon; a scene that a polygon misses gives None in its place."""
     shapes = _shapes(shared_data)

@@ -274,7 +274,9 @@ def test_what_tifffile_writes(
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("bits", range(1, 16))
+@pytest.mark.parametrize(
+    "bits", [1, 7, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 16) if n not in (1, 7, 12))]
+)
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
 def test_packed_samples(bits: int, interleave: str, tmp_path: Path) -> None:
     """1 to 15 bits, rows that end within a byte; GDAL's NBITS of 8 and above 16 are plain types."""

@@ -156,6 +156,7 @@ def _random_windows(rng: np.random.Generator, height: int, width: int, count: in
     return windows
 
 
+@pytest.mark.slow
 def test_multidate_items_equal_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     """Both MGRS tiles, deflate and zstd, every band with SCL: inside, over the edges and outside."""
     items = sorted((shared_data / "multidate").glob("*/*.json"))
@@ -178,6 +179,7 @@ def test_naip_equals_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.
             assert_chip(chip, *window_by_rasterio(path, window, [4, 1, 2]))
 
 
+@pytest.mark.slow
 def test_landcover_equals_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     """LZW tiles larger than the image, ten bands; and the label raster with its nodata."""
     files = sorted((shared_data / "landcover").glob("*/*.tif"))

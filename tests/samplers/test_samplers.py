@@ -250,7 +250,9 @@ def test_mask_aoi_equals_rasterios_mask(shared_data: Path, tmp_path):
     files = str(shared_data / "landcover" / "images" / "*.tif")
     collection = rm.build(files, tmp_path / "c.parquet")
     for all_touched in (False, True):
-        dataset = rm.RasteretDataset(collection, collection.bands[:1], mask_aoi=True, all_touched=all_touched)
+        dataset = rm.RasteretDataset(
+            collection, collection.bands[:1], mask_aoi=True, all_touched=all_touched, cache_bytes=10**8
+        )
         for name in ("single_poly", "single_poly_hole", "multi_polys"):
             path = shared_data / "landcover" / "polygons" / f"aber_osgb_{name}.geojson"
             table = gpd.read_file(path)
