@@ -57,6 +57,7 @@ def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
     assert not (validated & tested).any()
 
 
+@pytest.mark.slow
 def test_test_polygons_are_held_out_too(scenes):
     """Training keeps off both; without a val side there is only the test area."""
     test = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4997000, 502000, 4998000)], crs=32633)
