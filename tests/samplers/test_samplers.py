@@ -245,6 +245,7 @@ def test_impossible_splits_are_refused(options):
         rm.spatial_split(Plane(SQUARE), **options)
 
 
+@pytest.mark.slow
 def test_mask_aoi_equals_rasterios_mask(shared_data: Path, tmp_path):
     """For holes and multi-parts, on real pixels."""
     files = str(shared_data / "landcover" / "images" / "*.tif")

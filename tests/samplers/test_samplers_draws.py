@@ -46,6 +46,7 @@ def expected(weights, count=20_000):
     return weights / weights.sum() * count
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_chips_lie_where_they_should():
     """Their centres in L-shaped, holed and multi-part polygons; each as often as its area says."""
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 100_000, aois=SHAPES, aois_crs=CRS, seed=9)

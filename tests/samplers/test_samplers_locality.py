@@ -118,6 +118,7 @@ def test_the_order_is_a_function_of_seed_epoch_and_knob():
     assert order(locality=Locality(blocks=16)) == first
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_order():
     """Whatever it hashes strings with."""
     code = (

@@ -278,6 +278,7 @@ def test_aois_on_both_sides_of_the_antimeridian_stay_together():
     rm.check_splits(table)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_aois_are_split():
     """Stratified, in blocks, with a buffer: nothing is done pair by pair."""
     x, y = np.divmod(np.arange(100_000.0), 400)
