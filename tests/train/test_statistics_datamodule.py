@@ -128,6 +128,7 @@ def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
         module(scenes, statistics=path).setup()
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_training_area_alone(scenes):
     """As numpy has them over the pixels that may be trained on."""
     data = module(scenes, statistics_chips=10_000)

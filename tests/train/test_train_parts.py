@@ -165,7 +165,7 @@ class Tiny(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_lightning_fits_validates_and_predicts(scenes, tmp_path, workers):
     """Two epochs with different chips, then every stage."""
     model, data = Tiny(), module(scenes, num_workers=workers)

@@ -236,6 +236,7 @@ def test_memory_does_not_grow_with_the_chips(dtype):
     assert peaks[1] < 1.15 * peaks[0]
 
 
+@pytest.mark.slow
 def test_memory_of_a_pass_over_files_does_not_grow_either(tmp_path):
     """Tiles, plans and samples of a batch are let go, and the records that were read stay few."""
     rng = np.random.default_rng(0)
