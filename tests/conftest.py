@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine import Affine
+from hypothesis import settings
 
 import rasteret_ml as rm
 from rasteret_ml.testing import RangeServer, make_cog
+
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# Processes of the start method `forkserver` are forked from one that has imported this.
+multiprocessing.set_forkserver_preload(
+    ["rasteret_ml.datasets.raster_dataset", "rasteret_ml.loader.loader", "lightning.pytorch", "hydra"]
+)
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -6,8 +6,9 @@ import inspect
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from torch._utils import ExceptionWrapper
 
 from rasteret_ml import errors
@@ -98,7 +99,7 @@ def test_redact_removes_a_password_that_holds_an_at_sign() -> None:
 _SECRET = st.text("abcdefghijklmnopqrstuvwxyzABCDEF0123456789%+=&-_.~:", min_size=8, max_size=30).map("SECRET".__add__)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     scheme=st.sampled_from(["https", "s3", "az", "abfss"]),
     secret=_SECRET,
@@ -116,7 +117,7 @@ def test_redact_lets_no_secret_through(scheme: str, secret: str, around: str) ->
         assert redact(clean) == clean
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(text=st.text("ahtps:/?#@[]. \n'", max_size=30))
 def test_redact_never_fails(text: str) -> None:
     """It runs while an error is being put into words, so that no text may make it raise."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
@@ -37,7 +38,7 @@ def test_a_range_in_words_and_numbers() -> None:
     assert pickle.loads(pickle.dumps(r)) == r
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(ranges=RANGES, limits=LIMITS)
 def test_slicing_back_is_the_identity(ranges: list[ByteRange], limits: CoalesceLimits) -> None:
     """Each range is served exactly once, whole, and cutting it out of the merged bytes gives its bytes."""
@@ -53,7 +54,7 @@ def test_slicing_back_is_the_identity(ranges: list[ByteRange], limits: CoalesceL
     assert served == {i: content[r.start : r.stop] for i, r in enumerate(ranges)}
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(ranges=RANGES, limits=LIMITS)
 def test_no_request_is_larger_than_what_it_serves(ranges: list[ByteRange], limits: CoalesceLimits) -> None:
     """A request starts at its first range, ends at its last, and the list is sorted."""
@@ -72,7 +73,7 @@ def _holes(parts: list[ByteRange]) -> list[int]:
     return holes
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(ranges=RANGES, limits=LIMITS)
 def test_limits_are_kept(ranges: list[ByteRange], limits: CoalesceLimits) -> None:
     """Span, gap and waste stay within their limits; only touching gaps are free, only one range may be larger."""
@@ -87,7 +88,7 @@ def test_limits_are_kept(ranges: list[ByteRange], limits: CoalesceLimits) -> Non
         assert paid <= limits.waste * wanted + 1e-9
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(ranges=RANGES, limits=LIMITS, order=st.randoms(use_true_random=False))
 def test_requests_do_not_depend_on_the_order_asked(ranges: list[ByteRange], limits: CoalesceLimits, order) -> None:
     """The spans are a function of the set of ranges."""

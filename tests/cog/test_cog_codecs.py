@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_tiffs import INTEGERS, LAYOUTS, TRANSFORM, assert_same, gtiff, make_table, photo, pixels
+from property_settings import examples
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
@@ -171,7 +172,7 @@ def test_a_last_strip_that_is_padded_to_full_height(codec: str, rows: int) -> No
     assert np.array_equal(read_bands(file.getvalue()).values[..., 0], data[:rows])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     dtype=st.sampled_from(["float16", "float32", "float64"]),
     rows=st.integers(1, 9),
@@ -194,7 +195,7 @@ def test_float_predictor_equals_imagecodecs(dtype, rows, width, samples, big_end
     assert np.array_equal(found.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     dtype=st.sampled_from([*INTEGERS, "float16", "float32", "float64"]),
     rows=st.integers(1, 9),
@@ -234,7 +235,7 @@ def test_a_giant_tile_is_refused() -> None:
         header_of(file.getvalue())
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     codec=st.sampled_from([None, "deflate", "zstd", "lzw", "packbits", "lzma"]),
     predicted=st.booleans(),

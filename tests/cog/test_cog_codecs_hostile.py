@@ -12,9 +12,10 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_tiffs import gtiff, make_table, photo
+from property_settings import examples
 from whole_file import header_of
 
 from rasteret_ml.cog.codecs.byte_codecs import check_lzw_codes
@@ -54,7 +55,7 @@ def _table(name: str, size: tuple[int, int] = (48, 64)) -> TileTable:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_altered_streams(name: str, data: st.DataObject) -> None:
     """Bytes changed, removed, inserted or repeated: pixels of the tile's shape, or CorruptTiffError."""
@@ -184,7 +185,7 @@ def _packed(codes: list[int]) -> np.ndarray[Any, Any]:
     return np.packbits([int(bit) for bit in bits])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(tables=st.lists(st.integers(1, 3836), max_size=4), dangling=st.integers(258, 511))
 def test_the_lzw_guard_finds_every_restart(tables: list[int], dangling: int) -> None:
     """An invalid code after a CLEAR is found whatever the lengths of the tables before it; valid streams pass."""

@@ -60,6 +60,7 @@ def _same_place(dataset: Any, header: CogHeader) -> bool:
     return bool((near | ~np.isfinite(other[0])).all())
 
 
+@pytest.mark.slow
 def test_georeferencing_equals_gdal(shared_data: Path) -> None:
     """Transforms agree to 1e-9, CRSs by the positions of the corners (20 m allows for datum shifts, not units)."""
     wrong = {}

@@ -6,8 +6,9 @@ import zlib
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.cog.codecs.byte_codecs import inflate_start
 from rasteret_ml.cog.codecs.decode import decode_tile
@@ -26,7 +27,7 @@ def _plain(kind: str, length: int, seed: int) -> bytes:
     return {"noise": noise, "few values": few, "runs": runs, "both": few[: length // 2] + noise[length // 2 :]}[kind]
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200, database=None)
 @given(
     kind=_KINDS,
     length=st.integers(1, 400_000),
@@ -58,7 +59,7 @@ def test_what_is_broken_or_short_is_not_given() -> None:
     assert not inflate_start(zlib.compress(plain[:11_000]), 10_000, out)
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@examples(100, database=None)
 @given(
     dtype=st.sampled_from(["u1", "u2", "i4", "f4", "f8"]),
     predictor=st.sampled_from([1, 2, 3]),

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tifffile
 from fuzzing import load_seeds, mutate, read_some
+from property_settings import share
 
 from rasteret_ml.testing import make_cog
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # GDAL warns about damaged georeferencing
 
-FILES = 1500
+FILES = share(1500)
 
 
 def _generated(folder: Path) -> list[bytes]:

@@ -10,8 +10,9 @@ import pyproj
 import pytest
 import tifffile
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.io import MemoryFile
 from rasterio.rpc import RPC
 from whole_file import header_of
@@ -32,7 +33,7 @@ def _write(transform: Affine, crs="EPSG:32633", *, point: bool = False) -> tuple
             return memory.read(), dataset.transform, dataset.crs
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     origin=st.tuples(st.floats(-1e6, 1e6), st.floats(-1e7, 1e7)),
     size=st.tuples(st.floats(0.1, 1000), st.floats(0.1, 1000)),
@@ -79,7 +80,7 @@ def test_transform_of_tags(tags: GeoTags, expected: Affine | None) -> None:
     assert read_transform(tags) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     linear=st.lists(st.sampled_from([0.0, 1e-9, 1e-5, 0.1, 10.0, -10.0, 60.0, 1e6]), min_size=4, max_size=4),
     origin=st.lists(st.sampled_from([0.0, 399960.0, -5e6, 1e12, math.inf, math.nan]), min_size=2, max_size=2),

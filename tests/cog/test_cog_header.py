@@ -13,8 +13,9 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from whole_file import header_of, read_bands, read_image
@@ -57,7 +58,7 @@ def _sample_files(cog: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["cog", "planar-bigtiff", "big-endian-strips"])
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_a_header_does_not_depend_on_how_its_bytes_arrive(name: str, cog: bytes, data: st.DataObject) -> None:
     """The same header from any prefix, any excess around each fetched range and stray extents."""
@@ -225,7 +226,7 @@ def test_what_is_no_tiff_is_named(content: bytes, word: str) -> None:
         header_of(content)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_a_truncated_file_is_an_error_or_whole(cog: bytes, data: st.DataObject) -> None:
     """A file truncated anywhere gives the whole file's header or our error; nothing is requested past its end."""
@@ -238,7 +239,7 @@ def test_a_truncated_file_is_an_error_or_whole(cog: bytes, data: st.DataObject) 
     assert _facts(header) == _facts(header_of(whole))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_a_damaged_header_is_an_error_of_ours(cog: bytes, data: st.DataObject) -> None:
     """Bytes of the directories changed at random: pixels, or a DataError, never another exception."""

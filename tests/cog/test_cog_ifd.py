@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
 from rasteret_ml.errors import CorruptTiffError, DataError, NotATiffError
@@ -115,7 +116,7 @@ def _entry(order: str, code: int, kind: int, values: list[Any]) -> tuple[int, in
     return code, kind, len(values) // len(_CODES[kind]), _pack(order, kind, values)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(data=st.data(), order=st.sampled_from("<>"), big=st.booleans(), pages=st.integers(1, 3))
 def test_every_type_as_tifffile_reads_it(data: st.DataObject, order: str, big: bool, pages: int) -> None:
     """Classic and BigTIFF, both byte orders, inline values and others, one directory or several."""
@@ -296,7 +297,7 @@ def test_what_is_missing_is_asked_for_at_once() -> None:
     assert directory.missing([256, 324, 325, 326]) == []
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(data=st.data(), order=st.sampled_from("<>"), big=st.booleans())
 def test_bytes_that_come_in_pieces(data: st.DataObject, order: str, big: bool) -> None:
     """Each round returns the known directories and what is missing; few rounds read them all."""
@@ -322,7 +323,7 @@ def test_bytes_that_come_in_pieces(data: st.DataObject, order: str, big: bool) -
             assert directory.data(code) == _entry(order, code, kind, values)[3]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(content=st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda b: b"II*\0\x08\0\0\0" + b)))
 def test_rubbish_is_a_data_error(content: bytes) -> None:
     """Never another exception and never an endless loop."""

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.io import MemoryFile
 
 from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_directories
@@ -88,7 +89,7 @@ def _written(draw: st.DrawFn) -> bytes:
     return file.getvalue()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(content=_written())
 def test_tables_are_as_tifffile_reads_them(content: bytes) -> None:
     """Sizes, types, planes, codec, predictor, arrays; classic and BigTIFF, both byte orders, every page."""
@@ -288,7 +289,7 @@ def _strips(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(tags=_strips())
 def test_dividing_strips_covers_the_same_bytes_exactly_once(tags: dict[str, Any]) -> None:
     """Every row keeps its bytes, sparse strips stay sparse, and new strips are small or a single row."""

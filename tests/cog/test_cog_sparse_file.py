@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.cog.header.ifd import NeedBytes, SparseFile
 from rasteret_ml.errors import CorruptTiffError
@@ -21,7 +22,7 @@ def _file(extents: list[tuple[int, int]]) -> tuple[SparseFile, set[int]]:
     return file, known
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(extents=EXTENTS, start=st.integers(0, 320), length=st.integers(0, 320))
 def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, length: int) -> None:
     """Extents in any order, overlapping or not: the right bytes, or a request within the range."""
@@ -37,7 +38,7 @@ def test_peek_gives_what_is_known_or_says_what_is_missing(extents, start: int, l
     assert wanted - known <= missing <= wanted
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(extents=EXTENTS, start=st.integers(0, 299), length=st.integers(1, 300))
 def test_one_answer_is_enough(extents, start: int, length: int) -> None:
     """After the requested bytes are added, the same peek needs no second request."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.geo.window import Window
@@ -28,7 +29,7 @@ STRIPS = st.tuples(SIZE, SIZE, st.integers(1, 40)).map(
 WINDOWS = st.builds(Window, row=st.integers(-30, 50), col=st.integers(-30, 50), height=SIZE, width=SIZE)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(table=st.one_of(TABLES, STRIPS), window=WINDOWS)
 def test_every_pixel_exactly_once(table: TileTable, window: Window) -> None:
     """Copying each tile's part gives numpy's slice of the image; pixels outside it are not touched."""
@@ -52,7 +53,7 @@ def test_every_pixel_exactly_once(table: TileTable, window: Window) -> None:
     assert np.array_equal(times, expected >= 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(table=TABLES, window=WINDOWS)
 def test_no_tile_is_read_for_nothing(table: TileTable, window: Window) -> None:
     """Row-major, each tile once and with its own bytes, and only tiles that overlap the window."""
@@ -69,7 +70,7 @@ def test_no_tile_is_read_for_nothing(table: TileTable, window: Window) -> None:
     assert set(indices) == needed
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(table=STRIPS)
 def test_strips_store_only_the_rows_of_the_image(table: TileTable) -> None:
     """The last strip is short; tiles are always full."""

@@ -268,6 +268,7 @@ def test_a_build_that_exceeds_memory_writes_the_same_file(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
+@pytest.mark.slow
 def test_headers_are_dropped_once_they_are_rows(cog: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only the headers of groups being converted and of files in flight are alive, not those of all 200 files."""
     monkeypatch.setattr(table_builder, "GROUP_RECORDS", 5)

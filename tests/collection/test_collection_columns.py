@@ -104,6 +104,7 @@ def test_values_that_do_not_fit_are_errors(three: Collection) -> None:
         three.with_column("split", [1, "a", 2.5])
 
 
+@pytest.mark.slow
 def test_a_column_is_written_a_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for a filtered view and over its own file; the whole table is never in memory."""
     transform = Affine(10, 0, 500000, 0, -10, 5000000)

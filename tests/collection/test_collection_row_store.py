@@ -140,6 +140,7 @@ def _read(store: RowStore, rows: list[int]) -> list[RasterInfo]:
     return [store[row] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_spawned_process_reads_the_same(collection: Collection, cache: Path) -> None:
     """After pickling, from the same copies: a row group that the parent has copied is not copied again."""
     view = _views(collection)[1]

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, rasters, run, window_by_rasterio
+from property_settings import examples
 from pyproj import CRS
 
 from rasteret_ml.collection.build.build import build
@@ -286,7 +287,7 @@ def test_ids_need_not_be_unique(tmp_path: Path) -> None:
     assert found.record_bounds()[:, 0].tolist() == [10, 14]
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@examples(40, database=None)
 @given(west=st.floats(9, 15), width=st.floats(0.01, 3), cloud=st.none() | st.floats(0, 100), start=st.integers(0, 80))
 def test_any_subset_is_what_a_loop_would_keep(
     five: Collection, west: float, width: float, cloud: float | None, start: int

@@ -14,8 +14,9 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.warp import reproject
 
 import rasteret_ml as rm
@@ -46,7 +47,7 @@ def expected_mosaic(scenes, col: int, row: int, width: int, height: int):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(-60, 560), st.integers(-60, 260), st.integers(1, 200), st.integers(1, 200))
 def test_any_window_is_the_mosaic_of_first_valid_pixels(scenes, col, row, width, height):
     """Size is exact everywhere, newer records win, holes are filled from older ones, outside is invalid."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.datasets.index.dates import TimeSeries, choose_dates
 from rasteret_ml.datasets.index.search import checked_order, preference
@@ -31,7 +32,7 @@ moments = st.lists(st.integers(0, 40 * 24), min_size=1, max_size=25).map(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(moments, st.integers(1, 8), st.sampled_from(["latest", "earliest", "even", "clearest", "random"]))
 def test_dates_are_days_each_once_ascending_and_never_more_than_asked_for(stamps, length, choose):
     """Every record of a chosen day is in it, in the order given; days are those of pandas."""
@@ -56,7 +57,7 @@ def test_dates_are_days_each_once_ascending_and_never_more_than_asked_for(stamps
         assert max(mean[day] for day in found) <= min([mean[d] for d in ordered if d not in found], default=101)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(moments, st.integers(1, 30))
 def test_a_duration_groups_what_follows_within_it(stamps, hours):
     """As a walk through the sorted times says."""
@@ -122,7 +123,7 @@ def test_series_from_yaml():
         TimeSeries.of({"lenght": 4})
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.data())
 def test_orders_are_those_of_a_plain_sort(data):
     """Newest, oldest, clearest, nearest: each against Python's sort by the stated keys."""

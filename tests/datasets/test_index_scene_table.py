@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
@@ -152,7 +153,7 @@ def test_only_plain_polygons_follow_an_edge() -> None:
     assert found.tolist() == [False] * 5 + [True]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(st.tuples(st.floats(-0.3, 1.3), st.floats(-0.3, 1.3)), min_size=3, max_size=7, unique=True),
     st.integers(20, 3000),

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from torchgeo.datasets import roi_split
 
 import rasteret_ml as rm
@@ -78,7 +79,7 @@ def _by_hand(index: gpd.GeoDataFrame, scenes: list[Any], chip: Any, t: slice, tu
     return list(dict.fromkeys(ranked))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(SCENES, min_size=1, max_size=12),
     st.lists(st.integers(0, 11), max_size=14),
@@ -157,7 +158,7 @@ ARRAYS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ARRAYS)
 def test_any_array_comes_back_bit_for_bit(array: Any) -> None:
     """Minus zero, NaN and NaT included."""
@@ -170,7 +171,7 @@ def test_any_array_comes_back_bit_for_bit(array: Any) -> None:
         assert found.tobytes() == array.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(SCENES, min_size=1, max_size=8))
 def test_any_index_comes_back(scenes: Any) -> None:
     """Geometries vertex by vertex, times, rows, CRS, the order of columns."""

@@ -14,8 +14,9 @@ import rasterio.features
 import shapely
 import torch
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from pyproj import Transformer
 
 import rasteret_ml as rm
@@ -62,7 +63,7 @@ def polygons(draw):
     return shapes or [shapely.box(0, 0, 5, 5)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(polygons(), st.booleans(), st.sampled_from([None, 7]), st.sampled_from([None, "area", "rank"]), st.data())
 def test_labels_are_rasterios_in_order_of_painting(shapes, all_touched, background, order, data):
     """Any overlap, any order, both rules for the edge, with and without a background."""

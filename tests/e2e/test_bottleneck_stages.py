@@ -71,7 +71,7 @@ def slow_step() -> None:
 KNOBS = {"network": "max_concurrent= (now 4)", "decode": "cache_bytes= of the dataset", "collate": "collate_fn="}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", STAGES)
 def test_the_sentence_names_what_was_made_slow(stage: Stage, kind: str, workers: int) -> None:
     """And a knob that helps."""
@@ -108,6 +108,7 @@ class Model(pl.LightningModule):
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("network", 0), ("collate", 2), ("model", 2)])
+@pytest.mark.slow
 def test_through_lightning_the_monitor_names_it(stage: Stage, tmp_path: Path, kind: str, workers: int) -> None:
     """Two epochs, workers kept; the first steps of an epoch among them."""
     monitor = rm.LoaderMonitor()

@@ -205,6 +205,7 @@ def test_overfitting_and_no_validation(scenes, tmp_path) -> None:
     assert "miou" not in found
 
 
+@pytest.mark.dist
 def test_two_processes_train_and_map_together(scenes, tmp_path) -> None:
     """`trainer=ddp_sim`: one result, said once; each process has its part of the chips."""
     command = [sys.executable, str(ROOT / "examples" / "train.py"), "trainer=ddp_sim", "trainer.max_epochs=1"]

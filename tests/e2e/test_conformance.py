@@ -190,6 +190,7 @@ def _oracle(path: str, level: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
     return data, masks
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_refused_by_name(collection: Collection) -> None:
     """Each of the files that are not read says why, and there are no more of them than are known."""
     report = collection.report
@@ -203,8 +204,25 @@ def test_what_is_refused_is_refused_by_name(collection: Collection) -> None:
     assert len(collection) == 650 - len(told)
 
 
+@pytest.mark.slow
 def test_every_file_equals_the_oracle_whole_and_by_window(records: list[Record]) -> None:
     """Pixels and validity, all bands, at full resolution; 20 random windows each equal the same crop."""
+    compared = _compared(records)
+    assert compared.wrong == {}
+    assert compared.done > 600 * (1 + WINDOWS)
+
+
+def test_a_sample_of_the_files_equals_the_oracle(folder: Path, tmp_path: Path) -> None:
+    """One small file in twenty, as above."""
+    files = sorted(path for path in folder.glob("*.tif*") if path.stat().st_size < 1_000_000)
+    sample = build([str(path) for path in files[::20]], tmp_path / "sample.parquet", datetime=None, progress=False)
+    compared = _compared(_records(sample))
+    assert compared.wrong == {}
+    assert compared.done > 25 * (1 + WINDOWS)
+
+
+def _compared(records: list[Record]) -> Comparison:
+    """Each record's whole image and random windows of it against the oracle."""
     compared, rng = Comparison(), np.random.default_rng(0)
     for path, record, bands in records:
         name = Path(path).name
@@ -220,8 +238,7 @@ def test_every_file_equals_the_oracle_whole_and_by_window(records: list[Record])
         compared.note(name, _problem(path, whole, *expected, record))
         for part, window in zip(parts, windows, strict=True):
             compared.note(name, _crop_problem(whole, part, window))
-    assert compared.wrong == {}
-    assert compared.done > 600 * (1 + WINDOWS)
+    return compared
 
 
 def _window_problem(path: str, record: RasterAccessor, bands: list[str], rng: np.random.Generator) -> str | None:
@@ -247,6 +264,7 @@ def _crop_problem(whole: Chip, part: Chip, window: Window) -> str | None:
     return "valid outside" if part.valid[outside].any() else None
 
 
+@pytest.mark.slow
 def test_every_overview_equals_gdal(records: list[Record]) -> None:
     """Pixels and per-band validity of each overview."""
     compared = Comparison()
@@ -284,6 +302,7 @@ class rasterio_or_none:  # noqa: N801 - used like `rasterio.open`
             self._source.close()
 
 
+@pytest.mark.slow
 def test_the_same_pixels_over_http(folder: Path, records: list[Record], tmp_path: Path) -> None:
     """A tenth of the files through a range server: byte for byte what local files give."""
     paths = [path for path, _, _ in records if Path(path).name not in CUT_SHORT][::10]

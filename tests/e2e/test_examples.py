@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pytest
 import rasterio
 import rasterio.features
 import shapely
+from forked import run_script
 from matplotlib.image import imread
+
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -23,11 +24,7 @@ PARTS = {"assembly", "demo_scenes", "demo_sets", "figures", "mapping", "scoring"
 
 def run(name: str, out: Path, *options: object) -> str:
     """What a script prints; its picture is there and not blank."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(out), *map(str, options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
-    done = subprocess.run(
-        command, cwd=out.parent, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_script(EXAMPLES / f"{name}.py", "--out", out, *options, cwd=out.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ResourceWarning" not in done.stderr
     (line,) = re.findall(r"^picture +(.*)$", done.stdout, re.MULTILINE)

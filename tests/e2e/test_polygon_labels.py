@@ -76,6 +76,7 @@ def test_polygons_of_the_label_raster_are_the_label_raster(images, classes, cove
     assert set(torch.cat([s["mask"].flatten() for s in samples]).tolist()) == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_they_are_what_the_label_dataset_gives(images, classes, folder, tmp_path):
     """Labels from a raster and labels from polygons, as two heads of one sample."""
     collection = rm.build(str(folder / "labels" / "*.tif"), tmp_path / "labels.parquet", datetime=None)

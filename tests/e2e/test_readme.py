@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from forked import run_script
+
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
@@ -112,13 +115,11 @@ def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
 
 def test_the_demo_trains_and_writes_a_map(tmp_path: Path) -> None:
     """Small and short: it still says what it measured, and the map is georeferenced where the scenes are."""
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), f"hydra.run.dir={tmp_path / 'run'}"]
-    command += [f"paths.cache_dir={tmp_path / 'cache'}", "data.size=64", "data.length=16", "data.batch_size=8"]
+    command = [f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    command += ["data.size=64", "data.length=16", "data.batch_size=8"]
     command += ["trainer.max_epochs=1", "data.statistics_chips=4", "trainer.enable_progress_bar=false"]
     command += ["data.overlap=0"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=400
-    )
+    done = run_script(ROOT / "examples" / "train.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"validation mIoU +0\.\d+ .*majority class: 0\.\d+", done.stdout)
     assert re.search(r"patches per second +\d", done.stdout)

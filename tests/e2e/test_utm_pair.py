@@ -102,7 +102,7 @@ def board(path: Path, crs: str, left: float, top: float, res: float, size: int) 
     return make_cog(path, checkerboard(x33, y33).reshape(size, size), transform=transform, crs=crs, overviews="none")
 
 
-@pytest.mark.parametrize("grid", ["native", "common"])
+@pytest.mark.parametrize("grid", ["native", pytest.param("common", marks=pytest.mark.slow)])
 def test_labels_stay_on_their_image_across_the_zone_edge(tmp_path: Path, grid: str) -> None:
     """A checkerboard in zones 33 and 34 with labels in a third CRS: they differ within half a pixel of lines only."""
     # Around the edge at 18 degrees east, 46 north.

@@ -11,8 +11,9 @@ import pyproj
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.collection.filters import bbox_overlaps, parse_lonlat_bbox
 from rasteret_ml.errors import UsageError
@@ -88,7 +89,7 @@ def test_nearest_is_the_pixel_under_each_point(name: str) -> None:
     assert (found != expected).sum() <= 2
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     lon=st.floats(-180, 180),
     lat=st.floats(-80, 80),

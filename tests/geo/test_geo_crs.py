@@ -10,8 +10,9 @@ import pytest
 import rasterio.crs
 import rasterio.warp
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import (
@@ -94,7 +95,7 @@ def test_same_crs() -> None:
     assert not same_crs(None, UTM)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     points=st.lists(st.tuples(st.floats(9, 21), st.floats(1, 80)), min_size=1, max_size=20),
     target=st.sampled_from([UTM, "EPSG:3857", "EPSG:3035", "EPSG:2154"]),

@@ -10,8 +10,9 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_window
 from rasterio.io import MemoryFile
 from rasterio.transform import array_bounds, rowcol
@@ -37,7 +38,7 @@ def _grid(res: float, origin: tuple[int, int], sign_x: int = 1, sign_y: int = -1
     return Grid(crs=UTM, transform=transform, shape=(50, 70))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     res=RES,
     origin=ORIGIN,
@@ -54,7 +55,7 @@ def test_snap_finds_the_window_whose_bounds_it_is_given(res, origin, row, col, h
     assert grid.snap(window.bounds) == window
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(col=st.floats(-50, 50), row=st.floats(-50, 50), height=st.floats(0.01, 40), width=st.floats(0.01, 40), res=RES)
 def test_snap_rounds_size_and_origin(col: float, row: float, height: float, width: float, res: float) -> None:
     """Size and origin are the nearest whole pixels, and at least one pixel remains."""
@@ -99,7 +100,7 @@ def test_snap_refuses_a_rotated_grid() -> None:
         ROTATED.snap((500000, 4999900, 500100, 5000000))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(res=RES, origin=ORIGIN, row=OFFSET, col=OFFSET, height=SIZE, width=SIZE)
 def test_window_of_is_the_inverse_of_window(res, origin, row, col, height, width) -> None:
     """A window's grid is found again where it was cut, on straight and rotated grids."""
@@ -165,7 +166,7 @@ def test_window_around_equals_rasterio(dataset, rng: np.random.Generator) -> Non
         )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(res=RES, origin=ORIGIN, row=OFFSET, col=OFFSET, height=SIZE, width=SIZE)
 def test_window_around_aligned_bounds_adds_nothing(res, origin, row, col, height, width) -> None:
     """Floating point noise on a pixel edge does not add a row or column."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_mask
 
 from rasteret_ml.geo.geometries import polygon_mask
@@ -18,7 +19,7 @@ ROTATED = Affine.translation(500000, 5000000) @ Affine.rotation(25) @ Affine.sca
 POINT = st.tuples(st.floats(-40, 120), st.floats(-40, 120))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     points=st.lists(POINT, min_size=3, max_size=12),
     hole=st.booleans(),

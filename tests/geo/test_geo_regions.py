@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.geo.regions import TriangleRegion, erode_by_box, polygonal
 
@@ -23,7 +24,7 @@ def _spread(region, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform((xmin, ymin), (xmax, ymax), (count, 2))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(region=POLYGONS, width=st.floats(0.5, 40), height=st.floats(0.5, 40), seed=st.integers(0, 99))
 def test_erosion_equals_brute_force(region, width: float, height: float, seed: int) -> None:
     """A box lies inside the region exactly where its centre lies in the erosion (invalid rings repaired first)."""
@@ -67,7 +68,7 @@ def test_polygonal_repairs_and_drops_lines() -> None:
     assert polygonal(shapely.LineString([(0, 0), (1, 1)])).is_empty
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(regions=st.lists(POLYGONS, min_size=1, max_size=4), seed=st.integers(0, 99), weighted=st.booleans())
 def test_points_lie_in_the_region_they_name(regions, seed: int, weighted: bool) -> None:
     """Every point is inside its own polygon (an edge's rounding aside), the ends of the unit interval included."""

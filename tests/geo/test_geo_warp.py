@@ -7,8 +7,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.enums import Resampling as GdalResampling
 from rasterio.warp import reproject, transform_bounds
 
@@ -51,7 +52,7 @@ def _noise(dtype: str, shape: tuple[int, int] = SOURCE.shape, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(row=st.integers(-30, 70), col=st.integers(-30, 80), seed=st.integers(0, 9))
 def test_nearest_on_an_aligned_grid_is_a_copy(dtype: str, row: int, col: int, seed: int) -> None:
     """A whole number of pixels away, nearest gives the same pixels bit for bit; outside is invalid and filled."""
@@ -151,7 +152,7 @@ def test_integers_equal_rasterio(kernel: Resampling, dtype: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=["shifted", "finer", "coarser", "other-zone"])
 @pytest.mark.parametrize("kernel", ["bilinear", "average"])
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(low=st.integers(0, 200), share=st.floats(0.05, 0.9), seed=st.integers(0, 50))
 def test_invalid_pixels_never_bleed(kernel: Resampling, target: Grid, low: int, share: float, seed: int) -> None:
     """Kernels that average stay inside the range of the valid pixels, whatever lies in the invalid ones."""
@@ -243,7 +244,7 @@ def test_inputs_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @example(x=0.0, y=0.0, scale=1.0, size=6, zone=True)
 @given(x=st.floats(0, 2500), y=st.floats(0, 2500), scale=st.floats(0.2, 6), size=st.integers(1, 40), zone=st.booleans())
 def test_source_window_holds_all_that_is_needed(kernel: Resampling, x, y, scale, size, zone: bool) -> None:

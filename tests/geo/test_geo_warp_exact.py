@@ -7,8 +7,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from warp_oracle import exact_warp, majority
 
 from rasteret_ml.errors import UsageError
@@ -106,7 +107,7 @@ def test_mode_takes_the_smallest_of_equals(values: int) -> None:
     assert np.array_equal(found, blocks.min(-1))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data(), name=st.sampled_from(sorted(PAIRS)))
 def test_a_chip_equals_the_crop_of_a_larger_one(data: st.DataObject, name: str) -> None:
     """Nearest, read from its own window or from the whole image: no pixel depends on the cut."""
@@ -129,7 +130,7 @@ def test_a_chip_equals_the_crop_of_a_larger_one(data: st.DataObject, name: str) 
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(row=st.integers(-20, 200), col=st.integers(-20, 220), dtype=st.sampled_from(["uint16", "float32", "complex64"]))
 def test_aligned_grids_give_copies(kernel: Resampling, row: int, col: int, dtype: str) -> None:
     """Whole pixels apart every kernel is the identity, bit for bit."""

@@ -6,8 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.window import Window
@@ -29,7 +30,7 @@ def test_refuses_an_empty_window(height: int, width: int) -> None:
         Window(row=0, col=0, height=height, width=width)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(a=WINDOWS, b=WINDOWS)
 def test_intersection_is_the_shared_pixels(a: Window, b: Window) -> None:
     """As sets of pixels, in either order; None where nothing is shared."""
@@ -37,7 +38,7 @@ def test_intersection_is_the_shared_pixels(a: Window, b: Window) -> None:
     assert a.intersection(b) == b.intersection(a)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(a=WINDOWS, origin=WINDOWS)
 def test_relative_to_moves_the_origin(a: Window, origin: Window) -> None:
     """The same pixels, counted from the other window's corner."""

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pytest
 import torch
 import torch.utils.data
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import NoOverlapError, ReadError, UsageError
@@ -28,7 +29,7 @@ from rasteret_ml.storage.local import LocalReader
 from rasteret_ml.testing import RangeServer, make_cog
 
 BANDS = ("B02", "B03")
-CONTEXTS = ["fork", "forkserver", "spawn"]
+CONTEXTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 
 
 class Backend:
@@ -71,7 +72,7 @@ def _assert_equal(batches: Sequence[Any], expected: Sequence[Any]) -> None:
             assert value.numpy().tobytes() == other[key].numpy().tobytes(), key
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lookahead=st.integers(0, 5),
     cache=st.sampled_from([0, 40_000, 10**8]),

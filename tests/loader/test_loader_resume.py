@@ -60,7 +60,13 @@ def test_every_sampler_is_taken_up_at_every_step_of_two_epochs(scenes: Scenes, s
 
 @pytest.mark.parametrize("lookahead", [4, 0], ids=["lookahead", "no lookahead"])
 @pytest.mark.parametrize(
-    ("workers", "method"), [(0, None), *itertools.product((1, 2), ("fork", "forkserver", "spawn"))], ids=str
+    ("workers", "method"),
+    [
+        (0, None),
+        *itertools.product((1, 2), ("fork", "forkserver")),
+        *(pytest.param(workers, "spawn", marks=pytest.mark.slow) for workers in (1, 2)),
+    ],
+    ids=str,
 )
 def test_workers_start_methods_and_lookahead_do_not_matter(
     scenes: Scenes, workers: int, method: str | None, lookahead: int

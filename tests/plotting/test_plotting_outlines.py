@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from property_settings import examples
 from rasterio.features import rasterize
 
 from rasteret_ml.plotting.outlines import mask_edges, mask_path, polygon_paths
@@ -20,7 +21,7 @@ def _rectangles(path):
     return [shapely.Polygon(corners) for corners in np.asarray(path.vertices).reshape(-1, 5, 2)]
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(_MASKS)
 def test_the_path_covers_each_true_pixel_once_and_nothing_else(mask):
     boxes = _rectangles(mask_path(mask))
@@ -38,7 +39,7 @@ def test_equal_rows_are_one_rectangle():
     assert len(_rectangles(mask_path(mask))) == 1
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(_MASKS)
 def test_edges_are_where_neighbours_differ(mask):
     expected = set()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.plotting.stretch import stretch_limits, stretched
@@ -13,7 +14,7 @@ from rasteret_ml.plotting.stretch import stretch_limits, stretched
 TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int64", "float16", "float32", "float64"]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10**6), st.sampled_from(TYPES), st.integers(1, 4), st.floats(0, 0.9), st.booleans())
 def test_limits_are_numpys_percentiles_of_the_valid_pixels(seed, dtype, bands, share, joint):
     rng = np.random.default_rng(seed)
@@ -31,7 +32,7 @@ def test_limits_are_numpys_percentiles_of_the_valid_pixels(seed, dtype, bands, s
         np.testing.assert_allclose(limits[c], (low, high))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10**6), st.sampled_from(TYPES))
 def test_stretched_is_the_clipped_line_between_the_limits(seed, dtype):
     rng = np.random.default_rng(seed)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
@@ -109,7 +110,7 @@ def written(folder, sheets, form, chips, valids, ranks, rng, memory=1):
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(maps(), st.integers(1, 3), st.sampled_from([1, 1 << 30]))
 def test_blended_scores_are_the_weighted_mean(made, ranks, memory):
     """Within the rounding of float32; NaN where no chip is valid."""
@@ -125,7 +126,7 @@ def test_blended_scores_are_the_weighted_mean(made, ranks, memory):
         np.testing.assert_allclose(found, np.where(valid, expected, np.nan), rtol=2e-5, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(maps(), st.integers(1, 3), st.booleans())
 def test_the_nearest_chip_is_exact(made, ranks, labels):
     """Whatever the order and the number of ranks."""
@@ -142,7 +143,7 @@ def test_the_nearest_chip_is_exact(made, ranks, labels):
         np.testing.assert_array_equal(found, np.where(valid, expected, 255))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(maps())
 def test_a_block_waits_for_each_chip_that_may_change_it(made):
     """Counted in one go as one by one."""

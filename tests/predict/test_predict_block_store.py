@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.predict.block_store import BlockStore
 
@@ -30,7 +31,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(steps, st.integers(1, 4))
 def test_the_store_is_a_dictionary_and_a_kill_goes_back_to_what_was_saved(taken, room):
     """Whatever was written, flushed, dropped or put in free slots since."""

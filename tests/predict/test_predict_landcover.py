@@ -12,6 +12,8 @@ from cog_rules import broken_rules
 
 import rasteret_ml as rm
 
+pytestmark = pytest.mark.slow
+
 REACH = 3
 """Pixels that the model sees beyond the one that it predicts."""
 OVERLAP = 32

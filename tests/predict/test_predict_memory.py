@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 
 import rasteret_ml as rm
@@ -44,6 +45,7 @@ for output in ("classes", "scores"):
 """
 
 
+@pytest.mark.slow
 def test_a_map_of_fifty_windows_takes_no_more_memory_than_one_of_two(tmp_path):
     """Peak resident memory of a process, for classes and scores; as a whole it would be 230 MiB."""
     assert LARGE[0] * LARGE[1] > 50 * WINDOW**2 > 25 * SMALL[0] * SMALL[1]

@@ -15,6 +15,8 @@ import rasterio
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
 
+pytestmark = pytest.mark.dist
+
 SCRIPT = """
 import os, sys
 import torch

@@ -95,6 +95,7 @@ def pixels_of(path):
         return file.read()
 
 
+@pytest.mark.slow
 def test_killed_three_times(dataset, tmp_path):
     """The same file, bit for bit, as one run's; each chip is predicted once, but for the batch that was not saved."""
     done = subprocess.run(

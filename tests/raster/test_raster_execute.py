@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import HASTY, QUICK, assert_chip, build_one, cause_of, rasters, run, window_by_rasterio
+from property_settings import examples
 
 from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import (
@@ -75,7 +76,7 @@ _WINDOWS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@examples(60, database=None)
 @given(windows=_WINDOWS, gap=st.sampled_from([0, 500, 64 * 1024]))
 def test_explain_says_what_execute_then_does(scene: Any, windows: list[tuple[int, int, int, int]], gap: int) -> None:
     """Requests, bytes, tiles and chips of a batch; each tile is fetched and decoded once; the pixels are right."""

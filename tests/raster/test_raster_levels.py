@@ -16,9 +16,10 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import build_one, cause_of, run
+from property_settings import examples
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
@@ -84,7 +85,7 @@ def _assert_every_level(path: str, record: RasterAccessor, levels: int) -> None:
         np.testing.assert_array_equal(np.asarray(chip.valid), valid, err_msg=f"level {level}")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(factor=st.floats(0.2, 20), shift=st.tuples(st.floats(0, 50), st.floats(0, 50)))
 def test_the_coarsest_level_that_is_not_coarser(
     scene: tuple[str, RasterAccessor], factor: float, shift: tuple[float, float]
@@ -115,7 +116,7 @@ def test_coarser_reads_cost_less(scene: tuple[str, RasterAccessor]) -> None:
     assert costs[3].bytes_fetched * 20 < cost(8.8, overviews=False).bytes_fetched
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     level=st.integers(0, 3),
     corner=st.tuples(st.integers(-30, 220), st.integers(-30, 220)),

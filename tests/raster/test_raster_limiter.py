@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import run
+from property_settings import examples
 
 from rasteret_ml.raster.engine import RequestLimiter
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@examples(200, database=None)
 @given(
     sizes=st.lists(st.integers(0, 150), max_size=20),
     requests=st.integers(1, 4),

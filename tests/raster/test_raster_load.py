@@ -12,9 +12,10 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, build_one, run, window_by_rasterio
+from property_settings import examples
 from rasterio.features import geometry_mask
 from rasterio.warp import calculate_default_transform
 
@@ -84,6 +85,7 @@ def test_landcover_masks_equal_rasterio(shared_data: Path, tmp_path: Path, all_t
             assert bottom - (t.f - 10 * chip.grid.height) < 10.0
 
 
+@pytest.mark.slow
 def test_polygons_on_imagery_equal_rasterio(shared_data: Path, tmp_path: Path) -> None:
     """All ten bands inside each polygon; a scene that a polygon misses gives None in its place."""
     shapes = _shapes(shared_data)
@@ -110,7 +112,7 @@ def test_polygons_on_imagery_equal_rasterio(shared_data: Path, tmp_path: Path) -
     assert met
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@examples(60, database=None)
 @given(
     centre=st.tuples(st.floats(-40, 240), st.floats(-40, 240)),
     radii=st.lists(st.floats(0.3, 60), min_size=3, max_size=9),

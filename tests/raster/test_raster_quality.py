@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.raster.chip import Scaling
@@ -28,7 +29,7 @@ def test_qa_pixel_values_from_the_guide():
     assert found[0].tolist() == list(words.values())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.int16, np.uint32]), (3, 4)),
     st.sets(st.integers(0, 15), min_size=1),
@@ -128,7 +129,7 @@ def test_masks_from_yaml():
         QualityMask.of({"band": "SCL", "classes": [4, 5]})
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     hnp.arrays(np.uint16, (2, 3, 3)),
     st.tuples(st.sampled_from([0.0001, 0.01, 1.0, 2.5]), st.sampled_from([0.0, -0.1, 1000.0])),

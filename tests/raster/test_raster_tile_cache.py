@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, build_one, run, window_by_rasterio
+from property_settings import examples
 
 from rasteret_ml.errors import FetchError, FileChangedError, ReadError
 from rasteret_ml.geo.window import Window
@@ -64,7 +65,7 @@ def _plan(record: RasterAccessor, window: tuple[int, int, int, int], bands: tupl
 _WINDOWS = st.tuples(st.integers(-20, 250), st.integers(-20, 250), st.integers(1, 120), st.integers(1, 120))
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@examples(60, database=None)
 @given(
     batches=st.lists(st.lists(_WINDOWS, min_size=1, max_size=3), min_size=1, max_size=4),
     cache=st.sampled_from([0, 3 * _TILE_BYTES, 10**9]),

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import build_one, cause_of, rasters, run
+from property_settings import examples
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RioWindow
@@ -118,7 +119,7 @@ def test_nodata_masks_what_gdal_masks(dtype: str, text: str) -> None:
     np.testing.assert_array_equal(_ours(values, text), expected, err_msg=str(values))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     dtype=st.sampled_from(sorted(TEXTS)),
     number=st.one_of(

@@ -10,9 +10,10 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pixel_oracle import assert_chip, build_one, rasters, run, window_by_rasterio
+from property_settings import examples
 from rasterio.enums import Resampling as GdalResampling
 from rasterio.warp import reproject
 
@@ -132,7 +133,7 @@ def _windows(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return row, col, draw(st.integers(1, 130)), draw(st.integers(1, 130))
 
 
-@settings(max_examples=120, deadline=None, database=None)
+@examples(120, database=None)
 @given(name=st.sampled_from(_NAMES), window=_windows(), data=st.data())
 def test_any_window_of_any_bands(made: Any, name: str, window: tuple[int, int, int, int], data: st.DataObject) -> None:
     """Random windows and any choice and order of bands, repeats included."""
@@ -156,6 +157,7 @@ def _random_windows(rng: np.random.Generator, height: int, width: int, count: in
     return windows
 
 
+@pytest.mark.slow
 def test_multidate_items_equal_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     """Both MGRS tiles, deflate and zstd, every band with SCL: inside, over the edges and outside."""
     items = sorted((shared_data / "multidate").glob("*/*.json"))
@@ -178,6 +180,7 @@ def test_naip_equals_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.
             assert_chip(chip, *window_by_rasterio(path, window, [4, 1, 2]))
 
 
+@pytest.mark.slow
 def test_landcover_equals_rasterio(shared_data: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     """LZW tiles larger than the image, ten bands; and the label raster with its nodata."""
     files = sorted((shared_data / "landcover").glob("*/*.tif"))

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
@@ -129,7 +130,7 @@ def test_polygons_are_reprojected_to_the_datasets_crs():
     assert all(grown.contains(box_of(a).centroid) for a in sampler)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.integers(1, 60), st.integers(1, 60), st.data(), st.integers(30, 200), st.integers(30, 200), st.integers(-50, 50)
 )
@@ -244,13 +245,17 @@ def test_impossible_splits_are_refused(options):
         rm.spatial_split(Plane(SQUARE), **options)
 
 
+@pytest.mark.slow
 def test_mask_aoi_equals_rasterios_mask(shared_data: Path, tmp_path):
     """For holes and multi-parts, on real pixels."""
     files = str(shared_data / "landcover" / "images" / "*.tif")
     collection = rm.build(files, tmp_path / "c.parquet")
     for all_touched in (False, True):
         dataset = rm.RasteretDataset(
-            collection, collection.bands[:1], sample={"mask_aoi": True, "all_touched": all_touched}
+            collection,
+            collection.bands[:1],
+            sample={"mask_aoi": True, "all_touched": all_touched},
+            reading={"cache_bytes": 10**8},
         )
         for name in ("single_poly", "single_poly_hole", "multi_polys"):
             path = shared_data / "landcover" / "polygons" / f"aber_osgb_{name}.geojson"

@@ -12,8 +12,9 @@ import pytest
 import shapely
 import torch.utils.data
 from fields import CRS, HOLED, L_SHAPE, PARTS, SQUARE, Plane, box_of, boxes, centres, chi_squared
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
@@ -45,6 +46,7 @@ def expected(weights, count=20_000):
     return weights / weights.sum() * count
 
 
+@pytest.mark.slow
 def test_chips_are_distributed_by_area():
     """Centres lie in L-shaped, holed and multi-part polygons, each in proportion to its area."""
     sampler = rm.RandomAOISampler(Plane(SQUARE), 8, 100_000, aois=SHAPES, aois_crs=CRS, seed=9)
@@ -164,7 +166,8 @@ def test_aois_without_chips_can_be_dropped(options, caplog):
         )
     assert "[0, 1, 2]" in caplog.text
     assert {a.row for a in sampler} == set(range(3, 12))
-    assert all(a.geometry.equals(fields().geometry[a.row]) for a in sampler)
+    shapes = fields().geometry
+    assert all(a.geometry.equals(shapes[a.row]) for a in sampler)
 
 
 def test_aois_outside_every_scene_can_be_dropped(caplog):
@@ -221,7 +224,7 @@ def test_min_overlap_is_reached_if_possible():
     assert met.mean() > 1.1 * by_chance.mean()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10**6))
 def test_overlaps_equal_areas(seed):
     """For chips inside, partly inside and outside; none exceeds the upper bound."""

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 import rasteret_ml.testing
@@ -116,6 +117,7 @@ def test_the_order_is_a_function_of_seed_epoch_and_locality():
     assert order(locality=Locality(blocks=16)) == first
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_order():
     """It does not depend on the hash seed."""
     code = (
@@ -148,7 +150,7 @@ def test_epoch_random_and_uniforms_have_separate_streams():
     assert not np.array_equal(epoch_random(3, 5).random(9), epoch_random(3, 6).random(9))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data(), st.integers(0, 300), st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(1, 20))
 def test_an_order_is_a_permutation(data, count, blocks, tiles, lanes, batch_size):
     """For any chips and locality."""
@@ -164,7 +166,7 @@ def test_an_order_is_a_permutation(data, count, blocks, tiles, lanes, batch_size
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.integers(1, 32))
 def test_every_scene_has_its_share_at_any_time(sizes, blocks):
     """In each round of the active blocks a scene has its share of chips, rounded (plus one at the cuts of streams)."""

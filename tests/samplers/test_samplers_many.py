@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from shapely.affinity import rotate
 
 import rasteret_ml as rm
@@ -58,7 +59,7 @@ def eroded(shape, width, height):
     return shape.difference(shapely.union_all(swept)) if segments else shapely.Polygon()
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(BOXES, ANGLE)
 def test_unions(boxes, angle):
     """For boxes and other polygons."""
@@ -71,7 +72,7 @@ def test_unions(boxes, angle):
         assert shapely.get_num_geometries(united) == shapely.get_num_geometries(shapely.union_all(shapes))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(BOXES)
 def test_a_grid_of_boxes_is_covered_by_rectangles(boxes):
     """The rectangles do not overlap."""
@@ -95,7 +96,7 @@ def test_invalid_shapes_among_many_are_repaired():
     assert united.area == pytest.approx(4)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(BOXES, BOXES, ANGLE, ANGLE)
 def test_cuts(shapes, others, angle, other_angle):
     """Each shape is clipped to the parts of the region."""
@@ -108,7 +109,7 @@ def test_cuts(shapes, others, angle, other_angle):
     assert np.isin(shapely.get_type_id(cut), (3, 6)).all()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(BOXES, ANGLE, st.floats(0.1, 6), st.floats(0.1, 6))
 def test_erosions(boxes, angle, width, height):
     """For boxes, convex and other parts, separately and united."""
@@ -122,7 +123,7 @@ def test_erosions(boxes, angle, width, height):
     assert difference(both[0], expected) < 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(st.tuples(st.floats(0, 20), st.floats(0, 20)), min_size=5, max_size=9),
     st.floats(0.1, 9),
@@ -147,7 +148,7 @@ def test_small_parts_vanish():
     assert regions.erode_by_box(parts, 1, 1).is_empty
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(BOXES, ANGLE)
 def test_triangles_fill_their_regions(boxes, angle):
     """For boxes, multi-part polygons, and slivers without area."""
@@ -189,7 +190,7 @@ def brute_grid(shapes, grid):
     return np.array(corners), np.array(owners)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     BOXES, ANGLE, st.sampled_from([(1.0, 1.0), (0.5, 0.25)]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)
 )

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import shapely
 from fields import CRS, HOLED, L_SHAPE, PARTS, SQUARE, Plane, TwoZones, boxes, centres, chi_squared
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError
@@ -26,7 +27,7 @@ def moved(shape, source, target):
     return transform_geometries(np.array([shape], dtype=object), source, target)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(POINT, min_size=2, max_size=9, unique=True),
     st.sampled_from(["area", "line", "points"]),

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
@@ -90,7 +91,7 @@ def test_no_pixel_of_any_chip_is_in_two_splits(area):
         assert 200 <= nearest.min() < 400
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 1000), st.sampled_from([700.0, 1000.0, 1300.0]), st.sampled_from([0.0, 50.0, 200.0]))
 def test_blocks_partition_the_coverage_except_for_the_buffer(seed, side, buffer):
     """Splits are `buffer` apart and cover the rest of the dataset, its outer edge included."""
@@ -158,7 +159,7 @@ def test_impossible_blocks_are_refused():
 # Assignment -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.floats(0.5, 2.0), min_size=12, max_size=60), st.integers(0, 50))
 def test_shares_differ_by_at_most_one_group(weights, seed):
     """For groups of any weight, and no split is empty."""
@@ -170,7 +171,7 @@ def test_shares_differ_by_at_most_one_group(weights, seed):
     assert (np.bincount(index, minlength=3) > 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_connected_components(data):
     """Compare with a walk over the graph."""
@@ -278,6 +279,7 @@ def test_aois_on_both_sides_of_the_antimeridian_stay_together():
     rm.check_splits(table)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_aois_are_split():
     """Stratified, in blocks, with a buffer, without a loop over pairs."""
     x, y = np.divmod(np.arange(100_000.0), 400)
@@ -364,7 +366,7 @@ def test_time_is_cut_between_days_with_a_buffer(records, caplog):
     assert f"{int(table['split'].isna().sum())} of 80 records are in no split" in caplog.text
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.integers(1, 30), min_size=30, max_size=60), st.integers(0, 100), st.integers(2, 3))
 def test_periods_are_a_buffer_apart(steps, buffer, count):
     """For any dates; without a buffer, every record is in a split."""

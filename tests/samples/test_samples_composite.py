@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.samples.composite import Composite
@@ -13,7 +14,7 @@ from rasteret_ml.samples.composite import Composite
 BANDS = ("B02", "B04", "B08")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.booleans(), st.sampled_from([np.uint16, np.int16, np.float32]))
 def test_composites_are_those_of_each_pixel(seed, dates, with_clear, dtype):
     """Only clear and valid dates count, where there are any; else valid ones."""

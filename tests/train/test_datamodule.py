@@ -299,7 +299,7 @@ def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_order_of_calls_works(scenes, tmp_path, workers):
     """Validate before fit, loaders made anew each epoch, test and predict, and fit again; no worker is left."""
     model, data = Tiny(), module(scenes, num_workers=workers)

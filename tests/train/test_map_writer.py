@@ -221,6 +221,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.dist
 def test_two_devices_share_the_map(scenes, tmp_path):
     """Whatever `use_distributed_sampler` is; stopped, gone on with, and with fewer chips than devices."""
     done = subprocess.run(

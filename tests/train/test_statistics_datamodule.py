@@ -57,6 +57,7 @@ def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
     assert not (validated & tested).any()
 
 
+@pytest.mark.slow
 def test_test_polygons_are_held_out_too(scenes):
     """Training keeps off both; without a val side there is only the test area."""
     test = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4997000, 502000, 4998000)], crs=32633)
@@ -127,6 +128,7 @@ def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
         module(scenes, statistics=path).setup()
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_training_area_alone(scenes):
     """As numpy has them over the pixels that may be trained on."""
     data = module(scenes, statistics_chips=10_000)

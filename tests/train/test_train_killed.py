@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_script
 
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("kill_script.py")
 EPOCHS = 3
@@ -21,9 +21,7 @@ EPOCHS = 3
 
 def run(folder: Path, name: str, workers: int, batches: int, killed_at: int) -> int:
     """The script's exit status; a signal's number is negative."""
-    command = [sys.executable, str(SCRIPT), str(folder), name, str(workers), str(batches), str(killed_at)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    done = run_script(SCRIPT, folder, name, workers, batches, killed_at, cwd=folder, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode
 

@@ -6,8 +6,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 import rasteret_ml as rm
@@ -36,7 +37,7 @@ def test_prepare_normalises_and_neutralises():
     assert normalize(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
 def test_iou_is_torchmetrics(pairs):
     """Per class, over the classes that occur."""
@@ -164,7 +165,7 @@ class Tiny(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_lightning_fits_validates_and_predicts(scenes, tmp_path, workers):
     """Two epochs with different chips, then every stage."""
     model, data = Tiny(), module(scenes, num_workers=workers)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from forked import run_script
 
 import rasteret_ml as rm
 from rasteret_ml.testing import make_cog
+
+pytestmark = pytest.mark.dist
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 LENGTH, SIDE = 22, 170
@@ -25,9 +25,8 @@ LIMIT = 240
 
 def run(task: str, folder: Path, *arguments: Any, fails: bool = False) -> str:
     """The script, within the limit; what it wrote to standard error."""
-    command = [sys.executable, str(SCRIPT), task, str(folder), *map(str, arguments)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    done = run_script(SCRIPT, task, folder, *arguments, cwd=folder, env=environment, timeout=LIMIT)
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stderr
 

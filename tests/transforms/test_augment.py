@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
@@ -173,7 +174,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(torch.nan_to_num(a[key], -1), torch.nan_to_num(b[key], -1)) for key in a)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_a_sample_is_the_same_in_any_batch(order, size):
     """Alone, among others, in any order, whatever the global generators have done."""

@@ -12,9 +12,10 @@ import shapely
 import torch
 import yaml
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import DataError, UsageError
@@ -71,7 +72,7 @@ def test_statistics_are_numpys(dtype, shape, rng):
         assert band.histogram == tuple(np.histogram(pixels, 64, (pixels.min(), pixels.max()))[0])
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(hnp.arrays(np.int16, st.integers(1, 40), elements=st.integers(-300, 300)), st.floats(0, 100))
 def test_counted_percentiles_are_numpys(values, q):
     """For any few values, to the last bit."""
@@ -81,7 +82,7 @@ def test_counted_percentiles_are_numpys(values, q):
     assert tally.result((q,)).percentiles[q] == np.percentile(values.astype(np.float64), q)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 1000), st.floats(-1e8, 1e8), st.lists(st.integers(1, 50), min_size=1, max_size=6))
 def test_merged_moments_are_those_of_the_whole(seed, offset, sizes):
     """However it is cut; what is not finite does not count."""
@@ -237,6 +238,7 @@ def test_memory_does_not_grow_with_the_chips(dtype):
     assert peaks[1] < 1.15 * peaks[0]
 
 
+@pytest.mark.slow
 def test_memory_of_a_pass_over_files_does_not_grow_either(tmp_path):
     """Tiles, plans and samples of a batch are let go, and the records that were read stay few."""
     rng = np.random.default_rng(0)

@@ -6,8 +6,9 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
@@ -51,7 +52,7 @@ def test_weights_even_out_what_can_be_evened_out():
     assert weights[:99] == pytest.approx(np.full(99, weights[0]))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.integers(2, 5))
 def test_no_mix_of_classes_is_more_even(seed, classes):
     """The mean logarithm of the expected shares beats the area's own, inverse frequency, and random mixes."""
