@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.times import instant
+from rasteret_ml.geo.times import parse_time
 
 __all__ = ["bbox_overlaps", "date_overlaps", "interval", "lonlat_bounds"]
 
@@ -68,7 +68,7 @@ def interval(value: Sequence[Any] | str) -> tuple[dt.datetime, dt.datetime]:
     parts = value.split("/") if isinstance(value, str) else list(value)
     if len(parts) != 2:
         raise UsageError(f"A date range is (start, end) or 'start/end', not {value!r}.")
-    start, stop = instant(parts[0]), instant(parts[1], last=True)
+    start, stop = parse_time(parts[0]), parse_time(parts[1], last=True)
     first = dt.datetime.min if start is None else start.to_pydatetime(warn=False)
     last = dt.datetime.max if stop is None else stop.to_pydatetime(warn=False)
     if first > last:

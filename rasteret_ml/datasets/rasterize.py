@@ -14,7 +14,7 @@ from rasteret_ml.geo.antimeridian import wraps_globe
 from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import nearest_ns
+from rasteret_ml.geo.times import clamp_ns
 
 __all__ = ["PlacedShapes", "PolygonLookup", "moved_polygons", "paint"]
 
@@ -72,7 +72,7 @@ class PlacedShapes:
         Raises:
             GeometryError: a polygon that has no image in the chip's CRS.
         """
-        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
+        start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
         found = self._candidates(grid)
         found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
         if not len(found):

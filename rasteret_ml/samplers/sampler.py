@@ -16,7 +16,7 @@ from torch.utils.data import DistributedSampler
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import Plan, check_same_plan, digest
 from rasteret_ml.geo.regions import dilate_by_box, union_of
-from rasteret_ml.geo.times import instant, nearest_ns
+from rasteret_ml.geo.times import clamp_ns, parse_time
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samplers.aoi.aoi_table import AOITable
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_digest, without
@@ -275,7 +275,7 @@ class Windows:
         table = places.table
         if table is None or table.start is None or table.stop is None:
             return places
-        first, last = (nearest_ns(end).to_datetime64() for end in (self.time.start, self.time.stop))
+        first, last = (clamp_ns(end).to_datetime64() for end in (self.time.start, self.time.stop))
         missed = (table.start[places.aoi] > last) | (table.stop[places.aoi] < first)
         if not missed.any():
             return places
@@ -330,7 +330,7 @@ def _time_slice(dataset: Any, time: Any) -> slice:
     if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         raise UsageError(f"time= is (start, end), 'start/end' or a pandas Interval, not {time!r}.")
     try:
-        start, stop = instant(parts[0]), instant(parts[1], last=True)
+        start, stop = parse_time(parts[0]), parse_time(parts[1], last=True)
     except UsageError as error:
         raise UsageError(f"time= {time!r}: {error}") from None
     first, last = t.start if start is None else start, t.stop if stop is None else stop

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.times import middle
+from rasteret_ml.geo.times import midpoint
 
 __all__ = ["RecordOrder", "checked_order", "preference"]
 
@@ -34,7 +34,7 @@ def checked_order(order: RecordOrder) -> str | pd.Timestamp:
     if isinstance(order, str) and order in _NAMED:
         return order
     try:
-        when = middle(order) if isinstance(order, (str, dt.date)) else None
+        when = midpoint(order) if isinstance(order, (str, dt.date)) else None
     except UsageError:
         when = None
     if when is None:

@@ -14,7 +14,7 @@ from rasteret_ml.datasets.index.order import preference
 from rasteret_ml.datasets.index.scene_table import SceneTable
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import wraps_globe
-from rasteret_ml.geo.times import nearest_ns
+from rasteret_ml.geo.times import clamp_ns
 
 __all__ = ["Lookup", "Span"]
 
@@ -68,7 +68,7 @@ class Lookup:
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
         """Rows that share an area with the chip and overlap the times (both ends included), best first."""
-        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
+        start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
         places = wraps_globe([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))

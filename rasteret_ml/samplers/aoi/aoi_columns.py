@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.times import windows_of
+from rasteret_ml.geo.times import parse_windows
 
 __all__ = ["checked_weights", "class_labels", "column_of", "named_rows", "one_column", "time_windows", "weight_column"]
 
@@ -105,12 +105,12 @@ def checked_weights(column: pd.Series, rows: Rows) -> npt.NDArray[np.float64]:
 
 
 def time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str]) -> tuple[Times, Times]:
-    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open; see `windows_of`."""
+    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open; see `parse_windows`."""
     names = [time] if isinstance(time, str) else list(time)
     if not isinstance(time, str) and len(names) != 2:
         raise UsageError(f"time= is a column, or two: (first, last); not {time!r}.")
     first, *last = (column_of(table, rows, name, "time") for name in names)
-    return windows_of(first, last[0] if last else None, lambda at: f"AOIs {named_rows(rows[at])}")
+    return parse_windows(first, last[0] if last else None, lambda at: f"AOIs {named_rows(rows[at])}")
 
 
 def one_column(table: pd.DataFrame, name: str, what: str) -> pd.Series:

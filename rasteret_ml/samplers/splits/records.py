@@ -20,7 +20,7 @@ from rasteret_ml.collection.select import interval
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import wraps_globe
 from rasteret_ml.geo.regions import union_of
-from rasteret_ml.geo.times import nearest_ns
+from rasteret_ml.geo.times import clamp_ns
 from rasteret_ml.samplers.splits.assign import assign, checked_fractions, joined_groups
 from rasteret_ml.samplers.splits.blocks import value_codes
 
@@ -211,7 +211,7 @@ def _given(boundaries: Mapping[str, Any]) -> tuple[list[str], Times, Times]:
             raise UsageError(
                 f"The dates of splits {one!r} and {two!r} overlap: {boundaries[one]!r}, {boundaries[two]!r}."
             )
-    start, stop = (np.array([nearest_ns(ranges[name][k]).to_datetime64() for name in names]) for k in (0, 1))
+    start, stop = (np.array([clamp_ns(ranges[name][k]).to_datetime64() for name in names]) for k in (0, 1))
     return names, start, stop
 
 
