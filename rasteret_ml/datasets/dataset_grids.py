@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.datasets.index.scene_table import SceneTable, pixel_sizes
 from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
-from rasteret_ml.geo.regions import clipped, polygonal_each, union_of
+from rasteret_ml.geo.regions import clip_polygons, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
 __all__ = ["cut_target_grids", "narrowed_target_grids", "native_target_grids", "target_grids_beyond"]
@@ -24,7 +24,7 @@ Geometries = npt.NDArray[np.object_]
 def cut_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
     """Frames cut to what an index covers, each to its own part of it; those of which nothing is left are none."""
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
-    return _remade(frames, lambda frame: clipped(frame.shapes, _region(shapes, crs, frame)), least=0)
+    return _remade(frames, lambda frame: clip_polygons(frame.shapes, _region(shapes, crs, frame)), least=0)
 
 
 def target_grids_beyond(frames: Sequence[TargetGrid], first: Sequence[TargetGrid]) -> list[TargetGrid]:
@@ -44,7 +44,7 @@ def target_grids_beyond(frames: Sequence[TargetGrid], first: Sequence[TargetGrid
 
 def _region(shapes: Geometries, crs: str, frame: TargetGrid) -> BaseGeometry:
     """What shapes cover, in a frame's CRS."""
-    return union_of(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
+    return union_polygons(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
 
 
 def _remade(frames: Sequence[TargetGrid], of: Callable[[TargetGrid], Geometries], least: float) -> list[TargetGrid]:
@@ -83,8 +83,10 @@ def narrowed_target_grids(frames: Sequence[TargetGrid], index: gpd.GeoDataFrame)
         return [replace(frames[0], shapes=shapes)]
     kept = []
     for frame in frames:
-        covered = union_of(transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes))))
-        cut = clipped(frame.shapes, covered)
+        covered = union_polygons(
+            transform_geometries(shapes, crs, frame.crs, near=tuple(shapely.total_bounds(frame.shapes)))
+        )
+        cut = clip_polygons(frame.shapes, covered)
         cut = cut[shapely.area(cut) > 0]
         if len(cut):
             kept.append(replace(frame, shapes=cut))

@@ -10,7 +10,7 @@ import shapely
 from rasterio.features import rasterize
 
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
+from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import polygonal_each
@@ -102,7 +102,7 @@ class PlacedShapes:
         if not same_crs(self.crs, grid.crs):  # straight edges of one CRS are curves in another
             margin = 0.05 * (bounds[:, 2:] - bounds[:, :2])
             bounds = np.column_stack([bounds[:, :2] - margin, bounds[:, 2:] + margin])
-        boxes = wraps_globe(list(shapely.box(*bounds.T)), full_turn(self.crs))
+        boxes = repeat_turns(list(shapely.box(*bounds.T)), full_turn(self.crs))
         if not boxes:
             return np.empty(0, np.int64)
         return np.unique(self._tree.query(np.array(boxes, dtype=object))[1])

@@ -67,7 +67,7 @@ def predict_map(
     loader, own_normalize = _resolve_loader(data)
     if getattr(getattr(loader, "errors", None), "action", None) == "replace":
         raise UsageError("errors must not be 'replace' for a map, it leaves holes; choose 'fill' (nodata) or 'retry'.")
-    normalize = normalize or own_normalize or _to_float
+    normalize = normalize or own_normalize or (lambda batch: batch | {"image": batch["image"].float()})
     target = _model_device(model) if device is None else torch.device(device)
     options.setdefault("data", data_digest(loader.dataset))
     version = weights_digest(model) if version is None else version
@@ -98,19 +98,13 @@ def _resolve_loader(data: Any) -> tuple[torch.utils.data.DataLoader[Any], Callab
 
 def _with_sampler(loader: torch.utils.data.DataLoader[Any], sampler: Any) -> torch.utils.data.DataLoader[Any]:
     """A copy of a loader with another sampler."""
-    names = {
-        **inspect.signature(torch.utils.data.DataLoader.__init__).parameters,
-        **inspect.signature(type(loader).__init__).parameters,
-    }
+    classes = torch.utils.data.DataLoader, type(loader)
+    names = [name for kind in classes for name in inspect.signature(kind.__init__).parameters]
     excluded = {"self", "sampler", "batch_sampler", "shuffle", "drop_last"}
     if not loader.num_workers:
         excluded |= {"prefetch_factor", "multiprocessing_context", "persistent_workers", "timeout"}
     arguments = {name: getattr(loader, name) for name in names if name not in excluded and hasattr(loader, name)}
     return type(loader)(**arguments, sampler=sampler)
-
-
-def _to_float(batch: Sample) -> Sample:
-    return batch | {"image": batch["image"].float()}
 
 
 def _model_device(model: Any) -> torch.device:

@@ -82,11 +82,7 @@ class RankShard:
             ) from error
 
     def add(
-        self,
-        position: int,
-        values: npt.NDArray[Any],
-        valid: npt.NDArray[np.bool_],
-        transform: Affine | None = None,
+        self, position: int, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], transform: Affine | None = None
     ) -> None:
         """Merge a chip into the map; a chip that the shard already has is ignored.
 

@@ -128,10 +128,8 @@ def checked_colours(colours: Mapping[Any, Any] | None, output: str) -> dict[int,
         return {}
     if output != "classes":
         raise UsageError("colours= must not be given with output='scores': a map of scores has no colours.")
-    checked: dict[int, Colour] = {}
-    for value, colour in colours.items():
-        numbers = tuple(int(v) for v in colour)
-        if len(numbers) != 3 or not all(0 <= v <= 255 for v in numbers):
-            raise UsageError(f"The colour of class {value} must be three numbers from 0 to 255, got {colour!r}.")
-        checked[int(value)] = numbers
+    checked: dict[int, Any] = {int(value): tuple(int(v) for v in colour) for value, colour in colours.items()}
+    for value, colour in checked.items():
+        if len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
+            raise UsageError(f"The colour of class {value} must be three numbers from 0 to 255, got {colour}.")
     return checked

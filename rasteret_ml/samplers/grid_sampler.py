@@ -13,7 +13,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Plan
 from rasteret_ml.geo.crs import transform_geometries
-from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_of
+from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, without
 from rasteret_ml.samplers.cells import shares
@@ -266,7 +266,7 @@ def _without_earlier_frames(places: AOICoverage) -> AOICoverage:
             transform_geometries(np.array([places.coverages[k]], dtype=object), places.frames[k].crs, crs, near=near)
             for k in range(number)
         ]
-        covered = union_of(polygonal_each(np.concatenate(earlier)))
+        covered = union_polygons(polygonal_each(np.concatenate(earlier)))
         shapely.prepare(covered)
         met = here[shapely.intersects(covered, shapes[here])]
         shapes[met] = polygonal_each(shapely.difference(shapes[met], covered))

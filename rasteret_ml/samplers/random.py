@@ -13,7 +13,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Plan, digest
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import TriangleRegion, clipped, erode_each
+from rasteret_ml.geo.regions import TriangleRegion, clip_polygons, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, without
 from rasteret_ml.samplers.aoi.weights import Balance, Weight, place_weights
@@ -288,7 +288,7 @@ def _centres(
             regions[here] = _room(places.shapes[here], width, height)
         else:
             roomy = _room(object_array([places.coverages[number]]), width, height)[0]
-            within = clipped(places.shapes[here], roomy)
+            within = clip_polygons(places.shapes[here], roomy)
             regions[here] = np.where(shapely.area(within) > 0, within, places.shapes[here])
     small = shapely.is_empty(regions)
     if not small.any():

@@ -15,7 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import Plan, check_same_plan, digest
-from rasteret_ml.geo.regions import dilate_by_box, union_of
+from rasteret_ml.geo.regions import dilate_by_box, union_polygons
 from rasteret_ml.geo.times import clamp_ns, parse_time
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samplers.aoi.aoi_table import AOITable
@@ -216,7 +216,7 @@ class ChipSampler(DistributedSampler[AOI]):
             if len(parts):
                 found.setdefault(frame.crs, []).append(parts)
         joined = {crs: np.concatenate(parts) for crs, parts in found.items()}
-        return [(crs, parts[0] if len(parts) == 1 else union_of(parts)) for crs, parts in joined.items()]
+        return [(crs, parts[0] if len(parts) == 1 else union_polygons(parts)) for crs, parts in joined.items()]
 
     def _reached(self, frame: int) -> npt.NDArray[np.object_]:
         """Polygons `[M]` that together are what chips in a frame may cover."""

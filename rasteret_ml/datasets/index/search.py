@@ -13,7 +13,7 @@ import shapely
 from rasteret_ml.datasets.index.order import preference
 from rasteret_ml.datasets.index.scene_table import SceneTable
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
+from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.times import clamp_ns
 
 __all__ = ["Lookup", "Span"]
@@ -69,7 +69,7 @@ class Lookup:
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
         """Rows that share an area with the chip and overlap the times (both ends included), best first."""
         start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
-        places = wraps_globe([footprint], self._turn)
+        places = repeat_turns([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
         found = self._sorted(found, start, stop)

@@ -15,10 +15,10 @@ from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.fingerprint import digest
-from rasteret_ml.geo.antimeridian import wraps_globe
+from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bounds, transform_geometries
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import clipped, in_threads, polygonal_each, union_of
+from rasteret_ml.geo.regions import clip_polygons, map_in_threads, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi_columns import named_rows
 from rasteret_ml.samplers.aoi.aoi_table import AOITable
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
@@ -96,14 +96,14 @@ def coverage_from(
     if not (inset >= 0 and np.isfinite(inset)):
         raise UsageError(f"edge is a distance of at least 0 in CRS units, not {inset!r}.")
     frames = tuple(target_grids_of(dataset))
-    coverages = [union_of(frame.shapes) for frame in frames]
+    coverages = [union_polygons(frame.shapes) for frame in frames]
     if aois is None:
         return _everywhere(frames, coverages, inset)
     table = AOITable.of(aois, crs=aois_crs)
     if area:
         _need_area(table)
     covered = [
-        shapely.union_all(wraps_globe([coverage], full_turn(frame.crs)))
+        shapely.union_all(repeat_turns([coverage], full_turn(frame.crs)))
         for frame, coverage in zip(frames, coverages, strict=True)
     ]
     found = [
@@ -304,7 +304,7 @@ def _shrunk(shapes: npt.NDArray[np.object_], inset: float) -> npt.NDArray[np.obj
     # Mitred, so that no chord cuts an arc: nothing is left nearer than `inset`.
     if not inset:
         return shapes
-    return polygonal_each(in_threads(lambda part: shapely.buffer(part, -inset, join_style="mitre"), shapes))
+    return polygonal_each(map_in_threads(lambda part: shapely.buffer(part, -inset, join_style="mitre"), shapes))
 
 
 def _cut(places: AOICoverage) -> npt.NDArray[np.object_]:
@@ -313,6 +313,6 @@ def _cut(places: AOICoverage) -> npt.NDArray[np.object_]:
     areal = np.isin(shapely.get_type_id(out), (3, 6))
     for number, covered in enumerate(places.coverages):
         here = places.frame == number
-        out[here & areal] = clipped(out[here & areal], covered)
+        out[here & areal] = clip_polygons(out[here & areal], covered)
         out[here & ~areal] = shapely.intersection(out[here & ~areal], covered)
     return out

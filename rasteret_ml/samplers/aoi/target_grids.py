@@ -15,7 +15,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.regions import polygonal, union_of
+from rasteret_ml.geo.regions import polygonal, union_polygons
 
 __all__ = ["TargetGrid", "coverage_of", "spatial_split", "target_grids_of"]
 
@@ -39,7 +39,7 @@ def coverage_of(dataset: Any) -> BaseGeometry:
     shapes = np.asarray(dataset.index.geometry, dtype=object)
     if not len(shapes):
         raise UsageError("The dataset is empty: its index has no rows.")
-    return union_of(shapes)
+    return union_polygons(shapes)
 
 
 def target_grids_of(dataset: Any) -> list[TargetGrid]:

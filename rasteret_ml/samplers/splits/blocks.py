@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
-from rasteret_ml.geo.regions import clipped, polygonal, union_of
+from rasteret_ml.geo.regions import clip_polygons, polygonal, union_polygons
 from rasteret_ml.samplers.aoi.aoi_columns import one_column
 from rasteret_ml.samplers.aoi.target_grids import coverage_of
 from rasteret_ml.samplers.grid_sampler import ChipGrid, lay_grid
@@ -66,7 +66,7 @@ def split_blocks(
     square = (float(side), float(side))
     grid = ChipGrid(origin=(xmin, ymax), res=square, size=square, stride=square)
     corners, _ = lay_grid(object_array([coverage]), grid)
-    blocks = clipped(_whole_blocks(corners, coverage.bounds, side), coverage)
+    blocks = clip_polygons(_whole_blocks(corners, coverage.bounds, side), coverage)
     blocks = blocks[shapely.area(blocks) > _NOTHING * side * side]
     dealt = assign(
         np.arange(len(blocks)),
@@ -77,7 +77,7 @@ def split_blocks(
         "blocks",
         "take a smaller side",
     )
-    regions = _drawn_back([union_of(blocks[dealt == split]) for split in range(len(shares))], buffer)
+    regions = _drawn_back([union_polygons(blocks[dealt == split]) for split in range(len(shares))], buffer)
     names, parts = [], []
     for name, region in zip(shares, regions, strict=True):
         pieces = [part for part in shapely.get_parts(region) if part.area > 0]

@@ -18,8 +18,8 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import outlines, record_times
 from rasteret_ml.collection.select import interval
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
-from rasteret_ml.geo.regions import union_of
+from rasteret_ml.geo.antimeridian import repeat_turns
+from rasteret_ml.geo.regions import union_polygons
 from rasteret_ml.geo.times import clamp_ns
 from rasteret_ml.samplers.splits.assign import assign, checked_fractions, joined_groups
 from rasteret_ml.samplers.splits.blocks import value_codes
@@ -116,7 +116,7 @@ def _scenes(collection: Collection, buffer: Any) -> Integers:
         raise UsageError(f"Record {int(np.argmax(bare))} has no footprint; split by time or by a column instead.")
     codes, distinct = pd.factorize(wkb)
     shapes = _spread(shapely.make_valid(shapely.from_wkb(np.asarray(distinct, dtype=object))), metres)
-    parts = shapely.get_parts(union_of(shapes))
+    parts = shapely.get_parts(union_polygons(shapes))
     # A footprint cut at the antimeridian is in several parts: it joins them.
     shape, part = shapely.STRtree(parts).query(shapes, predicate="intersects")
     first = np.zeros(len(shapes), np.int64)
@@ -152,7 +152,7 @@ def _spread(shapes: npt.NDArray[np.object_], metres: float) -> npt.NDArray[np.ob
 
 def _across_the_antimeridian(parts: npt.NDArray[np.object_]) -> tuple[Integers, Integers]:
     """Pairs of parts that meet where one is moved by a full turn."""
-    moved = np.array(wraps_globe(list(parts), 360.0)[len(parts) :], dtype=object)
+    moved = np.array(repeat_turns(list(parts), 360.0)[len(parts) :], dtype=object)
     one, two = shapely.STRtree(parts).query(moved, predicate="intersects")
     shared = shapely.area(shapely.intersection(moved[one], parts[two])) > 0
     return one[shared] % len(parts), two[shared]
