@@ -168,7 +168,7 @@ def test_time_windows():
         ({"weight": "crop"}, "numbers"),
         ({"time": "crop"}, r"\[0, 1, 2, 3\] must be ISO"),
         ({"time": ("to", "from")}, "end before they start"),
-        ({"crs": 4326}, "EPSG:4326 was given"),
+        ({"crs": 4326}, "got EPSG:4326"),
         ({"invalid": "mend"}, "mend"),
     ],
 )

@@ -152,16 +152,14 @@ def test_nothing_is_left_of_parts_that_are_too_small():
 def test_triangles_fill_their_regions(boxes, angle):
     """Whether or not these are boxes, in several parts, or nothing at all."""
     united = shapely.union_all(turned(boxes, angle))
-    regions = np.array([united, shapely.Polygon([(50, 50), (51, 50), (50, 50)]), *turned(boxes, angle)], dtype=object)
-    corners, areas, owner = zip(
-        *[regions._triangles(regions, start) for start in range(0, len(regions), 7)], strict=True
-    )
+    shapes = np.array([united, shapely.Polygon([(50, 50), (51, 50), (50, 50)]), *turned(boxes, angle)], dtype=object)
+    corners, areas, owner = zip(*[regions._triangles(shapes, start) for start in range(0, len(shapes), 7)], strict=True)
     corners, areas, owner = np.concatenate(corners), np.concatenate(areas), np.concatenate(owner)
     assert (np.diff(owner) >= 0).all()
     sums = np.bincount(owner, areas)
     assert sums[1] == 1  # a sliver is one of its points
     assert (corners[owner == 1] == corners[owner == 1][:, :1]).all()
-    np.testing.assert_allclose(np.delete(sums, 1), np.delete(shapely.area(regions), 1))
+    np.testing.assert_allclose(np.delete(sums, 1), np.delete(shapely.area(shapes), 1))
     triangles = shapely.polygons(corners[owner == 0])
     assert difference(shapely.union_all(triangles), united) < 1e-9
 
