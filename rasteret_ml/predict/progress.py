@@ -55,8 +55,8 @@ def shard_folder(folder: Path, rank: int) -> Path:
 
 def saved_shards(folder: Path) -> list[tuple[Path, Progress]]:
     """Return folder and progress of all saved shards, also of ranks of earlier runs."""
-    shards = ((path, load_progress(path)) for path in sorted(folder.glob("shard-*")))
-    return [(path, progress) for path, progress in shards if progress is not None]
+    paths = sorted(folder.glob("shard-*"))
+    return [(path, progress) for path in paths if (progress := load_progress(path)) is not None]
 
 
 def missing_positions(folder: Path, total: int) -> npt.NDArray[np.int64]:

@@ -160,7 +160,7 @@ def test_a_block_waits_for_each_chip_that_may_change_it(made):
     np.testing.assert_array_equal(extent.chips_per_block(slice(None)).reshape(extent.block_grid), expected)
 
 
-def test_maps_of_several_sheets_do_not_mix(tmp_path):
+def test_several_maps_do_not_mix(tmp_path):
     """Each position goes to its own."""
     rng = np.random.default_rng(0)
     one = extent_of((40, 40), (20, 20), [(0, 0), (20, 20)])

@@ -208,7 +208,7 @@ def test_native_grids_give_a_map_for_each_zone(zones, tmp_path):
             covered = covered.union(ground.to_crs(32632)[0])
 
 
-def test_two_sheets_of_one_zone_have_their_own_names(tmp_path):
+def test_two_maps_of_one_zone_have_their_own_names(tmp_path):
     """10 m and 20 m pixels of the same CRS."""
     for size, res in ((60, 10), (40, 20)):
         make_cog(

@@ -268,12 +268,10 @@ def _boxes(target: Grid, source: Grid) -> _Boxes:
         limits = [LARGEST_BOX * max(1.0, ratio) for ratio in pixel_ratio(target, source)]
         lost |= (np.abs(col_stop - col) > limits[0]) | (np.abs(row_stop - row) > limits[1])
     left, right, top, bottom = (np.where(lost, -np.inf, edge).ravel() for edge in (col, col_stop, row, row_stop))
-    return _Boxes(
-        col=np.minimum(left, right),
-        col_stop=np.maximum(left, right),
-        row=np.minimum(top, bottom),
-        row_stop=np.maximum(top, bottom),
+    (col, col_stop), (row, row_stop) = (
+        (np.minimum(start, stop), np.maximum(start, stop)) for start, stop in ((left, right), (top, bottom))
     )
+    return _Boxes(col=col, col_stop=col_stop, row=row, row_stop=row_stop)
 
 
 def _average(pixels: _Pixels, boxes: _Boxes) -> tuple[Array, Mask]:
