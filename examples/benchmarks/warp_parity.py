@@ -2,10 +2,10 @@
 
     python examples/benchmarks/warp_parity.py [--chips 12] [--size 256] [--seed 0]
 
-For each kind of grid and each kernel, chips at random places are made in our way: `geo.warp.needed_window`, a read
-of that window only, `geo.warp.warp`. They are compared with one `rasterio.warp.reproject` of the whole source onto
-the whole target with exact positions (`tolerance=0`; where rasterio has no such argument, a `WarpedVRT` of tolerance
-1e-9, which is the same). The source is a uint16 image with noise and holes of nodata.
+For each kind of grid and each kernel, chips at random places are resampled by the library: `needed_window`, a read of
+that window only, `warp` (`rasteret_ml.geo.resample`). They are compared with one `rasterio.warp.reproject` of the whole
+source onto the whole target with exact positions (`tolerance=0`; where rasterio has no such argument, a `WarpedVRT` of
+tolerance 1e-9, which is the same). The source is a uint16 image with noise and holes of nodata.
 
 How to read a row:
     pixels     compared: valid on both sides, and further from the image's edge than a kernel reaches
@@ -39,8 +39,8 @@ from rasterio.warp import reproject
 
 from rasteret_ml.geo.crs import transform_points
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import positions
-from rasteret_ml.geo.resample.warp import Resampling, needed_window, pixel_ratio, warp
+from rasteret_ml.geo.resample.positions import needed_window, pixel_ratio, positions
+from rasteret_ml.geo.resample.warp import Resampling, warp
 from rasteret_ml.geo.window import Window
 
 KERNELS: tuple[Resampling, ...] = ("nearest", "bilinear", "cubic", "average")

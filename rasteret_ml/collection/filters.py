@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.times import instant
+from rasteret_ml.geo.times import parse_time
 
 __all__ = ["bbox_overlaps", "datetime_between", "parse_date_range", "parse_lonlat_bbox"]
 
@@ -74,7 +74,7 @@ def parse_date_range(value: Sequence[Any] | str) -> tuple[dt.datetime, dt.dateti
     ends = value.split("/") if isinstance(value, str) else list(value)
     if len(ends) != 2:
         raise UsageError(f"A date range must be (start, end) or 'start/end', got {value!r}.")
-    start, end = instant(ends[0]), instant(ends[1], last=True)
+    start, end = parse_time(ends[0]), parse_time(ends[1], last=True)
     first = dt.datetime.min if start is None else start.to_pydatetime(warn=False)
     last = dt.datetime.max if end is None else end.to_pydatetime(warn=False)
     if first > last:

@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.datasets.index.scene_table import SceneTable, pixel_sizes
 from rasteret_ml.geo.crs import crs_text, same_crs, transform_geometries
-from rasteret_ml.geo.regions import clipped, polygonal_each, union_of
+from rasteret_ml.geo.regions import clip_polygons, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
 __all__ = ["cut_target_grids", "native_target_grids", "target_grids_beyond"]
@@ -44,7 +44,7 @@ def cut_target_grids(grids: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> li
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
     if len(grids) == 1 and same_crs(grids[0].crs, crs):
         return [replace(grids[0], shapes=shapes)]
-    return _with_shapes(grids, lambda grid: clipped(grid.shapes, _union(shapes, crs, grid)), min_pixels=0)
+    return _with_shapes(grids, lambda grid: clip_polygons(grid.shapes, _union(shapes, crs, grid)), min_pixels=0)
 
 
 def target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGrid]) -> list[TargetGrid]:
@@ -64,7 +64,7 @@ def target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGrid
 
 def _union(shapes: Geometries, crs: str, grid: TargetGrid) -> BaseGeometry:
     """Return the union of shapes in a grid's CRS."""
-    return union_of(transform_geometries(shapes, crs, grid.crs, near=tuple(shapely.total_bounds(grid.shapes))))
+    return union_polygons(transform_geometries(shapes, crs, grid.crs, near=tuple(shapely.total_bounds(grid.shapes))))
 
 
 def _with_shapes(

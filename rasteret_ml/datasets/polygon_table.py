@@ -15,7 +15,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import INSTANT, windows_of
+from rasteret_ml.geo.times import INSTANT, parse_windows
 from rasteret_ml.samplers.aoi.aoi_table import format_rows, get_column
 
 __all__ = ["LabelValues", "label_values", "polygon_table"]
@@ -202,7 +202,7 @@ def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
         if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
             raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
         first, *last = (_column(found, name, "time") for name in names)
-        start, stop = windows_of(first, last[0] if last else None, lambda at: f"polygons {format_rows(at)}")
+        start, stop = parse_windows(first, last[0] if last else None, lambda at: f"polygons {format_rows(at)}")
     start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
     stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
     stop[start == stop] += INSTANT.to_timedelta64()

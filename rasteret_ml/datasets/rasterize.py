@@ -10,11 +10,11 @@ import shapely
 from rasterio.features import rasterize
 
 from rasteret_ml.errors import GeometryError, UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
+from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import nearest_ns
+from rasteret_ml.geo.times import clamp_ns
 
 __all__ = ["PlacedShapes", "PolygonLookup", "moved_polygons", "paint"]
 
@@ -72,7 +72,7 @@ class PlacedShapes:
         Raises:
             GeometryError: a polygon that has no image in the chip's CRS.
         """
-        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
+        start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
         found = self._candidates(grid)
         found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
         if not len(found):
@@ -102,7 +102,7 @@ class PlacedShapes:
         if not same_crs(self.crs, grid.crs):  # straight edges of one CRS are curves in another
             margin = 0.05 * (bounds[:, 2:] - bounds[:, :2])
             bounds = np.column_stack([bounds[:, :2] - margin, bounds[:, 2:] + margin])
-        boxes = wraps_globe(list(shapely.box(*bounds.T)), full_turn(self.crs))
+        boxes = repeat_turns(list(shapely.box(*bounds.T)), full_turn(self.crs))
         if not boxes:
             return np.empty(0, np.int64)
         return np.unique(self._tree.query(np.array(boxes, dtype=object))[1])

@@ -1,7 +1,11 @@
-"""Geometries and the antimeridian: longitudes are a circle, and shapely's plane is not.
+"""Cut, join and move geometries at the antimeridian.
 
-Everywhere `turn` is a full turn of longitude in the units of the CRS (360 for degrees). What lies in one turn
-around zero is cut at its ends into several parts, as RFC 7946 (section 3.1.9) asks for.
+Longitude is a circle, but shapely computes on a plane and pyproj projects vertex by vertex: a polygon from 179 to -179
+degrees spans the whole world for both, one around a pole has no area at the pole, and longitudes of a raster of 0..360
+miss the same places at -180..180.
+
+A `turn` is a full turn of longitude in the units of the CRS (360 for degrees). Results within half a turn of zero are
+cut at +-turn / 2 into several parts, as RFC 7946 (section 3.1.9) requires.
 """
 
 from __future__ import annotations
@@ -14,24 +18,24 @@ import shapely
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-__all__ = ["closed_slits", "crossing_split", "folded", "moved_near", "rejoined", "wraps_globe"]
+__all__ = ["close_slits", "fold", "move_near", "rejoin", "repeat_turns", "split_crossings"]
 
 Geometries = npt.NDArray[np.object_]
 
 _NOISE = 1e-9
 
 
-def wraps_globe(geometries: Sequence[BaseGeometry], turn: float | None) -> list[BaseGeometry]:
-    """The geometries, and what they are a turn further west and east (the same places); without a turn just they."""
+def repeat_turns(geometries: Sequence[BaseGeometry], turn: float | None) -> list[BaseGeometry]:
+    """Return the geometries, then the same a turn further west, then east; without a turn only the geometries."""
     shifts = (0.0,) if turn is None else (0.0, -turn, turn)
     return [translate(geometry, shift) if shift else geometry for shift in shifts for geometry in geometries]
 
 
-def crossing_split(geometries: Geometries, turn: float) -> Geometries:
-    """Projected outlines, given as longitudes and latitudes, whose edges jump from one end of the turn to the other.
+def split_crossings(geometries: Geometries, turn: float) -> Geometries:
+    """Split projected outlines, given in longitude/latitude, whose edges jump from one end of the turn to the other.
 
-    A ring is followed round the circle; one that ends a turn away from its start holds a pole and is closed
-    along it. The results are valid and lie within half a turn of zero; geometries without a jump stay as they are.
+    A ring is followed around the circle; one that ends a turn away from its start holds a pole and is closed along it.
+    The results are valid and within half a turn of zero; geometries without a jump are returned unchanged.
     """
     xy, owner = shapely.get_coordinates(geometries, return_index=True)
     with np.errstate(invalid="ignore"):
@@ -44,10 +48,10 @@ def crossing_split(geometries: Geometries, turn: float) -> Geometries:
     return out
 
 
-def closed_slits(projected: Geometries, extents: npt.NDArray[np.float64], turn: float) -> Geometries:
-    """Projected geometries whose extents `[N, 4]` in longitude/latitude span a turn, made valid.
+def close_slits(projected: Geometries, extents: npt.NDArray[np.float64], turn: float) -> Geometries:
+    """Make projected geometries valid whose extents in longitude/latitude `[N, 4]` span a turn.
 
-    Both their ends are one line on the ground: round a pole it is a slit from the outline to the pole.
+    Their two ends are one line on the earth: around a pole it is a slit from the outline to the pole.
     """
     spans = extents[:, 2] - extents[:, 0] >= turn * (1 - _NOISE)
     out = projected.copy()
@@ -58,8 +62,8 @@ def closed_slits(projected: Geometries, extents: npt.NDArray[np.float64], turn: 
     return out
 
 
-def folded(geometries: Geometries, turn: float) -> Geometries:
-    """Geometries whose longitudes run past half a turn, cut and moved to within half a turn of zero."""
+def fold(geometries: Geometries, turn: float) -> Geometries:
+    """Cut geometries whose longitudes exceed half a turn, and move the parts to within half a turn of zero."""
     bounds = shapely.bounds(geometries)
     with np.errstate(invalid="ignore"):
         past = np.isfinite(bounds).all(axis=1) & (np.abs(bounds[:, ::2]).max(axis=1) > turn / 2 * (1 + _NOISE))
@@ -69,31 +73,31 @@ def folded(geometries: Geometries, turn: float) -> Geometries:
     return out
 
 
-def moved_near(geometries: Geometries, middle: float, turn: float) -> Geometries:
-    """Geometries moved by whole turns to the longitudes around `middle`.
+def move_near(geometries: Geometries, centre: float, turn: float) -> Geometries:
+    """Move geometries by whole turns to the longitudes around `centre`.
 
-    What is less than half a turn wide is moved in one piece, its parts on both sides of the antimeridian joined
-    again; what is wider is cut half a turn from `middle`.
+    A geometry less than half a turn wide is moved in one piece, its parts on both sides of the antimeridian joined; a
+    wider one is cut half a turn from `centre`.
     """
-    geometries = rejoined(geometries, turn)
+    geometries = rejoin(geometries, turn)
     bounds = shapely.bounds(geometries)
     with np.errstate(invalid="ignore"):
-        turns = np.round((middle - (bounds[:, 0] + bounds[:, 2]) / 2) / turn)
+        turns = np.round((centre - (bounds[:, 0] + bounds[:, 2]) / 2) / turn)
         wide = bounds[:, 2] - bounds[:, 0] > turn / 2
-        out_of_reach = (bounds[:, 0] < middle - turn / 2) | (bounds[:, 2] > middle + turn / 2)
+        too_far = (bounds[:, 0] < centre - turn / 2) | (bounds[:, 2] > centre + turn / 2)
     out = geometries.copy()
-    for i in np.flatnonzero(np.where(wide, out_of_reach, turns != 0) & np.isfinite(bounds).all(axis=1)):
+    for i in np.flatnonzero(np.where(wide, too_far, turns != 0) & np.isfinite(bounds).all(axis=1)):
         if wide[i]:
-            out[i] = translate(_fold(translate(geometries[i], -middle), turn), middle)
+            out[i] = translate(_fold(translate(geometries[i], -centre), turn), centre)
         else:
             out[i] = translate(geometries[i], turns[i] * turn)
     return out
 
 
-def rejoined(geometries: Geometries, turn: float) -> Geometries:
-    """Multi-part geometries that touch both ends of the turn, their western parts moved on by a turn and joined.
+def rejoin(geometries: Geometries, turn: float) -> Geometries:
+    """Join multi-part geometries that touch both ends of the turn: the western parts are moved east by a turn.
 
-    Left alone where the whole would still be half a turn wide or more (it goes round a pole).
+    A geometry that would still be half a turn wide or more (one around a pole) is returned unchanged.
     """
     bounds = shapely.bounds(geometries)
     end = turn / 2 * (1 - _NOISE)
@@ -112,24 +116,24 @@ def rejoined(geometries: Geometries, turn: float) -> Geometries:
 
 def _split(geometry: BaseGeometry, turn: float) -> BaseGeometry:
     if geometry.geom_type == "Polygon":
-        holes = [_region(hole, turn) for hole in geometry.interiors]
-        outer = _region(geometry.exterior, turn)
+        holes = [_enclosed(hole, turn) for hole in geometry.interiors]
+        outer = _enclosed(geometry.exterior, turn)
         return shapely.difference(outer, shapely.union_all(holes)) if holes else outer
     if geometry.geom_type == "LineString":
-        return _fold(shapely.LineString(_followed(shapely.get_coordinates(geometry), turn)), turn)
+        return _fold(shapely.LineString(_unwrap(shapely.get_coordinates(geometry), turn)), turn)
     return shapely.union_all([_split(part, turn) for part in shapely.get_parts(geometry)])
 
 
-def _region(ring: BaseGeometry, turn: float) -> BaseGeometry:
-    """What a ring encloses, within half a turn of zero."""
-    xy = _followed(shapely.get_coordinates(ring), turn)
+def _enclosed(ring: BaseGeometry, turn: float) -> BaseGeometry:
+    """The polygon that a ring encloses, within half a turn of zero."""
+    xy = _unwrap(shapely.get_coordinates(ring), turn)
     if abs(xy[-1, 0] - xy[0, 0]) > turn / 2:
         pole = np.copysign(turn / 4, xy[:, 1].mean())
         xy = np.concatenate([xy, [(xy[-1, 0], pole), (xy[0, 0], pole)]])
     return _fold(shapely.Polygon(xy), turn)
 
 
-def _followed(xy: npt.NDArray[np.float64], turn: float) -> npt.NDArray[np.float64]:
+def _unwrap(xy: npt.NDArray[np.float64], turn: float) -> npt.NDArray[np.float64]:
     """The same points, each within half a turn of the one before."""
     steps = np.diff(xy[:, 0])
     steps -= turn * np.round(steps / turn)
@@ -137,15 +141,14 @@ def _followed(xy: npt.NDArray[np.float64], turn: float) -> npt.NDArray[np.float6
 
 
 def _fold(geometry: BaseGeometry, turn: float) -> BaseGeometry:
-    """A geometry cut at every odd half turn, its pieces moved to within half a turn of zero."""
+    """Cut a geometry at every odd half turn, and move the parts to within half a turn of zero."""
     geometry = shapely.make_valid(geometry)
     xmin, ymin, xmax, ymax = geometry.bounds
     dimension = shapely.get_dimensions(geometry)
     pieces = []
     for k in range(round(xmin / turn), round(xmax / turn) + 1):
         strip = shapely.box((k - 0.5) * turn, ymin - 1, (k + 0.5) * turn, ymax + 1)
-        for piece in shapely.get_parts(shapely.intersection(geometry, strip)):
-            if shapely.get_dimensions(piece) == dimension:
-                pieces.append(translate(piece, -k * turn))
-    # The grid (a tenth of a millimetre) heals cuts whose ends a turn's subtraction has moved by a last digit.
+        parts = shapely.get_parts(shapely.intersection(geometry, strip))
+        pieces += [translate(part, -k * turn) for part in parts[shapely.get_dimensions(parts) == dimension]]
+    # The grid (a tenth of a millimetre) heals cuts whose ends differ by a last digit after the subtraction of a turn.
     return shapely.union_all(pieces, grid_size=_NOISE)

@@ -1,7 +1,7 @@
-"""Coordinate reference systems: one text per CRS, cached transformers, x before y always.
+"""Coordinate reference systems: one text for each CRS, cached transformers, always x before y.
 
-A CRS travels as text: `EPSG:32633` where an authority has a code for it, otherwise WKT2. Text pickles,
-hashes and compares at no cost; pyproj objects do none of that well and stay in this file.
+A CRS is passed around as text: `EPSG:32633` if an authority has a code for it, otherwise WKT2. Text pickles, hashes
+and compares at no cost; pyproj objects are slow at all three and stay in this file.
 """
 
 from __future__ import annotations
@@ -16,54 +16,56 @@ import pyproj
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.antimeridian import closed_slits, crossing_split, folded, moved_near, rejoined, wraps_globe
+from rasteret_ml.geo.antimeridian import close_slits, fold, move_near, rejoin, repeat_turns, split_crossings
 
 __all__ = [
-    "LONLAT",
-    "crs_text",
-    "epsg_code",
-    "full_turn",
-    "pyproj_crs",
-    "same_crs",
-    "transform_bounds",
-    "transform_geometries",
-    "transform_points",
-]
+    "LONLAT", "crs_text", "epsg_code", "full_turn", "pyproj_crs", "same_crs", "transform_bounds",
+    "transform_geometries", "transform_points",
+]  # fmt: skip
+
+Floats = npt.NDArray[np.float64]
+Geometries = npt.NDArray[np.object_]
+Bounds = tuple[float, float, float, float]
 
 LONLAT = "EPSG:4326"
 """Longitude/latitude in degrees, longitude first (OGC:CRS84 axis order)."""
 
 _DEGREES = 360.0
 _MARGIN = 5.0
-"""Degrees around its area of use in which a projection still gives sensible coordinates."""
+"""Degrees around its area of use within which a projection still returns sensible coordinates."""
 _local = threading.local()
 
 
 @functools.lru_cache(maxsize=256)
 def pyproj_crs(text: str) -> pyproj.CRS:
-    """The pyproj object for a CRS text."""
+    """Return the pyproj object of a CRS text.
+
+    Raises:
+        UsageError: `text` is not a CRS.
+    """
     try:
         return pyproj.CRS.from_user_input(text)
     except pyproj.exceptions.CRSError as error:
-        raise UsageError(f"Not a coordinate reference system: {text!r} ({error}).") from None
+        raise UsageError(
+            f"A coordinate reference system must be an EPSG code, WKT or PROJ text, got {text!r} ({error})."
+        ) from None
 
 
 def crs_text(crs: Any) -> str:
-    """The text of any CRS: an EPSG number, a string, WKT, a pyproj or rasterio object.
+    """Return the text of any CRS: an EPSG number, text, a pyproj or rasterio object.
 
     Raises:
         UsageError: `crs` is not a CRS.
     """
-    if isinstance(crs, bool) or crs is None:
-        raise UsageError(f"Not a coordinate reference system: {crs!r}.")
-    if isinstance(crs, (int, np.integer)):
+    if isinstance(crs, (int, np.integer)) and not isinstance(crs, bool):
         return _canonical(f"EPSG:{int(crs)}")
     if isinstance(crs, str):
         return _canonical(crs)
-    to_wkt = getattr(crs, "to_wkt", None)
-    if to_wkt is None:
-        raise UsageError(f"Not a coordinate reference system: {crs!r}.")
-    return _canonical(to_wkt())
+    if not hasattr(crs, "to_wkt"):
+        raise UsageError(
+            f"A coordinate reference system must be an EPSG code, text, or a pyproj or rasterio CRS, got {crs!r}."
+        )
+    return _canonical(crs.to_wkt())
 
 
 @functools.lru_cache(maxsize=256)
@@ -77,7 +79,7 @@ def _canonical(text: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def epsg_code(text: str | None) -> int | None:
-    """The EPSG number of a CRS text, None where it has none."""
+    """Return the EPSG code of a CRS text, None if it has none."""
     if text is None:
         return None
     if text.startswith("EPSG:") and text[5:].isdigit():
@@ -88,7 +90,7 @@ def epsg_code(text: str | None) -> int | None:
 
 @functools.lru_cache(maxsize=1024)
 def same_crs(a: str | None, b: str | None) -> bool:
-    """Whether two CRS texts mean the same system (axis order aside)."""
+    """Return whether two CRS texts mean the same system, apart from axis order."""
     if a == b:
         return True
     if a is None or b is None:
@@ -98,7 +100,7 @@ def same_crs(a: str | None, b: str | None) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def full_turn(text: str | None) -> float | None:
-    """What 360 degrees of longitude are in the units of a geographic CRS; None for every other CRS."""
+    """Return 360 degrees of longitude in the units of a geographic CRS, None for any other CRS."""
     if text is None:
         return None
     crs = pyproj_crs(text)
@@ -110,34 +112,30 @@ def full_turn(text: str | None) -> float | None:
 
 
 def _transformer(source: str, target: str) -> pyproj.Transformer:
-    # One cache a thread: pyproj transformers must not be shared between threads.
+    # One cache per thread: a pyproj transformer must not be shared between threads.
     cache: dict[tuple[str, str], pyproj.Transformer] = _local.__dict__.setdefault("transformers", {})
     key = (source, target)
     if key not in cache:
         try:
             cache[key] = pyproj.Transformer.from_crs(pyproj_crs(source), pyproj_crs(target), always_xy=True)
         except pyproj.exceptions.ProjError as error:
-            raise UsageError(f"There is no way from CRS {source} to {target}: {error}.") from None
+            raise UsageError(f"Coordinates cannot be transformed from CRS {source} to {target}: {error}.") from None
     return cache[key]
 
 
-def transform_points(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], source: str, target: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Coordinates in `target`; where there is no answer they are infinite."""
+def transform_points(x: Floats, y: Floats, source: str, target: str) -> tuple[Floats, Floats]:
+    """Return coordinates in `target`; infinite for points that it cannot express."""
     if same_crs(source, target):
         return x, y
     out_x, out_y = _transformer(source, target).transform(x, y)
     return np.asarray(out_x), np.asarray(out_y)
 
 
-def transform_bounds(
-    bounds: tuple[float, float, float, float], source: str, target: str
-) -> tuple[float, float, float, float]:
-    """Bounds (xmin, ymin, xmax, ymax) in `target`, from edges densified by 21 points each.
+def transform_bounds(bounds: Bounds, source: str, target: str) -> Bounds:
+    """Return bounds (xmin, ymin, xmax, ymax) in `target`; each edge is densified with 21 points.
 
-    In a geographic target xmin > xmax where the bounds cross the antimeridian (RFC 7946, section 5.2), and a pole
-    inside makes them span all longitudes.
+    In a geographic target bounds that cross the antimeridian have xmin > xmax (RFC 7946, section 5.2), and bounds
+    around a pole span all longitudes.
     """
     if same_crs(source, target):
         return bounds
@@ -146,64 +144,58 @@ def transform_bounds(
 
 
 def transform_geometries(
-    geometries: npt.NDArray[np.object_],
-    source: str,
-    target: str,
-    *,
-    segments: int = 32,
-    near: tuple[float, float, float, float] | None = None,
-) -> npt.NDArray[np.object_]:
-    """Geometries in `target`; edges longer than 1/`segments` of each extent are densified first.
+    geometries: Geometries, source: str, target: str, *, segments: int = 32, near: Bounds | None = None
+) -> Geometries:
+    """Return geometries `[N]` in `target`.
 
-    In a geographic target what crosses the antimeridian, or holds a pole, is cut at +-180 degrees into several
-    parts and is valid; longitudes past +-180 (a raster of 0..360) are moved back likewise. From a geographic CRS
-    such parts are joined again before they are projected.
+    In a geographic target, geometries that cross the antimeridian or hold a pole are cut at +-180 degrees into several
+    parts and are valid; so are those with longitudes beyond +-180 (of a raster of 0..360). From a geographic CRS such
+    parts are joined again before they are projected.
 
-    `near` are the bounds, in `target`, that matter: what lies more than five times their size away from them is
-    cut off before, because a polygon around half the world has no image in a UTM zone. In a geographic target
-    geometries are moved by whole turns to the longitudes of `near`.
+    Args:
+        geometries: Shapely geometries in `source`.
+        source: CRS text.
+        target: CRS text.
+        segments: Edges longer than 1/`segments` of a geometry's extent are densified before they are projected.
+        near: Bounds in `target` that matter: what lies more than five times their size away is cut off first, because
+            a polygon around half the world has no image in a UTM zone. In a geographic target geometries are moved by
+            whole turns to the longitudes of `near`.
     """
     turn = full_turn(target)
     if not same_crs(source, target):
-        geometries = _projected(geometries, source, target, segments, near)
+        geometries = _project(geometries, source, target, segments, near)
     if turn is None:
         return geometries
     if near is None or not np.isfinite(near).all():
-        return folded(geometries, turn)
-    return moved_near(geometries, (near[0] + near[2]) / 2, turn)
+        return fold(geometries, turn)
+    return move_near(geometries, (near[0] + near[2]) / 2, turn)
 
 
-def _projected(
-    geometries: npt.NDArray[np.object_],
-    source: str,
-    target: str,
-    segments: int,
-    near: tuple[float, float, float, float] | None,
-) -> npt.NDArray[np.object_]:
+def _project(geometries: Geometries, source: str, target: str, segments: int, near: Bounds | None) -> Geometries:
     source_turn, target_turn = full_turn(source), full_turn(target)
     if near is not None:
         geometries = _cut_far_parts(geometries, source, target, near)
     elif source_turn == _DEGREES and target_turn is None:
         geometries = _cut_to_area_of_use(geometries, target)
     if source_turn is not None and target_turn is None:
-        geometries = rejoined(geometries, source_turn)
+        geometries = rejoin(geometries, source_turn)
     extents = shapely.bounds(geometries)
     longest = np.maximum(extents[:, 2] - extents[:, 0], extents[:, 3] - extents[:, 1])
     dense = shapely.segmentize(geometries, np.where(longest > 0, longest / segments, 1.0))
 
-    def project(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def project(points: Floats) -> Floats:
         return np.column_stack(transform_points(points[:, 0], points[:, 1], source, target))
 
-    found = np.asarray(shapely.transform(shapely.force_2d(dense), project), dtype=object)
+    projected = np.asarray(shapely.transform(shapely.force_2d(dense), project), dtype=object)
     if source_turn is None and target_turn is not None:
-        return crossing_split(found, target_turn)
+        return split_crossings(projected, target_turn)
     if source_turn is not None and target_turn is None:
-        return closed_slits(found, extents, source_turn)
-    return found
+        return close_slits(projected, extents, source_turn)
+    return projected
 
 
-def _cut_to_area_of_use(geometries: npt.NDArray[np.object_], target: str) -> npt.NDArray[np.object_]:
-    """Of geometries round much of the globe, what a projected CRS is made for (and a margin): the rest has no image."""
+def _cut_to_area_of_use(geometries: Geometries, target: str) -> Geometries:
+    """Cut geometries around half the globe or more to the area of use of a projected CRS: the rest has no image."""
     area = pyproj_crs(target).area_of_use
     extents = shapely.bounds(geometries)
     wide = extents[:, 2] - extents[:, 0] > _DEGREES / 2
@@ -215,18 +207,14 @@ def _cut_to_area_of_use(geometries: npt.NDArray[np.object_], target: str) -> npt
         west, east = -_DEGREES, _DEGREES
     box = shapely.box(west, max(south, -90), east, min(north, 90))
     cut = geometries.copy()
-    cut[wide] = [
-        shapely.intersection(shapely.union_all(wraps_globe([whole], _DEGREES)), box)
-        if east - west < _DEGREES
-        else shapely.intersection(whole, box)
-        for whole in shapely.make_valid(geometries[wide])
-    ]
+    for i in np.flatnonzero(wide):
+        valid = shapely.make_valid(geometries[i])
+        repeated = repeat_turns([valid], _DEGREES if east - west < _DEGREES else None)
+        cut[i] = shapely.intersection(shapely.union_all(repeated) if len(repeated) > 1 else valid, box)
     return cut
 
 
-def _cut_far_parts(
-    geometries: npt.NDArray[np.object_], source: str, target: str, near: tuple[float, float, float, float]
-) -> npt.NDArray[np.object_]:
+def _cut_far_parts(geometries: Geometries, source: str, target: str, near: Bounds) -> Geometries:
     xmin, ymin, xmax, ymax = near
     reach = 5 * max(xmax - xmin, ymax - ymin)
     around = (xmin - reach, ymin - reach, xmax + reach, ymax + reach)
@@ -240,7 +228,7 @@ def _cut_far_parts(
     box = shapely.box(xmin, ymin, xmax, ymax)
     if not np.isfinite(shapely.bounds(box)).all() or box.area == 0:
         return geometries
-    if turn is not None:  # the same place may be written with longitudes a turn apart
+    if turn is not None:  # longitudes a turn apart are the same place
         box = shapely.union_all([shapely.box(xmin + k * turn, ymin, xmax + k * turn, ymax) for k in (-1, 0, 1)])
     far = ~shapely.covers(box, geometries)
     cut = geometries.copy()

@@ -1,4 +1,4 @@
-"""Geometries from whatever people hold: one way in, one clear refusal."""
+"""Read geometries from what people have (GeoArrow, WKB, GeoJSON, shapely, GeoPandas, files), and burn polygon masks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,18 @@ from rasteret_ml.geo.crs import LONLAT, crs_text
 from rasteret_ml.geo.grid import Grid
 
 __all__ = [
-    "GeometryArray",
-    "are_finite",
-    "geometries_from",
-    "object_array",
-    "polygon_mask",
-    "polygons_from",
+    "GeometryArray", "are_finite", "geometries_from", "object_array", "polygon_mask", "polygons_from",
     "unpack_geometries",
-]
+]  # fmt: skip
+
+Geometries = npt.NDArray[np.object_]
 
 
 def polygon_mask(geometry: BaseGeometry, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.bool_]:
-    """Which pixels of `grid` lie in `geometry` (given in the grid's CRS), bool `[H, W]`.
+    """Return which pixels of `grid` lie in `geometry` (given in the grid's CRS), bool `[H, W]`.
 
-    A pixel is inside when its centre is, or, with `all_touched`, when the geometry touches it: the rule of
-    `rasterio.features.geometry_mask`, whose burn this is.
+    A pixel is inside if its centre is, or with `all_touched` if the geometry touches it:
+    `rasterio.features.geometry_mask`, which is skipped for a geometry beside the grid.
     """
     if geometry.is_empty or not shapely.box(*grid.bounds).intersects(shapely.box(*geometry.bounds)):
         return np.zeros(grid.shape, dtype=bool)
@@ -49,12 +46,12 @@ def polygon_mask(geometry: BaseGeometry, grid: Grid, *, all_touched: bool = Fals
 class GeometryArray:
     """Geometries and the CRS of their coordinates."""
 
-    geometries: npt.NDArray[np.object_]
+    geometries: Geometries
     """Shapely geometries `[N]`, none missing, none empty."""
     crs: str
     """CRS text."""
     table: gpd.GeoDataFrame | None = None
-    """The table they came from, where they came from one."""
+    """The table that they came from, if any."""
 
     def __len__(self) -> int:
         return len(self.geometries)
@@ -65,72 +62,66 @@ def geometries_from(source: Any, crs: Any = None) -> GeometryArray:
 
     Args:
         source: A GeoDataFrame or GeoSeries; a GeoArrow or WKB array, chunked array or table (anything with
-            `__arrow_c_array__`/`__arrow_c_stream__`); a shapely geometry; WKB bytes; a GeoJSON mapping
-            (geometry, feature or collection); a bounding box of four numbers (xmin, ymin, xmax, ymax); a list
-            of these; a path to a GeoParquet, GeoJSON or other vector file.
-        crs: The CRS of the coordinates where `source` does not say it; else longitude/latitude. A CRS that
-            contradicts the one in `source` is an error.
+            `__arrow_c_array__` or `__arrow_c_stream__`); a shapely geometry; WKB bytes; a GeoJSON mapping (geometry,
+            feature or collection); a bounding box (xmin, ymin, xmax, ymax); a list of these; or a path to a GeoParquet,
+            GeoJSON or other vector file.
+        crs: CRS of the coordinates if `source` has none; default longitude/latitude.
 
     Raises:
-        GeometryError: nothing readable, a missing or empty geometry or one with coordinates that are no numbers (its
-            position is named), or two CRSs.
+        GeometryError: No geometries, a missing or empty one or one with NaN or infinite coordinates (the message says
+            which), one that cannot be read, or a `crs` that contradicts the one of `source`.
     """
     values, own_crs, table = unpack_geometries(source)
     if own_crs is not None and crs is not None and crs_text(own_crs) != crs_text(crs):
-        raise GeometryError(
-            f"The geometries say they are in {crs_text(own_crs)}, but {crs_text(crs)} was given; drop one of them."
-        )
+        raise GeometryError(f"crs must be that of the geometries, {crs_text(own_crs)}, or None, got {crs_text(crs)}.")
     if not len(values):
-        raise GeometryError("No geometries were given.")
-    for bad, what in ((shapely.is_missing(values), "missing"), (shapely.is_empty(values), "empty")):
+        raise GeometryError("No geometries were given; give at least one.")
+    for bad, problem in (
+        (shapely.is_missing(values), "is missing"),
+        (shapely.is_empty(values), "is empty"),
+        (~are_finite(values), "has coordinates that are NaN or infinite"),
+    ):
         if bad.any():
-            raise GeometryError(f"Geometry {int(np.flatnonzero(bad)[0])} is {what}; drop it first.")
-    finite = are_finite(values)
-    if not finite.all():
-        raise GeometryError(
-            f"Geometry {int(np.argmin(finite))} has coordinates that are NaN or infinite; drop it first."
-        )
-    chosen = own_crs if own_crs is not None else crs
-    return GeometryArray(geometries=values, crs=LONLAT if chosen is None else crs_text(chosen), table=table)
+            raise GeometryError(f"Geometry {int(np.argmax(bad))} {problem}; drop it first.")
+    crs = crs if own_crs is None else own_crs
+    return GeometryArray(geometries=values, crs=LONLAT if crs is None else crs_text(crs), table=table)
 
 
-def are_finite(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-    """Which geometries `[N]` have nothing but finite coordinates (x, y)."""
+def are_finite(geometries: Geometries) -> npt.NDArray[np.bool_]:
+    """Return which geometries `[N]` have only finite coordinates (x, y)."""
     xy, owner = shapely.get_coordinates(geometries, return_index=True)
-    good = np.ones(len(geometries), bool)
-    good[owner[~np.isfinite(xy).all(axis=1)]] = False
-    return good
+    finite = np.ones(len(geometries), bool)
+    finite[owner[~np.isfinite(xy).all(axis=1)]] = False
+    return finite
 
 
 def polygons_from(source: Any, crs: Any = None) -> GeometryArray:
-    """`geometries_from`, refusing everything that has no area.
+    """Read polygons and multipolygons; see `geometries_from`.
 
     Raises:
-        GeometryError: a point, line or collection; the message says how to buffer it.
+        GeometryError: Also for a point, line or collection.
     """
-    found = geometries_from(source, crs)
-    kinds = shapely.get_type_id(found.geometries)
-    bad = np.flatnonzero(~np.isin(kinds, (3, 6)))
+    array = geometries_from(source, crs)
+    bad = np.flatnonzero(~np.isin(shapely.get_type_id(array.geometries), (3, 6)))
     if len(bad):
-        i = int(bad[0])
         raise GeometryError(
-            f"Geometry {i} is a {found.geometries[i].geom_type}; a Polygon or MultiPolygon is needed. "
-            "Give points and lines an area first, for example with `.buffer(distance)`."
+            f"Geometry {bad[0]} is a {array.geometries[bad[0]].geom_type}; it must be a Polygon or MultiPolygon. Give "
+            "points and lines an area first, for example with `.buffer(distance)`."
         )
-    return found
+    return array
 
 
-def unpack_geometries(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame | None]:
-    """Geometries as they come (also missing and empty ones), the CRS that they state, and their table if any.
+def unpack_geometries(source: Any) -> tuple[Geometries, Any, gpd.GeoDataFrame | None]:
+    """Return geometries as they are (also missing and empty ones), their own CRS, and their table if any.
 
     Raises:
-        GeometryError: nothing readable.
+        GeometryError: `source` cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(os.fspath(source))
     if isinstance(source, gpd.GeoDataFrame):
         if source._geometry_column_name not in source.columns:
-            raise GeometryError(f"The GeoDataFrame has no geometry column; it has {list(source.columns)}.")
+            raise GeometryError(f"A GeoDataFrame must have a geometry column, got columns {list(source.columns)}.")
         return np.asarray(source.geometry.array, dtype=object), source.crs, source
     if isinstance(source, gpd.GeoSeries):
         return np.asarray(source.array, dtype=object), source.crs, None
@@ -139,13 +130,14 @@ def unpack_geometries(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.Ge
     if isinstance(source, Mapping) and source.get("type") == "FeatureCollection":
         features = source.get("features")
         if not isinstance(features, Sequence):
-            raise GeometryError("A GeoJSON FeatureCollection without a list of features holds no geometries.")
-        return object_array([_one(f, i) for i, f in enumerate(features)]), _geojson_crs(source), None
-    if _is_single(source):
-        return object_array([_one(source, 0)]), None, None
+            raise GeometryError("A GeoJSON FeatureCollection must have a list of features.")
+        return _parse_all(features), _geojson_crs(source), None
+    is_single = isinstance(source, (BaseGeometry, bytes, bytearray, memoryview, Mapping)) or _is_bbox(source)
+    if is_single or hasattr(source, "__geo_interface__"):
+        return _parse_all([source]), None, None
     if isinstance(source, Iterable):
-        return object_array([_one(item, i) for i, item in enumerate(source)]), None, None
-    raise _refusal(source, None)
+        return _parse_all(source), None, None
+    raise _not_a_geometry(source)
 
 
 def _read_file(path: str) -> gpd.GeoDataFrame:
@@ -155,12 +147,12 @@ def _read_file(path: str) -> gpd.GeoDataFrame:
         raise GeometryError(f"Cannot read geometries from {path}: {error}") from error
 
 
-def _from_arrow(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataFrame | None]:
+def _from_arrow(source: Any) -> tuple[Geometries, Any, gpd.GeoDataFrame | None]:
     if isinstance(source, pa.ChunkedArray):
         source = source.combine_chunks()
     if isinstance(source, pa.Array) and not isinstance(source, pa.ExtensionArray):
         if pa.types.is_binary(source.type) or pa.types.is_large_binary(source.type):
-            return object_array([_one(item, i) for i, item in enumerate(source.to_pylist())]), None, None
+            return _parse_all(source.to_pylist()), None, None
         if pa.types.is_list(source.type) or pa.types.is_large_list(source.type):
             return _from_ragged(source), None, None
     try:
@@ -169,14 +161,12 @@ def _from_arrow(source: Any) -> tuple[npt.NDArray[np.object_], Any, gpd.GeoDataF
             return np.asarray(table.geometry.array, dtype=object), table.crs, table
         series = gpd.GeoSeries.from_arrow(source)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise GeometryError(
-            f"This Arrow data has no geometry type that is known ({error}); give GeoArrow, or WKB in a binary column."
-        ) from error
+        raise GeometryError(f"Arrow data must be GeoArrow, or WKB in a binary column ({error}).") from error
     return np.asarray(series.array, dtype=object), series.crs, None
 
 
-def _from_ragged(array: Any) -> npt.NDArray[np.object_]:
-    """Polygons or multipolygons from GeoArrow storage whose type name was lost on the way."""
+def _from_ragged(array: Any) -> Geometries:
+    """Polygons or multipolygons from GeoArrow storage that has lost its extension type."""
     if array.null_count:
         raise GeometryError("The GeoArrow array has missing geometries; drop them first.")
     offsets, level = [], array
@@ -185,23 +175,14 @@ def _from_ragged(array: Any) -> npt.NDArray[np.object_]:
         starts = level.offsets.to_numpy()
         offsets.append(starts - starts[0])
         level = level.flatten()
-    if len(offsets) not in kinds or not (pa.types.is_struct(level.type) or pa.types.is_fixed_size_list(level.type)):
-        raise GeometryError(
-            f"An Arrow array of type {array.type} holds no polygons; polygons or multipolygons are needed."
-        )
-    if pa.types.is_struct(level.type):
+    is_struct = pa.types.is_struct(level.type)
+    if len(offsets) not in kinds or not (is_struct or pa.types.is_fixed_size_list(level.type)):
+        raise GeometryError(f"An Arrow array of lists must hold polygons or multipolygons, got {array.type}.")
+    if is_struct:
         xy = np.column_stack([level.field("x").to_numpy(), level.field("y").to_numpy()])
     else:
         xy = level.flatten().to_numpy().reshape(len(level), -1)[:, :2]
     return object_array(list(shapely.from_ragged_array(kinds[len(offsets)], xy, tuple(reversed(offsets)))))
-
-
-def _is_single(source: Any) -> bool:
-    if isinstance(source, (BaseGeometry, bytes, bytearray, memoryview, Mapping)) or hasattr(
-        source, "__geo_interface__"
-    ):
-        return True
-    return _is_bbox(source)
 
 
 def _is_bbox(source: Any) -> bool:
@@ -210,51 +191,54 @@ def _is_bbox(source: Any) -> bool:
     return all(isinstance(v, (int, float, np.integer, np.floating)) for v in source)
 
 
-def _one(item: Any, position: int) -> BaseGeometry | None:
-    try:
-        if item is None or isinstance(item, BaseGeometry):
-            return item
-        if isinstance(item, (bytes, bytearray, memoryview)):
-            return shapely.from_wkb(bytes(item))
-        if _is_bbox(item):
-            return _box(item)
-        mapping = item if isinstance(item, Mapping) else getattr(item, "__geo_interface__", None)
-        if isinstance(mapping, Mapping):
-            return shape(mapping["geometry"] if mapping.get("type") == "Feature" else mapping)
-    except GeometryError:
-        raise
-    except Exception as error:
-        raise GeometryError(f"Geometry {position} cannot be read: {error}") from error
-    raise _refusal(item, position)
+def _parse_all(items: Iterable[Any]) -> Geometries:
+    geometries = []
+    for position, item in enumerate(items):
+        try:
+            geometries.append(_parse(item))
+        except GeometryError:
+            raise
+        except Exception as error:
+            raise GeometryError(f"Geometry {position} cannot be read: {error}") from error
+    return object_array(geometries)
 
 
-def _box(values: Any) -> BaseGeometry:
-    xmin, ymin, xmax, ymax = (float(v) for v in values)
-    if not (xmin < xmax and ymin < ymax):
-        raise GeometryError(
-            f"A bounding box is (xmin, ymin, xmax, ymax) with xmin < xmax and ymin < ymax, not {tuple(values)}."
-        )
-    return shapely.box(xmin, ymin, xmax, ymax)
+def _parse(item: Any) -> BaseGeometry | None:
+    """One geometry; None stays None."""
+    if item is None or isinstance(item, BaseGeometry):
+        return item
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return shapely.from_wkb(bytes(item))
+    if _is_bbox(item):
+        xmin, ymin, xmax, ymax = (float(v) for v in item)
+        if not (xmin < xmax and ymin < ymax):
+            raise GeometryError(
+                f"A bounding box (xmin, ymin, xmax, ymax) must have xmin < xmax and ymin < ymax, got {tuple(item)}."
+            )
+        return shapely.box(xmin, ymin, xmax, ymax)
+    mapping = item if isinstance(item, Mapping) else getattr(item, "__geo_interface__", None)
+    if not isinstance(mapping, Mapping):
+        raise _not_a_geometry(item)
+    return shape(mapping["geometry"] if mapping.get("type") == "Feature" else mapping)
 
 
 def _geojson_crs(source: Mapping[str, Any]) -> str | None:
-    # GeoJSON 2008 allowed a "crs" member; RFC 7946 means longitude/latitude.
-    stated = source.get("crs")
-    if isinstance(stated, Mapping):
-        stated = (stated.get("properties") or {}).get("name")
-    return None if stated is None else str(stated)
+    # GeoJSON 2008 had a "crs" member; RFC 7946 is always longitude/latitude.
+    crs = source.get("crs")
+    if isinstance(crs, Mapping):
+        crs = (crs.get("properties") or {}).get("name")
+    return None if crs is None else str(crs)
 
 
-def object_array(items: list[Any]) -> npt.NDArray[np.object_]:
-    """A list as an object array `[N]`, its items untouched (numpy would unpack some)."""
+def object_array(items: list[Any]) -> Geometries:
+    """Return a list as an object array `[N]` without unpacking its items, as numpy would."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array
 
 
-def _refusal(item: Any, position: int | None) -> GeometryError:
-    where = "" if position is None else f" at position {position}"
+def _not_a_geometry(item: Any) -> GeometryError:
     return GeometryError(
-        f"A {type(item).__name__}{where} is not a geometry; give polygons as GeoArrow, WKB, shapely, GeoJSON, "
-        "a GeoDataFrame, or a bounding box (xmin, ymin, xmax, ymax)."
+        f"A {type(item).__name__} is not a geometry; give polygons as GeoArrow, WKB, shapely, GeoJSON, a GeoDataFrame, "
+        "or a bounding box (xmin, ymin, xmax, ymax)."
     )

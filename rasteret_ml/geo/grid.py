@@ -17,23 +17,24 @@ from rasteret_ml.geo.window import Window
 
 __all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "full_turns", "pixel_size", "round_half_up"]
 
+Floats = npt.NDArray[np.float64]
 Bounds = tuple[float, float, float, float]
 """(xmin, ymin, xmax, ymax) in the units of a CRS."""
 
 ALIGNMENT_TOLERANCE = 1e-3
-"""How far, in pixels, two grids may drift apart over a chip and still count as the same grid."""
+"""Pixels by which two grids may drift apart over a chip and still be the same grid."""
 
 
 def round_half_up(value: float) -> int:
-    """The nearest integer; halves go up."""
+    """Round to the nearest integer, halves up."""
     return math.floor(value + 0.5)
 
 
 def pixel_size(res: Any) -> tuple[float, float] | None:
-    """`res`, one number or (x, y) in CRS units, as a pair; None stays None.
+    """Return `res`, one number or (x, y) in CRS units, as a pair; None stays None.
 
     Raises:
-        UsageError: not positive and finite.
+        UsageError: `res` is not positive and finite.
     """
     if res is None:
         return None
@@ -42,18 +43,22 @@ def pixel_size(res: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         x = y = math.nan
     if isinstance(res, str) or not (math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0):
-        raise UsageError(f"res is a positive pixel size or (x, y), not {res!r}.")
+        raise UsageError(f"res must be a pixel size > 0 or a pair (x, y) of them, got {res!r}.")
     return x, y
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Where the pixels of an array lie on the ground."""
+    """Where the pixels of an array lie: CRS, affine transform and shape.
+
+    grid = Grid(crs="EPSG:32633", transform=Affine(10, 0, 500000, 0, -10, 5000000), shape=(256, 256))
+    grid.bounds  # (500000.0, 4997440.0, 502560.0, 5000000.0)
+    """
 
     crs: str | None
-    """CRS text (see `geo.crs`), None where the file has none."""
+    """CRS text (see `geo.crs`), None if the file has none."""
     transform: Affine
-    """Maps (column, row) of a pixel's upper-left corner to (x, y); (0, 0) is the array's first corner."""
+    """From (column, row) of a pixel's upper-left corner to (x, y)."""
     shape: tuple[int, int]
     """(height, width) in pixels."""
 
@@ -80,16 +85,16 @@ class Grid:
 
     @property
     def bounds(self) -> Bounds:
-        """(xmin, ymin, xmax, ymax) of the outer edges."""
+        """(xmin, ymin, xmax, ymax) of the outer edges, in CRS units."""
         xs, ys = zip(*self._outline, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
     def turn(self) -> int | None:
-        """How many columns are 360 degrees, on a geographic, axis-aligned grid; None elsewhere.
+        """Columns in 360 degrees of a geographic, axis-aligned grid; None for other grids.
 
-        Also None where that is no whole number of columns (within `ALIGNMENT_TOLERANCE`): such a raster cannot
-        be continued past its edge by its own pixels.
+        Also None if that is not a whole number (within `ALIGNMENT_TOLERANCE`): such a raster cannot be continued past
+        its edge by its own pixels.
         """
         turn = full_turn(self.crs)
         if turn is None or not self.is_axis_aligned or self.transform.a == 0:
@@ -100,12 +105,12 @@ class Grid:
 
     @property
     def footprint(self) -> shapely.Polygon:
-        """The outline, exact also for a rotated grid."""
+        """The outline, also exact for a rotated grid."""
         return shapely.Polygon(self._outline)
 
     @property
     def _outline(self) -> tuple[tuple[float, float], ...]:
-        """The corners on the ground; by hand, since every chip asks and `Affine @` takes its time."""
+        """The corners in CRS units; without `Affine @`, which is slow for something done for each chip."""
         t = self.transform
         return tuple((col * t.a + row * t.b + t.c, col * t.d + row * t.e + t.f) for col, row in self._corners)
 
@@ -115,13 +120,13 @@ class Grid:
         return (0, 0), (w, 0), (w, h), (0, h)
 
     def window(self, window: Window) -> Grid:
-        """The grid of a window of this one (boundless)."""
+        """Return the grid of a window of this one (boundless)."""
         t, col, row = self.transform, window.col, window.row
         x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
         return Grid(crs=self.crs, transform=Affine(t.a, t.b, x, t.d, t.e, y), shape=window.shape)
 
     def with_res(self, res: tuple[float, float]) -> Grid:
-        """The same corner and extent with pixels of `res` (x, y) in CRS units; north up."""
+        """Return a north-up grid of the same corner and extent with pixels of `res` (x, y) in CRS units."""
         xmin, ymin, xmax, ymax = self.bounds
         t = self.transform
         if self.is_axis_aligned and t.a > 0 and t.e < 0:
@@ -130,12 +135,15 @@ class Grid:
         return Grid(crs=self.crs, transform=Affine(res[0], 0.0, xmin, 0.0, -res[1], ymax), shape=shape)
 
     def window_of(self, other: Grid, *, wrap: bool = True) -> Window | None:
-        """Where `other` lies on this grid, or None where their pixels do not coincide.
+        """Return the window of `other` on this grid, None if their pixels do not coincide.
 
-        They coincide when CRS and pixel vectors agree and the origins are a whole number of pixels
-        apart, all within `ALIGNMENT_TOLERANCE` pixels at every corner of `other`. On a grid with a `turn`, of the
-        windows that are whole turns apart the one that shares most columns with this grid is meant: longitude
-        -100 lies on a raster of 0..360 at 260 (unless `wrap` is False).
+        They coincide if the CRSs are the same, and pixel sizes agree and origins are a whole number of pixels apart
+        within `ALIGNMENT_TOLERANCE` at every corner of `other`.
+
+        Args:
+            other: The grid to locate.
+            wrap: On a grid with a `turn`, move the window by whole turns to where it shares most columns with this
+                grid: longitude -100 lies on a raster of 0..360 at 260.
         """
         if not same_crs(self.crs, other.crs):
             return None
@@ -159,10 +167,10 @@ class Grid:
         return Window(row=row, col=col, height=other.height, width=other.width)
 
     def window_around(self, bounds: Bounds) -> Window:
-        """The smallest window that holds `bounds` (floor of the start, ceil of the stop; boundless).
+        """Return the smallest window that contains `bounds` (floor of the start, ceil of the stop; boundless).
 
-        The rule of `rasterio.features.geometry_window`; here floating-point noise (1e-6 pixels) around a
-        pixel edge does not add a row or column.
+        The rule of `rasterio.features.geometry_window`, except that floating-point noise (1e-6 pixels) at the edge of a
+        pixel does not add a row or column.
         """
         xmin, ymin, xmax, ymax = bounds
         inverse = ~self.transform
@@ -172,16 +180,16 @@ class Grid:
         return Window(row=row, col=col, height=max(1, _ceil(max(rows)) - row), width=max(1, _ceil(max(cols)) - col))
 
     def snap(self, bounds: Bounds) -> Grid:
-        """The chip grid for `bounds`: size and origin rounded to whole pixels of this grid, half up.
+        """Return the chip grid for `bounds`: size and origin are rounded to whole pixels of this grid, half up.
 
         Raises:
-            UsageError: this grid is rotated, or `bounds` are empty or not finite.
+            UsageError: This grid is rotated, or `bounds` are empty or not finite.
         """
         if not self.is_axis_aligned:
-            raise UsageError("A rotated grid has no x and y slices; choose `crs=` and `res=` for the dataset.")
+            raise UsageError("A rotated grid cannot be sliced in x and y; choose `crs=` and `res=` for the dataset.")
         xmin, ymin, xmax, ymax = bounds
         if not (all(map(math.isfinite, bounds)) and xmax > xmin and ymax > ymin):
-            raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, not {bounds}.")
+            raise UsageError(f"Bounds must be finite with xmin < xmax and ymin < ymax, got {bounds}.")
         t = self.transform
         width = max(1, round_half_up((xmax - xmin) / abs(t.a)))
         height = max(1, round_half_up((ymax - ymin) / abs(t.e)))
@@ -189,24 +197,22 @@ class Grid:
         row = round_half_up(((ymax if t.e < 0 else ymin) - t.f) / t.e)
         return self.window(Window(row=row, col=col, height=height, width=width))
 
-    def to_pixels(
-        self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(columns, rows), fractional, of points given in this grid's CRS; not finite where a point is not."""
+    def to_pixels(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """Return fractional (columns, rows) of points in this grid's CRS; not finite where a point is not."""
         i = ~self.transform
         with np.errstate(invalid="ignore"):
             return i.a * x + i.b * y + i.c, i.d * x + i.e * y + i.f
 
 
 def full_turns(left: float, right: float, width: int, turn: float) -> int:
-    """By how many turns (in columns) to move columns `left` to `right`, so that most of them lie in 0 to `width`."""
-    middle = round((width - left - right) / 2 / turn)
+    """Return by how many turns to move columns `left` to `right` so that most of them lie in 0 to `width`."""
+    centred = round((width - left - right) / 2 / turn)
 
-    def rank(turns: int) -> tuple[float, int]:
+    def shared_columns(turns: int) -> tuple[float, int]:
         move = turns * turn
         return min(right + move, width) - max(left + move, 0.0), -abs(turns)
 
-    return max((0, middle - 1, middle, middle + 1), key=rank)
+    return max((0, centred - 1, centred, centred + 1), key=shared_columns)
 
 
 _EDGE_NOISE = 1e-6

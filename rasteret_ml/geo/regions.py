@@ -1,15 +1,16 @@
-"""Regions that points are drawn from: unions and cuts of many shapes, erosion by a box, uniform points in polygons.
+"""Polygonal regions to draw points from: unions, clipping, erosion and dilation by a box, uniform points.
 
-What is done for a few shapes by GEOS as a whole is done for many by parts, found through an STRtree: the same regions,
-in time that grows with their number and not with its square.
+GEOS handles a few shapes as a whole. Many shapes are split into parts that are found through an STRtree and processed
+in vectorised pieces: the result is the same, in time that grows with their number instead of its square.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,83 +21,44 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.geo.geometries import object_array
 
 __all__ = [
-    "TriangleRegion",
-    "boxes_of",
-    "clipped",
-    "dilate_by_box",
-    "erode_by_box",
-    "erode_each",
-    "in_threads",
-    "polygonal",
-    "polygonal_each",
-    "union_of",
-    "without_swept",
-]
+    "TriangleRegion", "boxes_of", "clip_polygons", "dilate_by_box", "erode_by_box", "erode_each", "map_in_threads",
+    "polygonal", "polygonal_each", "union_polygons",
+]  # fmt: skip
 
 Geometries = npt.NDArray[np.object_]
-
-_EACH = 2048
-"""Geometries in one piece of work: enough that Python's share of it is nothing."""
-_HULLS = 1 << 17
-"""Swept edges in one piece of work."""
-
-
-def in_threads(function: Callable[[Geometries], Geometries], geometries: Geometries) -> Geometries:
-    """A function of geometries `[N]`, each for itself, by parts of them at a time (shapely works without the GIL)."""
-    count = -(-len(geometries) // _EACH)
-    if count < 2:
-        return function(geometries)
-    with ThreadPoolExecutor(min(count, os.cpu_count() or 1)) as pool:
-        return np.concatenate(list(pool.map(function, np.array_split(geometries, count))))
-
-
-def without_swept(parts: Geometries, corners: npt.NDArray[np.float64]) -> Geometries:
-    """Each polygon `[N]` without what a convex shape with these `corners` `[K, 2]` covers, moved along its edges.
-
-    Polygons of like numbers of edges are done together, so that the table of their edges is full.
-    """
-    size = shapely.get_num_coordinates(parts)
-    order = np.argsort(size, kind="stable")
-    out = parts.copy()
-    start, pieces = 0, []
-    while start < len(parts):
-        # The last one of a piece has the most edges, and with it the table is as wide.
-        rows = max(1, min(_EACH, _HULLS // int(size[order[min(start + _EACH, len(parts)) - 1]])))
-        pieces.append(order[start : start + rows])
-        start += rows
-    with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1) or 1) as pool:
-        for piece, left in zip(pieces, pool.map(lambda p: _left_of(parts[p], corners), pieces), strict=True):
-            out[piece] = left
-    return out
-
-
-def _left_of(parts: Geometries, corners: npt.NDArray[np.float64]) -> Geometries:
-    rings, part = shapely.get_rings(parts, return_index=True)
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    first = np.flatnonzero(ring[1:] == ring[:-1])
-    ends = np.concatenate([xy[first, None] + corners, xy[first + 1, None] + corners], axis=1)
-    owner = part[ring[first]]
-    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    table = np.full((len(parts), int(np.max(place)) + 1), None, dtype=object)
-    table[owner, place] = shapely.convex_hull(shapely.linestrings(ends))
-    left: Geometries = shapely.difference(parts, shapely.union_all(table, axis=1))
-    return left
-
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _FEW = 1000
-"""Shapes that GEOS takes as a whole."""
+"""Shapes up to which GEOS takes them as a whole."""
 _PAIR_COST = 10_000_000
 """Shapes times vertices up to which each shape is cut by the whole region."""
 _MAX_CELLS = 1 << 24
 """Cells of a grid that boxes are drawn on."""
 _CHUNK = 65536
+"""Shapes processed at once."""
+_PER_TASK = 2048
+"""Geometries in a task of a thread pool: enough to hide Python's share of the work."""
+_HULLS_PER_TASK = 1 << 17
+"""Swept edges in a task of a thread pool."""
+
+
+def map_in_threads(function: Callable[[Geometries], Geometries], geometries: Geometries) -> Geometries:
+    """Apply an elementwise function to geometries `[N]`, in threads (shapely releases the GIL)."""
+    tasks = -(-len(geometries) // _PER_TASK)
+    if tasks < 2:
+        return function(geometries)
+    return np.concatenate(_in_pool(function, np.array_split(geometries, tasks)))
+
+
+def _in_pool(function: Callable[[Any], Geometries], tasks: Sequence[Any]) -> list[Geometries]:
+    with ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1))) as pool:
+        return list(pool.map(function, tasks))
 
 
 def polygonal(geometry: BaseGeometry) -> BaseGeometry:
-    """The valid, polygonal part of a geometry (a bow tie becomes its two triangles; slivers of line vanish)."""
+    """Return the valid, polygonal part of a geometry (a bow tie becomes two triangles; lines vanish)."""
     if not geometry.is_valid:
         geometry = shapely.make_valid(geometry)
     if geometry.geom_type in ("Polygon", "MultiPolygon"):
@@ -106,7 +68,7 @@ def polygonal(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def polygonal_each(geometries: Geometries) -> Geometries:
-    """`polygonal` of each `[N]`."""
+    """Return `polygonal` of each geometry `[N]`."""
     good = np.isin(shapely.get_type_id(geometries), (3, 6)) & shapely.is_valid(geometries)
     if good.all():
         return geometries
@@ -115,16 +77,15 @@ def polygonal_each(geometries: Geometries) -> Geometries:
     return out
 
 
-def union_of(shapes: Geometries) -> BaseGeometry:
-    """The union of polygons `[N]`, valid and polygonal. A million distinct boxes take seconds."""
+def union_polygons(shapes: Geometries) -> BaseGeometry:
+    """Return the union of polygons `[N]`, valid and polygonal; a million distinct boxes take seconds."""
     if len(shapes) <= _FEW:
         return polygonal(shapely.union_all(shapely.make_valid(shapes)))
     boxes, is_box = boxes_of(shapes)
     if is_box.all():
-        # Dates of one place repeat its box.
-        boxes = boxes[~pd.DataFrame(boxes).duplicated().to_numpy()]
-        rectangles = _covered(boxes)
-        # Rectangles of a grid are fewer where the boxes lie in rows and columns, and more where they lie anyhow.
+        boxes = boxes[~pd.DataFrame(boxes).duplicated().to_numpy()]  # dates of one place repeat its box
+        rectangles = _covering_rectangles(boxes)
+        # There are fewer rectangles than boxes if these lie in rows and columns, and more if they are scattered.
         if rectangles is not None and 2 * len(rectangles) <= len(boxes):
             boxes = rectangles
         distinct = shapely.box(*boxes.T)
@@ -134,54 +95,51 @@ def union_of(shapes: Geometries) -> BaseGeometry:
     return united if united.geom_type in ("Polygon", "MultiPolygon") else polygonal(united)
 
 
-def clipped(shapes: Geometries, region: BaseGeometry) -> Geometries:
-    """The polygonal part of each valid polygon `[N]` that lies in a valid polygonal region; empty where none does."""
+def clip_polygons(shapes: Geometries, region: BaseGeometry) -> Geometries:
+    """Return the polygonal part of each valid polygon `[N]` inside a valid polygonal region; may be empty."""
     if len(shapes) * int(shapely.get_num_coordinates(region)) <= _PAIR_COST:
         out = shapes.copy()
+        cut = np.ones(len(shapes), bool)
         if len(shapes) > _FEW:
             shapely.prepare(region)
-        cut = ~shapely.covers(region, shapes) if len(shapes) > _FEW else np.ones(len(shapes), bool)
+            cut = ~shapely.covers(region, shapes)
         out[cut] = polygonal_each(shapely.intersection(shapes[cut], region))
         return out
     parts = shapely.get_parts(region)
     shapely.prepare(shapes)
     shapely.prepare(parts)
-    which, part = shapely.STRtree(parts).query(shapes, predicate="intersects")
-    pieces = shapes[which]
+    owner, part = shapely.STRtree(parts).query(shapes, predicate="intersects")
+    pieces = shapes[owner]
     cut = ~shapely.covers(parts[part], pieces)
     whole = cut.copy()
     whole[cut] = shapely.covers(pieces[cut], parts[part[cut]])
     pieces[whole] = parts[part[whole]]
     cut &= ~whole
     pieces[cut] = polygonal_each(shapely.intersection(pieces[cut], parts[part[cut]]))
-    # Rounded, parts that met in a point may overlap by a last digit.
-    return polygonal_each(_gathered(pieces, which, len(shapes)))
+    # After rounding, parts that met in a point may overlap by a last digit.
+    return polygonal_each(_gather(pieces, owner, len(shapes)))
 
 
 def erode_by_box(region: BaseGeometry, width: float, height: float) -> BaseGeometry:
-    """The centres at which a `width` x `height` box lies wholly inside `region`; empty where it fits nowhere.
+    """Return the centres at which a `width` x `height` box lies inside `region`; empty if it fits nowhere.
 
-    The exact Minkowski erosion: a box at c leaves the region just where c lies in the box swept along the
-    region's boundary, and a box swept along a segment is the convex hull of the boxes at its two ends.
+    The exact Minkowski erosion: a box leaves the region where its centre lies in the box swept along the region's
+    boundary, and a box swept along a segment is the convex hull of the boxes at the two ends.
     """
     parts = shapely.get_parts(region)
     if len(parts) > _FEW:
         # Parts of a polygon meet in points at most, and no box passes through a point.
-        eroded = _eroded_parts(parts, width, height)
+        eroded = _erode_parts(parts, width, height)
         return shapely.multipolygons(_polygons(eroded[~shapely.is_empty(eroded)])[0])
-    corners = _corners(width, height)
-    hulls = []
-    for ring in shapely.get_rings(parts):
-        points = shapely.get_coordinates(ring)
-        ends = np.concatenate([points[:-1, None] + corners, points[1:, None] + corners], axis=1)
-        hulls.append(shapely.convex_hull(shapely.multipoints(ends)))
-    if not hulls:
+    rings = shapely.get_rings(parts)
+    if not len(rings):
         return shapely.Polygon()
-    return polygonal(shapely.difference(region, shapely.union_all(np.concatenate(hulls))))
+    starts, ends, _ = _edges(rings)
+    return polygonal(shapely.difference(region, shapely.union_all(_sweep(starts, ends, width, height))))
 
 
 def dilate_by_box(geometry: BaseGeometry, width: float, height: float) -> BaseGeometry:
-    """All that a `width` x `height` box covers whose centre lies in a polygon, line or point; valid and polygonal.
+    """Return what a `width` x `height` box covers whose centre lies in a polygon, line or point; valid and polygonal.
 
     The exact Minkowski sum: the geometry and the box swept along its lines, segment by segment.
     """
@@ -189,41 +147,36 @@ def dilate_by_box(geometry: BaseGeometry, width: float, height: float) -> BaseGe
     while (shapely.get_type_id(parts) > 3).any():
         parts = shapely.get_parts(parts)
     dimension = shapely.get_dimensions(parts)
-    corners = _corners(width, height)
     convex = dimension == 2
-    convex[convex] = shapely.area(shapely.convex_hull(parts[convex])) <= shapely.area(parts[convex]) * (1 + 1e-12)
+    convex[convex] = _are_convex(parts[convex])
     xy, owner = shapely.get_coordinates(parts[convex], return_index=True)
-    moved = (xy[:, None] + corners).reshape(-1, 2)
-    whole = shapely.convex_hull(shapely.linestrings(moved, indices=np.repeat(owner, 4)))
-    areal = (dimension == 2) & ~convex
-    lines = np.concatenate([shapely.get_rings(parts[areal]), parts[dimension == 1]])
+    moved = (xy[:, None] + _corners(width, height)).reshape(-1, 2)
+    dilated = shapely.convex_hull(shapely.linestrings(moved, indices=np.repeat(owner, 4)))
+    concave = (dimension == 2) & ~convex
+    lines = np.concatenate([shapely.get_rings(parts[concave]), parts[dimension == 1]])
+    starts, ends, _ = _edges(lines)
     points = shapely.get_coordinates(parts[dimension == 0])
-    xy, line = shapely.get_coordinates(lines, return_index=True)
-    first = np.flatnonzero(line[1:] == line[:-1])
-    starts, ends = np.concatenate([xy[first], points]), np.concatenate([xy[first + 1], points])
-    swept = np.concatenate([starts[:, None] + corners, ends[:, None] + corners], axis=1)
-    hulls = shapely.convex_hull(shapely.multipoints(swept))
-    covered = np.concatenate([whole, parts[areal], hulls])
-    return union_of(covered) if len(covered) else shapely.Polygon()
+    swept = _sweep(np.concatenate([starts, points]), np.concatenate([ends, points]), width, height)
+    covered = np.concatenate([dilated, parts[concave], swept])
+    return union_polygons(covered) if len(covered) else shapely.Polygon()
 
 
 def erode_each(regions: Geometries, width: float, height: float) -> Geometries:
-    """`erode_by_box` of each region `[N]`."""
-    count = shapely.get_num_geometries(regions)
-    if count.sum() <= _FEW or len(regions) == 1:
+    """Return `erode_by_box` of each region `[N]`."""
+    if shapely.get_num_geometries(regions).sum() <= _FEW or len(regions) == 1:
         return object_array([erode_by_box(region, width, height) for region in regions])
     parts, owner = _polygons(regions)
-    return _gathered(_eroded_parts(parts, width, height), owner, len(regions))
+    return _gather(_erode_parts(parts, width, height), owner, len(regions))
 
 
-def boxes_of(shapes: Geometries) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Bounds `[N, 4]` of shapes (xmin, ymin, xmax, ymax), and which of them are exactly these boxes `[N]`."""
+def boxes_of(shapes: Geometries) -> tuple[Floats, Mask]:
+    """Return the bounds of shapes (xmin, ymin, xmax, ymax) `[N, 4]`, and which shapes are exactly these boxes `[N]`."""
     bounds = shapely.bounds(shapes)
-    is_box: npt.NDArray[np.bool_] = (shapely.get_type_id(shapes) == 3) & (shapely.get_num_coordinates(shapes) == 5)
+    is_box: Mask = (shapely.get_type_id(shapes) == 3) & (shapely.get_num_coordinates(shapes) == 5)
     # Of four corners in any order, only a walk around the box encloses all of it.
     with np.errstate(invalid="ignore"):
-        whole = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
-    is_box &= shapely.area(shapes) > 0.75 * whole
+        area = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
+    is_box &= shapely.area(shapes) > 0.75 * area
     for start in range(0, len(shapes), _CHUNK):
         here = start + np.flatnonzero(is_box[start : start + _CHUNK])
         xy = shapely.get_coordinates(shapes[here]).reshape(-1, 5, 2)
@@ -233,80 +186,81 @@ def boxes_of(shapes: Geometries) -> tuple[Floats, npt.NDArray[np.bool_]]:
 
 
 class TriangleRegion:
-    """Polygons cut into triangles, so that uniform numbers become uniform points without rejection."""
+    """Polygons cut into triangles, so that uniform numbers become uniform points without rejection.
+
+    A region is drawn in proportion to its weight, a point in it uniformly. A region without triangles (a sliver
+    thinner than floating point) is represented by one of its points.
+
+    Args:
+        regions: Polygons or multipolygons `[N]`; many regions are cut only where points are drawn.
+        weights: Their weights `[N]`; default their areas.
+    """
 
     def __init__(self, regions: Geometries, weights: Floats | None = None) -> None:
-        """Of many regions, each is cut where points in it are asked for.
-
-        Each is drawn in proportion to its weight (default: its area), uniformly inside. A region without triangles (a
-        sliver thinner than floating point) is represented by one of its points.
-        """
         self._regions = regions
         shares = np.maximum(shapely.area(regions), np.finfo(np.float64).tiny) if weights is None else weights
         cumulative = np.concatenate([[0.0], np.cumsum(shares)])
         self._cumulative: Floats = cumulative / cumulative[-1]
-        self._cut: _Cut | None = _Cut.of(regions, np.arange(len(regions))) if len(regions) <= _FEW else None
+        self._cut: _Triangles | None = None
+        if len(regions) <= _FEW:
+            self._cut = _Triangles.from_regions(regions, np.arange(len(regions)))
 
     def points(self, uniforms: Floats) -> tuple[Floats, Integers]:
-        """Points `[N, 2]` (x, y) and the region each lies in `[N]`, from uniform numbers `[N, 3]` in [0, 1)."""
+        """Return points (x, y) `[N, 2]` and the region of each `[N]`, from uniform numbers in [0, 1) `[N, 3]`."""
         owners = np.searchsorted(self._cumulative, uniforms[:, 0], side="right") - 1
         owners = owners.clip(max=len(self._regions) - 1)
         low, high = self._cumulative[owners], self._cumulative[owners + 1]
         return self._points(owners, (uniforms[:, 0] - low) / (high - low), uniforms), owners
 
     def points_in(self, regions: Integers, uniforms: Floats) -> Floats:
-        """Points `[N, 2]` in given regions `[N]`, from uniform numbers `[N, 3]` in [0, 1)."""
+        """Return points `[N, 2]` in given regions `[N]`, from uniform numbers in [0, 1) `[N, 3]`."""
         return self._points(regions, uniforms[:, 0], uniforms)
 
     def _points(self, owners: Integers, along: Floats, uniforms: Floats) -> Floats:
-        """Points in regions, in the triangles that lie `along` [0, 1) of their areas."""
-        if self._cut is None or not np.isin(owners, self._cut.numbers, assume_unique=False).all():
-            self._cut = _Cut.of(self._regions, np.unique(owners))
-        a, b, c = self._cut.triangles(owners, along)
+        """Points in the triangles that lie `along` [0, 1) of the areas of regions."""
+        if self._cut is None or not np.isin(owners, self._cut.numbers).all():
+            self._cut = _Triangles.from_regions(self._regions, np.unique(owners))
+        a, b, c = self._cut.locate(owners, along)
         u, v = uniforms[:, 1], uniforms[:, 2]
         # Folding the unit square's upper triangle onto the lower one keeps the density uniform.
         over = u + v > 1
         u, v = np.where(over, 1 - u, u), np.where(over, 1 - v, v)
-        found: Floats = a + u[:, None] * (b - a) + v[:, None] * (c - a)
-        return found
+        points: Floats = a + u[:, None] * (b - a) + v[:, None] * (c - a)
+        return points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Cut:
-    """Some regions in triangles."""
+class _Triangles:
+    """Some regions as triangles."""
 
     numbers: Integers
     """Numbers of the regions, ascending `[K]`."""
     corners: Floats
     """Corners of the triangles, region by region `[M, 3, 2]`."""
     reach: Floats
-    """Rank of the triangle's region, and the share of its area up to the triangle's end `[M]`."""
+    """Rank of the triangle's region, plus the share of the region's area up to the triangle's end `[M]`."""
     last: Integers
     """Last triangle of each region `[K]`."""
 
     @classmethod
-    def of(cls, regions: Geometries, numbers: Integers) -> _Cut:
-        """The triangles of regions by their numbers."""
-        chosen = regions[numbers]
-        cut = [_triangles(chosen, start) for start in range(0, len(chosen), _CHUNK)]
-        corners, areas, owner = (np.concatenate(column) for column in zip(*cut, strict=True))
-        last = np.searchsorted(owner, np.arange(len(chosen)), side="right") - 1
+    def from_regions(cls, regions: Geometries, numbers: Integers) -> _Triangles:
+        """Cut the regions with these numbers into triangles."""
+        subset = regions[numbers]
+        chunks = [_triangles(subset, start) for start in range(0, len(subset), _CHUNK)]
+        corners, areas, owner = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        last = np.searchsorted(owner, np.arange(len(subset)), side="right") - 1
         ends = np.cumsum(areas)
         before = np.concatenate([[0.0], ends[last[:-1]]])[owner]
-        return cls(
-            numbers=numbers,
-            corners=corners,
-            reach=owner + (ends - before) / np.bincount(owner, areas)[owner],
-            last=last,
-        )
+        reach = owner + (ends - before) / np.bincount(owner, areas)[owner]
+        return cls(numbers=numbers, corners=corners, reach=reach, last=last)
 
-    def triangles(self, owners: Integers, along: Floats) -> Floats:
-        """Corners `[3, N, 2]` of the triangles that lie `along` [0, 1) of the areas of regions `[N]`."""
+    def locate(self, owners: Integers, along: Floats) -> Floats:
+        """Return the corners `[3, N, 2]` of the triangles that lie `along` [0, 1) of the areas of regions `[N]`."""
         rank = np.searchsorted(self.numbers, owners)
         first = np.where(rank > 0, self.last[rank - 1] + 1, 0)
         which = np.searchsorted(self.reach, rank + along, side="right").clip(first, self.last[rank])
-        found: Floats = self.corners[which].swapaxes(0, 1)
-        return found
+        corners: Floats = self.corners[which].swapaxes(0, 1)
+        return corners
 
 
 def _triangles(regions: Geometries, start: int) -> tuple[Floats, Floats, Integers]:
@@ -315,28 +269,28 @@ def _triangles(regions: Geometries, start: int) -> tuple[Floats, Floats, Integer
     parts, part_owner = _polygons(chunk)
     corners, areas, owners = [], [], []
     for first in range(0, len(parts), _CHUNK):
-        xy, area, part = _triangles_of(parts[first : first + _CHUNK])
+        xy, area, part = _triangulate(parts[first : first + _CHUNK])
         corners.append(xy)
         areas.append(area)
         owners.append(part_owner[first + part])
-    bare = np.setdiff1d(np.arange(len(chunk)), np.concatenate([*owners, np.zeros(0, np.int64)]))
-    points = shapely.get_coordinates(shapely.point_on_surface(chunk[bare]))
-    owner = np.concatenate([*owners, bare])
+    without = np.setdiff1d(np.arange(len(chunk)), np.concatenate([*owners, np.zeros(0, np.int64)]))
+    points = shapely.get_coordinates(shapely.point_on_surface(chunk[without]))
+    owner = np.concatenate([*owners, without])
     order = np.argsort(owner, kind="stable")
     xy = np.concatenate([*corners, np.repeat(points[:, None], 3, axis=1)])
-    return xy[order], np.concatenate([*areas, np.ones(len(bare))])[order], start + owner[order]
+    return xy[order], np.concatenate([*areas, np.ones(len(without))])[order], start + owner[order]
 
 
-def _triangles_of(parts: Geometries) -> tuple[Floats, Floats, Integers]:
-    """Corners, areas and parts of the triangles that polygons are cut into."""
-    boxes, is_box = boxes_of(parts)
-    if len(parts) > _FEW and is_box.all():
+def _triangulate(polygons: Geometries) -> tuple[Floats, Floats, Integers]:
+    """Corners `[M, 3, 2]` and areas `[M]` of triangles, and the polygon of each `[M]`."""
+    boxes, is_box = boxes_of(polygons)
+    if len(polygons) > _FEW and is_box.all():
         corners = boxes[:, [[0, 1, 2, 1, 2, 3], [0, 1, 2, 3, 0, 3]]].reshape(-1, 3, 2)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 2
-        return corners, np.repeat(area, 2), np.repeat(np.arange(len(parts)), 2)
-    pieces, part = shapely.get_parts(shapely.constrained_delaunay_triangles(parts), return_index=True)
-    corners = shapely.get_coordinates(pieces).reshape(len(pieces), 4, 2)[:, :3]
-    return corners, shapely.area(pieces), part
+        return corners, np.repeat(area, 2), np.repeat(np.arange(len(polygons)), 2)
+    triangles, owner = shapely.get_parts(shapely.constrained_delaunay_triangles(polygons), return_index=True)
+    corners = shapely.get_coordinates(triangles).reshape(len(triangles), 4, 2)[:, :3]
+    return corners, shapely.area(triangles), owner
 
 
 def _corners(width: float, height: float) -> Floats:
@@ -345,75 +299,119 @@ def _corners(width: float, height: float) -> Floats:
 
 
 def _polygons(shapes: Geometries) -> tuple[Geometries, Integers]:
-    """The polygons that polygons and multipolygons `[N]` are made of `[M]`, and the shape that each is of `[M]`."""
+    """The polygons of polygons and multipolygons `[N]`, and the shape that each is a part of, both `[M]`."""
     if (shapely.get_type_id(shapes) == 3).all():
         return shapes, np.arange(len(shapes))
     parts: tuple[Geometries, Integers] = shapely.get_parts(shapes, return_index=True)
     return parts
 
 
-def _eroded_parts(parts: Geometries, width: float, height: float) -> Geometries:
-    """`erode_by_box` of many polygons."""
+def _are_convex(polygons: Geometries) -> Mask:
+    convex: Mask = shapely.area(shapely.convex_hull(polygons)) <= shapely.area(polygons) * (1 + 1e-12)
+    return convex
+
+
+def _edges(lines: Geometries) -> tuple[Floats, Floats, Integers]:
+    """Starts and ends of the edges of lines or rings `[E, 2]`, and the number of each edge's line `[E]`."""
+    xy, line = shapely.get_coordinates(lines, return_index=True)
+    first = np.flatnonzero(line[1:] == line[:-1])
+    return xy[first], xy[first + 1], line[first]
+
+
+def _sweep(starts: Floats, ends: Floats, width: float, height: float) -> Geometries:
+    """What a box covers that moves along segments `[E]`."""
+    corners = _corners(width, height)
+    swept: Geometries = shapely.convex_hull(
+        shapely.linestrings(np.concatenate([starts[:, None] + corners, ends[:, None] + corners], axis=1))
+    )
+    return swept
+
+
+def _erode_parts(parts: Geometries, width: float, height: float) -> Geometries:
+    """`erode_by_box` of each of many polygons `[N]`."""
     boxes, is_box = boxes_of(parts)
     out = np.full(len(parts), shapely.Polygon(), dtype=object)
     small = boxes + np.array([width, height, -width, -height]) / 2
-    room = is_box & (small[:, 0] < small[:, 2]) & (small[:, 1] < small[:, 3])
-    out[room] = shapely.box(*small[room].T)
+    fits = is_box & (small[:, 0] < small[:, 2]) & (small[:, 1] < small[:, 3])
+    out[fits] = shapely.box(*small[fits].T)
     rest = np.flatnonzero(~is_box)
-    hulls = shapely.convex_hull(parts[rest])
-    is_convex = shapely.area(hulls) <= shapely.area(parts[rest]) * (1 + 1e-12)
-    out[rest[is_convex]] = _eroded_convex(parts[rest[is_convex]], width, height)
-    rest = rest[~is_convex]
-    out[rest] = polygonal_each(without_swept(parts[rest], _corners(width, height)))
+    convex = _are_convex(parts[rest])
+    out[rest[convex]] = _erode_convex(parts[rest[convex]], width, height)
+    rest = rest[~convex]
+    out[rest] = polygonal_each(_subtract_swept(parts[rest], width, height))
     return out
 
 
-def _eroded_convex(parts: Geometries, width: float, height: float) -> Geometries:
-    """`erode_by_box` of convex polygons.
+def _subtract_swept(polygons: Geometries, width: float, height: float) -> Geometries:
+    """Each polygon `[N]` without what the box covers when it is swept along the polygon's edges."""
 
-    A box lies in a convex region just where all of its corners do: in the region moved by each, met with itself.
-    """
-    if not len(parts):
-        return parts
-    out, hard = _sides_moved(parts, width, height)
-    moved = [shapely.transform(parts[hard], lambda xy, by=corner: xy - by) for corner in _corners(width, height)]
-    met = moved[0]
+    def subtract(numbers: Integers) -> Geometries:
+        rings, owner = shapely.get_rings(polygons[numbers], return_index=True)
+        starts, ends, ring = _edges(rings)
+        owner = owner[ring]
+        table = np.full((len(numbers), int(np.bincount(owner).max())), None, dtype=object)
+        table[owner, np.arange(len(owner)) - np.searchsorted(owner, owner)] = _sweep(starts, ends, width, height)
+        left: Geometries = shapely.difference(polygons[numbers], shapely.union_all(table, axis=1))
+        return left
+
+    # Polygons of similar numbers of edges are processed together, so that the table of their hulls is full.
+    size = shapely.get_num_coordinates(polygons)
+    order = np.argsort(size, kind="stable")
+    start, tasks = 0, []
+    while start < len(polygons):
+        largest = int(size[order[min(start + _PER_TASK, len(polygons)) - 1]])
+        count = max(1, min(_PER_TASK, _HULLS_PER_TASK // largest))
+        tasks.append(order[start : start + count])
+        start += count
+    out = polygons.copy()
+    for numbers, left in zip(tasks, _in_pool(subtract, tasks), strict=True):
+        out[numbers] = left
+    return out
+
+
+def _erode_convex(polygons: Geometries, width: float, height: float) -> Geometries:
+    """`erode_by_box` of convex polygons: a box lies inside one where all four of its corners do."""
+    if not len(polygons):
+        return polygons
+    out, hard = _move_sides(polygons, width, height)
+    moved = [shapely.transform(polygons[hard], lambda xy, by=corner: xy - by) for corner in _corners(width, height)]
+    inside = moved[0]
     for other in moved[1:]:
-        met = shapely.intersection(met, other)
-    out[hard] = polygonal_each(met)
+        inside = shapely.intersection(inside, other)
+    out[hard] = polygonal_each(inside)
     return out
 
 
-def _sides_moved(parts: Geometries, width: float, height: float) -> tuple[Geometries, npt.NDArray[np.bool_]]:
-    """Convex polygons with each side moved inwards by half the box's reach across it `[N]`.
+def _move_sides(polygons: Geometries, width: float, height: float) -> tuple[Geometries, Mask]:
+    """Convex polygons with each side moved inwards by half the box's extent across it `[N]`.
 
-    This is the erosion, but for those where a side vanishes or two are in line: None, and True in the second `[N]`.
+    This is the erosion, unless a side vanishes or two sides are in line: then None, and True in the second array `[N]`.
     """
-    xy, part = shapely.get_coordinates(shapely.orient_polygons(parts), return_index=True)
-    closing = np.append(part[1:] != part[:-1], True)  # a ring's last point is its first
-    start, here = np.searchsorted(part, part), np.flatnonzero(~closing)
-    before = np.where(here == start[here], np.searchsorted(part, part[here], side="right") - 2, here - 1)
+    xy, owner = shapely.get_coordinates(shapely.orient_polygons(polygons), return_index=True)
+    closing = np.append(owner[1:] != owner[:-1], True)  # a ring's last point is its first
+    start, here = np.searchsorted(owner, owner), np.flatnonzero(~closing)
+    before = np.where(here == start[here], np.searchsorted(owner, owner[here], side="right") - 2, here - 1)
     along = np.zeros_like(xy)
     along[here] = xy[here + 1] - xy[here]
-    # A ring runs with its inside to the left: c is inside by the reach where cross(along, c - xy) = |along| reach.
+    # A ring's inside is to its left: c is inside by the reach where cross(along, c - xy) = |along| reach.
     reach = (np.abs(along[:, 1]) * width + np.abs(along[:, 0]) * height)[:, None] / 2
-    one, two = along[before], along[here]
-    turn = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
-    flat = turn <= 1e-9 * np.hypot(*one.T) * np.hypot(*two.T)
+    side, next_side = along[before], along[here]
+    cross = side[:, 0] * next_side[:, 1] - side[:, 1] * next_side[:, 0]
+    in_line = cross <= 1e-9 * np.hypot(*side.T) * np.hypot(*next_side.T)
     moved = xy.copy()
-    moved[here] += (reach[before] * two - reach[here] * one) / np.where(flat, 1, turn)[:, None]
+    moved[here] += (reach[before] * next_side - reach[here] * side) / np.where(in_line, 1, cross)[:, None]
     moved[closing] = moved[start[closing]]
-    vanished = ((moved[here + 1] - moved[here]) * two).sum(axis=1) <= 0
-    hard = np.bincount(part[here], flat | vanished, minlength=len(parts)) > 0
-    easy = ~hard[part]
+    vanished = ((moved[here + 1] - moved[here]) * next_side).sum(axis=1) <= 0
+    hard = np.bincount(owner[here], in_line | vanished, minlength=len(polygons)) > 0
+    easy = ~hard[owner]
     ring = np.cumsum(closing[easy]) - closing[easy]
-    out = np.full(len(parts), None, dtype=object)
+    out = np.full(len(polygons), None, dtype=object)
     out[~hard] = shapely.polygons(shapely.linearrings(moved[easy], indices=ring))
     return out, hard
 
 
-def _gathered(pieces: Geometries, owner: Integers, count: int) -> Geometries:
-    """Polygons that do not overlap, given with their owner, as one polygon or multipolygon an owner `[count]`."""
+def _gather(pieces: Geometries, owner: Integers, count: int) -> Geometries:
+    """Polygons that do not overlap as one polygon or multipolygon for each of `count` owners."""
     parts, piece = _polygons(pieces)
     kept = shapely.area(parts) > 0
     parts, owner = parts[kept], owner[piece[kept]]
@@ -426,8 +424,8 @@ def _gathered(pieces: Geometries, owner: Integers, count: int) -> Geometries:
     return out
 
 
-def _covered(boxes: Floats) -> Floats | None:
-    """Rectangles `[M, 4]`, none overlapping, that cover what boxes `[N, 4]` do; None where their edges are too many."""
+def _covering_rectangles(boxes: Floats) -> Floats | None:
+    """Disjoint rectangles `[M, 4]` that cover what boxes `[N, 4]` cover; None if the boxes have too many edges."""
     x, y = np.unique(boxes[:, ::2]), np.unique(boxes[:, 1::2])
     if len(x) * len(y) > _MAX_CELLS:
         return None
@@ -440,7 +438,7 @@ def _covered(boxes: Floats) -> Floats | None:
     edges = np.diff(inside.astype(np.int8), axis=1, prepend=0)
     row, left = np.nonzero(edges == 1)
     right = np.nonzero(edges == -1)[1]
-    # Runs of the same columns in rows that follow one another are one rectangle.
+    # Runs of the same columns in consecutive rows are one rectangle.
     order = np.lexsort((row, right, left))
     row, left, right = row[order], left[order], right[order]
     new = np.ones(len(row), bool)

@@ -1,11 +1,15 @@
-"""Times as people write them, as tz-naive UTC: a day, month or year without a time of day is all of it."""
+"""Parse times as tz-naive UTC; a day, month or year without a time of day is an interval, all of it.
+
+pandas and numpy hold and convert the times. Text is parsed by `datetime.fromisoformat`, because `pandas.Timestamp`
+also takes "now", reads "05/01/2023" as a day in May, and makes a day its midnight.
+"""
 
 from __future__ import annotations
 
-import calendar
 import datetime as dt
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,232 +18,175 @@ import pandas as pd
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["INSTANT", "instant", "middle", "nearest_ns", "windows_of"]
+__all__ = ["INSTANT", "clamp_ns", "midpoint", "parse_time", "parse_windows"]
 
 INSTANT = pd.Timedelta(1, unit="us")
-"""How long an instant lasts in an index: TorchGeo's `time_series_split` takes a microsecond off every interval, and its
-datasets find nothing at an interval without a length."""
+"""Length of an instant in an index: TorchGeo's `time_series_split` takes a microsecond off every interval, and its
+datasets find nothing at an interval of length 0."""
 
 Times = npt.NDArray[np.datetime64]
-Named = Callable[[npt.NDArray[np.int64]], str]
-"""What rows are called in a message: "AOIs [2, 5]"."""
+Span = tuple[pd.Timestamp, pd.Timestamp]
+Describe = Callable[[npt.NDArray[np.int64]], str]
 
-_WHOLE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?|(\d{4})(\d\d)(\d\d)")
-"""ISO 8601 of a year, month or day."""
-_OPEN = ("", "..")
-_LOW, _HIGH = (end.as_unit("us").to_datetime64() for end in (pd.Timestamp.min.ceil("us"), pd.Timestamp.max))
-_ENDS = pd.Timestamp.min, pd.Timestamp.max  # asked for once: each time, pandas reads them as if for the first time
-_ENDS_UTC = tuple(end.tz_localize("UTC") for end in _ENDS)
-_SPAN = f"{pd.Timestamp.min:%Y-%m-%d} to {pd.Timestamp.max:%Y-%m-%d}"
-_HOW = "write times like 2023-05-01, 2023-05-01T10:30:00Z or 2023-05-01/2023-08-31"
-
-
-def instant(value: Any, *, last: bool = False) -> pd.Timestamp | None:
-    """One time, tz-naive UTC; of a day, month or year its first instant or its `last`; None = open.
-
-    ISO text, dates and datetimes of any library, also with a zone. None, NaT, "" and ".." are open. Far past and
-    far future ("9999-12-31" as an end) become the nearest that nanoseconds reach.
-
-    Raises:
-        UsageError: no time, a number, or a start (an end) beyond what nanoseconds reach.
-    """
-    named = repr(value)
-    try:
-        if isinstance(value, pd.Timestamp):
-            stamp = value if value.tzinfo is None else value.tz_convert("UTC").tz_localize(None)
-        else:
-            span = _span(value)
-            stamp = None if span is None else pd.Timestamp(span[last])
-    except ValueError as error:
-        raise UsageError(f"Not a date or time: {named}{_because(error)}; {_HOW}.") from None
-    if stamp is None or stamp is pd.NaT:
-        return None
-    near = nearest_ns(stamp)
-    if near != stamp and (stamp > near) is not last:
-        raise UsageError(
-            f"{named} lies beyond {_SPAN}, which is what times of nanoseconds reach; leave it open ('..')."
-        )
-    return near
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?|(\d{4})(\d\d)(\d\d)")
+"""ISO 8601 year, month or day."""
+_MIN, _MAX = pd.Timestamp.min, pd.Timestamp.max  # looked up once: pandas builds them on each access
+_MIN_UTC, _MAX_UTC = _MIN.tz_localize("UTC"), _MAX.tz_localize("UTC")
+_MIN_US, _MAX_US = (end.as_unit("us").to_datetime64() for end in (_MIN.ceil("us"), _MAX.floor("us")))
+_RANGE = f"{_MIN:%Y-%m-%d} to {_MAX:%Y-%m-%d}, the range of nanosecond times"
+_REMEDY = "write times like 2023-05-01, 2023-05-01T10:30:00Z or 2023-05-01/2023-08-31"
 
 
-def middle(value: Any) -> pd.Timestamp | None:
-    """The middle of what is named: noon of a day; see `instant`."""
-    first, final = instant(value), instant(value, last=True)
-    if first is None or final is None:
-        return None
-    return first if first == final else first + (final + INSTANT - first) / 2
-
-
-def nearest_ns(stamp: Any) -> pd.Timestamp:
-    """As nanoseconds: the nearest there is."""
-    found = stamp if isinstance(stamp, pd.Timestamp) else pd.Timestamp(stamp)
-    if found.unit == "ns":
-        return found
-    low, high = _ENDS if found.tzinfo is None else _ENDS_UTC
-    return min(max(found, low), high).as_unit("ns")
-
-
-def windows_of(first: pd.Series, last: pd.Series | None, named: Named) -> tuple[Times, Times]:
-    """First and last instants `[N]` as datetime64[ns], both included, in UTC; NaT = open.
+def parse_time(value: Any, *, last: bool = False) -> pd.Timestamp | None:
+    """Parse one time as tz-naive UTC; None if open.
 
     Args:
-        first: Times, days, months or years as text or dates, periods; missing or ".." is open. Without `last` also
-            intervals, or ISO text of them ("2023-05-01/2023-08-31").
-        last: The same of the ends; None = `first` says both.
-        named: What rows are called in a message.
+        value: ISO 8601 text, or a date, datetime or period of Python, numpy or pandas. None, NaT, "" and ".." are open.
+        last: Read `value` as an end: the last instant of a day, month or year instead of the first. A far future end
+            ("9999-12-31") becomes the last nanosecond time, a far past start the first.
 
     Raises:
-        UsageError: numbers, what is no time, windows that end before they start, or lie beyond what nanoseconds
-            reach; the rows are named.
+        UsageError: `value` is not a time, is a number, or is a start after (an end before) all nanosecond times.
+    """
+    try:
+        stamp = _span(value)[last]
+    except ValueError as error:
+        raise UsageError(f"A time must be a date or time, got {value!r}{_reason(error)}; {_REMEDY}.") from None
+    if stamp is pd.NaT:
+        return None
+    clamped = clamp_ns(stamp)
+    if clamped != stamp and (stamp > clamped) is not last:
+        raise UsageError(f"A time must be within {_RANGE}, got {value!r}; use '..' for an open end.")
+    return clamped
+
+
+def midpoint(value: Any) -> pd.Timestamp | None:
+    """Return the middle of what `value` names (noon of a day), None if open; see `parse_time`."""
+    first, last = parse_time(value), parse_time(value, last=True)
+    if first is None or last is None:
+        return None
+    return first if first == last else first + (last + INSTANT - first) / 2
+
+
+def clamp_ns(stamp: Any) -> pd.Timestamp:
+    """Convert a timestamp to nanoseconds; one beyond their range becomes the nearest end of it."""
+    stamp = stamp if isinstance(stamp, pd.Timestamp) else pd.Timestamp(stamp)
+    if stamp.unit == "ns":
+        return stamp
+    low, high = (_MIN, _MAX) if stamp.tzinfo is None else (_MIN_UTC, _MAX_UTC)
+    return min(max(stamp, low), high).as_unit("ns")
+
+
+def parse_windows(first: pd.Series, last: pd.Series | None, describe_rows: Describe) -> tuple[Times, Times]:
+    """Parse columns of starts and ends: first and last instants, both included, datetime64[ns] `[N]`; NaT = open.
+
+    Args:
+        first: Starts: text, dates, datetimes or periods; missing and ".." are open. Without `last` also
+            `pandas.Interval`s or ISO 8601 intervals ("2023-05-01/2023-08-31").
+        last: Ends; None = `first` holds both.
+        describe_rows: Names rows in an error message, such as "AOIs [2, 5]".
+
+    Raises:
+        UsageError: Values that are not times, such as numbers, and windows that end before they start or lie beyond
+            the range of nanoseconds; the message names the rows.
     """
     if last is None:
-        first, last = _both_ends(_plain(first))
-    start, stop = _instants(_plain(first), named, last=False), _instants(_plain(last), named, last=True)
-    backwards = np.flatnonzero(start > stop)
-    if len(backwards):
+        start, stop = _parse_column(first, describe_rows, _window)
+    else:
+        start, stop = _parse_column(first, describe_rows, _span)[0], _parse_column(last, describe_rows, _span)[1]
+    start, stop = _to_ns(start, describe_rows, last=False), _to_ns(stop, describe_rows, last=True)
+    wrong = np.flatnonzero(start > stop)
+    if len(wrong):
         raise UsageError(
-            f"The times of {named(backwards)} end before they start: {start[backwards[0]]} to {stop[backwards[0]]}."
+            f"The times of {describe_rows(wrong)} end before they start: {start[wrong[0]]} to {stop[wrong[0]]}."
         )
     return start, stop
 
 
-def _plain(column: pd.Series) -> pd.Series:
-    """Of categories their values, numbered from 0."""
-    column = column.reset_index(drop=True)
-    return column.astype(object).infer_objects() if isinstance(column.dtype, pd.CategoricalDtype) else column
-
-
-def _both_ends(column: pd.Series) -> tuple[pd.Series, pd.Series]:
-    if isinstance(column.dtype, pd.IntervalDtype):
-        return pd.Series(pd.IntervalIndex(column).left), pd.Series(pd.IntervalIndex(column).right)
-    if not _is_mixed(column):
-        return column, column
-    ends = [_ends_of(value) for value in column.astype(object)]
-    first, last = (pd.Series([pair[k] for pair in ends], dtype=object) for k in (0, 1))
-    return first, last
-
-
-def _ends_of(value: Any) -> tuple[Any, Any]:
-    if isinstance(value, pd.Interval):
-        return value.left, value.right
-    if isinstance(value, str) and value.count("/") == 1:
-        first, last = value.split("/")
-        return first, last
-    return value, value
-
-
-def _is_mixed(column: pd.Series) -> bool:
-    """Text and objects, of which each is looked at."""
+def _parse_column(column: pd.Series, describe_rows: Describe, parse: Callable[[Any], Span]) -> Sequence[Times]:
+    """Starts and ends, in the column's own unit or in microseconds."""
     kind = column.dtype
-    if getattr(kind, "type", None) is dt.date:  # Arrow's dates, which pandas counts among datetimes
-        return True
-    return not (pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_any_real_numeric_dtype(kind))
-
-
-def _instants(column: pd.Series, named: Named, *, last: bool) -> Times:
-    if _is_mixed(column):
-        stamps = _each(column, named, last=last)
-    elif pd.api.types.is_datetime64_any_dtype(column.dtype):
-        zoned = pd.DatetimeIndex(pd.to_datetime(column, utc=True))
-        stamps = np.asarray(zoned.tz_localize(None).to_numpy())
-    else:
-        if column.notna().any():
-            raise UsageError(
-                f"The times of {named(np.flatnonzero(column.notna()))} are numbers ({column.dtype}), which could be "
-                "years or seconds; make times of them, for example with pandas.to_datetime(table[name], format='%Y')."
-            )
-        return np.full(len(column), np.datetime64("NaT", "ns"))
-    if np.datetime_data(stamps.dtype)[0] == "ns":
-        return stamps.astype("datetime64[ns]")
-    return _within_reach(stamps.astype("datetime64[us]"), named, last=last)
-
-
-def _each(column: pd.Series, named: Named, *, last: bool) -> Times:
-    """Values one by one, equal ones once."""
-    known: dict[Any, dt.datetime | None] = {}
-    wrong: dict[int, str] = {}
-    found: list[dt.datetime | None] = []
+    if isinstance(kind, pd.CategoricalDtype):
+        kind = (column := column.astype(object).infer_objects()).dtype
+    if isinstance(kind, pd.IntervalDtype) and parse is _window:
+        return [end.to_numpy() for end in (pd.IntervalIndex(column).left, pd.IntervalIndex(column).right)]
+    is_arrow_date = getattr(kind, "type", None) is dt.date  # a datetime to pandas
+    if pd.api.types.is_datetime64_any_dtype(kind) and not is_arrow_date:
+        return [pd.DatetimeIndex(pd.to_datetime(column, utc=True)).tz_localize(None).to_numpy()] * 2
+    cached = functools.lru_cache(maxsize=None, typed=True)(parse)
+    spans, errors = [], {}
     for row, value in enumerate(column.astype(object)):
-        key = (type(value), value)
         try:
-            if key not in known:
-                span = _span(value)
-                known[key] = None if span is None else span[last]
-            found.append(known[key])
+            spans.append(cached(value))
         except (TypeError, ValueError) as error:  # TypeError: a list, which has no hash
-            wrong[row] = f"{value!r}{_because(error)}"
-            found.append(None)
-    if wrong:
-        texts = list(dict.fromkeys(wrong.values()))[:3]
-        raise UsageError(f"The times of {named(np.array(list(wrong)))} are no ISO 8601 times: {texts}; {_HOW}.")
-    return np.asarray(pd.DatetimeIndex(found, dtype="datetime64[us]"))  # numpy takes twenty times as long
-
-
-def _within_reach(stamps: Times, named: Named, *, last: bool) -> Times:
-    """As nanoseconds: an end in the far future, and a start in the far past, are open."""
-    early, late = stamps < _LOW, stamps > _HIGH
-    lost = np.flatnonzero(early if last else late)
-    if len(lost):
+            errors[row] = f"{value!r}{_reason(error)}"
+    if errors:
         raise UsageError(
-            f"The times of {named(lost)} lie beyond {_SPAN}, which is what times of nanoseconds reach: "
-            f"{stamps[lost[0]]}; leave them open (missing, or '..'), or correct them."
+            f"The times of {describe_rows(np.array(list(errors)))} must be ISO 8601 text, dates or datetimes, "
+            f"got {list(dict.fromkeys(errors.values()))[:3]}; {_REMEDY}."
+        )
+    return [pd.DatetimeIndex([span[end] for span in spans], dtype="datetime64[us]").to_numpy() for end in (0, 1)]
+
+
+def _to_ns(stamps: Times, describe_rows: Describe, *, last: bool) -> Times:
+    """Nanoseconds; an end in the far future and a start in the far past are open."""
+    if np.datetime_data(stamps.dtype)[0] == "ns":
+        return stamps
+    stamps = stamps.astype("datetime64[us]")
+    early, late = stamps < _MIN_US, stamps > _MAX_US
+    wrong = np.flatnonzero(early if last else late)
+    if len(wrong):
+        raise UsageError(
+            f"The times of {describe_rows(wrong)} must be within {_RANGE}, got {stamps[wrong[0]]}; "
+            "leave an open end missing, or '..'."
         )
     return np.where(early | late, np.datetime64("NaT", "us"), stamps).astype("datetime64[ns]")
 
 
-def _span(value: Any) -> tuple[dt.datetime, dt.datetime] | None:
-    """First and last instant (to the microsecond) of what a value names; None = open.
+def _window(value: Any) -> Span:
+    """`_span`, also of an interval."""
+    if isinstance(value, pd.Interval):
+        return _span(value.left)[0], _span(value.right)[1]
+    if isinstance(value, str) and value.count("/") == 1:
+        first, last = value.split("/")
+        return _span(first)[0], _span(last)[1]
+    return _span(value)
+
+
+def _span(value: Any) -> Span:
+    """First and last instant of what `value` names, both NaT if it is open.
 
     Raises:
-        ValueError: it is no time; says why where that is not plain.
+        ValueError: `value` is not a time; the message is empty or says why.
     """
     if isinstance(value, str):
         text = value.strip()
-        if text in _OPEN:
-            return None
-        whole = _WHOLE.fullmatch(text)
-        if whole is None:
-            if "W" in text:
-                raise ValueError("weeks are not read")
-            stamp = _naive(dt.datetime.fromisoformat(text))
-            return stamp, stamp
-        return _whole(*(int(part) for part in whole.groups() if part))
-    if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and value != value):
-        return None
-    if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else _span_of_numpy(value)
-    if isinstance(value, pd.Period):
-        return value.start_time.to_pydatetime(warn=False), value.end_time.to_pydatetime(warn=False)
+        date = _DATE.fullmatch(text)
+        if date is not None:
+            value = np.datetime64("-".join(filter(None, date.groups())))
+        elif "W" in text:
+            raise ValueError("ISO weeks are not supported")
+        else:
+            value = None if text in ("", "..") else dt.datetime.fromisoformat(text)
     if isinstance(value, dt.datetime):
-        stamp = _naive(value.to_pydatetime(warn=False) if isinstance(value, pd.Timestamp) else value)
-        return stamp, stamp
+        stamp = pd.Timestamp(value)
+        return (stamp if stamp.tzinfo is None else stamp.tz_convert(None),) * 2
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        return pd.NaT, pd.NaT
+    if isinstance(value, pd.Period):
+        return value.start_time, value.end_time.floor("us")
     if isinstance(value, dt.date):
-        return _whole(value.year, value.month, value.day)
-    raise ValueError("a number could be years or seconds" if isinstance(value, (int, float, np.number)) else "")
+        value = np.datetime64(value, "D")
+    if isinstance(value, np.datetime64):
+        if not 1 <= value.astype("datetime64[Y]").astype(int) + 1970 <= 9999:
+            raise ValueError("not in the years 1 to 9999")
+        is_date = np.datetime_data(value.dtype)[0] in ("Y", "M", "D")
+        stop = (value + 1).astype("datetime64[us]") - 1 if is_date else value.astype("datetime64[us]")
+        return pd.Timestamp(value.astype("datetime64[us]")), pd.Timestamp(stop)
+    if isinstance(value, (int, float, np.number)):
+        raise ValueError("a number could be years or seconds; convert it, as by pandas.to_datetime(years, format='%Y')")
+    raise ValueError
 
 
-def _span_of_numpy(value: np.datetime64) -> tuple[dt.datetime, dt.datetime] | None:
-    if np.datetime_data(value.dtype)[0] in ("Y", "M", "D"):
-        return _span(str(value))
-    stamp = value.astype("datetime64[us]").item()
-    if not isinstance(stamp, dt.datetime):
-        raise ValueError("not in the years 1 to 9999")
-    return stamp, stamp
-
-
-def _whole(year: int, month: int | None = None, day: int | None = None) -> tuple[dt.datetime, dt.datetime]:
-    first = dt.datetime(year, month or 1, day or 1)
-    final_month = month or 12
-    final = dt.date(year, final_month, day or calendar.monthrange(year, final_month)[1])
-    return first, dt.datetime.combine(final, dt.time.max)
-
-
-def _naive(stamp: dt.datetime) -> dt.datetime:
-    try:
-        return stamp if stamp.tzinfo is None else stamp.astimezone(dt.UTC).replace(tzinfo=None)
-    except OverflowError:  # the last hours of the year 9999, in another zone
-        return stamp.replace(tzinfo=None)
-
-
-def _because(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f" ({error})" if str(error) else ""

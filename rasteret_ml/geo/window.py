@@ -1,4 +1,4 @@
-"""Integer pixel boxes."""
+"""Windows: boxes of whole pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Window"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A rectangle of pixels; rows and columns may be negative or past the image (boundless)."""
+    """A rectangle of pixels; it may reach past the image (boundless), with negative rows and columns."""
 
     row: int
     """First row."""
@@ -24,7 +24,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise UsageError(f"A window needs at least one row and column, not {self.height} x {self.width}.")
+            raise UsageError(f"A window must have at least one row and column, got {self.height} x {self.width}.")
 
     @property
     def row_stop(self) -> int:
@@ -43,11 +43,11 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """(rows, columns), for an array whose origin is this window's origin frame."""
+        """(rows, columns), to index an array that starts at row 0 and column 0."""
         return slice(self.row, self.row_stop), slice(self.col, self.col_stop)
 
     def intersection(self, other: Window) -> Window | None:
-        """The shared pixels, or None."""
+        """Return the shared pixels, None if there are none."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         height = min(self.row_stop, other.row_stop) - row
         width = min(self.col_stop, other.col_stop) - col
@@ -56,7 +56,7 @@ class Window:
         return Window(row=row, col=col, height=height, width=width)
 
     def relative_to(self, origin: Window) -> Window:
-        """The same pixels, counted from `origin`'s first row and column."""
+        """Return the same pixels, counted from the first row and column of `origin`."""
         return Window(row=self.row - origin.row, col=self.col - origin.col, height=self.height, width=self.width)
 
     def __str__(self) -> str:

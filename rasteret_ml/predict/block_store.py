@@ -1,4 +1,4 @@
-"""Blocks by number: the latest in memory, the rest in a file, and a saved state that nothing written later can harm."""
+"""Keep blocks of arrays in memory and in a file, with a saved state that survives a kill."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rasteret_ml.predict.blend import Arrays
-
-__all__ = ["BlockStore", "Layout", "block_bytes", "read_block"]
+__all__ = ["Arrays", "BlockStore", "Layout", "block_bytes", "read_block"]
 
 Integers = npt.NDArray[np.int64]
+Arrays = tuple[npt.NDArray[Any], ...]
+"""Arrays of a block."""
 Layout = tuple[tuple[tuple[int, ...], str], ...]
-"""Shape and type of each array of a block."""
+"""Shape and dtype of each array of a block."""
 
 
 class BlockStore:
-    """Blocks of arrays; those that do not fit in memory lie in slots of a file.
+    """Blocks of arrays; those that do not fit in memory are kept in slots of a file.
 
-    A slot that a saved state refers to is never written again until the next state is on disk (shadow paging, Lorie
-    1977): whoever is killed finds the blocks as they were when they were last saved.
+    A slot of a saved state is not written again until the next state is on disk (shadow paging, Lorie 1977): after a
+    kill, the blocks are as they were when they were last saved.
 
     Args:
         path: The file.
-        layout: What a block holds.
-        empty: Makes a block.
-        memory_bytes: Memory for blocks; one is held in any case.
-        saved: Numbers and slots `[N, 2]` of a saved state.
+        layout: Layout of a block.
+        empty: Creates a block.
+        memory_bytes: Memory for blocks; at least one is kept.
+        saved: Block numbers and slots `[N, 2]` of a saved state.
     """
 
     def __init__(
@@ -43,34 +43,34 @@ class BlockStore:
     ) -> None:
         self._layout, self._empty = layout, empty
         self._bytes = block_bytes(layout)
-        self._room = max(1, memory_bytes // self._bytes)
-        self._file = open(path, "r+b" if os.path.exists(path) else "w+b", buffering=0)  # noqa: SIM115
+        self._capacity = max(1, memory_bytes // self._bytes)
+        self._file = open(path, "r+b" if os.path.exists(path) else "w+b")  # noqa: SIM115
         self._slots: dict[int, int] = {} if saved is None else {int(n): int(slot) for n, slot in saved}
-        self._durable = set(self._slots.values())
-        self._end = max(self._durable, default=-1) + 1
-        self._free = sorted(set(range(self._end)) - self._durable, reverse=True)
-        self._left: list[int] = []
-        self._held: OrderedDict[int, Arrays] = OrderedDict()
+        self._saved_slots = set(self._slots.values())
+        self._slot_count = max(self._saved_slots, default=-1) + 1
+        self._free = sorted(set(range(self._slot_count)) - self._saved_slots, reverse=True)
+        self._free_after_commit: list[int] = []
+        self._cache: OrderedDict[int, Arrays] = OrderedDict()
         self._changed: set[int] = set()
 
     def __contains__(self, number: int) -> bool:
-        return number in self._held or number in self._slots
+        return number in self._cache or number in self._slots
 
-    def change(self, number: int) -> Arrays:
-        """A block to be changed in place, until another one is asked for; an empty one where there is none."""
-        block = self._held.get(number)
+    def modify(self, number: int) -> Arrays:
+        """Return a block (an empty one if it is new) to change in place until the next call."""
+        block = self._cache.get(number)
         if block is None:
-            while len(self._held) >= self._room:
-                self._put_away(*self._held.popitem(last=False))
+            while len(self._cache) >= self._capacity:
+                self._write(*self._cache.popitem(last=False))
             block = self._read(number) if number in self._slots else self._empty()
-            self._held[number] = block
-        self._held.move_to_end(number)
+            self._cache[number] = block
+        self._cache.move_to_end(number)
         self._changed.add(number)
         return block
 
-    def take(self, number: int) -> Arrays | None:
-        """A block that the store is to forget; None where there is none."""
-        block = self._held.pop(number, None)
+    def pop(self, number: int) -> Arrays | None:
+        """Remove and return a block; None if there is none."""
+        block = self._cache.pop(number, None)
         if block is None and number in self._slots:
             block = self._read(number)
         self._changed.discard(number)
@@ -78,66 +78,59 @@ class BlockStore:
         return block
 
     def flush(self) -> Integers:
-        """Write what has changed, to the disk; gives numbers and slots `[N, 2]` to be kept as the state."""
-        for number, block in self._held.items():
-            self._put_away(number, block)
+        """Write all changed blocks to disk; return block numbers and slots `[N, 2]`, the state to save."""
+        for number, block in self._cache.items():
+            self._write(number, block)
+        self._file.flush()
         os.fsync(self._file.fileno())
         return np.array(list(self._slots.items()), np.int64).reshape(-1, 2)
 
-    def saved(self) -> None:
-        """What `flush` gave last is on disk: slots that only earlier states refer to may be used again."""
-        self._durable = set(self._slots.values())
-        self._free += self._left
-        self._left = []
+    def commit(self) -> None:
+        """Free the slots of earlier states; call it when the state from `flush` is on disk."""
+        self._saved_slots = set(self._slots.values())
+        self._free += self._free_after_commit
+        self._free_after_commit = []
 
     def close(self) -> None:
-        """Close the file; what was not flushed is lost."""
+        """Close the file; blocks that were not flushed are lost."""
         self._file.close()
 
-    def _put_away(self, number: int, block: Arrays) -> None:
+    def _write(self, number: int, block: Arrays) -> None:
         if number not in self._changed:
             return
         slot = self._slots.get(number)
-        if slot is None or slot in self._durable:
-            old, slot = slot, self._free.pop() if self._free else self._end
-            self._end = max(self._end, slot + 1)
+        if slot is None or slot in self._saved_slots:
+            old, slot = slot, self._free.pop() if self._free else self._slot_count
+            self._slot_count = max(self._slot_count, slot + 1)
             self._slots[number] = slot
             self._release(old)
         self._file.seek(slot * self._bytes)
         for array in block:
-            _write_all(self._file, array)
+            self._file.write(array.data)
         self._changed.discard(number)
 
     def _release(self, slot: int | None) -> None:
         if slot is not None:
-            (self._left if slot in self._durable else self._free).append(slot)
+            (self._free_after_commit if slot in self._saved_slots else self._free).append(slot)
 
     def _read(self, number: int) -> Arrays:
         return read_block(self._file, self._slots[number], self._layout)
 
 
 def block_bytes(layout: Layout) -> int:
-    """Size of a block."""
+    """Return the size of a block in bytes."""
     return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout)
 
 
 def read_block(file: Any, slot: int, layout: Layout) -> Arrays:
-    """The block in a slot of a file."""
+    """Read the block in a slot of a file.
+
+    Raises:
+        EOFError: The file is too short.
+    """
     file.seek(slot * block_bytes(layout))
-    block = []
-    for shape, dtype in layout:
-        array = np.empty(shape, dtype)
-        view, done = array.data.cast("B"), 0
-        while done < len(view):
-            count = file.readinto(view[done:])
-            if not count:
-                raise EOFError(f"{file.name} ends before block {slot}.")
-            done += count
-        block.append(array)
-    return tuple(block)
-
-
-def _write_all(file: Any, array: npt.NDArray[Any]) -> None:
-    view, done = np.ascontiguousarray(array).data.cast("B"), 0
-    while done < len(view):
-        done += file.write(view[done:])
+    block = tuple(np.empty(shape, dtype) for shape, dtype in layout)
+    for array in block:
+        if file.readinto(array.data.cast("B")) < array.nbytes:
+            raise EOFError(f"{file.name} ends before block {slot}.")
+    return block

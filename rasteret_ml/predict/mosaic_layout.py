@@ -1,4 +1,4 @@
-"""Where the chips of a grid lie on the maps that they make: one map for each frame of the dataset."""
+"""Where the chips of a grid lie on the maps that they make: one map for each target grid of the dataset."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.window import Window
 from rasteret_ml.samplers.aoi.aoi import AOI
 
-__all__ = ["SLACK", "MapExtent", "SubsetSampler", "sheet_paths", "sheets_of"]
+__all__ = ["MAX_SHIFT", "MapExtent", "SubsetSampler", "map_extents", "map_paths"]
+
+Integers = npt.NDArray[np.int64]
+
+MAX_SHIFT = 1
+"""Pixels by which a chip may lie beside its planned place: on native grids it keeps the pixels of its own scene, which
+may be a fraction of a pixel off the map's."""
 
 
 class SubsetSampler(DistributedSampler[AOI]):
-    """The chips of a `GridAOISampler` at given positions `[N]`, for one rank.
+    """The chips of a `GridAOISampler` at given positions, for one rank.
 
-    It is torch's DistributedSampler to whoever asks: Lightning then deals it to no other ranks.
+    It is a `DistributedSampler` so that Lightning does not split it among the ranks again.
 
     Args:
-        sampler: Where chips come from.
-        positions: Their places in its order.
+        sampler: The sampler to draw from.
+        positions: Positions in its order `[N]`.
     """
 
-    def __init__(self, sampler: Any, positions: npt.NDArray[np.int64]) -> None:
+    def __init__(self, sampler: Any, positions: Integers) -> None:
         self._sampler = sampler
         self.positions = positions
-        """Places in the sampler's order."""
+        """Positions in the sampler's order `[N]`."""
         super().__init__(range(len(positions)), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -47,114 +53,110 @@ class SubsetSampler(DistributedSampler[AOI]):
         return (self._sampler.at(int(position)) for position in self.positions)
 
 
-Integers = npt.NDArray[np.int64]
-
-SLACK = 1
-"""Pixels by which a chip may lie beside its place: on native grids it keeps its own scene's pixels, which may be a part
-of a pixel off the map's."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapExtent:
-    """One map, and the chips that it is made of."""
+    """One map, its blocks, and the chips that it is made of."""
 
     grid: Grid
     """The map's pixels."""
     block: int
-    """Side of its square blocks, in pixels; the last ones of a row or column reach past it."""
-    first: int
-    """Number of its first block; blocks are counted through all sheets, row by row."""
-    size: tuple[int, int]
-    """Height and width of chips."""
+    """Side of its square blocks in pixels; the last ones of a row or column reach past the map."""
+    first_block: int
+    """Number of its first block; blocks are numbered through all maps, row by row."""
+    chip_size: tuple[int, int]
+    """Height and width of chips in pixels."""
     positions: Integers
-    """Places of its chips in the sampler's order `[N]`."""
+    """Positions of its chips in the sampler's order `[N]`, ascending."""
     corners: Integers
     """Row and column of each chip's upper left pixel on the map `[N, 2]`; may lie outside it."""
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def block_grid(self) -> tuple[int, int]:
         """Rows and columns of blocks."""
         return -(-self.grid.height // self.block), -(-self.grid.width // self.block)
 
     @property
-    def blocks(self) -> int:
-        """How many there are."""
-        return self.shape[0] * self.shape[1]
+    def block_count(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.block_grid)
 
-    def touched(self, at: Any) -> Integers:
-        """First and last rows, first and last columns (inclusive) of blocks that chips may change `[..., 4]`.
+    def block_number(self, row: int, col: int) -> int:
+        """Return the number of the block at a row and column of blocks."""
+        return self.first_block + row * self.block_grid[1] + col
 
-        A chip beside the map has a first one after its last.
+    def block_window(self, number: int) -> Window:
+        """Return the pixels of a block that lie on the map."""
+        row, col = (index * self.block for index in divmod(number - self.first_block, self.block_grid[1]))
+        height, width = min(self.block, self.grid.height - row), min(self.block, self.grid.width - col)
+        return Window(row=row, col=col, height=height, width=width)
+
+    def block_ranges(self, index: Any) -> Integers:
+        """Return the blocks that chips may change: first and last row, first and last column, inclusive `[..., 4]`.
+
+        For a chip beside the map the first is after the last.
+
+        Args:
+            index: Index into `positions`.
         """
-        top_left = np.maximum(self.corners[at] - SLACK, 0)
-        last = np.minimum(self.corners[at] + self.size + (SLACK - 1), np.array(self.grid.shape) - 1)
+        top_left = np.maximum(self.corners[index] - MAX_SHIFT, 0)
+        last = np.minimum(self.corners[index] + self.chip_size + (MAX_SHIFT - 1), np.array(self.grid.shape) - 1)
         low = top_left // self.block
         high = np.where(top_left > last, low - 1, last // self.block)
         return np.stack([low[..., 0], high[..., 0], low[..., 1], high[..., 1]], axis=-1)
 
-    def chips_on_blocks(self, at: Any) -> Integers:
-        """How many of some chips may change each block `[blocks]`."""
-        rows, cols = self.shape
-        top, bottom, left, right = self.touched(at).T
-        met = (top <= bottom) & (left <= right)
+    def chips_per_block(self, index: Any) -> Integers:
+        """Return how many of the chips at `index` may change each block `[block_count]`."""
+        rows, cols = self.block_grid
+        ranges = self.block_ranges(index)
+        on_map = (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 2] <= ranges[:, 3])
+        top, bottom, left, right = ranges[on_map].T
+        # A chip adds 1 at the first corner of its rectangle of blocks and takes it off past the others (2D prefix sum).
         steps = np.zeros((rows + 1, cols + 1), np.int64)
-        for row, col, sign in (
-            (top, left, 1),
-            (bottom + 1, left, -1),
-            (top, right + 1, -1),
-            (bottom + 1, right + 1, 1),
-        ):
-            np.add.at(steps, (row[met], col[met]), sign)
+        np.add.at(steps, (top, left), 1)
+        np.add.at(steps, (bottom + 1, left), -1)
+        np.add.at(steps, (top, right + 1), -1)
+        np.add.at(steps, (bottom + 1, right + 1), 1)
         return steps.cumsum(0).cumsum(1)[:-1, :-1].reshape(-1)
 
-    def window_of_block(self, number: int) -> Window:
-        """A block's pixels, the part of it that lies on the map."""
-        row, col = (part * self.block for part in divmod(number - self.first, self.shape[1]))
-        height, width = min(self.block, self.grid.height - row), min(self.block, self.grid.width - col)
-        return Window(row=row, col=col, height=height, width=width)
-
-    def place(self, at: int, transform: Affine) -> Window:
-        """The nearest pixels of the map to those of a chip.
+    def chip_window(self, index: int, transform: Affine) -> Window:
+        """Return the pixels of the map nearest to those of a chip, whose own pixels lie at `transform`.
 
         Raises:
-            UsageError: they are not where the plan says.
+            UsageError: They are not where the layout says.
         """
         own = self.grid.transform
-        if (
-            transform.b
-            or transform.d
-            or not np.allclose((abs(transform.a), abs(transform.e)), (own.a, -own.e), rtol=1e-5, atol=0)
-        ):
+        same_size = np.allclose((abs(transform.a), abs(transform.e)), (own.a, -own.e), rtol=1e-5, atol=0)
+        if transform.b or transform.d or not same_size:
             raise UsageError(
-                f"Chip {self.positions[at]} has pixels {tuple(transform)[:6]}, turned or of another size than "
-                f"the map's {tuple(own)[:6]}; give the dataset a common grid with crs= and res=."
+                f"Chip {self.positions[index]} must have the pixels of the map, {tuple(own)[:6]}, got "
+                f"{tuple(transform)[:6]}; give the dataset a common grid with crs= and res=."
             )
-        height, width = self.size
+        height, width = self.chip_size
         left = transform.c + min(transform.a, 0.0) * width
         top = transform.f + max(transform.e, 0.0) * height
-        row, col = _nearest((top - own.f) / own.e), _nearest((left - own.c) / own.a)
-        if np.abs(self.corners[at] - (row, col)).max() > SLACK:
+        row, col = _round((top - own.f) / own.e), _round((left - own.c) / own.a)
+        if np.abs(self.corners[index] - (row, col)).max() > MAX_SHIFT:
             raise UsageError(
-                f"Chip {self.positions[at]} lies at row {row} and column {col} of the map, but the sampler puts it "
-                f"at {tuple(self.corners[at].tolist())}; make the map with the sampler that the loader has."
+                f"Chip {self.positions[index]} must lie at {tuple(self.corners[index].tolist())} of the map, got row "
+                f"{row} and column {col}; load the batches with this map's sampler."
             )
         return Window(row=row, col=col, height=height, width=width)
 
 
-def _nearest(pixel: float) -> int:
-    """Halves go up, those that are a little less as well: chips of one scene all move the same way."""
+def _round(pixel: float) -> int:
+    """Round halves up, also those a little less by noise, so that all chips of one scene move the same way."""
     return math.floor(pixel + 0.5 + 1e-6)
 
 
-def sheets_of(sampler: Any, block: int) -> list[MapExtent]:
-    """The maps that a `GridAOISampler`'s chips make: for each frame that has chips, all that its chips are to cover.
+def map_extents(sampler: Any, block: int) -> list[MapExtent]:
+    """Return the maps that the chips of a `GridAOISampler` make, one for each target grid that has chips.
 
     Raises:
-        UsageError: another sampler.
+        UsageError: `sampler` is not a `GridAOISampler`.
     """
     if not all(hasattr(sampler, name) for name in ("corners", "grid_index", "coverage", "size")):
-        raise UsageError(f"A map is made of the chips of a GridAOISampler, not of a {type(sampler).__name__}.")
-    coverage, sheets, first = sampler.coverage, [], 0
+        raise UsageError(f"A map needs the chips of a GridAOISampler, got a {type(sampler).__name__}.")
+    coverage, extents, first = sampler.coverage, [], 0
     for number, frame in enumerate(coverage.target_grids):
         here = np.flatnonzero(sampler.grid_index == number)
         if not len(here):
@@ -164,26 +166,26 @@ def sheets_of(sampler: Any, block: int) -> list[MapExtent]:
         xmin, ymin, xmax, ymax = shapely.total_bounds(coverage.shapes[coverage.grid_index == number]).tolist()
         grid = lattice.window(lattice.window_around((xmin, ymin, xmax, ymax)))
         corners = (sampler.corners[here] - (grid.transform.c, grid.transform.f)) / (xres, -yres)
-        sheet = MapExtent(
+        extent = MapExtent(
             grid=grid,
             block=block,
-            first=first,
-            size=sampler.size,
+            first_block=first,
+            chip_size=sampler.size,
             positions=here,
             corners=np.rint(corners[:, ::-1]).astype(np.int64),
         )
-        sheets.append(sheet)
-        first += sheet.blocks
-    return sheets
+        extents.append(extent)
+        first += extent.block_count
+    return extents
 
 
-def sheet_paths(path: str | os.PathLike[str], sheets: list[MapExtent]) -> list[str]:
-    """A file for each map: `path`, or where there are several, `path` with each one's EPSG code before the suffix."""
-    whole = Path(path)
-    if len(sheets) == 1:
-        return [os.fspath(whole)]
+def map_paths(path: str | os.PathLike[str], extents: list[MapExtent]) -> list[str]:
+    """Return a file for each map: `path`, or if there are several, `path` with the EPSG code before the suffix."""
+    base = Path(path)
+    if len(extents) == 1:
+        return [os.fspath(base)]
     names: list[str] = []
-    for number, sheet in enumerate(sheets, start=1):
-        name = f"{whole.stem}_{epsg_code(str(sheet.grid.crs)) or number}"
+    for number, extent in enumerate(extents, start=1):
+        name = f"{base.stem}_{epsg_code(str(extent.grid.crs)) or number}"
         names.append(f"{name}_{number}" if name in names else name)
-    return [os.fspath(whole.with_name(name + whole.suffix)) for name in names]
+    return [os.fspath(base.with_name(name + base.suffix)) for name in names]

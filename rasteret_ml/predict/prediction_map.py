@@ -1,4 +1,4 @@
-"""A map in the making: chips go in as they are predicted, a COG comes out."""
+"""Write a map of predictions chip by chip."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed
 from affine import Affine
 
 from rasteret_ml.errors import RasteretError, UsageError
-from rasteret_ml.predict.blend import Merge, merging
-from rasteret_ml.predict.join_shards import join_parts, part_folder, unpredicted
-from rasteret_ml.predict.mosaic_layout import SubsetSampler, sheet_paths, sheets_of
-from rasteret_ml.predict.output_spec import Output, OutputSpec
-from rasteret_ml.predict.rank_shard import DistributedGroup, RankShard
-from rasteret_ml.predict.resume import run_fingerprint, start_or_resume
-from rasteret_ml.predict.write_cog import Colour, checked_colours
+from rasteret_ml.predict.blend import Merge, Output, OutputSpec, merging_for
+from rasteret_ml.predict.mosaic_layout import SubsetSampler, map_extents, map_paths
+from rasteret_ml.predict.progress import missing_positions, run_fingerprint, shard_folder, start_or_resume
+from rasteret_ml.predict.rank_shard import RankShard
+from rasteret_ml.predict.write_cog import Colour, checked_colours, write_maps
+from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["BLOCK", "MEMORY_BYTES", "SAVE_SECONDS", "PredictionMap"]
+__all__ = ["BLOCK", "MEMORY_BYTES", "SAVE_SECONDS", "DistributedGroup", "PredictionMap"]
 
 MEMORY_BYTES = 256 * 1024 * 1024
 SAVE_SECONDS = 60.0
@@ -35,46 +36,81 @@ BLOCK = 256
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedGroup(Ranks):
+    """The ranks and their collective operations, each of which all ranks call at the same time."""
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on all ranks."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def run_on_rank_0(self, function: Callable[[], Any]) -> Any:
+        """Call a function on rank 0; return its result, or raise its error, on all ranks."""
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = function()
+            except Exception as raised:
+                error = raised
+        result, message = self.broadcast((result, None if error is None else str(error)))
+        if error is not None:
+            raise error
+        if message is not None:
+            raise RasteretError(f"On rank 0: {message}")
+        return result
+
+
 class PredictionMap:
-    """A georeferenced map of a model's predictions for the chips of a grid, written as a Cloud Optimized GeoTIFF.
+    """A georeferenced map of a model's predictions for a grid of chips, written as a Cloud Optimized GeoTIFF.
 
-        with rm.PredictionMap("map.tif", sampler) as found:
-            for batch in rm.DataLoader(dataset, 16, sampler=found.sampler):
-                found.add(batch, model(prepare(batch)["image"]))
-            found.finish()
+        with rm.PredictionMap("map.tif", sampler) as prediction_map:
+            for batch in rm.DataLoader(dataset, 16, sampler=prediction_map.sampler):
+                prediction_map.add(batch, model(normalize(batch)["image"]))
+            prediction_map.finish()
 
-    Memory does not grow with the map: `memory_bytes` for blocks in use, the rest lies in files in `<path>.parts`
-    beside it: some two or three times the map before compression, and with several ranks, for each of them, four bytes
-    a pixel for each score and one more. Each file is a rank's own; rank 0 joins them when all have finished.
+    Memory does not grow with the map: at most `memory_bytes` of blocks are in memory, the rest is in files in
+    `<path>.parts`. These take two to three times the size of the map before compression; with several ranks, for each
+    rank, 4 bytes a pixel for each score and 1 more. Rank 0 combines them when all ranks have finished.
 
-    A run that was ended in any way goes on from what was saved last: `sampler` then gives only the chips that are still
-    to be predicted, with the same or another number of ranks. Pixels that no chip has a valid value for are nodata.
+    A run that ended early, even by kill -9, continues from its last save: `sampler` yields only the chips that are
+    still missing, on any number of ranks. Pixels for which no chip has a valid value are nodata.
 
-    A dataset of several frames (`grid="native"`) gives a map for each. There, a chip whose pixels lie a part of a pixel
-    beside the map's is put on the nearest ones.
+    A dataset with several target grids (`grid="native"`) makes a map for each. There a chip may be a fraction of a
+    pixel off its map; its pixels are put on the nearest ones.
 
     Args:
-        path: The file, where all ranks can write; missing folders are made, an older file is replaced at the end. Of
-            several maps, each has its EPSG code before the suffix.
-        sampler: A `GridAOISampler`: the map covers its polygons, or all of its dataset.
-        output: "classes": uint8 (uint16 for more than 255 classes): the plane with the highest score, or of a single
-            plane whether it is above 0.5; "scores": float32, a band for each plane, NaN = nodata.
-        merge: "blend": the mean of overlapping chips' scores, weighted with a window that falls to a chip's edges;
-            "centre": each pixel from the one chip in which it is nearest the middle, nothing mixed.
-        names: Of the classes in order (tag `classes` of the file), or of the bands of scores.
-        colours: Class to (red, green, blue), as the file's colour table.
-        nodata: Value of a map of classes where nothing was predicted; default the type's greatest, 255 or 65535.
-        version: Tells models apart: a run goes on only where it is the same.
-        data: Tells data apart, likewise.
-        memory_bytes: Memory for blocks in use.
-        save_seconds: How often what was predicted is made to last; 0 = after each batch.
-        block: Side of the file's tiles, and of the blocks in memory, in pixels; a multiple of 16, at
-            least 128.
-        resume: Go on with what an earlier run left; False = begin anew.
+        path: The file, writable by all ranks; missing folders are created, an older file is replaced at the end. If
+            there are several maps, each has its EPSG code before the suffix.
+        sampler: A `GridAOISampler`; the map covers its polygons, or all of its dataset.
+        output: "classes": the class with the highest score (for a single channel: score > 0.5) as uint8, or uint16
+            with more than 255 classes. "scores": one float32 band for each channel, nodata NaN.
+        merge: "blend": the mean of the scores of overlapping chips, weighted with a window that falls to the chips'
+            edges. "centre": each pixel from the one chip in which it is nearest the centre.
+        names: Names of the classes in order (the file's tag `classes`), or of the bands of scores.
+        colours: (red, green, blue) of each class, for the file's colour table.
+        nodata: Value where nothing was predicted in a map of classes; default 255, or 65535 for uint16.
+        version: Identifies the model; a run is continued only with the same one.
+        data: Identifies the data, likewise.
+        memory_bytes: Memory for blocks.
+        save_seconds: Seconds between saves; 0 saves after each batch.
+        block: Side of the file's tiles, and of the blocks in memory, in pixels; a multiple of 16, at least 128.
+        resume: Continue an earlier run; False = start over.
 
     Raises:
-        UsageError: another sampler, options that contradict each other, or another process at work on the same map.
-        ResumeError: an unfinished map of another plan; the message names each difference.
+        UsageError: Another kind of sampler, contradicting options, or another process that writes the same map.
+        ResumeError: There is an unfinished map of another run; the message names each difference.
     """
 
     def __init__(
@@ -94,141 +130,129 @@ class PredictionMap:
         block: int = BLOCK,
         resume: bool = True,
     ) -> None:
-        _check(output, merge, nodata, block)
-        self._output, self._merge, self._nodata, self._block = output, merge, nodata, int(block)
+        _validate_options(output, merge, nodata, block)
+        self._options: dict[str, Any] = {"output": output, "merge": merge, "nodata": nodata, "block": int(block)}
         self._legend = tuple(str(name) for name in names), checked_colours(colours, output)
         self._memory_bytes, self._save_seconds = int(memory_bytes), float(save_seconds)
-        self._sheets = sheets_of(sampler, self._block)
-        self._total = sum(len(sheet.positions) for sheet in self._sheets)
-        self._paths = sheet_paths(path, self._sheets)
+        self._extents = map_extents(sampler, int(block))
+        self._total = sum(len(extent.positions) for extent in self._extents)
+        self._paths = map_paths(path, self._extents)
         self._folder = Path(f"{os.fspath(path)}.parts")
-        self._crew = DistributedGroup.now()
-        facts = run_fingerprint(
-            sampler,
-            self._sheets,
-            output=output,
-            merge=merge,
-            nodata=nodata,
-            block=self._block,
-            version=version,
-            data=data,
-        )
-        left = self._agree(facts, resume)
-        own = left[self._crew.rank :: self._crew.count]
+        self._group = DistributedGroup.now()
+        fingerprint = run_fingerprint(sampler, self._extents, **self._options, version=version, data=data)
+        missing = self._group.run_on_rank_0(partial(self._start, fingerprint, resume))
+        if len(missing) < self._total:
+            _log.info("%s: resuming, %d of %d chips are missing", self._folder, len(missing), self._total)
+        own = missing[self._group.rank :: self._group.count]
         self._own = np.zeros(self._total, bool)
         self._own[own] = True
-        # An empty loader on one rank stops Lightning on all: a chip that is not this rank's is read, and left out.
+        # An empty loader on one rank stops Lightning on all ranks: it reads a chip of another rank, which is ignored.
         self.sampler = SubsetSampler(sampler, own if len(own) else np.array([0]))
-        """The chips that this rank has still to predict (one that does not count, where there are none)."""
-        self._part: RankShard | None = None
+        """The chips that this rank has to predict (an ignored one if there are none)."""
+        self._shard: RankShard | None = None
         self._saved_at = time.monotonic()
-        self._settled = False
+        self._has_synchronized = False
 
-    def _agree(self, facts: Mapping[str, str], resume: bool) -> npt.NDArray[np.int64]:
-        """The same plan on all ranks; gives the positions that none of them has."""
-        error, left = None, None
-        if self._crew.rank == 0:
-            try:
-                if not resume and self._folder.exists():
-                    shutil.rmtree(self._folder)
-                start_or_resume(self._folder, facts)
-                left = unpredicted(self._folder, self._total)
-            except Exception as raised:
-                error = raised
-        _raise_together(self._crew, error)
-        found: npt.NDArray[np.int64] = self._crew.broadcast(left)
-        if len(found) < self._total:
-            _log.info("%s: going on, %d of %d chips are left", self._folder, len(found), self._total)
-        return found
+    def _start(self, fingerprint: Mapping[str, str], resume: bool) -> npt.NDArray[np.int64]:
+        """Start or resume the run; returns the missing positions."""
+        if not resume and self._folder.exists():
+            shutil.rmtree(self._folder)
+        start_or_resume(self._folder, fingerprint)
+        return missing_positions(self._folder, self._total)
 
     @property
-    def to_do(self) -> int:
-        """Chips that this rank had to predict when it began."""
+    def chip_count(self) -> int:
+        """Number of chips that this rank had to predict at the start."""
         return int(self._own.sum())
+
+    def count_missing(self) -> int:
+        """Return how many chips are still to be predicted by all ranks together; all ranks call it."""
+        done = np.zeros(self._total, bool) if self._shard is None else self._shard.done
+        return int(sum(self._group.all_gather(int((self._own & ~done).sum()))))
 
     def add(self, batch: Sample, predictions: torch.Tensor) -> None:
         """Put a batch's predictions on the map.
 
         Args:
-            batch: As the loader gave it: `draw` says which chips, `transform` where they lie, `mask_valid` (of a time
-                series: of any date) and `mask_aoi` which pixels count.
-            predictions: Scores `[B, K, H, W]` or `[B, H, W]` of any floating-point type, or classes `[B, H, W]` of any
-                integer type, for `merge="centre"`. A pixel with a score that is not finite does not count.
+            batch: The batch from the loader: `draw` identifies the chips, `transform` says where they lie,
+                `mask_valid` (in a time series: of any date) and `mask_aoi` which pixels count.
+            predictions: Scores `[B, K, H, W]` or `[B, H, W]` of any floating-point dtype, or, with `merge="centre"`,
+                class indices `[B, H, W]` of any integer dtype. A pixel with a score that is not finite is ignored.
 
         Raises:
-            UsageError: a batch without `draw`, or predictions of another shape.
+            UsageError: The batch has no `draw`, or the predictions have another shape.
         """
         if "draw" not in batch:
-            raise UsageError("The batch does not say which chips it has ('draw'); load it with this map's .sampler.")
+            raise UsageError("The batch must have 'draw' to identify its chips; load it with this map's .sampler.")
         positions = batch["draw"].reshape(-1, 3)[:, 2].tolist()
-        counted = [i for i, at in enumerate(positions) if 0 <= at < self._total and self._own[at]]
-        scores = self._planes(predictions, len(positions), batch)
-        if not counted:
+        own = [i for i, position in enumerate(positions) if 0 <= position < self._total and self._own[position]]
+        predictions = self._check_predictions(predictions, len(positions))
+        if not own:
             return
-        part = self._opened(scores)
-        valid = _valid_of(batch, scores)[counted]
-        values = self._values(scores if len(counted) == len(positions) else scores[counted], valid)
+        shard = self._open_shard(predictions)
+        valid = _valid_pixels(batch, predictions)[own]
+        if len(own) < len(positions):
+            predictions = predictions[own]
+        if predictions.is_floating_point():
+            # On the device, so that one channel is copied from it and not all.
+            is_class = shard.spec.class_indices and predictions.shape[1] > 1
+            predictions = predictions.argmax(1, keepdim=True) if is_class else predictions.float()
+        values = shard.spec.chip_values(predictions.cpu().numpy(), valid)
         transforms = batch["transform"].tolist() if "transform" in batch else None
-        for i, at in enumerate(counted):
-            place = None if transforms is None else Affine(*transforms[at][:6])
-            part.add(positions[at], values[i], valid[i], place)
+        for i, at in enumerate(own):
+            transform = None if transforms is None else Affine(*transforms[at][:6])
+            shard.add(positions[at], values[i], valid[i], transform)
         if time.monotonic() - self._saved_at >= self._save_seconds:
             self.save()
 
-    def _planes(self, predictions: torch.Tensor, count: int, batch: Sample) -> torch.Tensor:
+    def _check_predictions(self, predictions: torch.Tensor, count: int) -> torch.Tensor:
+        """Predictions as `[B, K, H, W]`."""
         if not isinstance(predictions, torch.Tensor):
-            raise UsageError(f"Predictions are a tensor [B, K, H, W] or [B, H, W], not a {type(predictions).__name__}.")
-        height, width = self._sheets[0].size
-        planes = predictions[:, None] if predictions.dim() == 3 else predictions
-        if planes.dim() != 4 or len(planes) != count or tuple(planes.shape[2:]) != (height, width):
             raise UsageError(
-                f"Predictions of {count} chips of {height} x {width} pixels are [{count}, K, {height}, {width}], not "
-                f"{list(predictions.shape)}."
+                f"Predictions must be a tensor [B, K, H, W] or [B, H, W], got a {type(predictions).__name__}."
             )
-        if not planes.is_floating_point() and planes.shape[1] != 1:
-            raise UsageError(f"{planes.dtype} {list(predictions.shape)} are neither classes [B, H, W] nor scores.")
-        return planes.detach()
+        height, width = self._extents[0].chip_size
+        shape = list(predictions.shape)
+        predictions = predictions[:, None] if predictions.dim() == 3 else predictions
+        if predictions.dim() != 4 or (len(predictions), *predictions.shape[2:]) != (count, height, width):
+            raise UsageError(
+                f"Predictions of {count} chips of {height} x {width} pixels must have shape "
+                f"[{count}, K, {height}, {width}], got {shape}."
+            )
+        if not predictions.is_floating_point() and predictions.shape[1] != 1:
+            raise UsageError(f"{predictions.dtype} predictions must be class indices [B, H, W], got shape {shape}.")
+        return predictions.detach()
 
-    def _values(self, planes: torch.Tensor, valid: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-        assert self._part is not None
-        form = self._part.form
-        if planes.is_floating_point():
-            # On the device, so that one plane leaves it and not all.
-            planes = planes.argmax(1, keepdim=True) if form.labels and planes.shape[1] > 1 else planes.float()
-        return form.values(planes.cpu().numpy(), valid)
-
-    def _opened(self, planes: torch.Tensor) -> RankShard:
-        labels = not planes.is_floating_point()
-        form = OutputSpec.of(
-            planes.shape[1], labels, output=self._output, merge=self._merge, nodata=self._nodata, block=self._block
-        )
+    def _open_shard(self, predictions: torch.Tensor) -> RankShard:
+        """The rank's shard, opened with the first predictions."""
+        spec = OutputSpec.for_predictions(predictions.shape[1], not predictions.is_floating_point(), **self._options)
         names = self._legend[0]
-        if self._output == "scores" and names and len(names) != form.planes:
-            raise UsageError(f"The model gives {form.planes} scores a pixel, and there are {len(names)} names.")
-        if self._part is None:
-            folder = part_folder(self._folder, self._crew.rank)
-            self._part = RankShard(folder, self._sheets, form, self._memory_bytes)
-        elif repr(form) != repr(self._part.form):
-            raise UsageError(f"The model gave {self._part.form} before, and {form} now.")
-        return self._part
+        if spec.output == "scores" and names and len(names) != spec.channels:
+            raise UsageError(f"names must have one name for each of {spec.channels} scores, got {len(names)} names.")
+        if self._shard is None:
+            folder = shard_folder(self._folder, self._group.rank)
+            self._shard = RankShard(folder, self._extents, spec, self._memory_bytes)
+        elif repr(spec) != repr(self._shard.spec):
+            raise UsageError(f"The model must always return the same, got {spec} after {self._shard.spec}.")
+        return self._shard
 
     def save(self) -> None:
-        """Make all that was added last: a run that is ended after this goes on from here."""
-        if self._part is not None:
-            self._part.save()
+        """Make all added chips durable: a run that ends after this continues from here."""
+        if self._shard is not None:
+            self._shard.save()
         self._saved_at = time.monotonic()
 
-    def finish(self, *, partial: bool = False) -> list[str]:
-        """Join what all ranks have, write the maps, and remove `<path>.parts`; all ranks call it, and wait for rank 0.
+    def finish(self, *, allow_missing: bool = False) -> list[str]:
+        """Write the maps from the shards of all ranks and remove `<path>.parts`; all ranks call it and wait for rank 0.
 
         Args:
-            partial: Write maps also where chips are missing; they are nodata, and what is there is not kept for later.
+            allow_missing: Write maps even if chips are missing: they are nodata, and the run cannot be continued.
 
         Returns:
             The paths of the maps, on each rank.
 
         Raises:
-            UsageError: chips are missing; what is there is kept, so that another run can go on.
+            UsageError: Chips are missing; those that were predicted are kept, so that another run can continue.
         """
         error: Exception | None = None
         try:
@@ -236,97 +260,76 @@ class PredictionMap:
             self.close()
         except Exception as raised:
             error = raised
-        self._settle(error)
-        if self._crew.rank == 0:
-            try:
-                self._join(partial)
-            except Exception as raised:
-                error = raised
-        _raise_together(self._crew, error)
+        self._synchronize(error)
+        self._group.run_on_rank_0(partial(self._write, allow_missing))
         return self._paths
 
-    def _settle(self, error: BaseException | None) -> None:
-        """All ranks have saved, or one of them has failed: then all fail."""
-        if self._settled:
+    def _synchronize(self, error: BaseException | None) -> None:
+        """Wait until all ranks have saved; if one of them failed, fail on all."""
+        if self._has_synchronized:
             return
-        self._settled = True
-        told = self._crew.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+        self._has_synchronized = True
+        messages = self._group.all_gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
-        failed = [f"rank {rank}: {text}" for rank, text in enumerate(told) if text is not None]
+        failed = [f"rank {rank}: {message}" for rank, message in enumerate(messages) if message is not None]
         if failed:
-            raise RasteretError(f"The map is not finished, but what was predicted is kept. {'; '.join(failed)}")
+            raise RasteretError(f"The map is unfinished; the predicted chips are kept. {'; '.join(failed)}")
 
-    def _join(self, partial: bool) -> None:
-        missing = unpredicted(self._folder, self._total)
-        if len(missing) and (len(missing) == self._total or not partial):
-            listed = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+    def _write(self, allow_missing: bool) -> None:
+        missing = missing_positions(self._folder, self._total)
+        if len(missing) and (len(missing) == self._total or not allow_missing):
+            examples = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
             raise UsageError(
-                f"{len(missing)} of {self._total} chips of {self._paths[0]} are not predicted (positions {listed}). "
-                f"Run it again with the same arguments to go on from {self._folder}."
+                f"{len(missing)} of {self._total} chips of {self._paths[0]} are missing (positions {examples}). "
+                f"Run again with the same arguments to continue from {self._folder}."
             )
-        join_parts(self._folder, self._sheets, self._paths, self._legend)
+        write_maps(self._folder, self._extents, self._paths, self._legend)
         shutil.rmtree(self._folder)
-        _log.info("written: %s", ", ".join(self._paths))
-
-    def left(self) -> int:
-        """Chips that are still to be predicted, of all ranks together; all ranks call it."""
-        done = np.zeros(self._total, bool) if self._part is None else self._part.done
-        return int(sum(self._crew.all_gather(int((self._own & ~done).sum()))))
+        _log.info("wrote %s", ", ".join(self._paths))
 
     def close(self) -> None:
-        """Close this rank's files, without saving."""
-        if self._part is not None:
-            self._part.close()
-            self._part = None
+        """Close this rank's files without saving."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
 
     def __enter__(self) -> PredictionMap:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """What was added is saved, also where an error ends the work; other ranks learn of it when they finish."""
-        if self._part is not None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Save what was added, also after an error; the other ranks learn of the error when they finish."""
+        if self._shard is not None:
             self.save()
         self.close()
-        if isinstance(error, Exception) and not self._settled:
-            if self._crew.count > 1:  # the error itself comes when the others have come as far
-                _log.error("rank %d: %s: %s", self._crew.rank, type(error).__name__, error)
-            self._settle(error)
+        if isinstance(error, Exception) and not self._has_synchronized:
+            if self._group.count > 1:  # the error itself is raised when the other ranks get here
+                _log.error("rank %d: %s: %s", self._group.rank, type(error).__name__, error)
+            self._synchronize(error)
 
 
-def _valid_of(batch: Sample, scores: torch.Tensor) -> npt.NDArray[np.bool_]:
+def _valid_pixels(batch: Sample, predictions: torch.Tensor) -> npt.NDArray[np.bool_]:
     """Where predictions count `[B, H, W]`."""
-    if scores.is_floating_point():
-        valid = torch.isfinite(scores).all(1).cpu().numpy()
+    if predictions.is_floating_point():
+        valid = torch.isfinite(predictions).all(1).cpu().numpy()
     else:
-        valid = np.ones((len(scores), *scores.shape[2:]), bool)
+        valid = np.ones((len(predictions), *predictions.shape[2:]), bool)
     for key in ("mask_valid", "mask_aoi"):
         if key in batch:
             mask = batch[key].cpu().numpy()
             while mask.ndim > 4:
-                mask = mask.any(axis=1)  # of a time series any date
+                mask = mask.any(axis=1)  # any date of a time series
             valid &= mask if mask.ndim == 3 else mask.all(axis=1)
     return valid
 
 
-def _raise_together(crew: DistributedGroup, error: Exception | None) -> None:
-    """What went wrong on rank 0 is an error on all."""
-    told = crew.broadcast(None if error is None else str(error))
-    if error is not None:
-        raise error
-    if told is not None:
-        raise RasteretError(f"On rank 0: {told}")
-
-
-def _check(output: str, merge: str, nodata: int | None, block: int) -> None:
+def _validate_options(output: str, merge: str, nodata: int | None, block: int) -> None:
     if output not in ("classes", "scores"):
-        raise UsageError(f"output is 'classes' or 'scores', not {output!r}.")
-    merging(merge, "uint8")
+        raise UsageError(f"output must be 'classes' or 'scores', got {output!r}.")
+    merging_for(merge, "uint8")
     if block < 128 or block % 16:
-        raise UsageError(f"block is a multiple of 16 pixels, at least 128, not {block}.")
+        raise UsageError(f"block must be a multiple of 16 pixels and >= 128, got {block}.")
     if nodata is not None and output == "scores":
-        raise UsageError("nodata= is of a map of classes; scores are NaN where nothing was predicted.")
+        raise UsageError("nodata must not be given with output='scores': the nodata of scores is NaN.")
     if nodata is not None and not 0 <= nodata <= 65535:
-        raise UsageError(f"nodata lies between 0 and 65535, not {nodata}.")
+        raise UsageError(f"nodata must be from 0 to 65535, got {nodata}.")

@@ -1,102 +1,76 @@
-"""What one rank has predicted of a map."""
+"""The part of a map that one rank has predicted."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed
 from affine import Affine
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.window import Window
-from rasteret_ml.predict.blend import Arrays
-from rasteret_ml.predict.block_store import BlockStore, block_bytes, read_block
+from rasteret_ml.predict.blend import OutputSpec
+from rasteret_ml.predict.block_store import Arrays, BlockStore, block_bytes, read_block
 from rasteret_ml.predict.mosaic_layout import MapExtent
-from rasteret_ml.predict.output_spec import OutputSpec
 from rasteret_ml.predict.progress import Progress, load_progress, save_progress
-from rasteret_ml.samplers.ranks import Ranks
 
-__all__ = ["DistributedGroup", "RankShard", "SavedShard"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistributedGroup(Ranks):
-    """The ranks, and two ways to speak; each is called by all of them at the same time."""
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
-        if self.count == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order."""
-        if self.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(found, value)
-        return found
-
+__all__ = ["RankShard", "SavedShard"]
 
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # not on Windows: two writers of one map are then not noticed
+except ImportError:  # Windows: two writers of one map are not noticed
     fcntl = None
 
 _BLOCKS, _FINISHED, _LOCK = "blocks.bin", "finished.bin", "lock"
 
 
 class RankShard:
-    """A rank's chips, put on blocks as they come; `save` makes what came so far last.
+    """One rank's chips, merged into blocks as they come; `save` makes them durable.
 
     Args:
-        folder: Where it lies; a saved part there is taken up.
-        sheets: The maps.
-        form: What they hold.
+        folder: Folder of the shard; a saved shard in it is continued.
+        extents: The maps.
+        spec: What they hold.
         memory_bytes: Memory for blocks.
 
     Raises:
-        UsageError: another process is writing it, or it is of another form.
+        UsageError: Another process is writing to `folder`, or the saved shard has another spec.
     """
 
-    def __init__(self, folder: Path, sheets: Sequence[MapExtent], form: OutputSpec, memory_bytes: int) -> None:
+    def __init__(self, folder: Path, extents: Sequence[MapExtent], spec: OutputSpec, memory_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._sheets, self.form = folder, sheets, form
+        self._folder, self._extents, self.spec = folder, extents, spec
         self._lock = open(folder / _LOCK, "wb")  # noqa: SIM115
-        self._claim()
+        self._acquire_lock()
         saved = load_progress(folder)
-        if saved is not None and not _same(saved.form, form):
+        if saved is not None and repr(saved.spec) != repr(spec):  # NaN equals NaN in a repr
             self._lock.close()
             raise UsageError(
-                f"What is kept in {folder} was predicted as {saved.form}, the model now gives {form}; choose another "
-                f"path, or begin anew with resume=False."
+                f"The chips saved in {folder} were predicted as {saved.spec}, the model now returns {spec}; choose "
+                "another path, or start over with resume=False."
             )
-        total, blocks = sum(len(s.positions) for s in sheets), sum(s.blocks for s in sheets)
+        total, blocks = sum(len(e.positions) for e in extents), sum(e.block_count for e in extents)
         self.done = np.zeros(total, bool) if saved is None else saved.done
-        """Which chips are in it, by position `[N]`."""
+        """Which chips it has, by position `[N]`."""
         self._finished = np.zeros(blocks, bool) if saved is None else saved.finished
-        self._generation = 0 if saved is None else saved.generation
-        self._merging = form.merging
-        slots = None if saved is None else saved.slots
-        self._store = BlockStore(folder / _BLOCKS, form.layout, self._empty, memory_bytes, slots)
+        self._merging = spec.merging
+        slots, empty = None if saved is None else saved.slots, partial(spec.merging.empty, spec.channels, spec.block)
+        self._store = BlockStore(folder / _BLOCKS, spec.layout, empty, memory_bytes, slots)
         path = folder / _FINISHED
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-        self._finished_bytes = block_bytes(form.finished)
-        self._waited = self._chips_to_come()
-        self._torn = False
+        self._finished_file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+        # Chips of other ranks are counted too: their blocks are never finished here.
+        self._pending = np.concatenate([e.chips_per_block(~self.done[e.positions]) for e in extents])
+        self._is_inconsistent = False
 
-    def _claim(self) -> None:
-        """Only one process at a time; the system gives the claim back when a process ends, however it does."""
+    def _acquire_lock(self) -> None:
+        """Allow one process at a time; the system releases the lock however the process ends."""
         if fcntl is None:
             return
         try:
@@ -104,127 +78,109 @@ class RankShard:
         except OSError as error:
             self._lock.close()
             raise UsageError(
-                f"Another process is writing to {self._folder}; wait for it, or choose another path."
+                f"Another process is writing to {self._folder}; wait for it to end, or choose another path."
             ) from error
 
-    def _empty(self) -> Arrays:
-        return self._merging.empty(self.form.planes, self.form.block)
-
-    def _chips_to_come(self) -> npt.NDArray[np.int64]:
-        """For each block, how many chips may still change it: those of other ranks, which never come here, as well."""
-        return np.concatenate([sheet.chips_on_blocks(~self.done[sheet.positions]) for sheet in self._sheets])
-
     def add(
-        self,
-        position: int,
-        values: npt.NDArray[Any],
-        valid: npt.NDArray[np.bool_],
-        transform: Affine | None = None,
+        self, position: int, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], transform: Affine | None = None
     ) -> None:
-        """Put a chip, `values [K, H, W]` and `valid [H, W]`, on the map; one that is there already is left out.
+        """Merge a chip into the map; a chip that the shard already has is ignored.
 
         Args:
-            position: Its place in the sampler's order.
-            values: See `OutputSpec.values`.
-            valid: True = counts.
-            transform: Of its pixels, where it knows them.
+            position: Its position in the sampler's order.
+            values: Pixels `[K, H, W]`, see `OutputSpec.chip_values`.
+            valid: Which pixels count `[H, W]`.
+            transform: Where its pixels lie, if known.
         """
         if self.done[position]:
             return
-        self._torn = True
-        sheet = next(s for s in reversed(self._sheets) if s.positions[0] <= position)
-        at = int(np.searchsorted(sheet.positions, position))
-        height, width = sheet.size
-        row, col = sheet.corners[at].tolist()
+        self._is_inconsistent = True
+        extent = next(e for e in reversed(self._extents) if e.positions[0] <= position)
+        index = int(np.searchsorted(extent.positions, position))
+        height, width = extent.chip_size
+        row, col = extent.corners[index].tolist()
         window = Window(row=row, col=col, height=height, width=width)
         if transform is not None:
-            window = sheet.place(at, transform)
-            turned = slice(None, None, 1 if transform.e < 0 else -1), slice(None, None, 1 if transform.a > 0 else -1)
-            values, valid = values[:, turned[0], turned[1]], valid[turned]
-        self._put(sheet, position, window, values, valid)
-        top, bottom, left, right = sheet.touched(at).tolist()
+            window = extent.chip_window(index, transform)
+            north_up = slice(None, None, 1 if transform.e < 0 else -1), slice(None, None, 1 if transform.a > 0 else -1)
+            values, valid = values[:, north_up[0], north_up[1]], valid[north_up]
+        self._merge(extent, position, window, values, valid)
+        top, bottom, left, right = extent.block_ranges(index).tolist()
         for block_row in range(top, bottom + 1):
             for block_col in range(left, right + 1):
-                self._count_down(sheet.first + block_row * sheet.shape[1] + block_col)
+                self._finish_if_complete(extent.block_number(block_row, block_col))
         self.done[position] = True
-        self._torn = False
+        self._is_inconsistent = False
 
-    def _put(
-        self, sheet: MapExtent, position: int, window: Window, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+    def _merge(
+        self, extent: MapExtent, position: int, window: Window, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
     ) -> None:
-        whole = Window(row=0, col=0, height=sheet.grid.height, width=sheet.grid.width)
-        inside, block = window.intersection(whole), sheet.block
-        if inside is None:
+        block = extent.block
+        on_map = window.intersection(Window(row=0, col=0, height=extent.grid.height, width=extent.grid.width))
+        if on_map is None:
             return
-        weights = self._merging.weigh(window.shape, position)
-        for row in range(inside.row // block, (inside.row_stop - 1) // block + 1):
-            for col in range(inside.col // block, (inside.col_stop - 1) // block + 1):
+        weights = self._merging.weights(window.shape, position)
+        for row in range(on_map.row // block, (on_map.row_stop - 1) // block + 1):
+            for col in range(on_map.col // block, (on_map.col_stop - 1) // block + 1):
                 square = Window(row=row * block, col=col * block, height=block, width=block)
-                met = inside.intersection(square)
-                assert met is not None
-                here, there = met.relative_to(square).slices, met.relative_to(window).slices
-                if not valid[there].any():
-                    continue
-                arrays = self._store.change(sheet.first + row * sheet.shape[1] + col)
-                part = tuple(array[..., here[0], here[1]] for array in arrays)
-                self._merging.add(part, values[:, there[0], there[1]], weights[there], valid[there])
+                shared = on_map.intersection(square)
+                assert shared is not None
+                in_block, in_chip = shared.relative_to(square).slices, shared.relative_to(window).slices
+                if valid[in_chip].any():
+                    arrays = self._store.modify(extent.block_number(row, col))
+                    part = tuple(array[..., in_block[0], in_block[1]] for array in arrays)
+                    self._merging.add(part, values[:, in_chip[0], in_chip[1]], weights[in_chip], valid[in_chip])
 
-    def _count_down(self, number: int) -> None:
-        self._waited[number] -= 1
-        if self._waited[number]:
+    def _finish_if_complete(self, number: int) -> None:
+        """Render a block when the last chip that may change it has been added."""
+        self._pending[number] -= 1
+        if self._pending[number]:
             return
-        block = self._store.take(number)
+        block = self._store.pop(number)
         if block is not None:
-            self._file.seek(number * self._finished_bytes)
-            self._file.write(self.form.render(block).data)
+            self._finished_file.seek(number * block_bytes(self.spec.rendered_layout))
+            self._finished_file.write(self.spec.render(block).data)
             self._finished[number] = True
 
     def save(self) -> None:
-        """Make all chips that are here last. After an `add` that was broken off, what was saved before it counts."""
-        if self._torn:
+        """Make all added chips durable. After an interrupted `add` nothing is saved: the earlier state remains."""
+        if self._is_inconsistent:
             return
         slots = self._store.flush()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._generation += 1
-        progress = Progress(
-            form=self.form, generation=self._generation, done=self.done, finished=self._finished, slots=slots
-        )
+        self._finished_file.flush()
+        os.fsync(self._finished_file.fileno())
+        progress = Progress(spec=self.spec, done=self.done, finished=self._finished, slots=slots)
         save_progress(self._folder, progress)
-        self._store.saved()
+        self._store.commit()
 
     def close(self) -> None:
-        """Close its files; what was not saved is predicted again."""
+        """Close the files; chips that were not saved are lost."""
         self._store.close()
-        self._file.close()
+        self._finished_file.close()
         self._lock.close()
 
 
 class SavedShard:
-    """A part to be read block by block."""
+    """A saved shard, read block by block."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        self.done, self.form = progress.done, progress.form
+        self._spec, self._is_finished = progress.spec, progress.finished
         self._slots = {int(number): int(slot) for number, slot in progress.slots}
-        self._is_finished = progress.finished
-        self._blocks = open(folder / _BLOCKS, "rb", buffering=0)  # noqa: SIM115
-        self._finished = open(folder / _FINISHED, "rb", buffering=0)  # noqa: SIM115
+        self._blocks_file = open(folder / _BLOCKS, "rb")  # noqa: SIM115
+        self._finished_file = open(folder / _FINISHED, "rb")  # noqa: SIM115
 
-    def finished(self, number: int) -> npt.NDArray[Any] | None:
-        """The pixels of a finished block; None where it is not."""
-        return read_block(self._finished, number, self.form.finished)[0] if self._is_finished[number] else None
+    def rendered(self, number: int) -> npt.NDArray[Any] | None:
+        """Return the pixels `[C, H, W]` of a finished block; None if it is not finished."""
+        if not self._is_finished[number]:
+            return None
+        return read_block(self._finished_file, number, self._spec.rendered_layout)[0]
 
     def block(self, number: int) -> Arrays | None:
-        """What there is of a block that is not finished; None = nothing."""
+        """Return a block that is not finished; None if no chip was added to it."""
         slot = self._slots.get(number)
-        return None if slot is None else read_block(self._blocks, slot, self.form.layout)
+        return None if slot is None else read_block(self._blocks_file, slot, self._spec.layout)
 
     def close(self) -> None:
-        """Close its files."""
-        self._blocks.close()
-        self._finished.close()
-
-
-def _same(one: OutputSpec, other: OutputSpec) -> bool:
-    """NaN is NaN here."""
-    return repr(one) == repr(other)
+        """Close the files."""
+        self._blocks_file.close()
+        self._finished_file.close()

@@ -1,9 +1,10 @@
-"""Blocks to a Cloud Optimized GeoTIFF, a block in memory at a time."""
+"""Combine the shards of all ranks and write each map as a Cloud Optimized GeoTIFF, one block in memory at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,90 +15,121 @@ from rasterio.windows import Window as RasterioWindow
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.window import Window
+from rasteret_ml.predict.blend import OutputSpec
 from rasteret_ml.predict.mosaic_layout import MapExtent
-from rasteret_ml.predict.output_spec import OutputSpec
+from rasteret_ml.predict.progress import saved_shards
+from rasteret_ml.predict.rank_shard import SavedShard
 
-__all__ = ["Colour", "Legend", "checked_colours", "write_cog"]
+__all__ = ["Colour", "Legend", "checked_colours", "write_maps"]
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 Legend = tuple[Sequence[str], Mapping[int, Colour]]
-"""Names of the classes, or of the bands of scores, and colours of classes."""
+"""Names of classes, or of the bands of scores, and colours of classes."""
 
-_CACHE = 32 * 1024 * 1024
-"""Memory for GDAL's blocks; by default it takes a twentieth of the machine's."""
+_GDAL_CACHE_BYTES = 32 * 1024 * 1024
+"""GDAL's default is a twentieth of the machine's memory."""
 
 
-def write_cog(
-    path: str,
-    work: Path,
-    sheet: MapExtent,
-    form: OutputSpec,
-    legend: Legend,
-    blocks: Iterable[tuple[Window, npt.NDArray[Any]]],
-) -> None:
-    """Write a map; the file is there whole or not at all. Blocks that do not come are nodata, and take no space.
+def write_maps(folder: Path, extents: Sequence[MapExtent], paths: Sequence[str], legend: Legend) -> None:
+    """Write the maps from the shards saved in `folder`; each file appears as a whole or not at all.
 
-    Args:
-        path: The file.
-        work: A folder on the same disk for what is in the making.
-        sheet: Where it lies.
-        form: What it holds.
-        legend: Names and colours.
-        blocks: Pixels `[C, H, W]` and where they lie.
+    Blocks without a prediction are nodata and take no space.
+
+    Raises:
+        UsageError: The shards have different specs.
     """
-    plain, cog = work / "plain.tif", work / "cog.tif"
-    names, colours = legend
-    scores = form.output == "scores"
+    saved = saved_shards(folder)
+    specs = {repr(progress.spec): progress.spec for _, progress in saved}
+    if len(specs) != 1:
+        raise UsageError(f"All ranks must predict the same, got {'; '.join(specs)}; delete {folder} and predict again.")
+    (spec,) = specs.values()
+    with ExitStack() as stack:
+        shards = [stack.enter_context(closing(SavedShard(*shard))) for shard in saved]
+        for extent, path in zip(extents, paths, strict=True):
+            _write_geotiff(folder / "plain.tif", extent, spec, legend, shards)
+            _write_cog(folder / "plain.tif", folder / "cog.tif", spec)
+            os.replace(folder / "cog.tif", path)
+
+
+def _blocks(
+    extent: MapExtent, shards: Sequence[SavedShard], spec: OutputSpec
+) -> Iterator[tuple[Window, npt.NDArray[Any]]]:
+    """Windows and pixels `[C, h, w]` of the blocks with a prediction."""
+    for number in range(extent.first_block, extent.first_block + extent.block_count):
+        pixels = _block_pixels(number, shards, spec)
+        if pixels is not None:
+            window = extent.block_window(number)
+            yield window, pixels[:, : window.height, : window.width]
+
+
+def _block_pixels(number: int, shards: Sequence[SavedShard], spec: OutputSpec) -> npt.NDArray[Any] | None:
+    combined = None
+    for shard in shards:
+        pixels = shard.rendered(number)
+        if pixels is not None:
+            return pixels
+        block = shard.block(number)
+        if block is None:
+            continue
+        if combined is None:
+            combined = block
+        else:
+            spec.merging.combine(combined, block)
+    return None if combined is None else spec.render(combined)
+
+
+def _write_geotiff(
+    path: Path, extent: MapExtent, spec: OutputSpec, legend: Legend, shards: Sequence[SavedShard]
+) -> None:
     profile: dict[str, Any] = {
-        "driver": "GTiff", "count": form.planes if scores else 1, "dtype": form.dtype, "nodata": form.nodata,
-        "height": sheet.grid.height, "width": sheet.grid.width, "crs": sheet.grid.crs,
-        "transform": sheet.grid.transform,
-        "tiled": True, "blockxsize": form.block, "blockysize": form.block, "interleave": "band",
+        "driver": "GTiff", "count": spec.rendered_layout[0][0][0], "dtype": spec.dtype, "nodata": spec.nodata,
+        "height": extent.grid.height, "width": extent.grid.width, "crs": extent.grid.crs,
+        "transform": extent.grid.transform,
+        "tiled": True, "blockxsize": spec.block, "blockysize": spec.block, "interleave": "band",
         "sparse_ok": True, "bigtiff": "IF_SAFER",
     }  # fmt: skip
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-        with rasterio.open(plain, "w", **profile) as file:
-            _describe(file, scores, names, colours)  # before the pixels: TIFF cannot turn to a palette afterwards
-            for window, pixels in blocks:
-                file.write(pixels, window=RasterioWindow(window.col, window.row, window.width, window.height))
+    names, colours = legend
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES), rasterio.open(path, "w", **profile) as file:
+        # Before the pixels: TIFF cannot get a colour table afterwards.
+        if colours:
+            file.write_colormap(1, {value: (*colour, 255) for value, colour in colours.items()})
+        if spec.output == "classes":
+            file.set_band_description(1, "class")
+            if names:
+                file.update_tags(classes=", ".join(f"{i}: {name}" for i, name in enumerate(names)))
+        else:
+            for band, name in zip(file.indexes, names, strict=False):
+                file.set_band_description(band, name)
+        for window, pixels in _blocks(extent, shards, spec):
+            file.write(pixels, window=RasterioWindow(window.col, window.row, window.width, window.height))
+
+
+def _write_cog(plain: Path, cog: Path, spec: OutputSpec) -> None:
+    scores = spec.output == "scores"
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
         gdal_copy(
-            plain, cog, driver="COG", compress="deflate", predictor="yes" if scores else "no", blocksize=form.block,
+            plain, cog, driver="COG", compress="deflate", predictor="yes" if scores else "no", blocksize=spec.block,
             overview_resampling="average" if scores else "mode", sparse_ok=True, bigtiff="IF_SAFER",
             num_threads="ALL_CPUS",
         )  # fmt: skip
     plain.unlink()
     with open(cog, "rb+") as file:
         os.fsync(file.fileno())
-    os.replace(cog, path)
-
-
-def _describe(file: Any, scores: bool, names: Sequence[str], colours: Mapping[int, Colour]) -> None:
-    if colours:
-        file.write_colormap(1, {value: (*colour, 255) for value, colour in colours.items()})
-    if not scores:
-        file.set_band_description(1, "class")
-        if names:
-            file.update_tags(classes=", ".join(f"{i}: {name}" for i, name in enumerate(names)))
-        return
-    for band, name in zip(file.indexes, names, strict=False):
-        file.set_band_description(band, name)
 
 
 def checked_colours(colours: Mapping[Any, Any] | None, output: str) -> dict[int, Colour]:
-    """Colours of classes as plain values.
+    """Return the colours of classes as plain values.
 
     Raises:
-        UsageError: colours of scores, or what is no colour.
+        UsageError: Colours for a map of scores, or a value that is not a colour.
     """
     if not colours:
         return {}
     if output != "classes":
-        raise UsageError("colours= are of classes; a map of scores has none.")
-    found: dict[int, Colour] = {}
-    for value, colour in colours.items():
-        numbers = tuple(int(v) for v in colour)
-        if len(numbers) != 3 or not all(0 <= v <= 255 for v in numbers):
-            raise UsageError(f"The colour of class {value} is three numbers 0 to 255, not {colour!r}.")
-        found[int(value)] = numbers
-    return found
+        raise UsageError("colours= must not be given with output='scores': a map of scores has no colours.")
+    checked: dict[int, Any] = {int(value): tuple(int(v) for v in colour) for value, colour in colours.items()}
+    for value, colour in checked.items():
+        if len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
+            raise UsageError(f"The colour of class {value} must be three numbers from 0 to 255, got {colour}.")
+    return checked

@@ -12,7 +12,8 @@ from rasteret_ml.cog.metadata import CogMetadata, Level
 from rasteret_ml.cog.tile_table import TileRead, TileTable, plan_tiles
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.warp import Resampling, needed_window, steady_ratio
+from rasteret_ml.geo.resample.positions import needed_window, steady_ratio
+from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.source import BandSource
 

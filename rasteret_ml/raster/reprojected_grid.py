@@ -9,8 +9,7 @@ from rasterio.warp import calculate_default_transform
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import full_turn, same_crs
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import contiguous, to_source
-from rasteret_ml.geo.resample.warp import pixel_ratio
+from rasteret_ml.geo.resample.positions import contiguous, pixel_ratio, to_source
 
 __all__ = ["reprojected_grid"]
 

@@ -13,7 +13,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Plan
 from rasteret_ml.geo.crs import transform_geometries
-from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_of
+from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, clip_aois
 from rasteret_ml.samplers.random import overlaps, parse_share
@@ -259,7 +259,7 @@ def _without_earlier_grids(coverage: AOICoverage) -> AOICoverage:
             transform_geometries(np.array([extent], dtype=object), grid.crs, crs, near=near)
             for grid, extent in zip(coverage.target_grids[:number], coverage.extents[:number], strict=True)
         ]
-        covered = union_of(polygonal_each(np.concatenate(earlier)))
+        covered = union_polygons(polygonal_each(np.concatenate(earlier)))
         shapely.prepare(covered)
         overlapping = here[shapely.intersects(covered, shapes[here])]
         shapes[overlapping] = polygonal_each(shapely.difference(shapes[overlapping], covered))

@@ -14,7 +14,7 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Plan, digest
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import TriangleRegion, clipped, erode_each
+from rasteret_ml.geo.regions import TriangleRegion, clip_polygons, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Balance, Outside, Weight, clip_aois, sampling_weights
 from rasteret_ml.samplers.locality import GridTileLookup, Locality, local_order
@@ -322,7 +322,7 @@ def _centre_regions(
             regions[here] = _erode(shapes, width, height)
         else:
             extent = _erode(object_array([coverage.extents[number]]), width, height)[0]
-            within = clipped(shapes, extent)
+            within = clip_polygons(shapes, extent)
             regions[here] = np.where(shapely.area(within) > 0, within, shapes)
     small = shapely.is_empty(regions)
     pixels = f"{size[0]} x {size[1]} pixels"

@@ -14,8 +14,8 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import Plan, check_same_plan, digest
-from rasteret_ml.geo.regions import dilate_by_box, union_of
-from rasteret_ml.geo.times import instant, nearest_ns
+from rasteret_ml.geo.regions import dilate_by_box, union_polygons
+from rasteret_ml.geo.times import clamp_ns
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
@@ -224,7 +224,7 @@ class ChipSampler(DistributedSampler[AOI]):
             if len(polygons):
                 by_crs.setdefault(grid.crs, []).append(polygons)
         joined = {crs: np.concatenate(polygons) for crs, polygons in by_crs.items()}
-        return [(crs, found[0] if len(found) == 1 else union_of(found)) for crs, found in joined.items()]
+        return [(crs, found[0] if len(found) == 1 else union_polygons(found)) for crs, found in joined.items()]
 
     def _reach_on(self, grid: int) -> npt.NDArray[np.object_]:
         """Polygons `[M]` whose union chips on a target grid may cover."""
@@ -312,7 +312,7 @@ def _time_slice(dataset: Any, time: Any) -> slice:
     if not isinstance(ends, (tuple, list)) or len(ends) != 2:
         raise UsageError(f"time must be (start, end), 'start/end' or a pandas Interval, got {time!r}.")
     try:
-        start, stop = instant(ends[0]), instant(ends[1], last=True)
+        start, stop = parse_time(ends[0]), parse_time(ends[1], last=True)
     except UsageError as error:
         raise UsageError(f"time={time!r}: {error}") from None
     first, last = t.start if start is None else start, t.stop if stop is None else stop
@@ -333,7 +333,7 @@ def _drop_outside_time(coverage: AOICoverage, time: slice, outside: Outside) -> 
     if coverage.windows is None:
         return coverage
     start, stop = coverage.windows
-    first, last = (nearest_ns(end).to_datetime64() for end in (time.start, time.stop))
+    first, last = (clamp_ns(end).to_datetime64() for end in (time.start, time.stop))
     span = f"{time.start} to {time.stop}"
     return coverage.drop(
         (start > last) | (stop < first),

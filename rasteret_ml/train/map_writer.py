@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.predict.blend import Merge
+from rasteret_ml.predict.blend import Merge, Output
 from rasteret_ml.predict.mosaic_layout import SubsetSampler
-from rasteret_ml.predict.output_spec import Output
 from rasteret_ml.predict.prediction_map import BLOCK, MEMORY_BYTES, SAVE_SECONDS, PredictionMap
-from rasteret_ml.predict.resume import data_digest, weights_digest
+from rasteret_ml.predict.progress import data_digest, weights_digest
 from rasteret_ml.predict.write_cog import Colour
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.sample import Sample
@@ -152,7 +151,7 @@ class MapWriter(pl.Callback):
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the map."""
         assert self._map is not None
-        left = 0 if trainer.limit_predict_batches == 1.0 else self._map.left()
+        left = 0 if trainer.limit_predict_batches == 1.0 else self._map.count_missing()
         if left:
             _log.warning("%s is not written: limit_predict_batches left %d chips out; run again", self.path, left)
             return

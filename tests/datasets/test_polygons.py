@@ -412,7 +412,7 @@ BOXES = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 5)]
         ({}, {"classes": ["x"]}, UsageError, "label="),
         ({}, {"continuous": True}, UsageError, "label="),
         ({"a": [1, None]}, {"order": "a"}, UsageError, "polygon 1 has no value"),
-        ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, r"polygons \[0, 1\] are no ISO.*yesterday"),
+        ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, r"polygons \[0, 1\] must be ISO.*yesterday"),
         ({"t": [2020, 2021]}, {"time": "t"}, UsageError, "years or seconds"),
         ({"s": ["2021"] * 2, "e": ["2022", "2020"]}, {"time": ("s", "e")}, UsageError, r"polygons \[1\] end before"),
         ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "two: "),

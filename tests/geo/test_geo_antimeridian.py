@@ -19,8 +19,8 @@ from rasteret_ml.collection.filters import bbox_overlaps, parse_lonlat_bbox
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_bounds, transform_geometries, transform_points
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import positions
-from rasteret_ml.geo.resample.warp import Resampling, needed_window, warp
+from rasteret_ml.geo.resample.positions import needed_window, positions
+from rasteret_ml.geo.resample.warp import Resampling, warp
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 

@@ -15,8 +15,8 @@ from rasterio.warp import reproject, transform_bounds
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import positions
-from rasteret_ml.geo.resample.warp import Resampling, needed_window, warp
+from rasteret_ml.geo.resample.positions import needed_window, positions
+from rasteret_ml.geo.resample.warp import Resampling, warp
 from rasteret_ml.geo.window import Window
 
 UTM = "EPSG:32633"

@@ -15,7 +15,7 @@ import rasteret_ml as rm
 from rasteret_ml.collection.filters import parse_date_range
 from rasteret_ml.datasets.index.search import checked_order, preference
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.times import instant, middle, nearest_ns, windows_of
+from rasteret_ml.geo.times import clamp_ns, midpoint, parse_time, parse_windows
 
 NS = "datetime64[ns]"
 
@@ -52,13 +52,13 @@ def frame(**columns):
 def test_what_a_value_names(value, first, last):
     """As a scalar, in a column of text or objects, as a date range and in the order of records: one rule."""
     wanted = tuple(None if text is None else pd.Timestamp(text) for text in (first, last))
-    assert (instant(value), instant(value, last=True)) == wanted
-    start, stop = windows_of(pd.Series([value, "2000-01-01T00:00Z"], dtype=object), None, named)
+    assert (parse_time(value), parse_time(value, last=True)) == wanted
+    start, stop = parse_windows(pd.Series([value, "2000-01-01T00:00Z"], dtype=object), None, named)
     assert start[0] == np.datetime64(first, "ns") or (first is None and np.isnat(start[0]))
     assert stop[0] == np.datetime64(last, "ns") or (last is None and np.isnat(stop[0]))
     if first is not None:
         assert parse_date_range((value, value)) == (wanted[0].to_pydatetime(), wanted[1].to_pydatetime())
-        assert abs(middle(value) - wanted[0] - (wanted[1] - wanted[0]) / 2) <= pd.Timedelta(1, "us")
+        assert abs(midpoint(value) - wanted[0] - (wanted[1] - wanted[0]) / 2) <= pd.Timedelta(1, "us")
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_what_a_value_names(value, first, last):
 )
 def test_what_is_no_time(value):
     """Numbers could be years or seconds; other text could be anything."""
-    with pytest.raises(UsageError, match="Not a date or time"):
-        instant(value)
+    with pytest.raises(UsageError, match="A time must be a date or time"):
+        parse_time(value)
     with pytest.raises(UsageError, match=r"rows \[1\]"):
-        windows_of(pd.Series(["2023", value], dtype=object), None, named)
+        parse_windows(pd.Series(["2023", value], dtype=object), None, named)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_no_time(value):
 def test_columns_of_days(kind):
     """Whatever pandas calls them; categories of text ended at midnight."""
     first, last = kind(["2023-05-01", None, "0001-01-01"]), kind(["2023-05-02", None, "9999-12-31"])
-    start, stop = windows_of(first, last, named)
+    start, stop = parse_windows(first, last, named)
     assert start[0] == np.datetime64("2023-05-01", "ns")
     assert stop[0] == np.datetime64("2023-05-02T23:59:59.999999", "ns")
     assert np.isnat(start[1:]).all()
@@ -100,14 +100,14 @@ def test_columns_of_days(kind):
 def test_columns_of_instants_and_intervals():
     """Zones, units, nanoseconds, intervals, mixtures; an empty column and one without any value."""
     zoned = pd.Series(pd.to_datetime(["2023-03-01T01:00"]).tz_localize("Europe/Berlin"))
-    assert windows_of(zoned, None, named)[1][0] == np.datetime64("2023-03-01T00:00", "ns")
+    assert parse_windows(zoned, None, named)[1][0] == np.datetime64("2023-03-01T00:00", "ns")
     exact = pd.Series(pd.to_datetime(["2023-03-01T01:00:00.123456789"]).as_unit("ns"))
-    assert windows_of(exact, None, named)[0][0] == np.datetime64("2023-03-01T01:00:00.123456789", "ns")
+    assert parse_windows(exact, None, named)[0][0] == np.datetime64("2023-03-01T01:00:00.123456789", "ns")
     far = pd.Series(np.array(["2023-03-01", "9999-12-31"], "datetime64[us]"))
-    assert np.isnat(windows_of(pd.Series(["2023", "2023"]), far, named)[1]).tolist() == [False, True]
+    assert np.isnat(parse_windows(pd.Series(["2023", "2023"]), far, named)[1]).tolist() == [False, True]
     spans = pd.Series(pd.IntervalIndex.from_arrays(zoned.dt.tz_localize(None), exact), dtype=object)
     mixed = pd.concat([spans, pd.Series(["2023-05/2023-06", dt.date(2023, 7, 1), zoned[0]], dtype=object)])
-    start, stop = windows_of(mixed, None, named)
+    start, stop = parse_windows(mixed, None, named)
     assert start.astype("datetime64[D]").astype(str).tolist() == [
         "2023-03-01",
         "2023-05-01",
@@ -116,7 +116,7 @@ def test_columns_of_instants_and_intervals():
     ]
     assert stop.astype("datetime64[D]").astype(str).tolist() == ["2023-03-01", "2023-06-30", "2023-07-01", "2023-03-01"]
     for nothing in (pd.Series([], dtype=object), pd.Series([np.nan, np.nan]), pd.Series([None], dtype="string")):
-        start, stop = windows_of(nothing, None, named)
+        start, stop = parse_windows(nothing, None, named)
         assert start.dtype == stop.dtype == NS
         assert len(start) == len(nothing)
         assert np.isnat(start).all()
@@ -125,17 +125,17 @@ def test_columns_of_instants_and_intervals():
 @pytest.mark.parametrize(
     ("first", "last", "text"),
     [
-        (["2023", "9999-12-31"], None, r"rows \[1\] lie beyond 1677-09-21 to 2262-04-11"),
-        (["2023", "1500"], ["2024", "1600"], r"rows \[1\] lie beyond"),
-        ([2023, 2024], None, r"rows \[0, 1\] are numbers"),
+        (["2023", "9999-12-31"], None, r"rows \[1\] must be within 1677-09-21 to 2262-04-11"),
+        (["2023", "1500"], ["2024", "1600"], r"rows \[1\] must be within"),
+        ([2023, 2024], None, r"rows \[0, 1\] must be .*a number could be"),
         (["2023-05-02", "2023"], ["2023-05-01", "2023"], r"rows \[0\] end before they start"),
-        (["a/b", "2023"], None, r"rows \[0\] are no ISO"),
+        (["a/b", "2023"], None, r"rows \[0\] must be ISO"),
     ],
 )
 def test_windows_that_cannot_be(first, last, text):
     """Named by row; what lies wholly beyond nanoseconds is refused, not moved."""
     with pytest.raises(UsageError, match=text):
-        windows_of(pd.Series(first), None if last is None else pd.Series(last), named)
+        parse_windows(pd.Series(first), None if last is None else pd.Series(last), named)
 
 
 def test_nearest_to_a_day_is_within_it():
@@ -157,10 +157,10 @@ def test_open_and_far_ends_everywhere():
     index = rm.PolygonDataset(table, time=("a", "b"), res=1.0).index.index
     assert index.right[0] == pd.Timestamp.max
     assert index.left[1] == pd.Timestamp.min
-    assert instant("9999-12-31", last=True) == pd.Timestamp.max == nearest_ns(dt.datetime(9999, 12, 31))
-    assert instant("9999-12-31T23:00:00-05:00", last=True) == pd.Timestamp.max
+    assert parse_time("9999-12-31", last=True) == pd.Timestamp.max == clamp_ns(dt.datetime(9999, 12, 31))
+    assert parse_time("9999-12-31T23:00:00-05:00", last=True) == pd.Timestamp.max
     with pytest.raises(UsageError, match="beyond"):
-        instant("9999-12-31")
+        parse_time("9999-12-31")
     assert parse_date_range("../2023") == (dt.datetime.min, dt.datetime(2023, 12, 31, 23, 59, 59, 999999))
     assert parse_date_range(("2023", None))[1] == dt.datetime.max
 
@@ -175,5 +175,5 @@ def test_painted_polygons_take_days_and_intervals():
     assert of_spans[0:2, 0:1, morning]["mask_valid"].tolist() == [[[True, False]]]
     late = slice(pd.Timestamp("2030-01-01"), pd.Timestamp("9999-12-31").as_unit("us"))
     assert of_spans[0:2, 0:1, late]["mask_valid"].tolist() == [[[False, True]]]
-    with pytest.raises(UsageError, match=r"polygons \[1\] are no ISO"):
+    with pytest.raises(UsageError, match=r"polygons \[1\] must be ISO"):
         rm.PolygonDataset(frame(when=["2021", "then"]), time="when")

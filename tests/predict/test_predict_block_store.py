@@ -23,8 +23,8 @@ def empty():
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("change"), st.integers(0, 9)),
-        st.tuples(st.just("take"), st.integers(0, 9)),
+        st.tuples(st.just("modify"), st.integers(0, 9)),
+        st.tuples(st.just("pop"), st.integers(0, 9)),
         st.tuples(st.sampled_from(["save", "flush", "kill"]), st.none()),
     ),
     max_size=80,
@@ -40,19 +40,19 @@ def test_the_store_is_a_dictionary_and_a_kill_goes_back_to_what_was_saved(taken,
         store = BlockStore(path, LAYOUT, empty, room * BYTES)
         held, saved = {}, {}
         for count, (name, number) in enumerate(taken, start=1):
-            if name == "change":
-                values, keys = store.change(number)
+            if name == "modify":
+                values, keys = store.modify(number)
                 np.testing.assert_array_equal(keys, held.get(number, 0))
                 values[:], keys[:] = -count, count
                 held[number] = count
-            elif name == "take":
-                block = store.take(number)
+            elif name == "pop":
+                block = store.pop(number)
                 assert (block is None) == (number not in held)
                 if block is not None:
                     assert (block[1] == held.pop(number)).all()
             elif name == "save":
                 index = store.flush()
-                store.saved()
+                store.commit()
                 saved = dict(held)
             elif name == "flush":
                 store.flush()  # killed before it was kept
@@ -62,7 +62,7 @@ def test_the_store_is_a_dictionary_and_a_kill_goes_back_to_what_was_saved(taken,
                 held = dict(saved)
             assert all((number in store) == (number in held) for number in range(10))
         for number, value in held.items():
-            block = store.take(number)
+            block = store.pop(number)
             assert (block[1] == value).all()
             assert (block[0] == -value).all()
         store.close()
@@ -73,10 +73,10 @@ def test_slots_are_used_again(tmp_path):
     path = tmp_path / "blocks"
     store = BlockStore(path, LAYOUT, empty, BYTES)
     for number in range(200):
-        store.change(number)
-        store.change(number + 1)
-        store.take(number)
+        store.modify(number)
+        store.modify(number + 1)
+        store.pop(number)
         store.flush()
-        store.saved()
+        store.commit()
     store.close()
     assert path.stat().st_size <= 6 * BYTES

@@ -208,7 +208,7 @@ def test_native_grids_give_a_map_for_each_zone(zones, tmp_path):
             covered = covered.union(ground.to_crs(32632)[0])
 
 
-def test_two_sheets_of_one_zone_have_their_own_names(tmp_path):
+def test_two_maps_of_one_zone_have_their_own_names(tmp_path):
     """10 m and 20 m pixels of the same CRS."""
     for size, res in ((60, 10), (40, 20)):
         make_cog(
@@ -231,16 +231,16 @@ def test_what_cannot_work_is_said_at_once(scene, tmp_path):
     path = tmp_path / "map.tif"
     random = rm.DataLoader(dataset, batch_size=4, sampler=rm.RandomAOISampler(dataset, 64, 4))
     for data, options, message in (
-        (good, {"merge": "mean"}, "merge is"),
-        (good, {"output": "class"}, "output is"),
+        (good, {"merge": "mean"}, "merge must be"),
+        (good, {"output": "class"}, "output must be"),
         (good, {"block": 100}, "multiple of 16"),
         (good, {"nodata": 0, "output": "scores"}, "NaN"),
         (good, {"nodata": -1}, "65535"),
         (good, {"colours": {0: (0, 0, 300)}}, "0 to 255"),
-        (good, {"colours": {0: (0, 0, 0)}, "output": "scores"}, "has none"),
-        (random, {}, "GridAOISampler, not of a RandomAOISampler"),
+        (good, {"colours": {0: (0, 0, 0)}, "output": "scores"}, "has no colours"),
+        (random, {}, "GridAOISampler, got a RandomAOISampler"),
         (rm.DataLoader(dataset, batch_size=None, sampler=good.sampler), {}, "batch_size"),
-        (dataset, {}, "not RasteretDataset"),
+        (dataset, {}, "got a RasteretDataset"),
     ):
         with pytest.raises(UsageError, match=message):
             rm.predict_map(identity, data, path, **options)
@@ -250,10 +250,10 @@ def test_what_cannot_work_is_said_at_once(scene, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda image: image[..., ::2, ::2], r"\[4, K, 64, 64\], not \[4, 4, 32, 32\]"),
-        (lambda image: image[:1], "not"),
-        (lambda image: {"out": image}, "not a dict"),
-        (lambda image: image.long(), "neither classes"),
+        (lambda image: image[..., ::2, ::2], r"\[4, K, 64, 64\], got \[4, 4, 32, 32\]"),
+        (lambda image: image[:1], "must have shape"),
+        (lambda image: {"out": image}, "got a dict"),
+        (lambda image: image.long(), "class indices"),
         (lambda image: image[:, 0].long(), "centre"),
     ],
 )
@@ -265,7 +265,7 @@ def test_predictions_that_do_not_fit_are_refused(scene, tmp_path, model, message
 
 def test_scores_and_names_are_as_many(scene, tmp_path):
     """A name too many has no band."""
-    with pytest.raises(UsageError, match="4 scores a pixel, and there are 2 names"):
+    with pytest.raises(UsageError, match="4 scores, got 2 names"):
         rm.predict_map(identity, loader_of(scene[1]), tmp_path / "map.tif", output="scores", names=["a", "b"])
 
 

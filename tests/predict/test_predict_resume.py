@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import signal
 import subprocess
@@ -24,8 +23,10 @@ CHIPS = 70
 
 SCRIPT = """
 import os, signal, sys
+from pathlib import Path
 import torch
 import rasteret_ml as rm
+from rasteret_ml.predict.progress import load_progress
 
 collection, folder = sys.argv[1:]
 rm.RasteretDataset, rm.DataLoader, rm.GridAOISampler, rm.predict_map  # imported once
@@ -54,9 +55,10 @@ for name, options in (("blend", {"output": "scores"}), ("centre", {"merge": "cen
             os._exit(0)
         _, status = os.waitpid(child, 0)
         there = os.path.exists(f"{folder}/{name}.tif")
-        progress = None if there else open(f"{folder}/{name}.tif.parts/part-0/progress.json").read()
+        progress = None if there else load_progress(Path(f"{folder}/{name}.tif.parts/shard-0"))
+        done = None if there else (int(progress.done.sum()), len(progress.done))
         seen = os.path.getsize(f"{folder}/{name}.seen")
-        print(repr((name, os.waitstatus_to_exitcode(status), there, seen, progress)))
+        print(repr((name, os.waitstatus_to_exitcode(status), there, seen, done)))
 """
 
 
@@ -98,18 +100,18 @@ def pixels_of(path):
 @pytest.mark.slow
 def test_killed_three_times(dataset, tmp_path):
     """The same file, bit for bit, as one run's; each chip is predicted once, but for the batch that was not saved."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SCRIPT, dataset.collection.path, tmp_path],
         env=os.environ | {"PYTHONPATH": str(Path(rm.__file__).parents[1])},
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    runs = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    runs = [ast.literal_eval(line) for line in process.stdout.splitlines()]
     assert [code for _, code, *_ in runs] == [-signal.SIGKILL] * 3 + [0] + [-signal.SIGKILL] * 3 + [0]
-    for _, code, there, seen, progress in runs:
+    for _, code, there, seen, done in runs:
         assert there == (code == 0)
         if not there:
-            assert json.loads(progress)["chips"] == {"done": seen, "of": CHIPS}
+            assert done == (seen, CHIPS)
         else:
             assert seen == CHIPS
     for name, options in (("blend", {"output": "scores"}), ("centre", {"merge": "centre"})):
@@ -192,12 +194,28 @@ def test_other_weights_are_another_plan(dataset, tmp_path):
     rm.predict_map(model, loader_of(dataset), path)
 
 
+def test_an_older_format_is_refused(dataset, tmp_path):
+    """Both files that say their version: of the run, and of a shard."""
+    path = tmp_path / "map.tif"
+    begun(dataset, path)
+    progress = path.with_name("map.tif.parts") / "shard-0" / "progress.npz"
+    with np.load(progress) as file:
+        fields = {name: file[name] for name in file.files}
+    np.savez(progress, **(fields | {"fields": str(fields["fields"]).replace('"version": 2', '"version": 1')}))
+    with pytest.raises(DataError, match="version 1, not 2"):
+        rm.predict_map(Counting(), loader_of(dataset), path)
+    plan = path.with_name("map.tif.parts") / "plan.json"
+    plan.write_text(plan.read_text().replace('"format": "2"', '"format": "1"'))
+    with pytest.raises(UsageError, match=r"format: 1 then, 2 now.*resume=False"):
+        rm.predict_map(Counting(), loader_of(dataset), path)
+
+
 def test_other_images_are_another_plan(dataset, tmp_path):
     """The same place is not enough."""
     path = tmp_path / "map.tif"
     begun(dataset, path)
     other = rm.RasteretDataset(dataset.collection, ["b", "a"])
-    with pytest.raises(UsageError, match="another plan: data: "):
+    with pytest.raises(UsageError, match="another run: data: "):
         rm.predict_map(Counting(), loader_of(other), path)
 
 
@@ -225,7 +243,7 @@ def test_another_number_of_planes_is_refused(dataset, tmp_path):
     """A function has no weights to be known by, but what it gives must stay the same."""
     path = tmp_path / "map.tif"
     begun(dataset, path)
-    with pytest.raises(UsageError, match=r"planes=2.*planes=1"):
+    with pytest.raises(UsageError, match=r"channels=2.*channels=1"):
         rm.predict_map(lambda image: image[:, :1], loader_of(dataset), path)
 
 
@@ -235,10 +253,10 @@ def test_one_writer_at_a_time(dataset, tmp_path):
     with rm.PredictionMap(path, sampler) as first:
         for batch in rm.DataLoader(dataset, batch_size=3, sampler=first.sampler):
             first.add(batch, batch["image"].float())
-            if first.left() == CHIPS - 3:
+            if first.count_missing() == CHIPS - 3:
                 with rm.PredictionMap(path, sampler) as second, pytest.raises(UsageError, match="Another process"):
                     second.add(batch, batch["image"].float())
-        assert first.left() == 0
+        assert first.count_missing() == 0
         first.finish()
     assert path.exists()
 
@@ -249,14 +267,14 @@ def test_missing_chips(dataset, tmp_path):
     with rm.PredictionMap(path, sampler) as found:
         batch = next(iter(rm.DataLoader(dataset, batch_size=3, sampler=found.sampler)))
         with pytest.raises(UsageError, match=r"70 of 70 chips.*\(positions 0, 1, 2, 3, 4 …\)"):
-            found.finish(partial=True)
+            found.finish(allow_missing=True)
     with rm.PredictionMap(path, sampler) as found:
         found.add(batch, batch["image"].float())
         with pytest.raises(UsageError, match=r"67 of 70 chips.*\(positions 3, 4, 5, 6, 7 …\)"):
             found.finish()
     with rm.PredictionMap(path, sampler) as found:
-        assert found.to_do == 67
-        assert found.finish(partial=True) == [str(path)]
+        assert found.chip_count == 67
+        assert found.finish(allow_missing=True) == [str(path)]
     known = pixels_of(path)[0] != 255
     assert known[:64, :144].sum() == known.sum() > 60 * 100
 
@@ -265,7 +283,6 @@ def test_a_broken_state_is_named(dataset, tmp_path):
     """Not taken for an empty one."""
     path = tmp_path / "map.tif"
     begun(dataset, path)
-    (state,) = (tmp_path / "map.tif.parts" / "part-0").glob("state-*.npz")
-    state.write_bytes(b"")
-    with pytest.raises(DataError, match=r"part-0.*delete"):
+    (tmp_path / "map.tif.parts" / "shard-0" / "progress.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"shard-0.*delete"):
         rm.predict_map(Counting(), loader_of(dataset), path)

@@ -166,9 +166,9 @@ def test_time_windows():
         ({"weight": [1, np.nan, 0, 0]}, r"\[1\] have a weight"),
         ({"weight": [0, 0, 0, 0]}, "All weights are 0"),
         ({"weight": "crop"}, "numbers"),
-        ({"time": "crop"}, r"\[0, 1, 2, 3\] are no ISO"),
+        ({"time": "crop"}, r"\[0, 1, 2, 3\] must be ISO"),
         ({"time": ("to", "from")}, "end before they start"),
-        ({"crs": 4326}, "EPSG:4326 was given"),
+        ({"crs": 4326}, "got EPSG:4326"),
         ({"invalid": "mend"}, "mend"),
     ],
 )

@@ -64,7 +64,7 @@ def eroded(shape, width, height):
 def test_unions(boxes, angle):
     """For boxes and other polygons."""
     shapes = turned(boxes, angle)
-    united = regions.union_of(shapes)
+    united = regions.union_polygons(shapes)
     assert united.is_valid
     # With a grid size: without it, GEOS may lose a whole box if rotated ones almost touch.
     assert difference(united, shapely.union_all(shapes, grid_size=1e-12), grid_size=1e-12) < 1e-9
@@ -76,7 +76,7 @@ def test_unions(boxes, angle):
 @given(BOXES)
 def test_a_grid_of_boxes_is_covered_by_rectangles(boxes):
     """The rectangles do not overlap."""
-    rectangles = shapely.box(*regions._covered(shapely.bounds(boxes)).T)
+    rectangles = shapely.box(*regions._covering_rectangles(shapely.bounds(boxes)).T)
     assert shapely.area(rectangles).sum() == shapely.area(shapely.union_all(boxes))
     assert difference(shapely.union_all(rectangles), shapely.union_all(boxes)) == 0
 
@@ -85,13 +85,13 @@ def test_rows_and_columns_of_scenes_become_one():
     """Like the tiles of Sentinel-2: overlapping, with many dates each."""
     x, y = (axis.ravel() for axis in np.meshgrid(np.arange(40) * 1e5, np.arange(30) * 1e5))
     boxes = np.tile(shapely.box(x, y, x + 109800, y + 109800), 3)
-    assert regions.union_of(boxes).equals(shapely.box(0, 0, 39e5 + 109800, 29e5 + 109800))
+    assert regions.union_polygons(boxes).equals(shapely.box(0, 0, 39e5 + 109800, 29e5 + 109800))
 
 
 def test_invalid_shapes_among_many_are_repaired():
     """A bow tie counts as its two triangles."""
     tie = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
-    united = regions.union_of(np.array([tie, shapely.box(5, 5, 6, 6), shapely.box(7, 7, 8, 8)], dtype=object))
+    united = regions.union_polygons(np.array([tie, shapely.box(5, 5, 6, 6), shapely.box(7, 7, 8, 8)], dtype=object))
     assert united.is_valid
     assert united.area == pytest.approx(4)
 
@@ -102,7 +102,7 @@ def test_cuts(shapes, others, angle, other_angle):
     """Each shape is clipped to the parts of the region."""
     whole = shapely.union_all(turned(others, other_angle))
     shapes = turned(shapes, angle)
-    cut = regions.clipped(shapes, whole)
+    cut = regions.clip_polygons(shapes, whole)
     expected = shapely.intersection(shapes, whole)
     assert difference(cut, expected).max() < 1e-9
     assert shapely.is_valid(cut).all()
@@ -135,7 +135,7 @@ def test_erosion_of_convex_polygons(points, width, height):
     if hull.geom_type != "Polygon" or hull.area < 1e-3:
         return
     both = np.array([hull, rotate(hull, 90)], dtype=object)
-    found = regions._eroded_convex(both, width, height)
+    found = regions._erode_convex(both, width, height)
     # With a grid size: without it, GEOS may return all of two polygons that differ by rounding.
     assert difference(found[0], eroded(hull, width, height), grid_size=1e-12) < 1e-9
     assert shapely.is_valid(found).all()

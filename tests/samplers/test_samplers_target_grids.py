@@ -13,7 +13,7 @@ from property_settings import examples
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import transform_geometries
-from rasteret_ml.geo.regions import dilate_by_box, erode_by_box, polygonal, union_of
+from rasteret_ml.geo.regions import dilate_by_box, erode_by_box, polygonal, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 from rasteret_ml.samplers.locality import batch_diversity
 
@@ -140,8 +140,8 @@ def test_a_grid_covers_the_area_of_all_target_grids_once():
     """Chips of the first grid cover the shared area, except for chips that extend past its edge."""
     data = TwoZones()
     aois = list(rm.GridAOISampler(data, 50))
-    west = union_of(boxes([a for a in aois if a.crs == ZONES[0]]))
-    east = union_of(boxes([a for a in aois if a.crs == CRS]))
+    west = union_polygons(boxes([a for a in aois if a.crs == ZONES[0]]))
+    east = union_polygons(boxes([a for a in aois if a.crs == CRS]))
     assert west.buffer(1).covers(data.west)
     first = moved(data.west, ZONES[0], CRS)
     assert east.buffer(1).covers(data.east - first.buffer(1))
@@ -192,7 +192,7 @@ def test_reach_contains_every_chip_and_little_else(make, epochs, least):
         for aoi in sampler:
             chips += [aoi, *(aoi.spare(k) for k in range(len(aoi.spares)))]
     assert shapely.covers(region.buffer(1e-3), boxes(chips)).all()
-    assert union_of(boxes(chips)).area >= (least - 1e-9) * region.area
+    assert union_polygons(boxes(chips)).area >= (least - 1e-9) * region.area
 
 
 def test_reach_of_several_target_grids():

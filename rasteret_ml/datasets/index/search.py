@@ -15,8 +15,8 @@ import shapely
 
 from rasteret_ml.datasets.index.scene_table import SceneTable
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
-from rasteret_ml.geo.times import middle, nearest_ns
+from rasteret_ml.geo.antimeridian import repeat_turns
+from rasteret_ml.geo.times import clamp_ns, midpoint
 
 __all__ = ["IndexBounds", "RecordOrder", "SceneSearch", "checked_order", "preference"]
 
@@ -39,7 +39,7 @@ def checked_order(order: RecordOrder) -> str | pd.Timestamp:
     if isinstance(order, str) and order in _NAMED:
         return order
     try:
-        when = middle(order) if isinstance(order, (str, dt.date)) else None
+        when = midpoint(order) if isinstance(order, (str, dt.date)) else None
     except UsageError:
         when = None
     if when is None:
@@ -131,8 +131,8 @@ class SceneSearch:
 
     def rows(self, footprint: shapely.Polygon, t: slice) -> npt.NDArray[np.int64]:
         """Return the rows that share an area with a chip and overlap a time (both ends included), best first."""
-        start, stop = nearest_ns(t.start).value, nearest_ns(t.stop).value
-        places = wraps_globe([footprint], self._turn)
+        start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
+        places = repeat_turns([footprint], self._turn)
         hits = [self._overlapping(place, start, stop) for place in places]
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
         found = self._sorted(found, start, stop)

@@ -1,1 +1,1 @@
-"""Resampling: which source pixels a grid needs, and the kernels that read them."""
+"""Resampling: where pixels lie on another grid, which of them are needed, and their new values."""

@@ -1,130 +1,60 @@
-"""Resampling from one grid to another, validity taken along.
+"""Resample pixels and their validity from one grid to another.
 
-Two halves: which source window a target grid needs, and the resampling of it. Both work with exact positions
-(`geo.locate`), so that a pixel does not depend on how its chip was cut; `rasterio.warp.reproject` interpolates
-positions with an error of up to 0.125 pixels. The kernels (`geo.kernels`) follow GDAL's rules, and nodata never
-bleeds: an invalid pixel has no weight.
+The kernels follow GDAL's rules (alg/gdalwarpkernel.cpp): weights are normalised over the valid pixels; `bilinear` and
+`cubic` have a value if the pixel under the target's centre is valid, `average` if any pixel under the target is; a
+cubic that is not scaled becomes bilinear if one of its 16 pixels is invalid. An invalid pixel has no weight, so nodata
+never bleeds into its neighbours.
+
+`rasterio.warp.reproject` is not used, because there
+- positions are interpolated with an error of up to 0.125 pixels, and kernels are scaled by the extents of the arrays:
+  a pixel depends on how its chip was cut;
+- `average` ignores how much of a pixel at the rim of its box is covered at the edge of the image, and the result of
+  `mode` changes with GDAL's version (here it is the value that covers the largest area).
+With exact positions the pixels are the same, as `examples/benchmarks/warp_parity.py` measures.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from affine import Affine
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import full_turn, transform_points
-from rasteret_ml.geo.grid import Grid, full_turns
-from rasteret_ml.geo.resample.kernels import Boxes, Pixels, average, bilinear, convolve, cubic, mode, nearest
-from rasteret_ml.geo.resample.positions import contiguous, positions, to_source, turn_columns
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.resample.positions import LARGEST_BOX, Resampling, pixel_ratio, positions, turn_columns
 
-__all__ = ["Resampling", "needed_window", "pixel_ratio", "steady_ratio", "warp"]
+__all__ = ["Resampling", "warp"]
 
-Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
-"""Kernels by their GDAL names."""
-
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
-_KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode": 1}
-_LATTICE = 21
+_EDGE = 1e-7
+"""A position this close below a pixel's edge is on it, so that rounding does not choose the pixel."""
+_MIN_WEIGHT = 1e-6
+"""Weights with a smaller sum give no value (GDAL's number)."""
+_BLOCK = 1 << 16
+"""Target pixels processed at once, so that the arrays of a tap stay in the processor's cache."""
+_COUNTERS = 1 << 22
+_TIE_DECIMALS = 6
+"""Decimals of a covered area; the rest is noise of the positions, which must not decide between equals."""
 _HALF = 0.5 + 1e-6
-"""Rounds halves up, also those that noise of the positions has made a little less."""
-_STEADY = 1.1
-_LARGEST_BOX = 8.0
-"""A target pixel that covers so many times more than the middle one lies across a seam."""
-
-
-def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
-    """The pixels that resampling onto `target` can touch, on `source`'s grid but perhaps past its edges.
-
-    A lattice of 21 x 21 points of the target is projected onto the source grid; the box around them is widened
-    by the kernel, scaled where the target is coarser, and by what may bow out between the points.
-
-    On a geographic source the window is one piece also where the target crosses the antimeridian: longitudes
-    are taken from the middle of the target on, then moved by whole turns to where the source has most of them.
-    The window then reaches past the source's left or right edge, where a raster of all longitudes goes on at its
-    other side (`Grid.turn` columns away). A target that holds a pole needs all columns.
-
-    Returns:
-        The window, or None where no part of the target has a place in the source's CRS.
-
-    Raises:
-        UsageError: an unknown kernel, or a grid without a CRS.
-    """
-    if resampling not in _KERNEL_RADIUS:
-        raise UsageError(f"resampling must be one of {', '.join(_KERNEL_RADIUS)}, not {resampling!r}.")
-    if target.crs is None or source.crs is None:
-        raise UsageError("Resampling needs a CRS on both grids; this file declares none.")
-    steps = np.linspace(0.0, 1.0, _LATTICE)
-    x, y = to_source(target, source, *np.meshgrid(steps * target.width, steps * target.height))
-    good = np.isfinite(x) & np.isfinite(y)
-    if not good.any():
-        return None
-    middle = x[_LATTICE // 2, _LATTICE // 2]
-    x = contiguous(x, source.crs, middle if np.isfinite(middle) else x[good][0])
-    cols, rows = source.to_pixels(np.where(good, x, np.nan), np.where(good, y, np.nan))
-    ratio = pixel_ratio(target, source)
-    rims = [int(np.ceil(_KERNEL_RADIUS[resampling] * max(1.0, scale))) + 1 for scale in ratio]
-    left, right = float(np.nanmin(cols)), float(np.nanmax(cols))
-    top, bottom = float(np.nanmin(rows)), float(np.nanmax(rows))
-    turn, poles = turn_columns(source), _poles_within(target, source)
-    pad_row, pad_col = (
-        rim + min(_bow(at), max(source.shape)) for rim, at in zip(rims[::-1], (rows, cols), strict=True)
-    )
-    if poles or (turn is not None and right - left >= turn - 1):
-        left, right, pad_col = 0.0, float(source.width), _rim_of_a_turn(resampling, rims[0], turn or 0.0)
-        top, bottom = min([top, *poles]), max([bottom, *poles])
-    elif turn is not None:
-        shift = turn * full_turns(left, right, source.width, turn)
-        left, right = left + shift, right + shift
-    row, col = int(np.floor(top)) - pad_row, int(np.floor(left)) - pad_col
-    return Window(
-        row=row,
-        col=col,
-        height=max(1, int(np.ceil(bottom)) + pad_row - row),
-        width=max(1, int(np.ceil(right)) + pad_col - col),
-    )
-
-
-def _rim_of_a_turn(resampling: Resampling, rim: int, turn: float) -> int:
-    """Columns on either side of a window of all longitudes: the box of a pixel beside a pole is wide."""
-    if resampling not in ("average", "mode"):
-        return rim
-    return max(rim, min(int(np.ceil(_LARGEST_BOX * rim)), int(np.ceil(turn / 2))))
-
-
-def _bow(positions: Floats) -> int:
-    """How far, at most, a smooth curve leaves the lattice between its points (an eighth of its second difference)."""
-    bends = np.concatenate([np.diff(positions, 2, axis=axis).ravel() for axis in (0, 1)])
-    bends = np.abs(bends[np.isfinite(bends)])
-    return max(0, int(np.ceil(bends.max(initial=0.0) / 4 - 1e-3)))
-
-
-def _poles_within(target: Grid, source: Grid) -> list[float]:
-    """The rows of `source` at which the poles lie that a target in a projected CRS holds."""
-    quarter = (full_turn(source.crs) or 0.0) / 4
-    if not quarter or full_turn(target.crs):
-        return []
-    lat = np.array([-quarter, quarter])
-    col, row = target.to_pixels(*transform_points(np.zeros(2), lat, str(source.crs), str(target.crs)))
-    with np.errstate(invalid="ignore"):
-        held = (col >= -1) & (row >= -1) & (col <= target.width + 1) & (row <= target.height + 1)
-    return [float(row) for row in source.to_pixels(np.zeros(2), lat)[1][held]]
+"""Rounds halves up, including those that noise of the positions has made a little smaller."""
 
 
 def warp(
-    data: npt.NDArray[Any],
-    valid: npt.NDArray[np.bool_],
+    data: Array,
+    valid: Mask,
     source: Grid,
     target: Grid,
     resampling: Resampling,
     fill: int | float | complex,
     ratio: tuple[float, float] | None = None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+) -> tuple[Array, Mask]:
     """Resample one band.
 
     Args:
@@ -132,31 +62,39 @@ def warp(
         valid: Their validity `[h, w]`; invalid pixels contribute nothing, and NaN is never valid.
         source: Grid of `data`; its longitudes may run past +-180 (see `needed_window`).
         target: Grid of the result.
-        resampling: Kernel. `nearest` and `mode` return values that occur in `data`, for every type.
+        resampling: Kernel. `nearest` and `mode` return values that occur in `data`, for every dtype.
         fill: Value of invalid target pixels.
-        ratio: Source columns and rows to a target pixel, by which kernels are widened; None = `pixel_ratio`.
+        ratio: Source columns and rows per target pixel, by which kernels are scaled; default `pixel_ratio`.
 
     Returns:
-        Pixels `[H, W]` in `data`'s dtype (kernels that average are rounded to the nearest integer for
-        integer types, and kept inside the type's range) and their validity `[H, W]`.
+        Pixels `[H, W]` in `data`'s dtype (for integers, averages are rounded to the nearest and clipped to the dtype's
+        range) and their validity `[H, W]`.
 
     Raises:
-        UsageError: an average of 64-bit integers, which no float holds.
+        UsageError: An average of 64-bit integers, which float64 cannot hold.
     """
     if resampling not in ("nearest", "mode") and data.dtype.kind in "iu" and data.dtype.itemsize == 8:
         raise UsageError(
-            f"{data.dtype} cannot be resampled with {resampling}: no float holds all its values; "
-            "use `nearest` or `mode`, or read it on its own grid."
+            f"{data.dtype} cannot be resampled with {resampling}, float64 does not hold all its values; use `nearest` "
+            "or `mode`, or read it on its own grid."
         )
     if data.dtype.kind in "fc":
         valid = valid & ~np.isnan(data)
     result = np.full(target.shape, fill, data.dtype)
     if resampling == "nearest":
-        at = positions(target, source)
-        return result, nearest(data, valid, at.cols, at.rows, result)
+        return result, _nearest(data, valid, source, target, result)
     if resampling == "mode":
         return result, _mode(data, valid, source, target, result)
-    values, out_valid = _averaged(data, valid, source, target, resampling, ratio)
+    if resampling == "average":
+        values, out_valid = _average(_Pixels(data, valid, 1), _boxes(target, source))
+    else:
+        kernel, reach = (_bilinear, 1) if resampling == "bilinear" else (_cubic, 2)
+        across, down = ratio or pixel_ratio(target, source)
+        scale = _kernel_scale(across), _kernel_scale(down)
+        at = positions(target, source)
+        pixels = _Pixels(data, valid, int(np.ceil(reach * max(scale))) + 1)
+        values, out_valid = _convolve(pixels, at.cols.ravel(), at.rows.ravel(), kernel, reach, scale)
+    values, out_valid = values.reshape(target.shape), out_valid.reshape(target.shape)
     if data.dtype.kind in "iu":
         limits: np.iinfo[Any] = np.iinfo(data.dtype)
         values = np.clip(np.floor(values + _HALF), limits.min, limits.max)
@@ -167,44 +105,157 @@ def warp(
     return result, out_valid
 
 
-def _averaged(
-    data: npt.NDArray[Any],
-    valid: npt.NDArray[np.bool_],
-    source: Grid,
-    target: Grid,
-    resampling: Resampling,
-    ratio: tuple[float, float] | None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Means as float64 or complex128 `[H, W]`, and where there are any."""
-    if resampling == "average":
-        values, out_valid = average(Pixels(data, valid, 1), _boxes(target, source))
-    else:
-        kernel, reach = (bilinear, 1) if resampling == "bilinear" else (cubic, 2)
-        across, down = ratio or pixel_ratio(target, source)
-        # From the grids, not from the extents of the arrays as in GDAL, where a pixel depends on how its chip was cut.
-        scale = _kernel_scale(across), _kernel_scale(down)
-        at = positions(target, source)
-        pixels = Pixels(data, valid, int(np.ceil(reach * max(scale))) + 1)
-        values, out_valid = convolve(pixels, at.cols.ravel(), at.rows.ravel(), kernel, reach, scale)
-    return values.reshape(target.shape), out_valid.reshape(target.shape)
+def _nearest(data: Array, valid: Mask, source: Grid, target: Grid, out: Array) -> Mask:
+    """Write the pixels under the target's centres into `out`; returns which of them are valid."""
+    at = positions(target, source)
+    height, width = data.shape
+    with np.errstate(invalid="ignore"):
+        col, row = np.floor(at.cols + _EDGE), np.floor(at.rows + _EDGE)
+        found = (col >= 0) & (row >= 0) & (col < width) & (row < height)
+    index = np.asarray(row[found] * width + col[found], np.int64)
+    known = valid.ravel()[index]
+    found[found] = known
+    out[found] = data.ravel()[index[known]]
+    return np.asarray(found)
 
 
-def _mode(
-    data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], source: Grid, target: Grid, out: npt.NDArray[Any]
-) -> npt.NDArray[np.bool_]:
-    """Write the most frequent values into `out`; small codes stand for them meanwhile."""
+def _mode(data: Array, valid: Mask, source: Grid, target: Grid, out: Array) -> Mask:
+    """Write the values that cover most of each pixel into `out`; returns which pixels are valid."""
     values, codes = np.unique(data[valid], return_inverse=True)
     if not len(values):
         return np.zeros(target.shape, bool)
     coded = np.zeros(data.shape, np.int64)
     coded[valid] = codes.ravel()
-    winners, found = mode(Pixels(coded, valid, 1), len(values), _boxes(target, source))
+    winners, found = _largest_area(_Pixels(coded, valid, 1), len(values), _boxes(target, source))
     out_valid = found.reshape(target.shape)
     out[out_valid] = values[winners[found]]
     return out_valid
 
 
-def _boxes(target: Grid, source: Grid) -> Boxes:
+def _kernel_scale(ratio: float) -> float:
+    """By how much a kernel is widened: at least 1, and a whole number if it nearly is one (GDAL's rule)."""
+    whole = max(1.0, round(ratio))
+    return whole if ratio < 1 or abs(ratio - whole) < 0.05 else ratio
+
+
+class _Pixels:
+    """A source band with a rim of invalid zeros, so that taps just past its edges need no check."""
+
+    def __init__(self, data: Array, valid: Mask, rim: int) -> None:
+        self.height: int = data.shape[0]
+        self.width: int = data.shape[1]
+        self.rim = rim
+        self._stride: int = self.width + 2 * rim
+        shape = (self.height + 2 * rim, self._stride)
+        inner = slice(rim, rim + self.height), slice(rim, rim + self.width)
+        values, known = np.zeros(shape, data.dtype), np.zeros(shape, bool)
+        np.copyto(values[inner], data, where=valid)
+        known[inner] = valid
+        self.values: Array = values.ravel()
+        self.known: Mask = known.ravel()
+        self._is_finite = values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
+
+    def inside(self, cols: Floats, rows: Floats) -> Mask:
+        """Which positions lie on the source."""
+        across = (cols >= -_EDGE) & (cols < self.width - _EDGE)
+        return np.asarray(across & (rows >= -_EDGE) & (rows < self.height - _EDGE))
+
+    def index(self, col: Array, row: Array) -> Indices:
+        """Flat indices of whole-numbered positions that lie inside the rim."""
+        return np.asarray((row + self.rim) * self._stride + (col + self.rim), np.int64)
+
+    def shift(self, cols: int, rows: int) -> int:
+        """Distance of two pixels in the flat arrays."""
+        return rows * self._stride + cols
+
+    def weighted(self, at: Indices, weight: Floats) -> Array:
+        """Weighted values; an infinite value without weight is 0."""
+        if self._is_finite:
+            return np.asarray(weight * self.values[at])
+        with np.errstate(invalid="ignore"):
+            return np.where(weight == 0, 0, weight * self.values[at])
+
+
+Kernel = Callable[[Floats], Floats]
+"""From distances in source pixels, divided by the kernel's scale, to weights."""
+
+
+def _bilinear(distance: Floats) -> Floats:
+    return np.maximum(0.0, 1.0 - np.abs(distance))
+
+
+def _cubic(distance: Floats) -> Floats:
+    """Keys' cubic convolution with a = -0.5 (Catmull-Rom), as in GDAL."""
+    d = np.abs(distance)
+    near = (1.5 * d - 2.5) * d * d + 1.0
+    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _convolve(
+    pixels: _Pixels, cols: Floats, rows: Floats, kernel: Kernel, reach: int, scale: tuple[float, float]
+) -> tuple[Array, Mask]:
+    """Weighted means around positions `[P]`, and which of them have a value.
+
+    The kernel is zero from `reach` on; `scale` is of (columns, rows).
+    """
+    out = np.zeros(len(cols), np.result_type(pixels.values.dtype, np.float64))
+    out_valid = np.zeros(len(cols), bool)
+    for part in _slices(len(cols), _BLOCK):
+        inside = np.flatnonzero(pixels.inside(cols[part], rows[part]))
+        values, good = _convolve_block(pixels, cols[part][inside], rows[part][inside], kernel, reach, scale)
+        out[part][inside], out_valid[part][inside] = values, good
+    return out, out_valid
+
+
+def _convolve_block(
+    pixels: _Pixels, cols: Floats, rows: Floats, kernel: Kernel, reach: int, scale: tuple[float, float]
+) -> tuple[Array, Mask]:
+    under = pixels.index(
+        np.clip(np.floor(cols + _EDGE), 0, pixels.width - 1), np.clip(np.floor(rows + _EDGE), 0, pixels.height - 1)
+    )
+    first_col, first_row = np.floor(cols - 0.5), np.floor(rows - 0.5)
+    base = pixels.index(first_col, first_row)
+    taps_x = _axis_taps(cols - 0.5 - first_col, kernel, reach, scale[0])
+    taps_y = _axis_taps(rows - 0.5 - first_row, kernel, reach, scale[1])
+    total = np.zeros(len(cols), np.result_type(pixels.values.dtype, np.float64))
+    weight, missing = np.zeros(len(cols)), np.zeros(len(cols), bool)
+    for y, weight_y in taps_y:
+        for x, weight_x in taps_x:
+            at = base + pixels.shift(x, y)
+            known = pixels.known[at]
+            w = weight_y * weight_x * known
+            total += pixels.weighted(at, w)
+            weight += w
+            missing |= ~known
+    good = pixels.known[under] & (weight > _MIN_WEIGHT)
+    values = total / np.where(good, weight, 1.0)
+    if kernel is _cubic and scale == (1.0, 1.0) and missing.any():
+        values[missing], good[missing] = _convolve_block(pixels, cols[missing], rows[missing], _bilinear, 1, scale)
+    return values, good
+
+
+def _axis_taps(fraction: Floats, kernel: Kernel, reach: int, scale: float) -> list[tuple[int, Floats]]:
+    """The taps along one axis: (distance from the first pixel, weights `[P]`)."""
+    last = int(np.ceil(reach * scale))
+    return [(i, kernel((i - fraction) / scale)) for i in range(1 - last, last + 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Boxes:
+    """What each target pixel covers on the source, as fractional positions `[P]`; stops are not before starts."""
+
+    col: Floats
+    """First column."""
+    col_stop: Floats
+    """End of the columns."""
+    row: Floats
+    """First row."""
+    row_stop: Floats
+    """End of the rows."""
+
+
+def _boxes(target: Grid, source: Grid) -> _Boxes:
     """The source boxes between the upper-left and the lower-right corner of each target pixel (GDAL's rule)."""
     at = positions(target, source, corners=True)
     (col, row), (col_stop, row_stop) = ((at.cols[part], at.rows[part]) for part in (np.s_[:-1, :-1], np.s_[1:, 1:]))
@@ -214,83 +265,83 @@ def _boxes(target: Grid, source: Grid) -> Boxes:
         if turn is not None:
             col_stop = col_stop - turn * np.round((col_stop - col) / turn)
         # A pixel across a seam of the projection, or a pole, would cover half the world.
-        limits = [_LARGEST_BOX * max(1.0, ratio) for ratio in pixel_ratio(target, source)]
+        limits = [LARGEST_BOX * max(1.0, ratio) for ratio in pixel_ratio(target, source)]
         lost |= (np.abs(col_stop - col) > limits[0]) | (np.abs(row_stop - row) > limits[1])
-    edges = (np.where(lost, -np.inf, edge).ravel() for edge in (col, col_stop, row, row_stop))
-    left, right, top, bottom = edges
-    return Boxes(
-        col=np.minimum(left, right),
-        col_stop=np.maximum(left, right),
-        row=np.minimum(top, bottom),
-        row_stop=np.maximum(top, bottom),
+    left, right, top, bottom = (np.where(lost, -np.inf, edge).ravel() for edge in (col, col_stop, row, row_stop))
+    (col, col_stop), (row, row_stop) = (
+        (np.minimum(start, stop), np.maximum(start, stop)) for start, stop in ((left, right), (top, bottom))
     )
+    return _Boxes(col=col, col_stop=col_stop, row=row, row_stop=row_stop)
 
 
-def _kernel_scale(source_pixels: float) -> float:
-    """By how much a kernel is widened: at least 1, and a whole number where it nearly is one (GDAL's own rule)."""
-    whole = max(1.0, round(source_pixels))
-    return whole if source_pixels < 1 or abs(source_pixels - whole) < 0.05 else source_pixels
+def _average(pixels: _Pixels, boxes: _Boxes) -> tuple[Array, Mask]:
+    """Means over boxes by covered area, and which boxes hold a valid pixel."""
+    out = np.zeros(len(boxes.col), np.result_type(pixels.values.dtype, np.float64))
+    out_valid = np.zeros(len(boxes.col), bool)
+    for part in _slices(len(boxes.col), _BLOCK):
+        total, weight = np.zeros(part.stop - part.start, out.dtype), np.zeros(part.stop - part.start)
+        for at, w in _box_taps(pixels, boxes, part):
+            total += pixels.weighted(at, w)
+            weight += w
+        out_valid[part] = weight > _MIN_WEIGHT
+        out[part] = total / np.where(out_valid[part], weight, 1.0)
+    return out, out_valid
 
 
-def pixel_ratio(target: Grid, source: Grid) -> tuple[float, float]:
-    """How many source columns and rows a target pixel spans at the middle of the target (1.0 where unknown).
+def _largest_area(pixels: _Pixels, codes: int, boxes: _Boxes) -> tuple[Indices, Mask]:
+    """The code that covers most of each box (of equals the smallest), and which boxes hold a valid pixel.
 
-    Where the middle has no place in the source's CRS, the median over a 5 x 5 lattice of the target counts.
+    The values of `pixels` are codes from 0 to `codes` - 1.
     """
-    middle = np.array([target.width // 2]), np.array([target.height // 2])
-    ratio = _ratios(target, source, *middle)
-    if ratio is None:
-        lattice = np.meshgrid(np.linspace(0, target.width - 1, 5), np.linspace(0, target.height - 1, 5))
-        ratio = _ratios(target, source, lattice[0].ravel(), lattice[1].ravel())
-    return ratio or (1.0, 1.0)
+    winners, out_valid = np.zeros(len(boxes.col), np.int64), np.zeros(len(boxes.col), bool)
+    for part in _slices(len(boxes.col), max(1, min(_BLOCK, _COUNTERS // codes))):
+        taps = list(_box_taps(pixels, boxes, part))
+        size = part.stop - part.start
+        if codes <= 4 + len(taps) ** 2:
+            areas = np.zeros(codes * size)
+            column = np.arange(size)
+            for at, w in taps:
+                areas[pixels.values[at] * size + column] += w
+            rounded = np.round(areas.reshape(codes, size), _TIE_DECIMALS)
+            winners[part], out_valid[part] = rounded.argmax(axis=0), rounded.max(axis=0) > _MIN_WEIGHT
+            continue
+        largest = np.full(size, _MIN_WEIGHT)
+        found = [pixels.values[at] for at, _ in taps]
+        for code in found:
+            area = np.zeros(size)
+            for other, (_, w) in zip(found, taps, strict=True):
+                area += w * (other == code)
+            area = np.round(area, _TIE_DECIMALS)
+            better = (area > largest) | ((area == largest) & (code < winners[part]))
+            largest = np.where(better, area, largest)
+            winners[part] = np.where(better, code, winners[part])
+        out_valid[part] = largest > _MIN_WEIGHT
+    return winners, out_valid
 
 
-def steady_ratio(target: Grid, source: Grid) -> tuple[float, float]:
-    """As `pixel_ratio`, but at the middle of the source where the ratio hardly changes over the source (by 10 %).
-
-    Of a scene, all chips then share one overview and one kernel; a raster of the globe has to differ with latitude.
-    """
-    t = target.transform
-    found = _ratio_over(source, str(target.crs), (t.a, t.b, t.d, t.e))
-    return pixel_ratio(target, source) if found is None else found
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-@functools.lru_cache(maxsize=4096)
-def _ratio_over(source: Grid, crs: str, step: tuple[float, float, float, float]) -> tuple[float, float] | None:
-    places = np.array([0.02, 0.5, 0.98])
-    cols, rows = (at.ravel() for at in np.meshgrid(places * source.width, places * source.height))
-    a, b, d, e = step
-    target = Grid(crs=crs, transform=Affine(a, b, 0.0, d, e, 0.0), shape=(1, 1))
-    with np.errstate(invalid="ignore"):
-        at = target.to_pixels(*to_source(source, target, cols, rows))
-        spans = np.stack(_spans(target, source, *at))
-    if not (np.isfinite(spans).all() and (spans.max(axis=1) < _STEADY * spans.min(axis=1)).all()):
-        return None
-    return float(spans[0, 4]), float(spans[1, 4])
-
-
-def _ratios(target: Grid, source: Grid, col: npt.NDArray[Any], row: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """The median spans of the target pixels at (col, row), None where none is finite."""
-    across, down = _spans(target, source, col + 0.5, row + 0.5)
-    good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
-    if not good.any():
-        return None
-    return float(np.median(across[good])), float(np.median(down[good]))
-
-
-def _spans(target: Grid, source: Grid, col: Floats, row: Floats) -> tuple[Floats, Floats]:
-    """How many source pixels the target pixels from (col, row) on span along columns and rows."""
-    cols, rows = col + np.array([[0.0], [1.0], [0.0]]), row + np.array([[0.0], [0.0], [1.0]])
-    t = target.transform
-    x, y = transform_points(
-        t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f, str(target.crs), str(source.crs)
-    )
-    with np.errstate(invalid="ignore"):
-        dx, dy = x[1:] - x[0], y[1:] - y[0]
-        turn = full_turn(source.crs)
-        if turn is not None:
-            dx -= turn * np.round(dx / turn)
-        i = ~source.transform
-        across = np.hypot(*(i.a * dx + i.b * dy))
-        down = np.hypot(*(i.d * dx + i.e * dy))
-    return across, down
+def _box_taps(pixels: _Pixels, boxes: _Boxes, part: slice) -> Iterator[tuple[Indices, Floats]]:
+    """Each pixel under each of the boxes: its index, and its covered share (0 if it is invalid)."""
+    lines = []
+    for start, stop, length in (
+        (boxes.row[part], boxes.row_stop[part], pixels.height),
+        (boxes.col[part], boxes.col_stop[part], pixels.width),
+    ):
+        beside = (stop <= _EDGE) | (start >= length - _EDGE)
+        start, stop = np.clip(start, 0, length), np.clip(stop, 0, length)
+        first = np.minimum(np.floor(start + _EDGE), length - 1)
+        count = np.ceil(stop - _EDGE) - first
+        line = []
+        for i in range(int(count.max(initial=1))):
+            share = np.clip(np.minimum(stop, first + i + 1) - np.maximum(start, first + i), 0, 1)
+            # A box within one pixel is that pixel, however little of it is covered.
+            weight = np.where(count > 1, share, float(i == 0))
+            line.append((np.minimum(first + i, length), np.where(beside, 0.0, weight)))
+        lines.append(line)
+    for row, weight_y in lines[0]:
+        for col, weight_x in lines[1]:
+            at = pixels.index(col, row)
+            yield at, weight_y * weight_x * pixels.known[at]

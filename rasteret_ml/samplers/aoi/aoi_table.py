@@ -17,7 +17,7 @@ from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.geo.geometries import are_finite, geometries_from, unpack_geometries
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import windows_of
+from rasteret_ml.geo.times import parse_windows
 
 __all__ = ["AOITable", "format_rows", "get_column", "is_polygon", "parse_weights"]
 
@@ -366,4 +366,4 @@ def _time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, st
     if not isinstance(time, str) and len(names) != 2:
         raise UsageError(f"time must be a column or a pair of columns (first, last), got {time!r}.")
     first, *last = (_select(table, rows, name, "time") for name in names)
-    return windows_of(first, last[0] if last else None, lambda at: f"AOIs {format_rows(rows[at])}")
+    return parse_windows(first, last[0] if last else None, lambda at: f"AOIs {format_rows(rows[at])}")

@@ -17,10 +17,10 @@ from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.fingerprint import digest
-from rasteret_ml.geo.antimeridian import wraps_globe
+from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bounds, transform_geometries
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import clipped, in_threads, polygonal_each, union_of
+from rasteret_ml.geo.regions import clip_polygons, map_in_threads, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, format_rows, is_polygon, parse_weights
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
@@ -164,7 +164,7 @@ def clip_aois(
     if not (inset >= 0 and np.isfinite(inset)):
         raise UsageError(f"inset must be a finite distance >= 0 in CRS units, got {inset!r}.")
     grids = tuple(target_grids_of(dataset))
-    extents = [union_of(grid.shapes) for grid in grids]
+    extents = [union_polygons(grid.shapes) for grid in grids]
     if aois is None:
         return _without_aois(grids, extents, inset)
     table = AOITable.of(aois, crs=aois_crs)
@@ -179,7 +179,7 @@ def clip_aois(
     coverage = AOICoverage(
         target_grids=grids,
         extents=tuple(
-            shapely.union_all(wraps_globe([extent], full_turn(grid.crs)))
+            shapely.union_all(repeat_turns([extent], full_turn(grid.crs)))
             for grid, extent in zip(grids, extents, strict=True)
         ),
         table=table,
@@ -277,7 +277,7 @@ def _shrink(shapes: Geometries, inset: float) -> Geometries:
     if not inset:
         return shapes
     # Mitred: chords in place of arcs would leave points nearer to the edge than `inset`.
-    return polygonal_each(in_threads(lambda part: shapely.buffer(part, -inset, join_style="mitre"), shapes))
+    return polygonal_each(map_in_threads(lambda part: shapely.buffer(part, -inset, join_style="mitre"), shapes))
 
 
 def _clip(coverage: AOICoverage, unmatched: Integers, outside: Outside, extents: list[BaseGeometry]) -> AOICoverage:
@@ -285,7 +285,7 @@ def _clip(coverage: AOICoverage, unmatched: Integers, outside: Outside, extents:
     shapes, polygons = coverage.shapes.copy(), is_polygon(coverage.shapes)
     for number, extent in enumerate(coverage.extents):
         here = coverage.grid_index == number
-        shapes[here & polygons] = clipped(shapes[here & polygons], extent)
+        shapes[here & polygons] = clip_polygons(shapes[here & polygons], extent)
         shapes[here & ~polygons] = shapely.intersection(shapes[here & ~polygons], extent)
     missed = shapely.is_empty(shapes)
     missed |= (shapely.get_dimensions(coverage.full_shapes) == 2) & ~(shapely.area(shapes) > 0)

@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.regions import polygonal, union_of
+from rasteret_ml.geo.regions import polygonal, union_polygons
 
 __all__ = ["TargetGrid", "coverage_of", "spatial_split", "target_grids_of"]
 
@@ -40,7 +40,7 @@ def coverage_of(dataset: Any) -> BaseGeometry:
         UsageError: if the dataset is empty.
     """
     _require_rows(dataset)
-    return union_of(np.asarray(dataset.index.geometry, dtype=object))
+    return union_polygons(np.asarray(dataset.index.geometry, dtype=object))
 
 
 def target_grids_of(dataset: Any) -> list[TargetGrid]:

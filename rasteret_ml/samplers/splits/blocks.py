@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
-from rasteret_ml.geo.regions import clipped, polygonal, union_of
+from rasteret_ml.geo.regions import clip_polygons, polygonal, union_polygons
 from rasteret_ml.samplers.aoi.aoi_table import get_column
 from rasteret_ml.samplers.aoi.target_grids import coverage_of
 from rasteret_ml.samplers.grid_sampler import ChipGrid, grid_chips
@@ -74,11 +74,11 @@ def split_blocks(
     square = (float(side), float(side))
     grid = ChipGrid(origin=(xmin, ymax), res=square, size=square, stride=square)
     corners, _ = grid_chips(object_array([coverage]), grid)
-    blocks = clipped(_block_boxes(corners, coverage.bounds, side), coverage)
+    blocks = clip_polygons(_block_boxes(corners, coverage.bounds, side), coverage)
     areas = shapely.area(blocks)
     blocks, areas = blocks[areas > _TOLERANCE * side * side], areas[areas > _TOLERANCE * side * side]
     index = assign(np.arange(len(blocks)), areas, None, shares, seed, "blocks", "use a smaller side")
-    regions = _trim([union_of(blocks[index == split]) for split in range(len(shares))], buffer)
+    regions = _trim([union_polygons(blocks[index == split]) for split in range(len(shares))], buffer)
     names, polygons = [], []
     for name, region in zip(shares, regions, strict=True):
         parts = [part for part in shapely.get_parts(region) if part.area > 0]

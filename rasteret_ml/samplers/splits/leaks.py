@@ -16,7 +16,7 @@ import shapely
 from rasteret_ml.errors import SplitLeakError, UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.regions import polygonal_each, union_of
+from rasteret_ml.geo.regions import polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
 __all__ = ["check_splits"]
@@ -103,7 +103,7 @@ def _reach_of(name: str, source: Any, crs: Any) -> _Reach:
 
 
 def _parts(polygons: Geometries) -> Geometries:
-    parts: Geometries = shapely.get_parts(union_of(polygonal_each(polygons)))
+    parts: Geometries = shapely.get_parts(union_polygons(polygonal_each(polygons)))
     return parts
 
 

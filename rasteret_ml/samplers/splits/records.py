@@ -18,9 +18,9 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import iterate_footprints, record_times
 from rasteret_ml.collection.filters import parse_date_range
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.antimeridian import wraps_globe
-from rasteret_ml.geo.regions import union_of
-from rasteret_ml.geo.times import nearest_ns
+from rasteret_ml.geo.antimeridian import repeat_turns
+from rasteret_ml.geo.regions import union_polygons
+from rasteret_ml.geo.times import clamp_ns
 from rasteret_ml.samplers.splits.blocks import assign, connected_components, parse_fractions, value_codes
 
 __all__ = ["split_records"]
@@ -119,7 +119,7 @@ def _places(collection: Collection, buffer: Any) -> Integers:
         raise UsageError(f"Record {int(np.argmax(missing))} has no footprint; split by time or by a column instead.")
     codes, distinct = pd.factorize(wkb)
     shapes = _buffer(shapely.make_valid(shapely.from_wkb(np.asarray(distinct, dtype=object))), metres)
-    parts = shapely.get_parts(union_of(shapes))
+    parts = shapely.get_parts(union_polygons(shapes))
     # A footprint that is cut at the antimeridian lies in several parts: it connects them.
     shape, part = shapely.STRtree(parts).query(shapes, predicate="intersects")
     first = np.zeros(len(shapes), np.int64)
@@ -156,7 +156,7 @@ def _scale_x(shapes: npt.NDArray[np.object_], scale: npt.NDArray[np.float64]) ->
 
 def _across_the_antimeridian(parts: npt.NDArray[np.object_]) -> tuple[Integers, Integers]:
     """Pairs of parts that overlap if one is moved by 360 degrees."""
-    moved = np.array(wraps_globe(list(parts), 360.0)[len(parts) :], dtype=object)
+    moved = np.array(repeat_turns(list(parts), 360.0)[len(parts) :], dtype=object)
     a, b = shapely.STRtree(parts).query(moved, predicate="intersects")
     shared = shapely.area(shapely.intersection(moved[a], parts[b])) > 0
     return a[shared] % len(parts), b[shared]
@@ -216,7 +216,7 @@ def _parse_boundaries(boundaries: Mapping[str, Any]) -> tuple[list[str], Times, 
             raise UsageError(
                 f"The dates of splits {first!r} and {second!r} overlap: {boundaries[first]!r}, {boundaries[second]!r}."
             )
-    start, stop = (np.array([nearest_ns(periods[name][end]).to_datetime64() for name in names]) for end in (0, 1))
+    start, stop = (np.array([clamp_ns(periods[name][end]).to_datetime64() for name in names]) for end in (0, 1))
     return names, start, stop
 
 

@@ -27,13 +27,12 @@ def stars(count: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("each", "hulls"), [(2048, 1 << 17), (7, 100), (1, 1)])
 def test_many_are_eroded_as_each_is(monkeypatch, each, hulls):
     """The same polygons as one at a time, to the last digit of their area, in their order."""
-    monkeypatch.setattr(regions, "_EACH", each)
-    monkeypatch.setattr(regions, "_HULLS", hulls)
+    monkeypatch.setattr(regions, "_PER_TASK", each)
+    monkeypatch.setattr(regions, "_HULLS_PER_TASK", hulls)
     parts = stars(120, 1)
     for width, height in ((3.0, 5.0), (40.0, 20.0), (400.0, 400.0)):
         expected = np.array([regions.erode_by_box(part, width, height) for part in parts], dtype=object)
-        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (width / 2, height / 2)
-        found = regions.polygonal_each(regions.without_swept(parts, corners))
+        found = regions.polygonal_each(regions._subtract_swept(parts, width, height))
         assert shapely.area(shapely.symmetric_difference(found, expected)).max() < 1e-9
         assert shapely.is_valid(found).all()
         assert (shapely.is_empty(found) == shapely.is_empty(expected)).all()
@@ -41,8 +40,8 @@ def test_many_are_eroded_as_each_is(monkeypatch, each, hulls):
 
 def test_threads_keep_the_order(monkeypatch):
     """Of any number of geometries, none as well."""
-    monkeypatch.setattr(regions, "_EACH", 3)
+    monkeypatch.setattr(regions, "_PER_TASK", 3)
     for count in (0, 1, 3, 4, 50):
         points = shapely.points(np.arange(count), np.zeros(count))
-        found = regions.in_threads(lambda part: shapely.buffer(part, 0.25), points)
+        found = regions.map_in_threads(lambda part: shapely.buffer(part, 0.25), points)
         assert np.array_equal(shapely.get_x(shapely.centroid(found)).round(9), np.arange(count))
