@@ -113,5 +113,5 @@ def test_on_axes_of_ones_own_and_what_is_refused(four):
     assert four.plot(ax=figure.subplots()) is figure
     with pytest.raises(UsageError, match="color= needs a column 'fold'"):
         four.plot(color="fold")
-    with pytest.raises(UsageError, match="'assets' holds"):
+    with pytest.raises(UsageError, match="'assets' must hold"):
         four.plot(color="assets")
