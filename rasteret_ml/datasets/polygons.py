@@ -16,8 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
-from rasteret_ml.datasets.index.scene_index import restore_index
+from rasteret_ml.datasets.index.scene_index import pack_index, restore_index, unpack_index
 from rasteret_ml.datasets.index.search import Span
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
 from rasteret_ml.datasets.protocol import Reading
