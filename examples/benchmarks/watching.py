@@ -131,7 +131,7 @@ def parts(work: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
     meter, before = Meter(2), loader.stats()
 
     def change_twice() -> None:
-        with meter.doing("fetch"):
+        with meter.track("fetch"):
             pass
 
     def log() -> None:

@@ -17,7 +17,7 @@ import torch.utils.data
 from rasteret_ml.datasets.combine import ignored_class
 from rasteret_ml.datasets.dataset_fingerprint import dataset_fingerprint
 from rasteret_ml.errors import ResumeError, UsageError
-from rasteret_ml.fingerprint import check_same_plan
+from rasteret_ml.fingerprint import check_fingerprint
 from rasteret_ml.loader.bottleneck import knobs_of
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
@@ -161,7 +161,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             )
             return
         plan = dict(state["plan"])
-        check_same_plan({"data": plan.pop("data", None)}, {"data": self._data_plan()}, "a loader")
+        check_fingerprint({"data": plan.pop("data", None)}, {"data": self._data_plan()}, "loader")
         sampler.load_state_dict({**state, "plan": plan})
         self._stood = None
 

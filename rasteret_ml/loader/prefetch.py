@@ -93,7 +93,7 @@ class _Lookahead:
         started = self._started.pop(hints.number, None)
         if started is not None and started.serves(self.dataset, queries, grids):
             reading, faults = started.reading, started.faults
-            self.loop.meter.add(batches_ahead=1, batches_late=not reading.done())
+            self.loop.meter.add(batches_prefetched=1, batches_late=not reading.done())
         else:
             if started is not None:
                 started.reading.cancel()
@@ -121,7 +121,7 @@ class _Lookahead:
                 grids = [self.dataset.chip_grid(query) for query in queries]
                 size = self.dataset.batch_bytes(grids)
                 if self._started and held + size > hints.limit:
-                    self.loop.meter.add(batches_held=1)
+                    self.loop.meter.add(batches_deferred=1)
                     return
                 faults = _notes(hints)
                 reading = self.loop.start(self.dataset.begin(queries, grids, faults))
@@ -207,11 +207,11 @@ def _finish(
 ) -> list[Sample]:
     """The samples of what is being read; what has passed since `began` was planning."""
     planned = time.perf_counter()
-    with loop.meter.doing("wait"):
+    with loop.meter.track("wait"):
         raw = loop.wait(reading)
     read = time.perf_counter()
     samples = dataset.finish(queries, grids, raw)
-    loop.meter.add(batches_read=1, plan_seconds=planned - began, finish_seconds=time.perf_counter() - read)
+    loop.meter.add(batches_read=1, plan_seconds=planned - began, sample_seconds=time.perf_counter() - read)
     return samples
 
 

@@ -14,7 +14,7 @@ import torch
 
 from rasteret_ml.datasets.dataset_fingerprint import dataset_fingerprint
 from rasteret_ml.errors import ResumeError
-from rasteret_ml.fingerprint import digest
+from rasteret_ml.fingerprint import differences, digest
 from rasteret_ml.predict.mosaic_layout import MapExtent
 from rasteret_ml.predict.progress import write_safely
 
@@ -51,15 +51,9 @@ def start_or_resume(folder: Path, facts: Mapping[str, str]) -> None:
         write_safely(path, json.dumps(dict(facts), indent=1).encode())
         return
     saved: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    names = [*facts, *(name for name in saved if name not in facts)]
-    told = [
-        f"{name}: {saved.get(name, 'not there')} then, {facts.get(name, 'not there')} now"
-        for name in names
-        if saved.get(name) != facts.get(name)
-    ]
-    if told:
+    if found := differences(saved, facts):
         raise ResumeError(
-            f"{folder} holds an unfinished map of another plan: {'; '.join(told)}. Make the same one, choose another "
+            f"{folder} holds an unfinished map of another plan: {'; '.join(found)}. Make the same one, choose another "
             "path, or begin anew with resume=False."
         )
 

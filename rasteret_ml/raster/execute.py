@@ -221,7 +221,7 @@ async def execute(
     """
     targets = into if into is not None else [None] * len(plans)
     track = allow_failures and not whole
-    with engine.meter.doing("assemble"):
+    with engine.meter.track("assemble"):
         pairs = zip(plans, targets, strict=True)
         buffers = [allocate(plan, target, track_unread=track) for plan, target in pairs]
         jobs = tile_jobs(plans, buffers)
@@ -274,7 +274,7 @@ class _Reading:
         engine = self._engine
         async with engine.slots.hold(merged.span.length):  # while decoding too: it bounds the bytes that wait
             try:
-                with engine.meter.doing("fetch"):
+                with engine.meter.track("fetch"):
                     response = await engine.reader.read(href, merged.span)
                 _check(response, flights, href, merged.span)
             except (FetchError, DataError) as error:
@@ -308,7 +308,7 @@ class _Reading:
         kept = boarding.kept[start : start + _HOP]
 
         def paste() -> None:
-            with self._engine.meter.doing("assemble"):
+            with self._engine.meter.track("assemble"):
                 for job, tile in kept:
                     copy_tile(job.pastes, tile.pixels, tile.valid)
 
@@ -340,7 +340,7 @@ class _Reading:
         def some(start: int) -> list[Chip]:
             began = time.perf_counter()
             places = range(start, min(start + _HOP, len(pairs)))
-            with meter.doing("assemble"):
+            with meter.track("assemble"):
                 chips = [(empty_chip if i in lost else finish)(*pairs[i]) for i in places]
             meter.add(assemble_seconds=time.perf_counter() - began)
             return chips
@@ -417,7 +417,7 @@ def _decode_chunk(
     flights: Sequence[InFlightTile], body: memoryview, start: int, engine: Engine
 ) -> list[tuple[InFlightTile, RasteretError | None]]:
     began = time.perf_counter()
-    with engine.meter.doing("decode"):
+    with engine.meter.track("decode"):
         outcomes = _decode(flights, body, start, engine.tiles, engine.stop_early)
     engine.meter.add(
         tiles_decoded=sum(error is None for _, error in outcomes),

@@ -126,7 +126,7 @@ class MosaicBatch:
         layers = self._first
         while layers:
             await self._read_round(engine, layers)
-            with engine.meter.doing("assemble"):
+            with engine.meter.track("assemble"):
                 pending = [
                     i for i, builder in enumerate(self._builders) if i not in self.failures and builder.wants_more
                 ]
@@ -146,7 +146,7 @@ class MosaicBatch:
             for i in dict.fromkeys(asked[place][0] for place in failure.plans):
                 self.failures.setdefault(i, []).append(failure)
         chips = iter(result.chips)
-        with engine.meter.doing("assemble"):
+        with engine.meter.track("assemble"):
             for i, layer in layers:
                 image, quality = next(chips), None if layer.quality is None else next(chips)
                 if i not in self.failures:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan
+from rasteret_ml.fingerprint import Fingerprint
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_of
 from rasteret_ml.samplers.aoi.aoi import AOI
@@ -189,7 +189,7 @@ class GridAOISampler(ChipSampler):
     def _made(self, positions: range) -> list[AOI]:
         return [self._aoi(self._corners[p], int(self._owners[p]), p, self.size) for p in positions]
 
-    def _options(self) -> Plan:
+    def _options(self) -> Fingerprint:
         return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
 
     @property

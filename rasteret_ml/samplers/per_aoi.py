@@ -9,7 +9,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan
+from rasteret_ml.fingerprint import Fingerprint
 from rasteret_ml.geo.regions import TriangleRegion
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, coverage_from, ground_scale
@@ -116,7 +116,7 @@ class PerAOISampler(ChipSampler):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_order": None}
 
-    def _options(self) -> Plan:
+    def _options(self) -> Fingerprint:
         tried = f"min_valid={self._tries.min_valid:g} max_redraws={self._tries.count}"
         return {
             "size": None if self.size is None else list(self.size),

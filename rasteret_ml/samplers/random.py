@@ -11,7 +11,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan, digest
+from rasteret_ml.fingerprint import Fingerprint, digest
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.regions import TriangleRegion, clipped, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
@@ -136,7 +136,7 @@ class RandomAOISampler(ChipSampler):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ordered": None}
 
-    def _options(self) -> Plan:
+    def _options(self) -> Fingerprint:
         tried = f"min_valid={self._tries.min_valid:g} max_redraws={self._tries.count}"
         local = self.locality
         served = None if local is None else f"{local.blocks}x{local.tiles}x{local.lanes}/{local.batch_size}"

@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
-from rasteret_ml.fingerprint import Plan, check_same_plan, digest
+from rasteret_ml.fingerprint import Fingerprint, check_fingerprint, digest
 from rasteret_ml.geo.regions import dilate_by_box, union_of
 from rasteret_ml.geo.times import instant, nearest_ns
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
@@ -54,7 +54,7 @@ class ChipSampler(DistributedSampler[AOI]):
         self._epoch_was_set = False
         self._start = 0
         self._stands = (0, 0)
-        self._plan: Plan | None = None
+        self._plan: Fingerprint | None = None
         self._windows = Windows(dataset, time)
         self.places: AOICoverage = self._windows.met(places, outside)
         """The geometries that chips are made from."""
@@ -146,13 +146,13 @@ class ChipSampler(DistributedSampler[AOI]):
         self._start = int(position)
         self._stands = self.epoch, self._start
 
-    def plan(self) -> Plan:
+    def plan(self) -> Fingerprint:
         """What the order is a function of, beside the epoch: two samplers of one plan give the same chips."""
         if self._plan is None:
             self._plan = self._planned()
         return dict(self._plan)
 
-    def _planned(self) -> Plan:
+    def _planned(self) -> Fingerprint:
         windows, table = self._windows.time, self.places.table
         times = [windows.start, windows.stop] + ([] if table is None else [table.start, table.stop, table.labels])
         return {
@@ -164,7 +164,7 @@ class ChipSampler(DistributedSampler[AOI]):
             "times": digest(*times),
         }
 
-    def _options(self) -> Plan:
+    def _options(self) -> Fingerprint:
         """What the arguments of a sampler add to its plan."""
         raise NotImplementedError
 
@@ -188,7 +188,7 @@ class ChipSampler(DistributedSampler[AOI]):
         absent = {"plan", "epoch", "position"} - state.keys()
         if absent:
             raise ResumeError(f"This is not a sampler's whole state: {', '.join(sorted(absent))} is missing.")
-        check_same_plan(state["plan"], self.plan(), f"a {type(self).__name__}")
+        check_fingerprint(state["plan"], self.plan(), type(self).__name__)
         self.epoch = int(state["epoch"])
         self._epoch_was_set = True
         self.start_at(int(state["position"]))
