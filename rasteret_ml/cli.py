@@ -29,9 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rasteret-ml", description="Collections of cloud-hosted GeoTIFFs.")
     commands = parser.add_subparsers(dest="command", required=True)
     build_parser = commands.add_parser("build", help="read headers once and write a Collection")
-    build_parser.add_argument(
-        "source", nargs="+", help="GeoTIFFs, globs, folders, URLs, .txt lists, STAC item JSON"
-    )
+    build_parser.add_argument("source", nargs="+", help="GeoTIFFs, globs, folders, URLs, .txt lists, STAC item JSON")
     build_parser.add_argument("-o", "--out", required=True, help="name.parquet, or a folder for hive partitions")
     build_parser.add_argument("--bands", nargs="+", help="band names; of one file per band, the words in file names")
     build_parser.add_argument("--undated", action="store_true", help="do not read dates from file names")
