@@ -65,7 +65,7 @@ class ChipStyle:
     """How chips are drawn."""
 
     classes: Mapping[int, str] | Sequence[str] | None = None
-    """Names of classes, by number or from 0 on."""
+    """Names of classes, by number or as a list from class 0 on."""
     colours: ColourTable | None = None
     """Colours of classes; those not listed have the palette's."""
     ignore_index: int = -100
@@ -107,39 +107,33 @@ def draw_chips(
     """
     style = style or ChipStyle()
     kept = [True] * len(chips) if time_valid is None else [bool(v) for v in time_valid]
-    if not chips or not len(chips) == len(kept) == (len(chips) if times is None else len(times)):
-        raise UsageError(
-            "A series must have at least one chip, and one time and one time_valid per chip, got "
-            f"{len(chips)} chips, {0 if times is None else len(times)} times, {len(kept)} time_valid."
-        )
-    for chip in chips:
-        _check(chip)
+    _check(chips, times, kept)
     images = list(chips) if chips[0].image is not None else []
     maps = {name: values for name in ("labels", "prediction") if (values := getattr(chips[0], name)) is not None}
     size = (4.0, 4.3) if times is None else (2.5, 2.95)
-    figure, made = panels(len(images) + len(maps), axes, size=size, columns=columns)
+    figure, panel_axes = panels(len(images) + len(maps), axes, size=size, columns=columns)
     limits = _limits([chip for chip, keep in zip(images, kept, strict=False) if keep], style)
     scale = _scale([values for values in maps.values() if values.dtype.kind == "f"])
     handles = _class_handles([values for values in maps.values() if values.dtype.kind != "f"], style)
-    for ax, chip, keep in zip(made, images, kept, strict=False):
+    for ax, chip, keep in zip(panel_axes, images, kept, strict=False):
         if keep:
             _draw_image(ax, chip, limits)
             handles |= _draw_hatches(ax, chip) | _draw_outline(ax, chip)
         else:
             _draw_padding(ax, chip)
-    for ax, values in zip(made[len(images) :], maps.values(), strict=True):
+    for ax, values in zip(panel_axes[len(images) :], maps.values(), strict=True):
         _draw_map(ax, values, chips[0], style, scale)
-        handles |= ({} if ax is not made[0] else _draw_hatches(ax, chips[0])) | _draw_outline(ax, chips[0])
-    if len(made) > 1 or times is not None:
+        handles |= ({} if ax is not panel_axes[0] else _draw_hatches(ax, chips[0])) | _draw_outline(ax, chips[0])
+    if len(panel_axes) > 1 or times is not None:
         names = ["image"] * len(images) if times is None else _dates_and_shares(chips, times, kept)
-        for ax, name in zip(made, [*names, *maps], strict=True):
+        for ax, name in zip(panel_axes, [*names, *maps], strict=True):
             ax.set_title(name, fontsize=None if times is None else 9)
     if title and axes is None:
         figure.suptitle(title)
     elif title and times is None:
-        made[0].set_title(title)
+        panel_axes[0].set_title(title)
     if style.legend:
-        add_legend(figure, None if axes is None else made[-1], handles)
+        add_legend(figure, None if axes is None else panel_axes[-1], handles)
     return figure
 
 
@@ -170,16 +164,23 @@ def _percent(mask: npt.NDArray[np.bool_]) -> str:
     return "<1 %" if 0 < share < 0.01 else ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
-def _check(layers: ChipLayers) -> None:
+def _check(chips: Sequence[ChipLayers], times: Sequence[float] | None, kept: Sequence[bool]) -> None:
+    counts = (len(chips), len(chips) if times is None else len(times), len(kept))
+    if not chips or len(set(counts)) > 1:
+        raise UsageError(
+            "A series must have at least one chip, and one time and one time_valid per chip, got {} chips, {} times, "
+            "{} time_valid.".format(*counts)
+        )
     names = ("image", "valid", "clear", "inside", "labels", "prediction")
-    arrays = {name: array for name in names if (array := getattr(layers, name)) is not None}
-    if not {"image", "labels", "prediction"} & set(arrays):
-        raise UsageError("There is nothing to draw: a chip must have an image, labels or a prediction.")
-    if len({array.shape[-2:] for array in arrays.values()}) > 1:
-        sizes = ", ".join(f"{name} {array.shape[-2]} x {array.shape[-1]}" for name, array in arrays.items())
-        raise UsageError(f"The layers of a chip must be on one grid, got {sizes}.")
-    if layers.image is not None and (layers.image.ndim != 3 or len(layers.image) not in (1, 3)):
-        raise UsageError(f"An image must have 1 band (grey) or 3 (red, green, blue), got shape {layers.image.shape}.")
+    for chip in chips:
+        arrays = {name: array for name in names if (array := getattr(chip, name)) is not None}
+        if not {"image", "labels", "prediction"} & set(arrays):
+            raise UsageError("There is nothing to draw: a chip must have an image, labels or a prediction.")
+        if len({array.shape[-2:] for array in arrays.values()}) > 1:
+            sizes = ", ".join(f"{name} {array.shape[-2]} x {array.shape[-1]}" for name, array in arrays.items())
+            raise UsageError(f"The layers of a chip must be on one grid, got {sizes}.")
+        if chip.image is not None and (chip.image.ndim != 3 or len(chip.image) not in (1, 3)):
+            raise UsageError(f"An image must have 1 band (grey) or 3 (red, green, blue), got shape {chip.image.shape}.")
 
 
 def stretch_limits(

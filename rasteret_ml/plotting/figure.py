@@ -48,10 +48,10 @@ def panels(
     columns = min(count, columns)
     rows = math.ceil(count / columns)
     figure = Picture(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    made = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for spare in made[count:]:
+    created = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for spare in created[count:]:
         spare.remove()
-    return figure, made[:count]
+    return figure, created[:count]
 
 
 def add_legend(figure: Figure, ax: Axes | None, handles: Mapping[str, Artist]) -> None:

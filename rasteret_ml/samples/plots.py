@@ -24,7 +24,7 @@ __all__ = ["plot_from", "plot_sample", "plot_series", "shown_bands"]
 _RED_GREEN_BLUE = (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"), ("r", "g", "b"))
 """Band names that are shown in colour: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter."""
 _ITEM_AXES = {"image": 4, "transform": 1, "bounds": 1, "time": 1}
-"""The most axes that a key of one sample has; a batch has more."""
+"""Largest number of axes of a key in one sample; a batch has more."""
 
 _KEYS = (
     "image", "mask_valid", "mask_clear", "mask_aoi", "prediction", "label", "time", "time_valid", "transform", "crs",
@@ -86,7 +86,7 @@ def plot_sample(
         >>> figure = plot_sample(dataset[aoi], classes=["water", "forest"])  # doctest: +SKIP
         >>> figure.savefig("sample.png")  # doctest: +SKIP
     """
-    look = ChipStyle(**style)
+    chip_style = ChipStyle(**style)
     _check_item(sample)
     arrays = {key: _array(sample[key]) for key in {*_KEYS, labels} if isinstance(sample.get(key), _TENSORS)}
     image = arrays.get("image")
@@ -99,11 +99,11 @@ def plot_sample(
     shown |= _pixel_shape(sample, arrays, grids[0].shape[-2:])
     picks = () if image is None else shown_bands(image.shape[-3], bands, rgb)
     times = [float(t) for t in arrays["time"].ravel()] if "time" in arrays else []
-    label = _label_text(arrays, look)
+    label = _label_text(arrays, chip_style)
     if image is not None and image.ndim == 4:
         return draw_chips(
             [_layers(arrays, picks, chip, date, **shown) for date, chip in enumerate(image)],
-            look,
+            chip_style,
             times=times or [math.nan] * len(image),
             time_valid=None if "time_valid" not in arrays else arrays["time_valid"].ravel().tolist(),
             columns=columns,
@@ -114,7 +114,7 @@ def plot_sample(
     days = sorted({day[:10] for day in date_texts([t for t in times if not math.isnan(t)])})
     when = f"{days[0]} to {days[-1]} ({len(days)} days)" if len(days) > 1 else "".join(days)
     text = "   ".join(part for part in (when, validity_text(chip), label) if part)
-    return draw_chips([chip], look, title=text if title is None else title, axes=axes)
+    return draw_chips([chip], chip_style, title=text if title is None else title, axes=axes)
 
 
 def plot_series(sample: Sample, **options: Any) -> Figure:
@@ -229,9 +229,9 @@ def _label_text(arrays: Arrays, style: ChipStyle) -> str:
 
 def _check_item(sample: Sample) -> None:
     """Refuse a batch, which would be taken for a time series."""
-    for key, most in _ITEM_AXES.items():
+    for key, limit in _ITEM_AXES.items():
         axes = getattr(sample.get(key), "ndim", 0)
-        if axes > most:
+        if axes > limit:
             raise UsageError(
                 f"A single sample must be plotted, got a batch ({key!r} has {axes} axes): take one of its items, "
                 "{key: value[0] for key, value in batch.items()}."
