@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLOURS = [
     (38, 110, 180), (34, 120, 60), (225, 200, 90), (170, 110, 70), (200, 60, 60),
@@ -18,12 +18,12 @@ COLOURS = [
 
 
 def colour(index: int) -> tuple[int, int, int]:
-    """A class's colour, in order of the classes."""
+    """Return the colour (r, g, b in 0..255) of a class number."""
     return COLOURS[index % len(COLOURS)]
 
 
 def stretch(image: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """`[3, H, W]` to `[H, W, 3]` in 0..1, the 2nd to 98th percentile of valid pixels of each band."""
+    """Scale each band of `[3, H, W]` from its 2nd to 98th percentile of valid pixels to 0..1, as `[H, W, 3]`."""
     shown = np.zeros((*image.shape[1:], 3))
     for i, band in enumerate(image):
         low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0, 1)
@@ -43,8 +43,7 @@ def save_picture(
     held_out: Any,
     title: str,
 ) -> None:
-    """Write the three panels; `held_out` is the validation area's outline, drawn on the last two."""
-    matplotlib.use("Agg")
+    """Save image, labels and prediction; the rings `held_out` outline the validation area on the last two."""
     figure = Figure(figsize=(15, 5.8), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
     table = ListedColormap([tuple(v / 255 for v in colour(i)) for i in range(len(names))])
@@ -59,7 +58,7 @@ def save_picture(
         axis.set_title(text)
         axis.ticklabel_format(style="plain")
         axis.tick_params(labelsize=7)
-    handles = [matplotlib.patches.Patch(color=table(i), label=name) for i, name in enumerate(names)]
+    handles = [Patch(color=table(i), label=name) for i, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(names)), frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)

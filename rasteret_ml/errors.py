@@ -1,31 +1,31 @@
-"""What can go wrong, whose fault it is, and what to do.
+"""The exceptions of this library.
 
     RasteretError
-    ├── UsageError (ValueError)            you: an argument that cannot work
+    ├── UsageError (ValueError)            an argument that cannot work
     │   ├── GeometryError                    a geometry of the wrong kind, or outside every scene
-    │   ├── MixedCRSError                    several CRSs and none chosen
-    │   ├── ResumeError                      a saved state of another plan
-    │   ├── SplitLeakError                   two splits that can read the same ground at the same time
+    │   ├── MixedCRSError                    records in several CRSs, and no target CRS
+    │   ├── ResumeError                      a saved state of another loader, sampler or map
+    │   ├── SplitLeakError                   splits that share pixels at the same time
     │   └── UnknownBandError                 a band that the record or Collection does not have
-    ├── DataError                          the file or the table
+    ├── DataError                          a bad file or table
     │   ├── CollectionError                  a Parquet table that is not a Collection
     │   ├── NotATiffError                    an HTML page, a PNG, an empty file …
-    │   ├── UnsupportedTiffError             a TIFF whose feature is not handled here
+    │   ├── UnsupportedTiffError             a TIFF with an unsupported feature
     │   ├── CorruptTiffError                 a header or a tile that cannot be parsed
-    │   └── FileChangedError                 not the file that was indexed
-    ├── FetchError (OSError)               the wire
+    │   └── FileChangedError                 a file that has changed since it was indexed
+    ├── FetchError (OSError)               bytes that could not be read
     │   ├── FetchNotFoundError               404, 410, no such file
     │   ├── AccessDeniedError                401, 403
     │   ├── RangeNotSupportedError           a server that ignores `Range`
-    │   ├── FetchTimeoutError                no answer in time
+    │   ├── FetchTimeoutError                no response in time
     │   └── ServerError                      5xx, 429, a broken connection, after all retries
     ├── NoOverlapError (IndexError)        nothing in the dataset matches the query
-    ├── ReadError                          one or more bands of a read failed (says which, and why)
-    ├── ErrorBudgetError                   more samples failed than a loader's `errors=` allows
-    └── ClosedError                        used after close, or from the wrong thread
+    ├── ReadError                          a read of which one or more bands failed
+    ├── ErrorBudgetError                   more failed samples than a loader's `errors=` allows
+    └── ClosedError                        use after close, or from the wrong thread
 
-Every class can be rebuilt from its one message, because torch re-raises a worker's error as
-`type(message)`. A message says what happened, where, and what to do; `redact` keeps secrets out of it.
+Every class can be rebuilt from one string, because torch re-raises a worker's error as `type(message)`. A message says
+what happened, where, and what to do; `redact` keeps secrets out of it.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ __all__ = [
 
 
 class RasteretError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose."""
 
 
 class UsageError(RasteretError, ValueError):
-    """An argument that cannot work; the message names it and what would."""
+    """An argument that cannot work; the message names it and says what would."""
 
 
 class GeometryError(UsageError):
@@ -73,27 +73,27 @@ class GeometryError(UsageError):
 
 
 class MixedCRSError(UsageError):
-    """Records in several CRSs where one grid is needed and none was chosen."""
+    """Records in several CRSs where one grid is needed and no CRS was given."""
 
 
 class ResumeError(UsageError):
-    """A saved state of another plan, or of another version; the message names what differs."""
+    """A saved state of another loader, sampler or map, or of another version; the message names what differs."""
 
 
 class SplitLeakError(UsageError):
-    """Two splits that can read the same ground at the same time; names them, the place, and how to part them."""
+    """Two splits that share pixels at the same time; the message names them, the place and the remedy."""
 
 
 class UnknownBandError(UsageError):
-    """A band that no record, or not this record, has; the message lists those that exist."""
+    """A band that the record, or every record, lacks; the message lists those that exist."""
 
 
 class DataError(RasteretError):
-    """The file or the table is at fault."""
+    """A bad file or table."""
 
 
 class CollectionError(DataError):
-    """A Parquet table that does not keep the Collection contract."""
+    """A Parquet table that is not a Collection: columns are missing or have other types."""
 
 
 class NotATiffError(DataError):
@@ -101,39 +101,39 @@ class NotATiffError(DataError):
 
 
 class UnsupportedTiffError(DataError):
-    """A valid TIFF with a feature that is not handled; the message names the feature."""
+    """A valid TIFF with an unsupported feature, which the message names."""
 
 
 class CorruptTiffError(DataError):
-    """A header or tile that contradicts itself or cannot be decoded."""
+    """A header or tile that is inconsistent or cannot be decoded."""
 
 
 class FileChangedError(DataError):
-    """The file at this address is not the one that was indexed."""
+    """The file at this address has changed since it was indexed."""
 
 
 class FetchError(RasteretError, OSError):
-    """The bytes could not be had."""
+    """Bytes that could not be read."""
 
 
 class FetchNotFoundError(FetchError):
-    """There is nothing at this address."""
+    """No file at this address."""
 
 
 class AccessDeniedError(FetchError):
-    """The server refuses; the address may need signing."""
+    """The server denies access; the address may need signing."""
 
 
 class RangeNotSupportedError(FetchError):
-    """The server answers a range request with the whole object."""
+    """The server responds to a range request with the whole file."""
 
 
 class FetchTimeoutError(FetchError):
-    """No answer within the time limit, after all retries."""
+    """No response within the time limit, after all retries."""
 
 
 class ServerError(FetchError):
-    """A transient failure that outlasted the retries."""
+    """A transient failure that persisted through all retries."""
 
 
 class NoOverlapError(RasteretError, IndexError):
@@ -141,15 +141,15 @@ class NoOverlapError(RasteretError, IndexError):
 
 
 class ReadError(RasteretError):
-    """A read failed; names record, band, address, tile, byte range, attempts and cause."""
+    """A failed read; the message names record, band, address, tile, byte range, attempts and cause."""
 
 
 class ErrorBudgetError(RasteretError):
-    """More samples of a pass failed than a loader's `errors=` allows; sums up what failed, and why."""
+    """More samples of an epoch failed than a loader's `errors=` allows; the message sums up what failed and why."""
 
 
 class ClosedError(RasteretError):
-    """An object used after it was closed, or from a place that would deadlock."""
+    """An object used after it was closed, or from a thread where it would deadlock."""
 
 
 _QUERY = re.compile(r"\?(?!…(?:[\s,;:]|$))[^\s'\"<>)\]]*")
@@ -158,10 +158,10 @@ _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str) -> str:
-    """`text` with query strings and user names of every URL in it replaced by `…`.
+    """Replace the query string and the user name of every URL in a text by `…`.
 
-    Signed URLs carry their secret in the query (`?sig=`, `?X-Amz-Signature=`), so nothing after the
-    question mark is kept. A lone `#fragment` is dropped with it.
+    Signed URLs carry their secret in the query (`?sig=`, `?X-Amz-Signature=`), so nothing after the question mark is
+    kept. A `#fragment` is dropped too.
 
     >>> redact("GET https://me:pw@host/a.tif?sig=abc failed")
     'GET https://…@host/a.tif?… failed'

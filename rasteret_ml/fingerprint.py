@@ -1,4 +1,4 @@
-"""What makes two orders the same: small facts by name, that a saved state is held against."""
+"""Fingerprints: what decides an order of samples or a map, in short values that a saved state keeps."""
 
 from __future__ import annotations
 
@@ -10,43 +10,56 @@ import numpy as np
 
 from rasteret_ml.errors import ResumeError
 
-__all__ = ["Plan", "check_same_plan", "digest"]
+__all__ = ["Fingerprint", "check_fingerprint", "differences", "digest"]
 
-Plan = dict[str, Any]
-"""Facts by name: numbers and short text, digests of what is long. Survives JSON."""
+Fingerprint = dict[str, Any]
+"""Values by name: numbers, short text, and digests of what is long. Survives JSON."""
 
 _DIGITS = 12
-"""Hexadecimal digits of a digest: 48 bits, for telling apart, not for security."""
+"""Hexadecimal digits of a digest: 48 bits tell things apart, but do not prevent forgery."""
 
 
-def digest(*parts: Any) -> str:
-    """A digest of arrays, text and bytes; of anything else its `repr`."""
+def digest(*values: Any) -> str:
+    """Return the digest of arrays, text and bytes; any other value counts by its `repr`."""
     sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            array = np.ascontiguousarray(part)
+    for value in values:
+        if isinstance(value, np.ndarray):
+            array = np.ascontiguousarray(value)
             data = array.astype("S").tobytes() if array.dtype.kind == "U" else array.tobytes()
             sha.update(f"{array.dtype.kind}{array.shape}".encode())
         else:
-            data = part if isinstance(part, bytes) else repr(part).encode()
+            data = value if isinstance(value, bytes) else repr(value).encode()
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()[:_DIGITS]
 
 
-def check_same_plan(saved: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
-    """Hold the plan of a saved state against the one that is to go on.
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Describe each value that differs between two fingerprints.
+
+    >>> differences({"seed": 1, "size": [64, 64]}, {"seed": 2, "size": [64, 64]})
+    ['seed: 1 then, 2 now']
+    """
+    return [
+        f"{name}: {saved.get(name, 'not there')} then, {current.get(name, 'not there')} now"
+        for name in dict.fromkeys([*current, *saved])
+        if saved.get(name) != current.get(name)
+    ]
+
+
+def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], owner: str) -> None:
+    """Check that a saved state belongs to the loader or sampler that is to resume from it.
+
+    Args:
+        saved: The fingerprint in the state.
+        current: The fingerprint of the object that resumes.
+        owner: What that object is, for the message.
 
     Raises:
         ResumeError: they differ; the message names each difference.
     """
-    names = [*own, *(name for name in saved if name not in own)]
-    differences = [name for name in names if saved.get(name) != own.get(name)]
-    if differences:
-        told = "; ".join(
-            f"{n}: {saved.get(n, 'not there')!r} then, {own.get(n, 'not there')!r} now" for n in differences
-        )
+    if found := differences(saved, current):
         raise ResumeError(
-            f"The saved state of {what} is of another plan, so its position means nothing here: {told}. Make the "
-            "same one, or begin anew without the state."
+            f"The saved state must be of this {owner}, which differs in {'; '.join(found)}. Create the same {owner}, "
+            "or start again without the state."
         )

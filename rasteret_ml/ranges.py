@@ -1,4 +1,4 @@
-"""Byte ranges and how neighbouring ones are merged into one request (pure, no I/O)."""
+"""Byte ranges, and the merging of neighbouring ones into one request (no I/O)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ByteRange", "CoalesceLimits", "MergedRange", "coalesce"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:
-    """A run of bytes in a file."""
+    """Consecutive bytes of a file."""
 
     start: int
     """Offset of the first byte."""
@@ -21,7 +21,7 @@ class ByteRange:
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.length < 1:
-            raise UsageError(f"A byte range needs start >= 0 and length >= 1, not {self.start}, {self.length}.")
+            raise UsageError(f"A byte range must have start >= 0 and length >= 1, got {self.start}, {self.length}.")
 
     @property
     def stop(self) -> int:
@@ -34,37 +34,46 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoalesceLimits:
-    """When two ranges of one file are worth a single request.
+    """When to read two ranges of a file with one request.
 
-    The defaults come from measurements: an extra request costs as much CPU as 70-120 KB of unwanted
-    bytes, one connection carries 60-95 MB/s, and COG tiles are 8 bytes apart (leader and trailer).
+    The defaults are measured: an extra request costs as much CPU as 70 to 120 KB of unused bytes, and one connection
+    carries 60 to 95 MB/s. Tiles of COGs are 8 bytes apart (leader and trailer).
     """
 
     gap: int = 64 * 1024
-    """Bytes between two ranges that may be read through and thrown away."""
+    """Largest gap in bytes that is read and discarded."""
     touching: int = 16
-    """A gap up to this many bytes is always merged (COG block leader + trailer)."""
+    """A gap up to this many bytes is merged whatever the waste (leader and trailer of COG blocks)."""
     waste: float = 0.25
-    """Largest share of unwanted bytes, relative to the wanted ones."""
+    """Largest ratio of discarded to used bytes of a request."""
     span: int = 8 * 1024 * 1024
-    """Largest merged request in bytes; a single larger range is still one request."""
+    """Largest merged request in bytes; a single range may be larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergedRange:
-    """One request that serves several ranges."""
+    """One request that covers several ranges."""
 
     span: ByteRange
-    """What is requested."""
+    """The requested bytes."""
     parts: tuple[int, ...]
-    """Positions, in the sequence given to `coalesce`, of the ranges that it serves."""
+    """Positions of the covered ranges in the argument of `coalesce`."""
 
 
 def coalesce(ranges: Sequence[ByteRange], limits: CoalesceLimits) -> list[MergedRange]:
     """Merge ranges of one file into requests.
 
-    Every input range lies whole inside the span of exactly one result; results are sorted by start.
-    Ranges may overlap or repeat.
+    Args:
+        ranges: In any order; they may overlap or repeat.
+        limits: When to merge.
+
+    Returns:
+        Requests sorted by start; each range lies entirely inside exactly one of them.
+
+    Example:
+        >>> tiles = [ByteRange(0, 100), ByteRange(108, 100), ByteRange(10_000_000, 100)]
+        >>> [str(request.span) for request in coalesce(tiles, CoalesceLimits())]
+        ['bytes 0-207', 'bytes 10000000-10000099']
     """
     merged: list[MergedRange] = []
     order = sorted(range(len(ranges)), key=lambda i: ranges[i])

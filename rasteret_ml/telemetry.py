@@ -1,7 +1,7 @@
-"""Counters of what reading cost; plain additions, so they cost nothing worth measuring.
+"""Counters of what reading costs: additions under a lock, too cheap to notice.
 
-Seconds that are summed over requests or threads say what work there was; they do not say what was waited for. For
-that the meter also keeps account of wall time: in how much of it somebody waited for a batch, and what went on then.
+Seconds summed over requests or threads measure work, not waiting. Therefore a meter also accounts for wall time: how
+long a batch was waited for, and what went on meanwhile.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-__all__ = ["Doing", "Meter", "ReadStats"]
+__all__ = ["Activity", "Meter", "ReadStats"]
 
-Doing = Literal["wait", "fetch", "decode", "assemble"]
-"""What a meter keeps wall time of: a batch is waited for, a request is in flight, a thread decodes, one assembles."""
+Activity = Literal["wait", "fetch", "decode", "assemble"]
+"""What a meter measures the wall time of: waiting for a batch, a request in flight, a thread decoding or assembling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,55 +26,55 @@ class ReadStats:
     requests: int = 0
     """Range requests that were answered."""
     retries: int = 0
-    """Attempts beyond the first."""
+    """Attempts after the first."""
     bytes_fetched: int = 0
     """Body bytes received."""
     bytes_used: int = 0
-    """Compressed tile bytes that were decoded; the rest of `bytes_fetched` is merge waste or headers."""
+    """Compressed bytes of decoded tiles; the rest of `bytes_fetched` is merge waste or headers."""
     tiles_decoded: int = 0
-    """Tiles that went through a codec."""
+    """Tiles decoded by a codec."""
     tiles_shared: int = 0
-    """Tiles taken from a batch that was reading them at that moment: neither fetched nor decoded again."""
+    """Tiles taken from another batch that was reading them at the time: neither fetched nor decoded again."""
     cache_hits: int = 0
     """Tiles taken from the cache of decoded tiles."""
     batches_read: int = 0
-    """Batches that were asked for."""
-    batches_ahead: int = 0
-    """Batches that were being read before they were asked for."""
+    """Batches requested."""
+    batches_prefetched: int = 0
+    """Batches whose read had started before they were requested."""
     batches_late: int = 0
-    """Of these, the ones that were not whole yet when they were asked for."""
-    batches_held: int = 0
-    """Times that a batch was not begun ahead because those begun fill `lookahead_bytes`."""
+    """Prefetched batches that were incomplete when they were requested."""
+    batches_deferred: int = 0
+    """Times that no batch was prefetched because those in progress filled `lookahead_bytes`."""
     chips: int = 0
     """Chips assembled."""
     fetch_seconds: float = 0.0
-    """Summed over concurrent requests, so it may exceed the wall time; of HTTP alone."""
+    """Summed over concurrent HTTP requests, so it may exceed the wall time."""
     body_seconds: float = 0.0
-    """Of `fetch_seconds`, from the first byte of an answer to its last: bandwidth. The rest is latency and pauses."""
+    """Part of `fetch_seconds` from the first byte of a response to its last: bandwidth. The rest is latency."""
     fetching_seconds: float = 0.0
     """Wall time with at least one request in flight."""
     decode_seconds: float = 0.0
-    """Summed over decode threads."""
+    """Summed over decoding threads."""
     assemble_seconds: float = 0.0
     """Validity and resampling, summed over threads."""
     plan_seconds: float = 0.0
-    """Wall time in which the thread that is asked for batches planned: these, and those that it begins ahead."""
+    """Wall time that the requesting thread spent on planning batches, prefetched ones included."""
     blocked_seconds: float = 0.0
-    """Wall time in which it waited for a batch to be read."""
+    """Wall time that it waited for a batch to be read."""
     blocked_network_seconds: float = 0.0
-    """Of `blocked_seconds`, where requests were in flight and threads that decode had nothing to do."""
+    """Part of `blocked_seconds` with requests in flight and decoding threads idle."""
     blocked_decode_seconds: float = 0.0
-    """Of `blocked_seconds`, where threads decoded."""
+    """Part of `blocked_seconds` with threads decoding."""
     blocked_assemble_seconds: float = 0.0
-    """Of `blocked_seconds`, where chips were put together. In the rest nothing of all this went on."""
-    finish_seconds: float = 0.0
-    """Wall time in which it made samples of what was read, `transforms` included."""
+    """Part of `blocked_seconds` with threads assembling chips. In the remainder none of these went on."""
+    sample_seconds: float = 0.0
+    """Wall time that it spent on making samples of chips, `transforms` included."""
     collate_seconds: float = 0.0
     """Wall time of `collate_fn`."""
 
     @property
     def merge_waste(self) -> int:
-        """Bytes received and thrown away, because they lay between tiles of one request."""
+        """Bytes received and discarded, because they lay between the tiles of a merged request."""
         return self.bytes_fetched - self.bytes_used
 
     def __sub__(self, other: ReadStats) -> ReadStats:
@@ -84,29 +84,29 @@ class ReadStats:
         return ReadStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def as_row(self) -> list[float]:
-        """The counters in the order of the fields, to be put in an array; `from_row` reads them."""
+        """Return the counters in the order of the fields, for an array; `from_row` reads them."""
         return [float(getattr(self, f.name)) for f in fields(self)]
 
     @classmethod
     def from_row(cls, row: Iterable[float]) -> ReadStats:
-        """The inverse of `as_row`."""
+        """Return the counters that `as_row` gave."""
         named = zip(fields(cls), row, strict=True)
         counts: dict[str, Any] = {f.name: float(v) if f.type == "float" else int(v) for f, v in named}
         return cls(**counts)
 
 
 class Meter:
-    """Thread-safe counters; `snapshot()` gives a frozen `ReadStats`.
+    """Thread-safe counters; `snapshot()` returns a frozen `ReadStats`.
 
     Args:
-        threads: That decode and assemble.
+        threads: Number of threads that decode and assemble.
     """
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
         self._lock = threading.Lock()
         self._counts: defaultdict[str, float] = defaultdict(float)
-        self._doing: dict[Doing, int] = {"wait": 0, "fetch": 0, "decode": 0, "assemble": 0}
+        self._active: dict[Activity, int] = {"wait": 0, "fetch": 0, "decode": 0, "assemble": 0}
         self._since = 0.0
 
     def add(self, **counts: float) -> None:
@@ -115,58 +115,63 @@ class Meter:
             for name, count in counts.items():
                 self._counts[name] += count
 
-    def doing(self, what: Doing) -> _Span:
-        """A context: as long as it lasts, that is going on once more."""
-        return _Span(self, what)
+    def track(self, activity: Activity) -> _Tracked:
+        """Return a context manager that counts an activity as going on inside its block."""
+        return _Tracked(self, activity)
 
-    def change(self, what: Doing, by: int) -> None:
-        """One more, or one less, of what is going on; see `doing`."""
+    def change(self, activity: Activity, by: int) -> None:
+        """Change how often an activity goes on at present; see `track`."""
         with self._lock:
-            self._settle()
-            self._doing[what] += by
+            self._account()
+            self._active[activity] += by
 
     def snapshot(self) -> ReadStats:
-        """The counters as they stand."""
-        with self._lock:
-            self._settle()
-            counts = dict(self._counts)
-        if unknown := set(counts) - {f.name for f in fields(ReadStats)}:
-            raise TypeError(f"There are no counters {sorted(unknown)}.")
-        return ReadStats.from_row(counts.get(f.name, 0) for f in fields(ReadStats))
+        """Return the counters up to now.
 
-    def _settle(self) -> None:
-        """Book the time since the last change.
-
-        Where requests are in flight and only some threads decode, it is theirs by their share of all threads: what
-        keeps the others from working is the network.
+        Raises:
+            TypeError: a name given to `add` is no field of `ReadStats`.
         """
-        now, counts, doing = time.perf_counter(), self._counts, self._doing
+        with self._lock:
+            self._account()
+            counts = dict(self._counts)
+        names = [f.name for f in fields(ReadStats)]
+        if unknown := set(counts) - set(names):
+            raise TypeError(f"Counters must be fields of ReadStats, got {sorted(unknown)}.")
+        return ReadStats.from_row(counts.get(name, 0) for name in names)
+
+    def _account(self) -> None:
+        """Account for the time since the last change.
+
+        With requests in flight and only some threads busy, the time is theirs by their share of all threads: it is the
+        network that keeps the others idle.
+        """
+        now, counts, active = time.perf_counter(), self._counts, self._active
         passed, self._since = now - self._since, now
-        if doing["fetch"]:
+        if active["fetch"]:
             counts["fetching_seconds"] += passed
-        if not doing["wait"]:
+        if not active["wait"]:
             return
         counts["blocked_seconds"] += passed
-        busy = doing["decode"] + doing["assemble"]
-        threads = 1.0
-        if doing["fetch"]:
-            threads = min(1.0, busy / self.threads)
-            counts["blocked_network_seconds"] += passed * (1.0 - threads)
+        busy = active["decode"] + active["assemble"]
+        share = 1.0
+        if active["fetch"]:
+            share = min(1.0, busy / self.threads)
+            counts["blocked_network_seconds"] += passed * (1.0 - share)
         if busy:
-            counts["blocked_decode_seconds"] += passed * threads * doing["decode"] / busy
-            counts["blocked_assemble_seconds"] += passed * threads * doing["assemble"] / busy
+            counts["blocked_decode_seconds"] += passed * share * active["decode"] / busy
+            counts["blocked_assemble_seconds"] += passed * share * active["assemble"] / busy
 
 
-class _Span:
-    """What `Meter.doing` gives; a class, since a generator costs three times as much."""
+class _Tracked:
+    """The context manager of `Meter.track`; a class, since a generator costs three times as much."""
 
-    __slots__ = ("_meter", "_what")
+    __slots__ = ("_activity", "_meter")
 
-    def __init__(self, meter: Meter, what: Doing) -> None:
-        self._meter, self._what = meter, what
+    def __init__(self, meter: Meter, activity: Activity) -> None:
+        self._meter, self._activity = meter, activity
 
     def __enter__(self) -> None:
-        self._meter.change(self._what, 1)
+        self._meter.change(self._activity, 1)
 
     def __exit__(self, *_: object) -> None:
-        self._meter.change(self._what, -1)
+        self._meter.change(self._activity, -1)

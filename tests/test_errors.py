@@ -19,7 +19,7 @@ MESSAGE = "record S2A, band B04: what happened\nand what to do"
 
 
 def test_every_public_name_is_an_error_or_redact() -> None:
-    """The room exports errors and one function; a class that is left out of `__all__` is found here."""
+    """The module exports errors and one function; this finds a class that is missing in `__all__`."""
     defined = {
         name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
     }
@@ -106,7 +106,7 @@ _SECRET = st.text("abcdefghijklmnopqrstuvwxyzABCDEF0123456789%+=&-_.~:", min_siz
     around=st.sampled_from(["%s", "x %s y", "<%s>"]),
 )
 def test_redact_lets_no_secret_through(scheme: str, secret: str, around: str) -> None:
-    """Whatever a secret looks like, neither the query nor the user part shows it, alone or in a sentence."""
+    """Neither the query nor the user part shows a secret, whatever its characters."""
     for url in (
         f"{scheme}://host/a.tif?{secret}",
         f"{scheme}://{secret}@host/a.tif",
@@ -120,5 +120,5 @@ def test_redact_lets_no_secret_through(scheme: str, secret: str, around: str) ->
 @examples(50)
 @given(text=st.text("ahtps:/?#@[]. \n'", max_size=30))
 def test_redact_never_fails(text: str) -> None:
-    """It runs while an error is being put into words, so that no text may make it raise."""
+    """It runs while an error message is written, so no text may make it raise."""
     assert isinstance(redact(f"https://{text}"), str)

@@ -24,13 +24,13 @@ NEVER = CoalesceLimits(gap=0, touching=0, waste=0, span=1)
 
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 5), (0, 0), (3, -1)])
-def test_refuses_what_is_no_range(start: int, length: int) -> None:
-    """A negative start or an empty range is an error at the door that names the values."""
+def test_invalid_ranges_are_refused(start: int, length: int) -> None:
+    """A negative start or an empty range is an error that names the values."""
     with pytest.raises(UsageError, match=f"{start}, {length}"):
         ByteRange(start, length)
 
 
-def test_a_range_in_words_and_numbers() -> None:
+def test_stop_text_order_and_pickle_of_a_range() -> None:
     """`stop` is exclusive, the HTTP form inclusive; ranges sort by start, then length, and pickle."""
     r = ByteRange(10, 5)
     assert (r.stop, str(r)) == (15, "bytes 10-14")

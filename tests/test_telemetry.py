@@ -13,12 +13,12 @@ from rasteret_ml.telemetry import Meter, ReadStats
 
 
 def test_a_new_meter_is_zero() -> None:
-    """Nothing counted is all zeros."""
+    """Without counts all is zero."""
     assert Meter().snapshot() == ReadStats()
 
 
 def test_counts_add_up() -> None:
-    """Every counter is a sum of its own; integers stay integers, seconds stay fractions."""
+    """Each counter is its own sum; integers stay integers, seconds floats."""
     meter = Meter()
     meter.add(requests=1, bytes_fetched=100, fetch_seconds=0.25)
     meter.add(requests=2, tiles_decoded=3, fetch_seconds=0.5)
@@ -78,7 +78,7 @@ def test_an_unknown_counter_is_refused() -> None:
 
 
 class _Clock:
-    """Stands for the module `time`: moves when it is told to."""
+    """A stand-in for the module `time` that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -87,13 +87,13 @@ class _Clock:
         return self.now
 
 
-def test_wall_time_is_dealt_to_what_went_on_while_a_batch_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_time_is_split_among_what_went_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second by second: nobody waits, the network alone, half the threads decode, all do, nothing is in flight."""
     clock = _Clock()
     monkeypatch.setattr(telemetry, "time", clock)
     meter = Meter(threads=2)
     steps: list[tuple[str, int, float, float, float, float]] = [
-        # what begins or ends; then by how much grow: fetching, blocked, its network, its decode
+        # activity, change; then the growth of fetching, blocked, blocked_network and blocked_decode seconds
         ("fetch", 1, 1, 0, 0, 0),
         ("fetch", 1, 1, 0, 0, 0),
         ("wait", 1, 1, 1, 1, 0),
@@ -115,17 +115,17 @@ def test_wall_time_is_dealt_to_what_went_on_while_a_batch_was_waited_for(monkeyp
         names = ("fetching_seconds", "blocked_seconds", "blocked_network_seconds", "blocked_decode_seconds")
         assert [getattr(grown, name) for name in names] == pytest.approx(growth), (what, by)
         rest = growth[1] - growth[2] - growth[3]
-        assert grown.blocked_assemble_seconds == pytest.approx(rest if meter._doing["assemble"] else 0)
+        assert grown.blocked_assemble_seconds == pytest.approx(rest if meter._active["assemble"] else 0)
 
 
-def test_what_goes_on_ends_with_its_block_also_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Afterwards no time is booked."""
+def test_tracking_ends_with_its_block_even_on_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is counted afterwards."""
     clock = _Clock()
     monkeypatch.setattr(telemetry, "time", clock)
     meter = Meter()
 
     def fail() -> None:
-        with meter.doing("wait"), meter.doing("fetch"):
+        with meter.track("wait"), meter.track("fetch"):
             clock.now += 2
             raise KeyError
 

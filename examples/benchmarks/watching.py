@@ -131,7 +131,7 @@ def parts(work: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
     meter, before = Meter(2), loader.stats()
 
     def change_twice() -> None:
-        with meter.doing("fetch"):
+        with meter.track("fetch"):
             pass
 
     def log() -> None:
@@ -148,5 +148,5 @@ def _without_meters() -> None:
     import rasteret_ml.loader.loader as loader
     from rasteret_ml.telemetry import Meter
 
-    Meter.doing = lambda self, what: nullcontext()  # type: ignore[method-assign,assignment,return-value]
+    Meter.track = lambda self, what: nullcontext()  # type: ignore[method-assign,assignment,return-value]
     loader.TimedCollate = lambda collate: collate  # type: ignore[misc,assignment]

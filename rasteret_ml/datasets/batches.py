@@ -68,9 +68,9 @@ def finish_batch(
         began: `time.perf_counter()` when planning began.
     """
     planned = time.perf_counter()
-    with loop.meter.doing("wait"):
+    with loop.meter.track("wait"):
         results = loop.wait(reading)
     read = time.perf_counter()
     samples = dataset.samples(batch, results)
-    loop.meter.add(batches_read=1, plan_seconds=planned - began, finish_seconds=time.perf_counter() - read)
+    loop.meter.add(batches_read=1, plan_seconds=planned - began, sample_seconds=time.perf_counter() - read)
     return samples

@@ -18,8 +18,7 @@ from torchgeo.datasets import GeoDataset
 from rasteret_ml.datasets.batches import get_samples
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
 from rasteret_ml.datasets.config import label_key
-from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
-from rasteret_ml.datasets.index.scene_index import restore_index
+from rasteret_ml.datasets.index.scene_index import pack_index, restore_index, unpack_index
 from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch

@@ -29,9 +29,16 @@ from rasteret_ml.datasets.config import (
 )
 from rasteret_ml.datasets.dataset_grids import native_target_grids
 from rasteret_ml.datasets.index.dates import TimeSeries
-from rasteret_ml.datasets.index.pickling import pack_index, unpack_index
 from rasteret_ml.datasets.index.query import QuerySpec, RecordQuery
-from rasteret_ml.datasets.index.scene_index import TileLayout, moved_index, restore_index, scene_index, tile_layout
+from rasteret_ml.datasets.index.scene_index import (
+    TileLayout,
+    moved_index,
+    pack_index,
+    restore_index,
+    scene_index,
+    tile_layout,
+    unpack_index,
+)
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
 from rasteret_ml.datasets.index.search import IndexBounds, checked_order
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch

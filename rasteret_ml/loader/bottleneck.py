@@ -90,7 +90,7 @@ def time_shares(wait_share: float, read: ReadStats) -> TimeShares:
         wait_share: Waiting over waiting and consuming; NaN = not known.
         read: What the readers did in that time.
     """
-    work = read.plan_seconds + read.finish_seconds + read.collate_seconds
+    work = read.plan_seconds + read.sample_seconds + read.collate_seconds
     blocked = read.blocked_seconds
     if math.isnan(wait_share) or work + blocked <= 0 or not read.batches_read:
         return TimeShares(model=1 - wait_share, network=math.nan, decode=math.nan, collate=math.nan, other=math.nan)
@@ -192,7 +192,7 @@ def _more_requests(read: ReadStats, knobs: LoaderKnobs) -> list[str]:
     if most is not None and at_once >= _NEARLY * min(most, knobs.connections or most):
         also = " and connections= of FetchLimits" if knobs.connections is not None and most >= knobs.connections else ""
         wider.append(f"raise max_concurrent= (now {most}){also}")
-    elif read.batches_held and knobs.lookahead_bytes is not None:
+    elif read.batches_deferred and knobs.lookahead_bytes is not None:
         wider.append(f"raise lookahead_bytes= (now {_size(knobs.lookahead_bytes)}), which is full")
     elif knobs.lookahead is not None:
         wider.append(f"raise lookahead= (now {knobs.lookahead})")
@@ -219,7 +219,7 @@ def _fewer_tiles(read: ReadStats, knobs: LoaderKnobs) -> list[str]:
 def _collate(read: ReadStats, knobs: LoaderKnobs) -> str:
     parts = {
         "collate_fn": read.collate_seconds,
-        "samples": read.finish_seconds,
+        "samples": read.sample_seconds,
         "plan": read.plan_seconds,
         "assemble": read.blocked_assemble_seconds,
     }

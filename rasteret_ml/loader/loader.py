@@ -15,7 +15,7 @@ import torch.utils.data
 
 from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
 from rasteret_ml.errors import ResumeError, UsageError
-from rasteret_ml.fingerprint import check_same_plan
+from rasteret_ml.fingerprint import check_fingerprint
 from rasteret_ml.loader.bottleneck import knobs_of
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
@@ -165,7 +165,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 f"{_VERSION}; start the epoch anew without it."
             )
         plan = dict(state["plan"])
-        check_same_plan({"data": plan.pop("data", None)}, {"data": self._data_fingerprint()}, "a loader")
+        check_fingerprint({"data": plan.pop("data", None)}, {"data": self._data_fingerprint()}, "a loader")
         sampler.load_state_dict({k: v for k, v in state.items() if k != "loader"} | {"plan": plan})
         self._position = None
 

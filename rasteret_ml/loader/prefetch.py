@@ -151,7 +151,7 @@ class PrefetchingDataset:
         self._update(hints, dataset, loop)
         prefetched = self._prefetched.pop(hints.number, None)
         if prefetched is not None and prefetched.serves(dataset, queries):
-            loop.meter.add(batches_ahead=1, batches_late=not prefetched.reading.done())
+            loop.meter.add(batches_prefetched=1, batches_late=not prefetched.reading.done())
         else:
             if prefetched is not None:
                 prefetched.reading.cancel()
@@ -189,7 +189,7 @@ class PrefetchingDataset:
                 planned = self._planned.get(number) or self._plan(dataset, self._ahead[number])
                 if self._prefetched and size + planned.batch.nbytes > self._max_bytes:
                     self._planned[number] = planned
-                    loop.meter.add(batches_held=1)
+                    loop.meter.add(batches_deferred=1)
                     return
                 self._prefetched[number] = self._start(planned, loop)
                 size += planned.batch.nbytes

@@ -1,4 +1,4 @@
-"""One chip as a picture: the image with its validity, labels and prediction in the colours of their classes."""
+"""Pictures of chips and time series: images with validity, clouds and AOI; labels and predictions in class colours."""
 
 from __future__ import annotations
 
@@ -8,53 +8,41 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, PathPatch
+from matplotlib.patches import Patch
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.colours import ColourTable, class_colours, class_names, painted
-from rasteret_ml.plotting.figure import panels
-from rasteret_ml.plotting.outlines import mask_edges, mask_path
-from rasteret_ml.plotting.stretch import PERCENTILES, stretch_limits, stretched
+from rasteret_ml.plotting.colours import ColourTable, class_colours, class_names
+from rasteret_ml.plotting.figure import add_legend, panels
 
-__all__ = [
-    "PAPER",
-    "ChipLayers",
-    "ChipStyle",
-    "class_keys",
-    "draw_chip",
-    "draw_image",
-    "draw_labels",
-    "draw_masks",
-    "legend",
-    "share_text",
-]
+__all__ = ["ChipLayers", "ChipStyle", "date_texts", "draw_chips", "stretch", "stretch_limits", "validity_text"]
 
-PAPER = (0.93, 0.93, 0.93)
-"""What is shown where there are no pixels."""
-_INVALID = {"hatch": "////", "edgecolor": (0.6, 0.6, 0.6)}
-_CLOUD = {"hatch": "...", "edgecolor": (0.86, 0.15, 0.5)}
-_MOST_NAMES = 24
-"""Classes in a legend; more are counted."""
+PERCENTILES = (2.0, 98.0)
+"""Default percentiles of the usable pixels that become black and white."""
+
+_NO_DATA = (0.93, 0.93, 0.93)
+"""Colour of pixels that are not valid."""
+_HATCHES = {"not valid": ("////", (0.6, 0.6, 0.6)), "not clear": ("...", (0.86, 0.15, 0.5))}
+_MAX_NAMES = 24
+"""Classes named in a legend; it counts the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipLayers:
-    """What there is to draw of one chip; every layer `[H, W]` but the image, None = not there."""
+    """What can be drawn of one chip; every layer is `[H, W]` except the image, None = absent."""
 
     image: npt.NDArray[Any] | None = None
     """Bands to show, `[1, H, W]` in grey or `[3, H, W]` as red, green, blue, of any real type."""
     valid: npt.NDArray[np.bool_] | None = None
-    """Data truth; False is hatched and has no say in the stretch."""
+    """Data truth; False is hatched and does not affect the stretch."""
     clear: npt.NDArray[np.bool_] | None = None
-    """Not cloud; False is dotted where valid, and has no say in the stretch."""
+    """Not cloud; False is dotted where valid, and does not affect the stretch."""
     inside: npt.NDArray[np.bool_] | None = None
-    """Inside the AOI; its edge is drawn."""
+    """Inside the AOI, which is outlined."""
     labels: npt.NDArray[Any] | None = None
     """Classes (integers) or values (floats, NaN = none)."""
     prediction: npt.NDArray[Any] | None = None
@@ -62,7 +50,7 @@ class ChipLayers:
     aspect: float = 1.0
     """Height of a pixel over its width, on the ground."""
     north_up: bool = True
-    """Whether row 0 is the northernmost; else the picture is turned so that north is up."""
+    """Whether row 0 is the northernmost; else the picture is flipped to put north at the top."""
 
     @property
     def usable(self) -> npt.NDArray[np.bool_] | None:
@@ -71,210 +59,274 @@ class ChipLayers:
             return self.valid if self.clear is None else self.clear
         return self.clear & self.valid
 
-    @property
-    def counted(self) -> npt.NDArray[np.bool_] | None:
-        """Pixels that set the stretch: the usable ones, or where there are none the valid ones."""
-        usable = self.usable
-        return usable if usable is not None and usable.any() else self.valid
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipStyle:
     """How chips are drawn."""
 
     classes: Mapping[int, str] | Sequence[str] | None = None
-    """Names of classes, by number or from 0 on."""
+    """Names of classes, by number or as a list from class 0 on."""
     colours: ColourTable | None = None
-    """Colours of classes; those that are not listed have the palette's."""
+    """Colours of classes; those not listed have the palette's."""
     ignore_index: int = -100
     """Class that is not drawn."""
     percentiles: tuple[float, float] = PERCENTILES
-    """Of the pixels that count, what becomes black and white."""
+    """Percentiles of the usable pixels that become black and white."""
     joint: bool = False
     """One stretch for all bands, which keeps their balance, instead of one for each."""
     legend: bool = True
-    """Whether what is seen is explained below."""
+    """Whether to explain colours and hatches below the picture."""
 
 
-def draw_chip(
-    layers: ChipLayers,
+def draw_chips(
+    chips: Sequence[ChipLayers],
     style: ChipStyle | None = None,
     *,
+    times: Sequence[float] | None = None,
+    time_valid: Sequence[bool] | None = None,
+    columns: int = 3,
     title: str | None = None,
     axes: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
-    """Image, labels and prediction side by side, those that are there, with a legend of what is seen.
+    """Draw the image of each chip, then the labels and the prediction of the first, with one legend.
+
+    All images share one stretch, over what is valid and clear in any of them, so that dates can be compared.
 
     Args:
-        layers: What to draw.
-        style: How.
-        title: Above it all (above the first panel, where `axes` are given).
-        axes: One for each panel; new ones in a new figure by default.
+        chips: The chips of one place, a single one or one per date.
+        style: How to draw them.
+        times: Of a series: POSIX seconds UTC `[T]`, NaN = undated. Each image is titled with its date and the shares
+            that are valid and clear.
+        time_valid: Of a series: `[T]`, False = padding, drawn as an empty panel; None = no padding.
+        columns: Panels per row.
+        title: Title of the figure (of the first panel, where `axes` are given; a series then has none).
+        axes: One per panel; None makes a new figure.
 
     Raises:
-        UsageError: nothing to draw, layers of different sizes, too few or many axes.
+        UsageError: nothing to draw, layers of different sizes, lengths that differ, a wrong number of axes.
     """
     style = style or ChipStyle()
-    _check(layers)
-    kinds = [kind for kind in ("image", "labels", "prediction") if getattr(layers, kind) is not None]
-    figure, made = panels(len(kinds), axes, size=(4.0, 4.3), columns=3)
-    maps = [getattr(layers, kind) for kind in kinds if kind != "image"]
-    values = [v for v in maps if v.dtype.kind == "f"]
-    limits = None if not values else stretch_limits(np.stack(values)[:, None], percentiles=(0, 100))[0]
-    keys: dict[str, Artist] = {}
-    for kind, ax in zip(kinds, made, strict=True):
-        if kind == "image":
-            keys |= draw_image(ax, layers, style)
+    kept = [True] * len(chips) if time_valid is None else [bool(v) for v in time_valid]
+    _check(chips, times, kept)
+    images = list(chips) if chips[0].image is not None else []
+    maps = {name: values for name in ("labels", "prediction") if (values := getattr(chips[0], name)) is not None}
+    size = (4.0, 4.3) if times is None else (2.5, 2.95)
+    figure, panel_axes = panels(len(images) + len(maps), axes, size=size, columns=columns)
+    limits = _limits([chip for chip, keep in zip(images, kept, strict=False) if keep], style)
+    scale = _scale([values for values in maps.values() if values.dtype.kind == "f"])
+    handles = _class_handles([values for values in maps.values() if values.dtype.kind != "f"], style)
+    for ax, chip, keep in zip(panel_axes, images, kept, strict=False):
+        if keep:
+            _draw_image(ax, chip, limits)
+            handles |= _draw_hatches(ax, chip) | _draw_outline(ax, chip)
         else:
-            keys |= draw_labels(ax, getattr(layers, kind), layers, style, limits)
-            if kind == kinds[0]:
-                keys |= draw_masks(ax, layers)
-        if len(kinds) > 1:
-            ax.set_title(kind)
-    classes = [v for v in maps if v.dtype.kind != "f"]
-    keys = class_keys(classes, style) | keys
-    if style.legend:
-        legend(figure, made[-1] if axes is not None else None, keys)
+            _draw_padding(ax, chip)
+    for ax, values in zip(panel_axes[len(images) :], maps.values(), strict=True):
+        _draw_map(ax, values, chips[0], style, scale)
+        handles |= ({} if ax is not panel_axes[0] else _draw_hatches(ax, chips[0])) | _draw_outline(ax, chips[0])
+    if len(panel_axes) > 1 or times is not None:
+        names = ["image"] * len(images) if times is None else _dates_and_shares(chips, times, kept)
+        for ax, name in zip(panel_axes, [*names, *maps], strict=True):
+            ax.set_title(name, fontsize=None if times is None else 9)
     if title and axes is None:
         figure.suptitle(title)
-    elif title:
-        made[0].set_title(title)
+    elif title and times is None:
+        panel_axes[0].set_title(title)
+    if style.legend:
+        add_legend(figure, None if axes is None else panel_axes[-1], handles)
     return figure
 
 
-def draw_image(
-    ax: Axes, layers: ChipLayers, style: ChipStyle, limits: npt.NDArray[np.float64] | None = None
-) -> dict[str, Artist]:
-    """The image with its hatches and outline on `ax`; gives legend keys by text.
+def date_texts(times: Sequence[float]) -> list[str]:
+    """Format POSIX seconds as ISO dates (UTC), with the time of day where two share a day; NaN is "undated"."""
+    moments = pd.to_datetime(pd.Series(times, dtype=np.float64), unit="s", utc=True)
+    days = moments.dt.strftime("%Y-%m-%d")
+    texts = days.where(~days.duplicated(keep=False), moments.dt.strftime("%Y-%m-%d %H:%M")).fillna("undated")
+    return [str(text) for text in texts]
+
+
+def _dates_and_shares(chips: Sequence[ChipLayers], times: Sequence[float], kept: Sequence[bool]) -> list[str]:
+    texts = [f"{date}\n{validity_text(chip)}".rstrip() for date, chip in zip(date_texts(times), chips, strict=True)]
+    return [text if keep else "no date" for text, keep in zip(texts, kept, strict=True)]
+
+
+def validity_text(layers: ChipLayers) -> str:
+    """Format the shares of all pixels that are valid, and that are valid and clear: "97 % valid, 63 % clear"."""
+    texts = [] if layers.valid is None else [f"{_percent(layers.valid)} valid"]
+    if layers.clear is not None and layers.usable is not None:
+        texts.append(f"{_percent(layers.usable)} clear")
+    return ", ".join(texts)
+
+
+def _percent(mask: npt.NDArray[np.bool_]) -> str:
+    """Format the share that is True; "0 %" and "100 %" are exact."""
+    share = float(mask.mean()) if mask.size else 0.0
+    return "<1 %" if 0 < share < 0.01 else ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+
+
+def _check(chips: Sequence[ChipLayers], times: Sequence[float] | None, kept: Sequence[bool]) -> None:
+    counts = (len(chips), len(chips) if times is None else len(times), len(kept))
+    if not chips or len(set(counts)) > 1:
+        raise UsageError(
+            "A series must have at least one chip, and one time and one time_valid per chip, got {} chips, {} times, "
+            "{} time_valid.".format(*counts)
+        )
+    names = ("image", "valid", "clear", "inside", "labels", "prediction")
+    for chip in chips:
+        arrays = {name: array for name in names if (array := getattr(chip, name)) is not None}
+        if not {"image", "labels", "prediction"} & set(arrays):
+            raise UsageError("There is nothing to draw: a chip must have an image, labels or a prediction.")
+        if len({array.shape[-2:] for array in arrays.values()}) > 1:
+            sizes = ", ".join(f"{name} {array.shape[-2]} x {array.shape[-1]}" for name, array in arrays.items())
+            raise UsageError(f"The layers of a chip must be on one grid, got {sizes}.")
+        if chip.image is not None and (chip.image.ndim != 3 or len(chip.image) not in (1, 3)):
+            raise UsageError(f"An image must have 1 band (grey) or 3 (red, green, blue), got shape {chip.image.shape}.")
+
+
+def stretch_limits(
+    image: npt.NDArray[Any],
+    valid: npt.NDArray[np.bool_] | None = None,
+    *,
+    percentiles: tuple[float, float] = PERCENTILES,
+    joint: bool = False,
+) -> npt.NDArray[np.float64]:
+    """Return the values that become black and white in each band, float64 `[C, 2]`.
 
     Args:
-        ax: Where.
-        layers: What; `image` is there.
-        style: How.
-        limits: Stretch `[C, 2]`; by default that of this chip.
+        image: Pixels `[..., C, H, W]` of any real type; leading axes (dates) share their bands' limits.
+        valid: True = counts; broadcasts against `image`. NaN and infinity never count.
+        percentiles: Of the values that count, as `numpy.percentile` has them. Where both are one value, the minimum and
+            the maximum are used; a band without values gets (0, 1).
+        joint: One pair of limits for all bands, which keeps their balance.
+
+    Raises:
+        UsageError: percentiles that are not 0 <= low < high <= 100, or complex pixels.
     """
-    image = layers.image
-    assert image is not None
-    if limits is None:
-        limits = stretch_limits(image, layers.counted, percentiles=style.percentiles, joint=style.joint)
-    shown = np.moveaxis(stretched(image, limits), 0, -1)
-    shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UsageError(f"percentiles must be (low, high) with 0 <= low < high <= 100, got {percentiles!r}.")
+    if image.dtype.kind not in "buif":
+        raise UsageError(f"Pixels must be real numbers, such as a magnitude, to be drawn, got {image.dtype}.")
+    counts = np.isfinite(image) if valid is None else np.isfinite(image) & valid
+    if joint:
+        return np.tile(_percentiles(image[counts], percentiles), (image.shape[-3], 1))
+    bands = zip(np.moveaxis(image, -3, 0), np.moveaxis(counts, -3, 0), strict=True)
+    return np.array([_percentiles(band[counted], percentiles) for band, counted in bands], np.float64).reshape(-1, 2)
+
+
+def stretch(image: npt.NDArray[Any], limits: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Scale each band of `image` `[..., C, H, W]` from its `limits` `[C, 2]` to 0..1, float32, clipped.
+
+    A band whose limits are equal becomes 0.5 throughout; NaN becomes 0.
+    """
+    low, high = limits.T[:, :, None, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = (image.astype(np.float64) - low) / np.where(high > low, high - low, 1.0)
+    return np.nan_to_num(np.where(high > low, np.clip(scaled, 0.0, 1.0), 0.5)).astype(np.float32)
+
+
+def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values.astype(np.float64), percentiles)
+    return (float(low), float(high)) if low < high else (float(values.min()), float(values.max()))
+
+
+def _limits(chips: Sequence[ChipLayers], style: ChipStyle) -> npt.NDArray[np.float64]:
+    """Return the stretch over the usable pixels of all chips; where none is usable, over the valid ones."""
+    images = [chip.image for chip in chips if chip.image is not None]
+    if not images:
+        return np.empty((0, 2))
+    everywhere = np.ones(images[0].shape[-2:], bool)
+    counted = np.stack([everywhere if chip.usable is None else chip.usable for chip in chips])
+    if not counted.any():
+        counted = np.stack([everywhere if chip.valid is None else chip.valid for chip in chips])
+    return stretch_limits(np.stack(images), counted[:, None], percentiles=style.percentiles, joint=style.joint)
+
+
+def _scale(maps: Sequence[npt.NDArray[Any]]) -> Normalize:
+    """Return one scale for all maps of values."""
+    values = np.concatenate([np.empty(0), *(m[np.isfinite(m)] for m in maps)])
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    return Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
+
+
+def _draw_image(ax: Axes, layers: ChipLayers, limits: npt.NDArray[np.float64]) -> None:
+    assert layers.image is not None
+    pixels = np.moveaxis(stretch(layers.image, limits), 0, -1)
+    pixels = np.repeat(pixels, 3 // pixels.shape[-1], axis=-1)
     if layers.valid is not None:
-        shown = np.where(layers.valid[..., None], shown, np.array(PAPER, np.float32))
-    _show(ax, shown, layers)
-    return draw_masks(ax, layers)
+        pixels = np.where(layers.valid[..., None], pixels, np.array(_NO_DATA, np.float32))
+    _show(ax, pixels, layers)
 
 
-def draw_labels(
-    ax: Axes,
-    labels: npt.NDArray[Any],
-    layers: ChipLayers,
-    style: ChipStyle,
-    limits: npt.NDArray[np.float64] | None = None,
-) -> dict[str, Artist]:
-    """Classes `[H, W]` in their colours, or values with a colour bar, on `ax`; gives legend keys of its outline."""
-    if labels.dtype.kind == "f":
-        limits = stretch_limits(labels[None], percentiles=(0, 100))[0] if limits is None else limits
-        low, high = (float(v) for v in limits)
-        scale = Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
-        _show(ax, np.ma.masked_invalid(labels), layers, cmap="viridis", norm=scale, interpolation="nearest")
-        bar = ax.figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, shrink=0.8, pad=0.02)
-        bar.outline.set_visible(False)
-    else:
-        colours = class_colours(_present([labels], style), style.colours)
-        _show(ax, painted(labels, colours), layers, interpolation="nearest")  # no colours between classes
-    return _draw_outline(ax, layers)
+def _draw_padding(ax: Axes, layers: ChipLayers) -> None:
+    assert layers.image is not None
+    _show(ax, np.full((*layers.image.shape[-2:], 3), _NO_DATA), layers)
+    ax.text(0.5, 0.5, "padding", transform=ax.transAxes, ha="center", va="center", color="0.45", fontsize=9)
 
 
-def draw_masks(ax: Axes, layers: ChipLayers) -> dict[str, Artist]:
-    """Hatches where not valid, dots where not clear, the AOI's edge; gives legend keys by text."""
-    keys: dict[str, Artist] = {}
+def _draw_map(ax: Axes, values: npt.NDArray[Any], layers: ChipLayers, style: ChipStyle, scale: Normalize) -> None:
+    """Draw classes in their colours, or values along a colour map with its bar."""
+    if values.dtype.kind == "f":
+        _show(ax, np.ma.masked_invalid(values), layers, cmap="viridis", norm=scale, interpolation="nearest")
+        ax.figure.colorbar(ax.images[0], ax=ax, shrink=0.8, pad=0.02).outline.set_visible(False)
+        return
+    classes, positions = np.unique(values, return_inverse=True)
+    colours = class_colours(classes, style.colours) | {style.ignore_index: (0.0, 0.0, 0.0, 0.0)}
+    table = to_rgba_array([colours[int(c)] for c in classes])
+    _show(ax, table[positions.reshape(values.shape)], layers, interpolation="nearest")  # no colours between classes
+
+
+def _class_handles(maps: Sequence[npt.NDArray[Any]], style: ChipStyle) -> dict[str, Artist]:
+    """Return legend handles of the classes that are drawn, by number; of too many, the most frequent."""
+    flat = np.concatenate([np.empty(0, np.int64), *(m.ravel().astype(np.int64) for m in maps)])
+    found, counts = np.unique(flat[flat != style.ignore_index], return_counts=True)
+    shown = np.sort(found[np.argsort(-counts, kind="stable")][:_MAX_NAMES]).tolist()
+    names, colours = class_names(shown, style.classes), class_colours(shown, style.colours)
+    texts = [names[c] if list(names.values()).count(names[c]) == 1 else f"{names[c]} ({c})" for c in shown]
+    handles: dict[str, Artist] = {
+        text: Patch(facecolor=colours[c], edgecolor="0.5", linewidth=0.5) for text, c in zip(texts, shown, strict=True)
+    }
+    if len(found) > len(shown):
+        handles[f"and {len(found) - len(shown)} more"] = Patch(facecolor="none")
+    return handles
+
+
+def _draw_hatches(ax: Axes, layers: ChipLayers) -> dict[str, Artist]:
+    """Hatch what is not valid, dot what is not clear; return legend handles by text."""
+    handles: dict[str, Artist] = {}
     clear, valid = layers.clear, layers.valid
     cloudy = None if clear is None else ~clear if valid is None else ~clear & valid
-    for text, where, look in (
-        ("not valid", None if valid is None else ~valid, _INVALID),
-        ("not clear", cloudy, _CLOUD),
-    ):
-        if where is not None and where.any():
-            ax.add_patch(PathPatch(mask_path(where), facecolor="none", linewidth=0, gid=text, **look))
-            keys[text] = Patch(facecolor=PAPER if look is _INVALID else "white", linewidth=0, **look)
-    return keys | _draw_outline(ax, layers)
+    for text, mask in (("not valid", None if valid is None else ~valid), ("not clear", cloudy)):
+        if mask is None or not mask.any():
+            continue
+        hatch, colour = _HATCHES[text]
+        area = ax.contourf(*_pixel_edges(mask), levels=[0.5, 1.5], colors="none", hatches=[hatch])
+        area.set(gid=text, edgecolor=colour, linewidth=0)
+        face = _NO_DATA if text == "not valid" else "white"
+        handles[text] = Patch(facecolor=face, linewidth=0, hatch=hatch, edgecolor=colour)
+    return handles
 
 
-def class_keys(maps: Sequence[npt.NDArray[Any]], style: ChipStyle) -> dict[str, Artist]:
-    """Legend keys of the classes that are seen, in their order; the most frequent where they are many."""
-    present = _present(maps, style)
-    chosen = present
-    if len(present) > _MOST_NAMES:
-        flat = np.concatenate([m.ravel() for m in maps])
-        found, counts = np.unique(flat[flat != style.ignore_index], return_counts=True)
-        chosen = sorted(int(c) for c in found[np.argsort(-counts, kind="stable")][:_MOST_NAMES])
-    names, colours = class_names(chosen, style.classes), class_colours(chosen, style.colours)
-    texts = [names[c] if list(names.values()).count(names[c]) == 1 else f"{names[c]} ({c})" for c in chosen]
-    keys: dict[str, Artist] = {
-        text: Patch(facecolor=colours[c], edgecolor="0.5", linewidth=0.5) for text, c in zip(texts, chosen, strict=True)
-    }
-    if len(chosen) < len(present):
-        keys[f"and {len(present) - len(chosen)} more"] = Patch(facecolor="none")
-    return keys
+def _draw_outline(ax: Axes, layers: ChipLayers) -> dict[str, Artist]:
+    if layers.inside is None or layers.inside.all() or not layers.inside.any():
+        return {}
+    for colour, width in (("black", 2.6), ("white", 1.2)):
+        ax.contour(*_pixel_edges(layers.inside), levels=[0.5], colors=colour, linewidths=width).set_gid("AOI")
+    return {"AOI": Patch(facecolor="white", edgecolor="black", linewidth=1.2)}
 
 
-def legend(figure: Figure, ax: Axes | None, keys: Mapping[str, Artist]) -> None:
-    """The legend under the whole figure, or under `ax` where the figure is someone else's."""
-    if not keys:
-        return
-    options = {"handles": list(keys.values()), "labels": list(keys), "frameon": False}
-    width = figure.get_figwidth() if ax is None else 4.0
-    inches = 0.72 + 0.075 * np.array([len(key) for key in keys])
-    columns = len(keys) if inches.sum() <= width else int(np.clip(width / np.max(inches), 1, len(keys)))
-    if ax is None:
-        figure.legend(loc="outside lower center", ncols=columns, **options)
-    else:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=columns, **options)
+def _pixel_edges(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return x, y and z whose contour at 0.5 runs along the edges of the True pixels of `[H, W]`.
 
-
-def share_text(mask: npt.NDArray[np.bool_]) -> str:
-    """How much of a mask is True, "37 %"; all and nothing are said only where they are so."""
-    share = float(mask.mean()) if mask.size else 0.0
-    if 0 < share < 0.01:
-        return "<1 %"
-    return ">99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
-
-
-def _present(maps: Sequence[npt.NDArray[Any]], style: ChipStyle) -> list[int]:
-    found = [np.unique(m).astype(np.int64) for m in maps]
-    return sorted({int(c) for part in found for c in part} - {style.ignore_index})
+    Each pixel has its value at both of its edges, so that neighbours differ between two points of one place.
+    """
+    y, x = (np.repeat(np.arange(n + 1) - 0.5, 2)[1:-1] for n in mask.shape)
+    return x, y, mask.repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
 
 
 def _show(ax: Axes, pixels: Any, layers: ChipLayers, **options: Any) -> None:
     ax.set_facecolor("white")
-    ax.imshow(
-        pixels,
-        aspect=layers.aspect,
-        origin="upper" if layers.north_up else "lower",
-        **options,
-    )
+    ax.imshow(pixels, aspect=layers.aspect, origin="upper" if layers.north_up else "lower", **options)
     ax.set(xticks=[], yticks=[])
-    for side in ax.spines.values():
-        side.set(color="0.6", linewidth=0.6)
-
-
-def _draw_outline(ax: Axes, layers: ChipLayers) -> dict[str, Artist]:
-    if layers.inside is None or layers.inside.all():
-        return {}
-    edges = mask_edges(layers.inside)
-    for colour, width in (("black", 2.6), ("white", 1.2)):
-        ax.add_collection(LineCollection(list(edges), colors=colour, linewidths=width, gid="AOI"), autolim=False)
-    return {"AOI": Patch(facecolor="white", edgecolor="black", linewidth=1.2)}
-
-
-def _check(layers: ChipLayers) -> None:
-    named = {name: getattr(layers, name) for name in ("image", "valid", "clear", "inside", "labels", "prediction")}
-    there = {name: array for name, array in named.items() if array is not None}
-    if not {"image", "labels", "prediction"} & set(there):
-        raise UsageError("There is nothing to draw: no image, no labels and no prediction.")
-    if len({array.shape[-2:] for array in there.values()}) > 1:
-        sizes = ", ".join(f"{name} {array.shape[-2]} x {array.shape[-1]}" for name, array in there.items())
-        raise UsageError(f"The layers of a chip differ in size: {sizes}; give them on one grid.")
-    if layers.image is not None and (layers.image.ndim != 3 or len(layers.image) not in (1, 3)):
-        raise UsageError(f"An image is drawn from 1 band (grey) or 3 (red, green, blue), not {layers.image.shape}.")
+    ax.spines[:].set(color="0.6", linewidth=0.6)

@@ -1,31 +1,26 @@
-"""Figures outside pyplot, and the axes to draw on."""
+"""Figures outside pyplot, their axes and the legend below them."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["Picture", "panels", "root_figure"]
+__all__ = ["Picture", "add_legend", "panels"]
 
 
 class Picture(Figure):  # type: ignore[misc]
-    """A figure that pyplot does not know: it goes when it is forgotten, and a notebook still shows it."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        FigureCanvasAgg(self)
+    """A figure that pyplot does not manage: it is freed with its last reference, and notebooks still display it."""
 
     def _repr_png_(self) -> bytes:
-        """The picture as a notebook asks for it."""
+        """Render the figure for a notebook."""
         stream = io.BytesIO()
         self.savefig(stream, format="png")
         return stream.getvalue()
@@ -34,28 +29,41 @@ class Picture(Figure):  # type: ignore[misc]
 def panels(
     count: int, axes: Axes | Sequence[Axes] | None, *, size: tuple[float, float], columns: int
 ) -> tuple[Figure, list[Axes]]:
-    """`count` axes, those given or new ones in rows of `columns`, `size` (width, height) inches each.
+    """Return `count` axes and their figure: the axes given, or new ones.
+
+    Args:
+        count: Number of panels.
+        axes: The axes to use, one per panel; None makes a new figure.
+        size: (width, height) of a new panel in inches.
+        columns: New panels per row.
 
     Raises:
-        UsageError: not as many axes as there are panels.
+        UsageError: the number of axes is not `count`.
     """
     if axes is not None:
         given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
         if len(given) != count:
-            raise UsageError(f"axes= has {len(given)} axes and this picture {count} panels; give one for each.")
-        return root_figure(given[0]), given
-    across = min(count, columns)
-    down = math.ceil(count / across)
-    figure = Picture(figsize=(size[0] * across, size[1] * down), layout="constrained")
-    made = list(figure.subplots(down, across, squeeze=False).ravel())
-    for spare in made[count:]:
+            raise UsageError(f"axes must be {count} axes, one per panel, got {len(given)}.")
+        return given[0].figure.figure, given  # of a subfigure, the figure that it is in
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure = Picture(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    created = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for spare in created[count:]:
         spare.remove()
-    return figure, made[:count]
+    return figure, created[:count]
 
 
-def root_figure(ax: Axes) -> Figure:
-    """The whole figure that an axes lies on, also within a subfigure."""
-    figure: Any = ax.figure
-    while figure is not figure.figure:
-        figure = figure.figure
-    return figure
+def add_legend(figure: Figure, ax: Axes | None, handles: Mapping[str, Artist]) -> None:
+    """Put a legend below the whole figure, or below `ax` in a figure that the caller owns."""
+    if not handles:
+        return
+    # A row as wide as the figure where all fits, else columns as wide as the longest text: about 0.075 inches a letter.
+    inches = 0.72 + 0.075 * np.array([len(text) for text in handles])
+    width = figure.get_figwidth() if ax is None else 4.0
+    columns = len(handles) if inches.sum() <= width else int(np.clip(width / inches.max(), 1, len(handles)))
+    options = {"handles": list(handles.values()), "labels": list(handles), "frameon": False, "ncols": columns}
+    if ax is None:
+        figure.legend(loc="outside lower center", **options)
+    else:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), **options)

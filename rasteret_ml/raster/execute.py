@@ -118,7 +118,7 @@ async def execute(
     """
     targets = into if into is not None else [None] * len(plans)
     track = allow_errors and not drop_incomplete
-    with engine.meter.doing("assemble"):
+    with engine.meter.track("assemble"):
         pairs = zip(plans, targets, strict=True)
         buffers = [allocate(plan, target, track_unread=track) for plan, target in pairs]
         jobs = tile_jobs(plans, buffers)
@@ -171,7 +171,7 @@ class _Execution:
         engine = self._engine
         async with engine.limiter.hold(merged.span.length):  # held while decoding too: it bounds the bytes that wait
             try:
-                with engine.meter.doing("fetch"):
+                with engine.meter.track("fetch"):
                     response = await engine.reader.read(href, merged.span)
                 _check(response, tiles, href, merged.span)
             except (FetchError, DataError) as error:
@@ -205,7 +205,7 @@ class _Execution:
         cached = schedule.cached[start : start + _CHUNK_CHIPS]
 
         def copy() -> None:
-            with self._engine.meter.doing("assemble"):
+            with self._engine.meter.track("assemble"):
                 for job, tile in cached:
                     copy_tile(job.copies, tile.pixels, tile.valid)
 
@@ -237,7 +237,7 @@ class _Execution:
         def finish_some(start: int) -> list[Chip]:
             began = time.perf_counter()
             positions = range(start, min(start + _CHUNK_CHIPS, len(pairs)))
-            with meter.doing("assemble"):
+            with meter.track("assemble"):
                 chips = [(empty_chip if i in lost else finish_chip)(*pairs[i]) for i in positions]
             meter.add(assemble_seconds=time.perf_counter() - began)
             return chips
@@ -316,7 +316,7 @@ def _decode_chunk(
     tiles: Sequence[InFlightTile], body: memoryview, start: int, engine: Engine
 ) -> list[tuple[InFlightTile, RasteretError | None]]:
     began = time.perf_counter()
-    with engine.meter.doing("decode"):
+    with engine.meter.track("decode"):
         outcomes = _decode(tiles, body, start, engine.tiles, engine.stop_early)
     engine.meter.add(
         tiles_decoded=sum(error is None for _, error in outcomes),

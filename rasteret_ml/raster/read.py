@@ -61,7 +61,7 @@ async def read_chips(requests: Sequence[ChipRequest], engine: Engine, *, on_erro
     layers = read.first_layers()
     while layers:
         await read.round(layers)
-        with engine.meter.doing("assemble"):
+        with engine.meter.track("assemble"):
             layers = read.next_layers()
     chips = await read.finish()
     return ReadResult(chips=chips, errors=read.errors, on_error=on_error)
@@ -112,7 +112,7 @@ class _Read:
             for i in error.positions:
                 self.errors.setdefault(i, []).append(error)
         chips = iter(result.chips)
-        with self._engine.meter.doing("assemble"):
+        with self._engine.meter.track("assemble"):
             for i, layer in layers:
                 image, quality = next(chips), None if layer.quality is None else next(chips)
                 if self._on_error == "keep" or i not in self.errors:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan
+from rasteret_ml.fingerprint import Fingerprint
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi import AOI
@@ -197,7 +197,7 @@ class GridAOISampler(ChipSampler):
     def _draw(self, positions: range) -> list[AOI]:
         return [self._make_aoi(self._corners[p, None], self._pairs[p], p, self.size) for p in positions]
 
-    def _plan_options(self) -> Plan:
+    def _plan_options(self) -> Fingerprint:
         return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
 
     def _grid_chips(self) -> tuple[Floats, Integers]:

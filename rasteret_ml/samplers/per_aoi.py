@@ -10,7 +10,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan
+from rasteret_ml.fingerprint import Fingerprint
 from rasteret_ml.geo.regions import TriangleRegion
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, clip_aois
@@ -120,7 +120,7 @@ class PerAOISampler(ChipSampler):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_order": None}
 
-    def _plan_options(self) -> Plan:
+    def _plan_options(self) -> Fingerprint:
         return {
             "size": None if self.size is None else list(self.size),
             "options": f"chips={self.chips} {self.placement} pad={self.pad} shuffle={self.shuffle} {self.redraws.text}",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.fingerprint import Plan, digest
+from rasteret_ml.fingerprint import Fingerprint, digest
 from rasteret_ml.geo.geometries import object_array
 from rasteret_ml.geo.regions import TriangleRegion, clip_polygons, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
@@ -187,7 +187,7 @@ class RandomAOISampler(ChipSampler):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_epoch_order": None}
 
-    def _plan_options(self) -> Plan:
+    def _plan_options(self) -> Fingerprint:
         local = self.locality
         return {
             "size": list(self.size),

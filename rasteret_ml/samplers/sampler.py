@@ -13,9 +13,9 @@ from shapely.geometry.base import BaseGeometry
 from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
-from rasteret_ml.fingerprint import Plan, check_same_plan, digest
+from rasteret_ml.fingerprint import Fingerprint, check_fingerprint, digest
 from rasteret_ml.geo.regions import dilate_by_box, union_polygons
-from rasteret_ml.geo.times import clamp_ns
+from rasteret_ml.geo.times import clamp_ns, parse_time
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
@@ -56,7 +56,7 @@ class ChipSampler(DistributedSampler[AOI]):
         self._epoch_was_set = False
         self._start = 0
         self._progress = (0, 0)
-        self._plan: Plan | None = None
+        self._plan: Fingerprint | None = None
         self._time = _time_slice(dataset, time)
         self.coverage: AOICoverage = _drop_outside_time(coverage, self._time, outside)
         """The AOIs that chips are drawn from, on the dataset's target grids."""
@@ -149,7 +149,7 @@ class ChipSampler(DistributedSampler[AOI]):
         self._start = int(position)
         self._progress = self.epoch, self._start
 
-    def plan(self) -> Plan:
+    def plan(self) -> Fingerprint:
         """Return what determines the order besides the epoch: samplers with equal plans yield the same chips."""
         if self._plan is None:
             time, table = self._time, self.coverage.table
@@ -164,7 +164,7 @@ class ChipSampler(DistributedSampler[AOI]):
             }
         return dict(self._plan)
 
-    def _plan_options(self) -> Plan:
+    def _plan_options(self) -> Fingerprint:
         """The part of the plan that depends on a subclass's arguments."""
         raise NotImplementedError
 
@@ -191,7 +191,7 @@ class ChipSampler(DistributedSampler[AOI]):
         missing = {"plan", "epoch", "position"} - state.keys()
         if missing:
             raise ResumeError(f"The sampler state is incomplete: {', '.join(sorted(missing))} is missing.")
-        check_same_plan(state["plan"], self.plan(), f"a {type(self).__name__}")
+        check_fingerprint(state["plan"], self.plan(), f"a {type(self).__name__}")
         self.epoch = int(state["epoch"])
         self._epoch_was_set = True
         self.start_at(int(state["position"]))

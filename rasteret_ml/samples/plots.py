@@ -1,4 +1,4 @@
-"""Samples to pictures: tensors to the arrays that the plotting room draws."""
+"""Pictures of samples: tensors to the arrays that `rasteret_ml.plotting` draws."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import torch
 
 from rasteret_ml.errors import UnknownBandError, UsageError
 from rasteret_ml.geo.crs import crs_text, pyproj_crs
-from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, draw_chip
-from rasteret_ml.plotting.colours import ColourTable, class_names
-from rasteret_ml.plotting.series import date_texts, draw_series, facts_text
-from rasteret_ml.plotting.stretch import PERCENTILES
+from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, date_texts, draw_chips, validity_text
+from rasteret_ml.plotting.colours import class_names
 from rasteret_ml.samples.sample import Sample
 
 if TYPE_CHECKING:
@@ -24,13 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["plot_from", "plot_sample", "plot_series", "shown_bands"]
 
 _RED_GREEN_BLUE = (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"), ("r", "g", "b"))
-"""Names of colours: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter."""
+"""Band names that are shown in colour: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter."""
+_ITEM_AXES = {"image": 4, "transform": 1, "bounds": 1, "time": 1}
+"""Largest number of axes of a key in one sample; a batch has more."""
+
+_KEYS = (
+    "image", "mask_valid", "mask_clear", "mask_aoi", "prediction", "label", "time", "time_valid", "transform", "crs",
+)  # fmt: skip
+_TENSORS = (torch.Tensor, np.ndarray)
 
 Bands = str | int | Sequence[str | int]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 def plot_from(datasets: Sequence[Any], sample: Sample, options: Mapping[str, Any]) -> Figure:
-    """`plot_sample` with the names of the bands and the ignored class that the datasets of a sample know."""
+    """Call `plot_sample` with the band names and the ignored class that the datasets of a sample know."""
     known: dict[str, Any] = {}
     images = [dataset for dataset in datasets if getattr(dataset, "is_image", False)]
     if images and all(hasattr(dataset, "bands") for dataset in images):
@@ -46,119 +52,106 @@ def plot_sample(
     *,
     bands: Sequence[str] | None = None,
     rgb: Bands | None = None,
-    classes: Mapping[int, str] | Sequence[str] | None = None,
-    colours: ColourTable | None = None,
-    ignore_index: int = -100,
-    percentiles: tuple[float, float] = PERCENTILES,
-    joint: bool = False,
     labels: str = "mask",
-    legend: bool = True,
-    title: str | None = None,
-    axes: Any = None,
-) -> Figure:
-    """One sample, or one item of a batch, as a picture: image, labels and prediction, those that are there.
-
-    Invalid pixels (`mask_valid`) are hatched and have no say in the stretch, cloudy ones (`mask_clear`) are dotted,
-    the edge of `mask_aoi` is drawn. The image may be of any real type, normalised floats included; a time series
-    `[T, C, H, W]` is drawn by `plot_series`.
-
-    Args:
-        sample: By `design` 4.3; `prediction` is classes or values `[H, W]`, or scores `[K, H, W]`.
-        bands: Names of the bands along C.
-        rgb: Three of them (names or positions) as red, green and blue, or one in grey. Default those that are named
-            like colours (red, green, blue; B04, B03, B02; B4, B3, B2; r, g, b), else the first three, else the first.
-        classes: Names of the classes, by number or a list from 0 on.
-        colours: Their colours, by number or a list from 0 on: a name, a hex text, numbers in 0..1 or 0..255. The
-            others have one of a palette that all eyes tell apart, always the same for a number.
-        ignore_index: Class that is not drawn.
-        percentiles: Of the valid and clear pixels, what becomes black and white.
-        joint: One stretch for all bands, which keeps their balance, instead of one for each.
-        labels: Key of the labels that are drawn.
-        legend: Whether what is seen is explained below.
-        title: In place of date, shares and label.
-        axes: matplotlib axes, one for each panel; default a new figure, which pyplot does not know.
-
-    Raises:
-        UsageError: a whole batch, layers of different sizes, nothing to draw.
-        UnknownBandError: an `rgb` band that is not there.
-    """
-    style = ChipStyle(
-        classes=classes, colours=colours, ignore_index=ignore_index, percentiles=percentiles, joint=joint, legend=legend
-    )
-    _refuse_batch(sample)
-    image = _array(sample.get("image"))
-    if image is not None and image.ndim == 4:
-        return _series(sample, image, bands, rgb, style, labels=labels, columns=5, title=title, axes=axes)
-    shape = _shape(sample, image)
-    picks = () if image is None else shown_bands(len(image), bands, rgb)
-    drawn, prediction = _ground(sample, labels)
-    layers = _layers(sample, shape, image, picks, labels=drawn, prediction=prediction)
-    return draw_chip(layers, style, title=_title(sample, layers, style) if title is None else title, axes=axes)
-
-
-def plot_series(
-    sample: Sample,
-    *,
-    bands: Sequence[str] | None = None,
-    rgb: Bands | None = None,
-    classes: Mapping[int, str] | Sequence[str] | None = None,
-    colours: ColourTable | None = None,
-    ignore_index: int = -100,
-    percentiles: tuple[float, float] = PERCENTILES,
-    joint: bool = False,
     columns: int = 5,
     title: str | None = None,
     axes: Any = None,
+    **style: Any,
 ) -> Figure:
-    """A time series `[T, C, H, W]` as a strip: a panel for each date, with the date and how much is valid and clear.
+    """Plot one sample, or one item of a batch: the image, labels and prediction that there are, side by side.
 
-    All dates share one stretch. Padding (`time_valid` False) is drawn as such; labels and a prediction follow as
-    further panels.
+    Invalid pixels (`mask_valid`) are hatched and cloudy ones (`mask_clear`) dotted; neither affects the stretch. The
+    edge of `mask_aoi` is drawn. The image may be of any real type, normalized floats included. A time series
+    `[T, C, H, W]` has a panel per date, with the date and the shares that are valid and clear, on one stretch; padding
+    (`time_valid` False) is drawn as such.
+
+    Args:
+        sample: Tensors by key; `prediction` is classes or values `[H, W]`, or scores `[K, H, W]`.
+        bands: Names of the bands along C.
+        rgb: Three of them (names or positions) as red, green and blue, or one in grey. By default those with the names
+            of colours (red, green, blue; B04, B03, B02; B4, B3, B2; r, g, b), else the first three, else the first.
+        labels: Key of the labels to draw.
+        columns: Panels per row of a series.
+        title: Title in place of date, shares and label.
+        axes: matplotlib axes, one per panel (T of a series, and one each for labels and prediction); by default a new
+            figure that pyplot does not manage.
+        style: Fields of `ChipStyle`: `classes` (their names) and `colours`, by number or as a list from 0 on,
+            `ignore_index`, `percentiles`, `joint`, `legend`.
+
+    Raises:
+        UsageError: a whole batch, layers of different sizes, nothing to draw.
+        UnknownBandError: `rgb` has a band that the image does not have.
+
+    Example:
+        >>> figure = plot_sample(dataset[aoi], classes=["water", "forest"])  # doctest: +SKIP
+        >>> figure.savefig("sample.png")  # doctest: +SKIP
+    """
+    chip_style = ChipStyle(**style)
+    _check_item(sample)
+    arrays = {key: _array(sample[key]) for key in {*_KEYS, labels} if isinstance(sample.get(key), _TENSORS)}
+    image = arrays.get("image")
+    shown: dict[str, Any] = {"labels": _map(arrays, labels), "prediction": _map(arrays, "prediction")}
+    grids = [values for values in (image, *shown.values()) if values is not None]
+    if not grids:
+        raise UsageError(
+            f"There is nothing to draw: a sample must have an image, labels or a prediction, got {sorted(sample)}."
+        )
+    shown |= _pixel_shape(sample, arrays, grids[0].shape[-2:])
+    picks = () if image is None else shown_bands(image.shape[-3], bands, rgb)
+    times = [float(t) for t in arrays["time"].ravel()] if "time" in arrays else []
+    label = _label_text(arrays, chip_style)
+    if image is not None and image.ndim == 4:
+        return draw_chips(
+            [_layers(arrays, picks, chip, date, **shown) for date, chip in enumerate(image)],
+            chip_style,
+            times=times or [math.nan] * len(image),
+            time_valid=None if "time_valid" not in arrays else arrays["time_valid"].ravel().tolist(),
+            columns=columns,
+            title=label if title is None else title,
+            axes=axes,
+        )
+    chip = _layers(arrays, picks, image, **shown)
+    days = sorted({day[:10] for day in date_texts([t for t in times if not math.isnan(t)])})
+    when = f"{days[0]} to {days[-1]} ({len(days)} days)" if len(days) > 1 else "".join(days)
+    text = "   ".join(part for part in (when, validity_text(chip), label) if part)
+    return draw_chips([chip], chip_style, title=text if title is None else title, axes=axes)
+
+
+def plot_series(sample: Sample, **options: Any) -> Figure:
+    """Plot a time series: `plot_sample` for a sample that must have an image `[T, C, H, W]`.
 
     Args:
         sample: With `image` `[T, C, H, W]`, `time` `[T]` and, where there is padding, `time_valid` `[T]`.
-        bands: As in `plot_sample`, as are the other arguments that it has.
-        rgb: See there.
-        classes: See there.
-        colours: See there.
-        ignore_index: See there.
-        percentiles: See there.
-        joint: See there.
-        columns: Panels in a row.
-        title: Above it all.
-        axes: matplotlib axes, one for each panel (T, and one each for labels and prediction).
+        options: Of `plot_sample`.
 
     Raises:
-        UsageError: not a time series, a whole batch.
-        UnknownBandError: an `rgb` band that is not there.
+        UsageError: not a time series; and what `plot_sample` raises.
     """
-    style = ChipStyle(classes=classes, colours=colours, ignore_index=ignore_index, percentiles=percentiles, joint=joint)
-    _refuse_batch(sample)
-    image = _array(sample.get("image"))
-    if image is None or image.ndim != 4:
-        what = "no image" if image is None else f"an image {tuple(image.shape)}"
-        raise UsageError(f"A time series has an image [T, C, H, W]; this sample has {what}: use plot_sample.")
-    return _series(sample, image, bands, rgb, style, labels="mask", columns=columns, title=title, axes=axes)
+    image = sample.get("image")
+    if image is None or image.ndim < 4:
+        what = "no image" if image is None else f"an image of shape {tuple(image.shape)}"
+        raise UsageError(f"A time series must have an image [T, C, H, W], got {what}: use plot_sample.")
+    return plot_sample(sample, **options)
 
 
 def shown_bands(count: int, bands: Sequence[str] | None = None, rgb: Bands | None = None) -> tuple[int, ...]:
-    """Positions of the one or three bands to show, of `count`; see `plot_sample`.
+    """Return the positions of the one or three bands to show, of `count`; see `plot_sample`.
 
     Raises:
-        UsageError: `bands` that are not `count`, or neither one nor three in `rgb`.
-        UnknownBandError: an `rgb` band that is not there.
+        UsageError: not `count` names in `bands`, or neither one nor three bands in `rgb`.
+        UnknownBandError: `rgb` has a band that the image does not have.
     """
     if bands is not None and len(bands) != count:
-        raise UsageError(f"bands= names {len(bands)} bands, and the image has {count}.")
+        raise UsageError(f"bands must name the image's {count} bands, got {len(bands)} names.")
     names = [] if bands is None else [str(band) for band in bands]
     if rgb is not None:
-        wanted = [rgb] if isinstance(rgb, (str, int)) else list(rgb)
-        if len(wanted) not in (1, 3):
-            raise UsageError(f"rgb= is three bands, or one for grey, not {wanted}.")
-        return tuple(_position(band, names, count) for band in wanted)
+        picks = [rgb] if isinstance(rgb, (str, int)) else list(rgb)
+        if len(picks) not in (1, 3):
+            raise UsageError(f"rgb must be three bands, or one for grey, got {picks}.")
+        return tuple(_position(band, names, count) for band in picks)
     lower = [name.lower() for name in names]
     for colours in _RED_GREEN_BLUE:
-        if all(colour in lower for colour in colours):
+        if set(colours) <= set(lower):
             return tuple(lower.index(colour) for colour in colours)
     return (0, 1, 2) if count >= 3 else (0,)
 
@@ -167,166 +160,85 @@ def _position(band: str | int, names: list[str], count: int) -> int:
     if isinstance(band, str):
         if band in names:
             return names.index(band)
-        raise UnknownBandError(
-            f"rgb= asks for band {band!r}; "
-            + (f"the image has {names}." if names else "say with bands= what the image's bands are called.")
-        )
+        remedy = f"one of {names}" if names else "a number, or bands= must name the image's bands"
+        raise UnknownBandError(f"A band in rgb must be {remedy}, got {band!r}.")
     if not 0 <= int(band) < count:
-        raise UnknownBandError(f"rgb= asks for band number {band}; the image has {count}, counted from 0.")
+        raise UnknownBandError(f"A band number in rgb must be in 0..{count - 1}, got {band}.")
     return int(band)
 
 
-def _series(
-    sample: Sample,
-    image: npt.NDArray[Any],
-    bands: Sequence[str] | None,
-    rgb: Bands | None,
-    style: ChipStyle,
-    *,
-    labels: str,
-    columns: int,
-    title: str | None,
-    axes: Any,
-) -> Figure:
-    dates = len(image)
-    picks = shown_bands(image.shape[1], bands, rgb)
-    times = _times(sample)
-    held = _array(sample.get("time_valid"))
-    chips = [_layers(sample, image.shape[-2:], image[t], picks, date=t) for t in range(dates)]
-    drawn, prediction = _ground(sample, labels)
-    return draw_series(
-        chips,
-        times or [math.nan] * dates,
-        held=None if held is None else [bool(h) for h in held.ravel()],
-        ground=_layers(sample, image.shape[-2:], None, (), date=0, labels=drawn, prediction=prediction),
-        style=style,
-        columns=columns,
-        title=_label_text(sample, style) if title is None else title,
-        axes=axes,
-    )
-
-
 def _layers(
-    sample: Sample,
-    shape: tuple[int, ...],
-    image: npt.NDArray[Any] | None,
-    picks: Sequence[int],
-    *,
-    date: int | None = None,
-    labels: npt.NDArray[Any] | None = None,
-    prediction: npt.NDArray[Any] | None = None,
+    arrays: Arrays, picks: Sequence[int], image: npt.NDArray[Any] | None, date: int = 0, **shown: Any
 ) -> ChipLayers:
-    valid = _plane(sample, "mask_valid", date, picks)
-    shown = None if image is None else image[list(picks)]
-    if shown is not None and shown.dtype.kind == "f":
-        finite = np.isfinite(shown).all(axis=0)
-        valid = finite if valid is None and not finite.all() else None if valid is None else valid & finite
-    aspect, north_up = _lie(sample, shape)
-    return ChipLayers(
-        image=shown,
-        valid=valid,
-        clear=_plane(sample, "mask_clear", date),
-        inside=_plane(sample, "mask_aoi", date),
-        labels=labels,
-        prediction=prediction,
-        aspect=aspect,
-        north_up=north_up,
-    )
+    """Return the layers of one date: its `image` `[C, H, W]`, its masks, and what all dates share."""
+    valid = _plane(arrays, "mask_valid", date, picks)
+    bands = None if image is None else image[list(picks)]
+    if bands is not None and bands.dtype.kind == "f":
+        finite = np.isfinite(bands).all(axis=0)
+        valid = valid & finite if valid is not None else None if finite.all() else finite
+    clear, inside = _plane(arrays, "mask_clear", date), _plane(arrays, "mask_aoi", date)
+    return ChipLayers(image=bands, valid=valid, clear=clear, inside=inside, **shown)
 
 
-def _plane(sample: Sample, key: str, date: int | None, picks: Sequence[int] = ()) -> npt.NDArray[np.bool_] | None:
-    """A mask as `[H, W]`: of one date, True where all its bands (those shown, where it has as many) are."""
-    mask = _array(sample.get(key))
-    if mask is None:
+def _plane(arrays: Arrays, key: str, date: int, picks: Sequence[int] = ()) -> npt.NDArray[np.bool_] | None:
+    """Return a mask of one date as `[H, W]`, True where all its bands are (those shown, if it has one per band)."""
+    if key not in arrays:
         return None
-    mask = mask.astype(bool)
+    mask = arrays[key].astype(bool)
     if mask.ndim == 4:
-        mask = mask[0 if date is None or len(mask) == 1 else date]
-    if mask.ndim == 2:
-        return np.asarray(mask)
-    if len(mask) > max(picks, default=0) and len(mask) > 1 and picks:
+        mask = mask[0 if len(mask) == 1 else date]
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if picks and len(mask) > max(*picks, 1):
         mask = mask[list(picks)]
     return np.asarray(mask.all(axis=0))
 
 
-def _ground(sample: Sample, key: str = "mask") -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Labels and prediction as `[H, W]`, where they are there."""
-    labels, prediction = _array(sample.get(key)), _array(sample.get("prediction"))
-    if prediction is not None and prediction.ndim == 3 and len(prediction) > 1 and prediction.dtype.kind == "f":
-        prediction = prediction.argmax(axis=0)
-    return _map(labels, key), _map(prediction, "prediction")
-
-
-def _map(values: npt.NDArray[Any] | None, key: str) -> npt.NDArray[Any] | None:
+def _map(arrays: Arrays, key: str) -> npt.NDArray[Any] | None:
+    """Return labels or a prediction as `[H, W]`; of scores `[K, H, W]` the class with the highest."""
+    values = arrays.get(key)
     if values is None:
         return None
+    if key == "prediction" and values.ndim == 3 and len(values) > 1 and values.dtype.kind == "f":
+        values = values.argmax(axis=0)
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
     if values.ndim != 2:
-        raise UsageError(f"{key!r} is drawn as a map [H, W], not {tuple(values.shape)}.")
+        raise UsageError(f"{key!r} must be a map [H, W] to be drawn, got shape {tuple(values.shape)}.")
     return values.astype(np.int64) if values.dtype.kind == "b" else values
 
 
-def _shape(sample: Sample, image: npt.NDArray[Any] | None) -> tuple[int, ...]:
-    for value in (image, sample.get("mask"), sample.get("prediction")):
-        if value is not None:
-            return tuple(value.shape[-2:])
-    raise UsageError(f"There is nothing to draw: no image, mask or prediction among {sorted(sample)}.")
-
-
-def _lie(sample: Sample, shape: tuple[int, ...]) -> tuple[float, bool]:
-    """(height of a pixel over its width on the ground, whether row 0 is north) from `transform` and `crs`."""
-    numbers = _array(sample.get("transform"))
-    if numbers is None or numbers.size < 6:
-        return 1.0, True
-    a, b, _, d, e, f = (float(v) for v in numbers.ravel()[:6])
+def _pixel_shape(sample: Sample, arrays: Arrays, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return `aspect` and `north_up` of the pixels, from `transform` and `crs`."""
+    if "transform" not in arrays or arrays["transform"].size < 6:
+        return {}
+    a, b, _, d, e, f = (float(v) for v in arrays["transform"].ravel()[:6])
     width, height = math.hypot(a, d), math.hypot(b, e)
-    crs = sample.get("crs")
-    if isinstance(crs, torch.Tensor):
-        crs = int(crs.ravel()[0]) or None
-    if crs is not None and pyproj_crs(crs_text(crs)).is_geographic:
+    crs = int(arrays["crs"].ravel()[0]) if "crs" in arrays else sample.get("crs")
+    if crs and pyproj_crs(crs_text(crs)).is_geographic:
         width *= max(math.cos(math.radians(f + d * shape[1] / 2 + e * shape[0] / 2)), 0.05)
-    return (height / width if width and height else 1.0), e <= 0
+    return {"aspect": height / width if width and height else 1.0, "north_up": e <= 0}
 
 
-def _title(sample: Sample, layers: ChipLayers, style: ChipStyle) -> str:
-    """Date or span of dates, shares, label: what is known of them."""
-    times = [t for t in _times(sample) or [] if not math.isnan(t)]
-    days = sorted({day[:10] for day in date_texts(times)})
-    when = "" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)} days)"
-    return "   ".join(part for part in (when, facts_text(layers), _label_text(sample, style)) if part)
-
-
-def _label_text(sample: Sample, style: ChipStyle) -> str:
-    label = _array(sample.get("label"))
+def _label_text(arrays: Arrays, style: ChipStyle) -> str:
+    label = arrays.get("label")
     if label is None or label.size != 1:
         return ""
     value = label.ravel()[0]
-    if label.dtype.kind == "f":
-        return f"label {value:.4g}"
-    return f"label {class_names([int(value)], style.classes)[int(value)]}"
+    return f"label {value:.4g}" if label.dtype.kind == "f" else f"label {class_names([value], style.classes)[value]}"
 
 
-def _times(sample: Sample) -> list[float] | None:
-    times = _array(sample.get("time"))
-    return None if times is None else [float(t) for t in times.ravel()]
-
-
-def _refuse_batch(sample: Sample) -> None:
-    """A batch would be taken for a time series."""
-    ranks = {"image": 4, "transform": 1, "bounds": 1, "time": 1}
-    for key, most in ranks.items():
-        rank = getattr(sample.get(key), "ndim", 0)
-        if rank > most:
+def _check_item(sample: Sample) -> None:
+    """Refuse a batch, which would be taken for a time series."""
+    for key, limit in _ITEM_AXES.items():
+        axes = getattr(sample.get(key), "ndim", 0)
+        if axes > limit:
             raise UsageError(
-                f"This is a batch ({key!r} has {rank} axes); plot one of its samples: "
+                f"A single sample must be plotted, got a batch ({key!r} has {axes} axes): take one of its items, "
                 "{key: value[0] for key, value in batch.items()}."
             )
 
 
-def _array(value: Any) -> npt.NDArray[Any] | None:
-    """A tensor as an array, on the host, of a type that numpy has."""
-    if value is None or isinstance(value, np.ndarray):
-        return value
+def _array(value: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a tensor as an array on the host, of a type that numpy has."""
     tensor = torch.as_tensor(value).detach().cpu()
     return np.asarray((tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())

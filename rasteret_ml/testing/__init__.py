@@ -1,16 +1,16 @@
-"""Step 22. Shipped fakes: a range server with latency and faults, readers that record, small COGs, a suite.
+"""Tools for tests: a range server with injected errors, readers that record, small COGs, a suite for readers.
 
-Nothing in the library imports this room; tests and examples do, yours included.
+The library imports nothing from here; tests and examples may, those of users included.
 """
 
 from rasteret_ml.testing.check_resume import batch_digest, check_resume
 from rasteret_ml.testing.cogs import make_cog
 from rasteret_ml.testing.readers_suite import MemoryReader, RangeReaderSuite, RecordingReader
-from rasteret_ml.testing.server import BrokenBytes, Fault, RangeServer
+from rasteret_ml.testing.server import BrokenBytes, InjectedError, RangeServer
 
 __all__ = [
     "BrokenBytes",
-    "Fault",
+    "InjectedError",
     "MemoryReader",
     "RangeReaderSuite",
     "RangeServer",

@@ -30,18 +30,18 @@ def make_cog(
     overviews: str = "auto",
     **creation: Any,
 ) -> str:
-    """Write `data` `[C, H, W]` (or `[H, W]`) as a Cloud Optimized GeoTIFF.
+    """Write an array as a Cloud Optimized GeoTIFF, with GDAL.
 
     Args:
-        path: Where to write; missing folders are made.
-        data: Pixels.
+        path: Where to write; missing folders are created.
+        data: Pixels `[C, H, W]` or `[H, W]`.
         transform: Default 10 m pixels with the upper-left corner at (500000, 5000000).
-        crs: Anything that rasterio takes.
+        crs: Anything that rasterio accepts.
         nodata: Declared nodata value.
-        mask: True = valid `[H, W]`; becomes an internal mask.
+        mask: Validity `[H, W]`, True = valid, written as an internal mask.
         descriptions: Band names.
         blocksize: Tile width and height.
-        compress: GDAL's COG compression: none, deflate, lzw, zstd, lerc, jpeg, webp …
+        compress: GDAL's COG compression, such as none, deflate, lzw, zstd, lerc, jpeg, webp …
         predictor: "no", "standard" (2 for integers, 3 for floats).
         overviews: "auto" or "none".
         creation: Further COG creation options.

@@ -1,4 +1,4 @@
-"""What every `RangeReader` must do, as tests: subclass it and say how to make one."""
+"""Readers for tests, and tests that every `RangeReader` must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MemoryReader", "RangeReaderSuite", "RecordingReader"]
 
 
 class MemoryReader:
-    """Reads from byte strings by address."""
+    """Read from byte strings by URL."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = dict(files)
@@ -32,12 +32,12 @@ class MemoryReader:
 
 
 class RecordingReader:
-    """A reader around a reader that remembers every call."""
+    """Wrap a reader and record its calls."""
 
     def __init__(self, reader: RangeReader) -> None:
         self._reader = reader
         self.calls: list[tuple[str, ByteRange]] = []
-        """(address, range) of every read, in order."""
+        """(URL, range) of every read, in order."""
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """See `RangeReader.read`."""
@@ -45,25 +45,25 @@ class RecordingReader:
         return await self._reader.read(href, span)
 
     async def aclose(self) -> None:
-        """Close the reader inside."""
+        """Close the wrapped reader."""
         await self._reader.aclose()
 
 
 class RangeReaderSuite:
-    """Subclass as `class TestMine(RangeReaderSuite)` and implement `make`."""
+    """Tests of a `RangeReader`: subclass as `class TestMyReader(RangeReaderSuite)` and implement `make`."""
 
     content = bytes(range(256)) * 40
-    """What the file at the address holds."""
+    """Content of the file that `make` provides."""
 
     def make(self) -> tuple[RangeReader, str, str]:
-        """(a fresh reader, the address of a file that holds `content`, an address where nothing is)."""
+        """Return a new reader, the URL of a file with `content`, and the URL of no file."""
         raise NotImplementedError
 
     def _read(self, *spans: ByteRange, missing: bool = False) -> list[bytes]:
         async def run() -> list[bytes]:
-            reader, there, nowhere = self.make()
+            reader, url, missing_url = self.make()
             try:
-                found = [await reader.read(nowhere if missing else there, span) for span in spans]
+                found = [await reader.read(missing_url if missing else url, span) for span in spans]
                 assert all(response.size in (None, len(self.content)) for response in found)
                 return [bytes(response.data) for response in found]
             finally:
@@ -72,18 +72,18 @@ class RangeReaderSuite:
         return asyncio.run(run())
 
     def test_reads_exactly_the_range(self) -> None:
-        """Start, middle and end come back byte for byte."""
+        """At the start, in the middle and at the end."""
         n = len(self.content)
         spans = [ByteRange(0, 1), ByteRange(17, 500), ByteRange(n - 3, 3), ByteRange(0, n)]
         assert self._read(*spans) == [self.content[s.start : s.stop] for s in spans]
 
     def test_a_range_past_the_end_comes_back_short(self) -> None:
-        """A first request of a fixed size may be larger than the file."""
+        """The first request of a header may be larger than the file."""
         n = len(self.content)
         assert self._read(ByteRange(n - 10, 1000)) == [self.content[-10:]]
 
     def test_a_missing_file_is_a_fetch_error(self) -> None:
-        """And nothing else."""
+        """Not another error, and no data."""
         try:
             self._read(ByteRange(0, 10), missing=True)
         except FetchError:
@@ -91,7 +91,7 @@ class RangeReaderSuite:
         raise AssertionError("a missing file was read")
 
     def test_a_range_beyond_the_end_is_a_fetch_error(self) -> None:
-        """There is nothing to come back with."""
+        """There are no bytes to return."""
         try:
             self._read(ByteRange(len(self.content) + 5, 10))
         except FetchError:

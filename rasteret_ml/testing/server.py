@@ -1,6 +1,6 @@
-"""A range server on loopback, with latency and faults on request, that counts what it is asked.
+"""A range server on loopback with injected latency and errors, which records its requests.
 
-As a program: `python -m rasteret_ml.testing FOLDER --latency 0.03` serves until it is stopped.
+As a program: `python -m rasteret_ml.testing FOLDER --latency 0.03` serves until it is interrupted.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ from typing import Literal
 
 from aiohttp import web
 
-__all__ = ["BrokenBytes", "Fault", "RangeServer", "ServedRequest", "main"]
+__all__ = ["BrokenBytes", "InjectedError", "RangeServer", "ServedRequest", "main"]
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
 
 @dataclass(slots=True, kw_only=True)
-class Fault:
-    """What a path does wrong, for its next `times` requests."""
+class InjectedError:
+    """How the server fails the next `times` requests of a path."""
 
     kind: Literal["status", "ignore_range", "hang", "cut", "html"]
-    """Answer with a status; the whole file with 200; nothing until the server stops; half the body; an HTML
-    page with 200."""
+    """Respond with a status; the whole file with 200; nothing until the server stops; half the body; an HTML page."""
     status: int = 500
-    """For `status`."""
+    """Status of the kind `status`."""
     times: int = 1 << 30
-    """Requests that meet it; later ones are served well."""
+    """Requests that fail; later ones succeed."""
     headers: tuple[tuple[str, str], ...] = ()
-    """Extra headers of a `status` answer."""
+    """Extra headers of the kind `status`."""
 
 
 @dataclass(slots=True, kw_only=True)
 class BrokenBytes:
-    """Bytes that a server cannot give: any request for one of them is answered with an error status."""
+    """Bytes that the server cannot read: a request for any of them fails with a status."""
 
     path: str
-    """Of the file, without the leading slash."""
+    """Path of the file, without the leading slash."""
     start: int
     """First byte."""
     stop: int
-    """One past the last."""
+    """One past the last byte."""
     status: int = 503
-    """Of the answer."""
+    """Status of the response."""
     times: int = 1 << 30
-    """Requests that meet it; later ones are served well."""
+    """Requests that fail; later ones succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,23 +62,27 @@ class ServedRequest:
     query: str
     """Query string."""
     range: tuple[int, int] | None
-    """First byte and one past the last asked for; None = no range."""
+    """First requested byte and one past the last; None = no range."""
     sent: int
-    """Body bytes."""
+    """Body bytes of the response."""
     failed: bool = False
-    """Whether it was refused because its bytes are broken, or by `failing`."""
+    """Whether it failed because of `broken` or `error_rate`."""
 
 
 class RangeServer:
-    """Serves a folder over HTTP with range requests; a context manager with a thread of its own.
+    """Serve a folder over HTTP with range requests, in a thread; a context manager.
 
     Args:
         root: The folder.
-        latency: Seconds that each answer waits first.
-        port: To listen at; 0 = a free one.
-        failing: Share of range requests, 0 to 1, that are answered with status 503. Which ones is a function of `seed`,
-            the path, the range, and how often that range was asked for before: the same requests fail in every run.
-        seed: Of that choice.
+        latency: Seconds before each response.
+        port: Port to listen on; 0 = any free one.
+        error_rate: Share of range requests, 0 to 1, that fail with status 503. Which ones is a function of `seed`, the
+            path, the range and how often that range was requested before, so the same requests fail in every run.
+        seed: Seed of that choice.
+
+    Example:
+        >>> with RangeServer("scenes", latency=0.03) as server:  # doctest: +SKIP
+        ...     collection = rasteret_ml.build([f"{server.url}/a.tif"], "scenes.parquet", bands=["B04"])
     """
 
     def __init__(
@@ -88,20 +91,20 @@ class RangeServer:
         *,
         latency: float = 0.0,
         port: int = 0,
-        failing: float = 0.0,
+        error_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self.latency = latency
-        self.faults: dict[str, Fault] = {}
-        """By path (without the leading slash)."""
+        self.errors: dict[str, InjectedError] = {}
+        """Injected errors by path (without the leading slash)."""
         self.broken: list[BrokenBytes] = []
-        """Bytes that cannot be had."""
-        self.failing = failing
+        """Bytes that cannot be read."""
+        self.error_rate = error_rate
         self.seed = seed
-        self._asked: Counter[tuple[str, int, int]] = Counter()
+        self._counts: Counter[tuple[str, int, int]] = Counter()
         self.requests: list[ServedRequest] = []
-        """Everything asked so far."""
+        """All requests so far."""
         self.port = port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -109,7 +112,7 @@ class RangeServer:
 
     @property
     def url(self) -> str:
-        """Address of the folder, without a slash at the end."""
+        """URL of the folder, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> RangeServer:
@@ -117,7 +120,7 @@ class RangeServer:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
         self._thread.start()
         if not ready.wait(30):
-            raise RuntimeError("the range server did not start")
+            raise RuntimeError("The range server did not start within 30 seconds.")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,7 +132,7 @@ class RangeServer:
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
-        app.router.add_route("GET", "/{path:.*}", self._answer)
+        app.router.add_route("GET", "/{path:.*}", self._respond)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
@@ -139,88 +142,79 @@ class RangeServer:
         await self._stop.wait()
         await runner.cleanup()
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _respond(self, request: web.Request) -> web.Response:
         if self.latency:
             await asyncio.sleep(self.latency)
-        path = request.match_info["path"]
-        fault = self.faults.get(path)
-        if fault is not None and fault.times > 0:
-            fault.times -= 1
-        else:
-            fault = None
-        if fault is not None and fault.kind == "hang":
-            assert self._stop is not None
-            self._note(request, None, 0)
-            await self._stop.wait()
-        if fault is not None and fault.kind == "status":
-            self._note(request, None, 0)
-            return web.Response(status=fault.status, headers=dict(fault.headers))
-        if fault is not None and fault.kind == "html":
-            self._note(request, None, 0)
+        error = self.errors.get(request.match_info["path"])
+        if error is None or error.times <= 0:
+            return self._file(request)
+        error.times -= 1
+        if error.kind in ("cut", "ignore_range"):
+            return self._file(request, error.kind)
+        self._record(request, None, 0)
+        if error.kind == "html":
             return web.Response(text="<!doctype html><title>Sign in</title>", content_type="text/html")
-        return await self._file(request, path, fault)
+        if error.kind == "hang":
+            assert self._stop is not None
+            await self._stop.wait()
+        return web.Response(status=error.status, headers=dict(error.headers))
 
-    async def _file(self, request: web.Request, path: str, fault: Fault | None) -> web.Response:
+    def _file(self, request: web.Request, kind: str = "") -> web.Response:
+        path = request.match_info["path"]
         full = os.path.abspath(os.path.join(self.root, path))
         if not full.startswith(self.root + os.sep) or not os.path.isfile(full):
-            self._note(request, None, 0)
+            self._record(request, None, 0)
             return web.Response(status=404)
         size = os.path.getsize(full)
-        found = _RANGE.match(request.headers.get("Range", ""))
-        tag = {"ETag": f'"{os.stat(full).st_mtime_ns:x}"', "Accept-Ranges": "bytes"}
-        if found is None or (fault is not None and fault.kind == "ignore_range"):
-            body = _part(full, 0, size)
-            self._note(request, None, len(body))
-            return web.Response(body=body, headers=tag, content_type="image/tiff")
-        start, stop = int(found[1]), min(int(found[2] or size - 1) + 1, size)
-        if start >= size:
-            self._note(request, (start, stop), 0)
+        found = None if kind == "ignore_range" else _RANGE.match(request.headers.get("Range", ""))
+        headers = {"ETag": f'"{os.stat(full).st_mtime_ns:x}"', "Accept-Ranges": "bytes"}
+        start, stop = (0, size) if found is None else (int(found[1]), min(int(found[2] or size - 1) + 1, size))
+        span = None if found is None else (start, stop)
+        if found is not None and start >= size:
+            self._record(request, span, 0)
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
-        status = self._refusal(path, start, stop)
+        status = None if found is None else self._failure(path, start, stop)
         if status is not None:
-            self._note(request, (start, stop), 0, failed=True)
+            self._record(request, span, 0, failed=True)
             return web.Response(status=status)
-        body = _part(full, start, stop - start)
-        if fault is not None and fault.kind == "cut":
-            body = body[: len(body) // 2]
-        self._note(request, (start, stop), len(body))
-        headers = tag | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-        return web.Response(status=206, body=body, headers=headers, content_type="image/tiff")
+        with open(full, "rb") as file:
+            file.seek(start)
+            body = file.read(stop - start)
+        if found is not None:
+            body = body[: len(body) // 2] if kind == "cut" else body
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        self._record(request, span, len(body))
+        return web.Response(status=200 if found is None else 206, body=body, headers=headers, content_type="image/tiff")
 
-    def _refusal(self, path: str, start: int, stop: int) -> int | None:
-        """The status that a range is refused with; None = it is served."""
+    def _failure(self, path: str, start: int, stop: int) -> int | None:
+        """Return the status that a range request fails with; None = it succeeds."""
         for bad in self.broken:
             if bad.times > 0 and bad.path == path and bad.start < stop and start < bad.stop:
                 bad.times -= 1
                 return bad.status
-        if not self.failing:
+        if not self.error_rate:
             return None
-        asked = self._asked[path, start, stop]
-        self._asked[path, start, stop] += 1
-        words = f"{self.seed} {path} {start} {stop} {asked}".encode()
-        drawn = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") / 2**64
-        return 503 if drawn < self.failing else None
+        count = self._counts[path, start, stop]
+        self._counts[path, start, stop] += 1
+        key = f"{self.seed} {path} {start} {stop} {count}".encode()
+        drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
+        return 503 if drawn < self.error_rate else None
 
-    def _note(self, request: web.Request, span: tuple[int, int] | None, sent: int, *, failed: bool = False) -> None:
+    def _record(self, request: web.Request, span: tuple[int, int] | None, sent: int, *, failed: bool = False) -> None:
         path, query = request.match_info["path"], request.query_string
         self.requests.append(ServedRequest(path=path, query=query, range=span, sent=sent, failed=failed))
 
 
-def _part(path: str, start: int, length: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
 def main() -> None:
-    """Serve a folder until interrupted; prints the address first."""
+    """Print the URL and serve a folder until interrupted."""
     parser = argparse.ArgumentParser(description="Serve a folder with HTTP range requests on loopback.")
     parser.add_argument("folder")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--failing", type=float, default=0.0, help="share of range requests answered with 503")
+    parser.add_argument("--error-rate", type=float, default=0.0, help="share of range requests that fail with 503")
     options = parser.parse_args()
-    with RangeServer(options.folder, latency=options.latency, port=options.port, failing=options.failing) as server:
+    choices = {"latency": options.latency, "port": options.port, "error_rate": options.error_rate}
+    with RangeServer(options.folder, **choices) as server:
         print(server.url, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

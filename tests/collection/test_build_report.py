@@ -28,7 +28,7 @@ from rasteret_ml.errors import (
     ServerError,
     UnsupportedTiffError,
 )
-from rasteret_ml.testing import Fault, RangeServer, make_cog
+from rasteret_ml.testing import InjectedError, RangeServer, make_cog
 
 
 @pytest.mark.parametrize("folder", ["multidate", "naip"])
@@ -131,15 +131,15 @@ def test_a_bad_file_is_listed_and_the_rest_is_built(
     assert not (tmp_path / "strict.parquet").exists()
 
 
-_FAULTS: dict[str, tuple[Fault, type[RasteretError], str]] = {
-    "404": (Fault(kind="status", status=404), FetchNotFoundError, "HTTP 404"),
-    "403": (Fault(kind="status", status=403), AccessDeniedError, r"HTTP 403.*sign="),
-    "500": (Fault(kind="status", status=500), ServerError, r"HTTP 500.*2 attempts"),
-    "429": (Fault(kind="status", status=429), ServerError, "HTTP 429"),
-    "html": (Fault(kind="html"), NotATiffError, "HTML page"),
-    "hang": (Fault(kind="hang"), FetchTimeoutError, "no data received for"),
-    "cut": (Fault(kind="cut"), ServerError, "expected"),
-    "ignores range": (Fault(kind="ignore_range"), RangeNotSupportedError, "ignores range requests"),
+_FAULTS: dict[str, tuple[InjectedError, type[RasteretError], str]] = {
+    "404": (InjectedError(kind="status", status=404), FetchNotFoundError, "HTTP 404"),
+    "403": (InjectedError(kind="status", status=403), AccessDeniedError, r"HTTP 403.*sign="),
+    "500": (InjectedError(kind="status", status=500), ServerError, r"HTTP 500.*2 attempts"),
+    "429": (InjectedError(kind="status", status=429), ServerError, "HTTP 429"),
+    "html": (InjectedError(kind="html"), NotATiffError, "HTML page"),
+    "hang": (InjectedError(kind="hang"), FetchTimeoutError, "no data received for"),
+    "cut": (InjectedError(kind="cut"), ServerError, "expected"),
+    "ignores range": (InjectedError(kind="ignore_range"), RangeNotSupportedError, "ignores range requests"),
 }
 
 
@@ -150,7 +150,7 @@ def test_a_failing_server_is_named(server: RangeServer, tmp_path: Path, kind: st
     _good(tmp_path)
     data = np.random.default_rng(0).integers(0, 255, (1, 512, 512), dtype=np.uint8)
     make_cog(tmp_path / "bad.tif", data)
-    server.faults["bad.tif"] = fault
+    server.errors["bad.tif"] = fault
     hrefs = [f"{server.url}/good.tif", f"{server.url}/bad.tif"]
     limits = HASTY if fault.kind == "hang" else QUICK
     collection = build(hrefs, tmp_path / "c.parquet", limits=limits)
@@ -165,7 +165,7 @@ def test_a_failing_server_is_named(server: RangeServer, tmp_path: Path, kind: st
 def test_a_server_that_recovers_costs_only_retries(server: RangeServer, tmp_path: Path) -> None:
     """One 503: no failure in the report."""
     _good(tmp_path)
-    server.faults["good.tif"] = Fault(kind="status", status=503, times=1)
+    server.errors["good.tif"] = InjectedError(kind="status", status=503, times=1)
     collection = build(f"{server.url}/good.tif", tmp_path / "c.parquet", limits=QUICK)
     assert collection.report.failures == ()  # type: ignore[attr-defined]
     assert len(server.requests) == 2

@@ -113,5 +113,5 @@ def test_given_axes_and_errors(four):
     assert four.plot(ax=figure.subplots()) is figure
     with pytest.raises(UsageError, match="color= needs a column 'fold'"):
         four.plot(color="fold")
-    with pytest.raises(UsageError, match="'assets' holds"):
+    with pytest.raises(UsageError, match="'assets' must hold"):
         four.plot(color="assets")

@@ -24,7 +24,7 @@ from rasteret_ml.errors import (
 )
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.storage.open import open_reader
-from rasteret_ml.testing import Fault, RangeServer, make_cog
+from rasteret_ml.testing import InjectedError, RangeServer, make_cog
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -97,7 +97,7 @@ def test_big_tiff(tmp_path: Path) -> None:
 def test_a_server_that_ignores_ranges(server: RangeServer, tmp_path: Path) -> None:
     """aiocogeo: the whole file with status 200 was taken for the range, and its first bytes for tiles."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = Fault(kind="ignore_range")
+    server.errors["a.tif"] = InjectedError(kind="ignore_range")
     with pytest.raises(ReadError) as caught:
         _quickly(record, (130, 130, 20, 20))
     assert isinstance(cause_of(caught.value), RangeNotSupportedError)
@@ -111,14 +111,14 @@ def test_a_server_that_ignores_ranges(server: RangeServer, tmp_path: Path) -> No
 def test_a_refusal_is_not_a_missing_file(server: RangeServer, tmp_path: Path, status: int, kind: type) -> None:
     """aiocogeo: every error of the client was FileNotFoundError, and closed the session that others used."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = Fault(kind="status", status=status)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status)
 
     async def work() -> rm.Chip:
         async with open_reader(QUICK) as reader:
             with pytest.raises(ReadError) as caught:
                 await record.read_window((0, 0, 9, 9), ["B1"], backend=reader)
             assert isinstance(cause_of(caught.value), kind)
-            del server.faults["a.tif"]
+            del server.errors["a.tif"]
             return await record.read_window((0, 0, 9, 9), ["B1"], backend=reader)
 
     assert_chip(run(work()), *window_by_rasterio(tmp_path / "a.tif", (0, 0, 9, 9)))
@@ -139,7 +139,7 @@ def test_nan_and_the_nodata_value_are_both_invalid(tmp_path: Path) -> None:
 def test_tolerated_failures_are_listed(server: RangeServer, tmp_path: Path) -> None:
     """odc-loader: `fail_on_error=False` left fill and no list; stackstac: chunks of another shape, no file named."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = Fault(kind="status", status=404)
+    server.errors["a.tif"] = InjectedError(kind="status", status=404)
     failures: list[TileError] = []
     box = shapely.box(X, Y - 900, X + 1000, Y)
     (chip,) = run(record.load_bands([box], ["B1"], geometry_crs=32633, output="tensor", failures=failures))
@@ -152,7 +152,7 @@ def test_tolerated_failures_are_listed(server: RangeServer, tmp_path: Path) -> N
 def test_a_dropped_connection_never_gives_blank_pixels(server: RangeServer, tmp_path: Path, times: int) -> None:
     """GDAL #11552: with threads a connection that broke off ended in blank pixels, in silence."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = Fault(kind="cut", times=times)
+    server.errors["a.tif"] = InjectedError(kind="cut", times=times)
     if times == 1:
         (chip,) = _quickly(record, (50, 50, 100, 100))
         assert_chip(chip, *window_by_rasterio(tmp_path / "a.tif", (50, 50, 100, 100)))
@@ -170,7 +170,7 @@ def test_tokens_are_made_at_each_read(server: RangeServer, tmp_path: Path) -> No
         return f"{href}?token={next(tokens)}"
 
     server.requests.clear()
-    server.faults["a.tif"] = Fault(kind="status", status=403, times=1)
+    server.errors["a.tif"] = InjectedError(kind="status", status=403, times=1)
     box, asked = shapely.box(X, Y - 200, X + 200, Y), {"geometry_crs": 32633, "output": "tensor", "sign": sign}
     for _ in range(2):
         (chip,) = run(record.load_bands([box], ["B1"], **asked))

@@ -82,8 +82,8 @@ def _read(**seconds: float) -> ReadStats:
         (0.04, _read(blocked_seconds=9, blocked_network_seconds=9), "model", "The model waits 4 % of the time: the"),
         (0.6, _read(blocked_seconds=9, blocked_network_seconds=8), "network", "(200 ms a request of 100 kB, 4 at once"),
         (0.6, _read(blocked_seconds=9, blocked_decode_seconds=8), "decode", "(100 ms a tile, 2.0 tiles a chip, on 2 "),
-        (0.6, _read(plan_seconds=1, collate_seconds=8, finish_seconds=1), "collate", "(collate_fn is 80 % of it"),
-        (0.6, _read(finish_seconds=8, collate_seconds=2), "collate", "(validity, labels and masks are 80 % of it"),
+        (0.6, _read(plan_seconds=1, collate_seconds=8, sample_seconds=1), "collate", "(collate_fn is 80 % of it"),
+        (0.6, _read(sample_seconds=8, collate_seconds=2), "collate", "(validity, labels and masks are 80 % of it"),
         (0.6, _read(plan_seconds=9, collate_seconds=1), "collate", "(finding records and tiles is 90 % of it"),
         (0.6, _read(blocked_seconds=9, blocked_assemble_seconds=8, plan_seconds=1), "collate", 'grid="native"'),
         (0.6, _read(blocked_seconds=9, plan_seconds=1), "unknown", "the readers do not get the 2 cores they need"),
@@ -116,7 +116,11 @@ def test_work_that_late_batches_hide_is_no_limit() -> None:
     [
         ({}, {"lookahead": 0}, ": set lookahead= (now 0)."),
         ({}, {"lookahead": 3}, ": raise lookahead= (now 3)."),
-        ({"batches_held": 1}, {"lookahead": 3, "lookahead_bytes": 10**9}, ": raise lookahead_bytes= (now 1 GB), which"),
+        (
+            {"batches_deferred": 1},
+            {"lookahead": 3, "lookahead_bytes": 10**9},
+            ": raise lookahead_bytes= (now 1 GB), which",
+        ),
         ({}, {"lookahead": 3, "max_concurrent": 4, "connections": 64}, ": raise max_concurrent= (now 4)."),
         ({}, {"max_concurrent": 64, "connections": 4}, "max_concurrent= (now 64) and connections= of FetchLimits."),
         ({}, {"lookahead": 3, "max_concurrent": 50, "num_workers": 1, "cores": 4}, "num_workers= (now 1, with 4 cores"),

@@ -80,7 +80,7 @@ def served(_served: Served) -> Iterator[Served]:
     yield _served
     _served.server.broken.clear()
     _served.server.requests.clear()
-    _served.server.failing = 0.0
+    _served.server.error_rate = 0.0
 
 
 def _images(s: Served, **options: Any) -> rm.RasteretDataset:
@@ -754,7 +754,7 @@ def test_a_server_that_fails_one_range_in_twenty(served: Served, action: str) ->
     dataset = _images(served)
     whole = list(rm.RandomAOISampler(dataset, 24, 80, seed=2))
     expected = {query.draw: dataset[query] for query in whole}
-    served.server.failing = 0.05
+    served.server.error_rate = 0.05
     for rank in range(2):
         served.server.requests.clear()
         errors = rm.ErrorPolicy(action=action, retries=0, budget=0.5)
@@ -840,7 +840,7 @@ def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -
 
     runs = []
     for seed in (0, 0, 1):
-        with RangeServer(tmp_path, failing=0.05, seed=seed) as server:
+        with RangeServer(tmp_path, error_rate=0.05, seed=seed) as server:
             runs.append(asyncio.run(ask(server.url)))
             assert [request.failed for request in server.requests] == runs[-1]
     assert runs[0] == runs[1] != runs[2]

@@ -111,7 +111,7 @@ def test_workers_give_the_samples_of_the_slow_path(scenes: Any, context: str, lo
         _assert_equal(batches, _slow(_labelled(scenes), sampler, 4))
         assert all(batch["image"].is_shared() for batch in batches)
     total = loader.stats().total
-    assert total.batches_ahead == (6 - 2 if lookahead else 0)  # all but each worker's first
+    assert total.batches_prefetched == (6 - 2 if lookahead else 0)  # all but each worker's first
     assert total.tiles_decoded > 0
 
 

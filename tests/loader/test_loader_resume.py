@@ -76,7 +76,7 @@ def test_workers_start_methods_and_lookahead_do_not_matter(
     context = "fork" if count else None
     others = loader(scenes, num_workers=count, lookahead=4 - lookahead, multiprocessing_context=context)
     stopped = loader(scenes, num_workers=workers, lookahead=lookahead, multiprocessing_context=method)
-    assert check_resume(lambda: stopped, restored=lambda: others, stops=[2, 5, 8]) == 3
+    assert check_resume(lambda: stopped, make_resumed=lambda: others, stops=[2, 5, 8]) == 3
 
 
 def test_labels_and_combinations_are_taken_up(scenes: Scenes) -> None:

@@ -16,12 +16,16 @@ from matplotlib.figure import Figure
 from picture_oracle import artists, colour_at, legend_texts, panel, rendered
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, draw_chip, share_text
+from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, draw_chips, validity_text
 from rasteret_ml.plotting.colours import palette_colour
 
 
 def _bytes(colour):
     return tuple(round(255 * v) for v in colour[:3])
+
+
+def draw_chip(layers, style=None, **options):
+    return draw_chips([layers], style, **options)
 
 
 def _quarters(*values, dtype=np.int64):
@@ -52,7 +56,7 @@ def test_invalid_pixels_are_hatched_and_only_they():
     figure = draw_chip(ChipLayers(image=image, valid=valid))
     (ax,) = figure.axes
     (patch,) = artists(ax, "not valid")
-    assert patch.get_hatch() == "////"
+    assert patch.hatches == ["////"]
     shown = panel(figure, ax)
     height, width = (n // 2 for n in shown.shape[:2])
     hatched = shown[5 : height - 5, width + 5 : -5].reshape(-1, 3)
@@ -69,9 +73,9 @@ def test_clouds_are_marked_otherwise_and_not_where_invalid():
     figure = draw_chip(ChipLayers(image=image, valid=valid, clear=clear))
     (ax,) = figure.axes
     (cloud,), (invalid,) = artists(ax, "not clear"), artists(ax, "not valid")
-    assert cloud.get_hatch() != invalid.get_hatch()
-    assert cloud.get_path().get_extents().bounds == (9.5, -0.5, 10, 10)
-    assert invalid.get_path().get_extents().bounds == (-0.5, -0.5, 10, 10)
+    assert cloud.hatches != invalid.hatches
+    assert cloud.get_paths()[0].get_extents().bounds == (9.5, -0.5, 10, 10)
+    assert invalid.get_paths()[0].get_extents().bounds == (-0.5, -0.5, 10, 10)
     assert legend_texts(figure) == ["not valid", "not clear"]
 
 
@@ -81,8 +85,9 @@ def test_clouds_have_no_say_in_the_stretch_unless_all_is_cloud():
     style = ChipStyle(percentiles=(0, 100))
     figure = draw_chip(layers, style)
     assert colour_at(figure, figure.axes[0], 15, 4) == (255, 255, 255)
-    overcast = dataclasses.replace(layers, clear=np.zeros((20, 20), bool))
-    assert overcast.counted is None
+    overcast = draw_chip(dataclasses.replace(layers, clear=np.zeros((20, 20), bool)), style)
+    shown = overcast.axes[0].images[0].get_array()
+    assert (shown[4, 4, 0], shown[15, 15, 0]) == (0, 1)
 
 
 def test_nothing_is_hatched_where_all_is_valid_and_clear():
@@ -182,7 +187,7 @@ def test_on_axes_of_ones_own():
     assert legend_texts(figure) == ["class 0", "class 1"]
     part = Figure().subfigures(1, 2)[0]
     assert draw_chip(ChipLayers(labels=_quarters(0, 1, 1, 1)), axes=part.subplots()) is part.figure
-    with pytest.raises(UsageError, match="1 axes and this picture 2 panels"):
+    with pytest.raises(UsageError, match="axes must be 2 axes, one per panel, got 1"):
         draw_chip(layers, axes=left)
 
 
@@ -191,7 +196,7 @@ def test_on_axes_of_ones_own():
     [
         (ChipLayers(valid=np.ones((4, 4), bool)), "nothing to draw"),
         (ChipLayers(image=np.zeros((1, 4, 4)), labels=np.zeros((4, 5))), "image 4 x 4, labels 4 x 5"),
-        (ChipLayers(image=np.zeros((2, 4, 4))), "1 band .grey. or 3"),
+        (ChipLayers(image=np.zeros((2, 4, 4))), "must have 1 band .grey. or 3"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(layers, words):
@@ -227,4 +232,4 @@ def test_the_rooms_door_and_the_collection_load_no_matplotlib():
     ("true", "of", "text"), [(0, 9, "0 %"), (9, 9, "100 %"), (1, 1000, "<1 %"), (999, 1000, ">99 %"), (3, 8, "38 %")]
 )
 def test_shares_round_to_all_or_nothing_only_where_it_is_so(true, of, text):
-    assert share_text(np.arange(of) < true) == text
+    assert validity_text(ChipLayers(valid=np.arange(of) < true)) == f"{text} valid"

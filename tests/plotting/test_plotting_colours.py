@@ -9,7 +9,8 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.colours import NAMED_PALETTE, class_colours, class_names, painted, palette_colour
+from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, draw_chips
+from rasteret_ml.plotting.colours import NAMED_PALETTE, class_colours, class_names, palette_colour
 
 _TO_LINEAR_RGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
 # Machado, Oliveira and Fernandes (2009), severity 1.
@@ -92,16 +93,14 @@ def test_what_is_no_colour_names_its_class(bad):
 
 @pytest.mark.parametrize("bad", ["viridis", 3])
 def test_what_is_no_table_is_refused(bad):
-    with pytest.raises(UsageError, match="colours="):
+    with pytest.raises(UsageError, match="colours must be a mapping"):
         class_colours([1], bad)
 
 
-def test_painting_is_a_lookup_and_unlisted_classes_are_transparent(rng):
+def test_labels_have_the_colour_of_their_class_and_ignored_ones_are_transparent(rng):
     labels = rng.integers(-2, 6, (30, 20))
-    colours = class_colours(range(5))
-    shown = painted(labels, colours)
-    assert shown.dtype == np.uint8
+    figure = draw_chips([ChipLayers(labels=labels)], ChipStyle(ignore_index=-2, colours={5: "red"}))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    colours = class_colours(range(-2, 6), {5: "red"}) | {-2: (0, 0, 0, 0)}
     for (row, col), number in np.ndenumerate(labels):
-        expected = np.round(np.array(colours.get(int(number), (0, 0, 0, 0))) * 255)
-        np.testing.assert_array_equal(shown[row, col], expected)
-    assert painted(np.zeros((0, 4), np.int64), {}).shape == (0, 4, 4)
+        np.testing.assert_allclose(shown[row, col], colours[int(number)])

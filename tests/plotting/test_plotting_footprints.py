@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from picture_oracle import artists, colour_at, legend_texts, panel, rendered
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.colours import palette_colour
+from rasteret_ml.plotting.colours import column_scale, palette_colour
 from rasteret_ml.plotting.footprints import draw_footprints
-from rasteret_ml.plotting.scale import column_scale
 
 
 def _boxes(count, lat=0.0):
@@ -187,23 +186,23 @@ def test_on_axes_of_ones_own():
 
 
 def test_values_that_do_not_match_are_refused():
-    with pytest.raises(UsageError, match="3 entries for 2"):
+    with pytest.raises(UsageError, match="one entry per geometry, got 3 for 2"):
         draw_footprints(_boxes(2), values=np.zeros(3))
 
 
 def test_scales_of_what_tables_hold():
     stamps = pd.Series(pd.to_datetime(["2024-01-01T23:30-05:00", "2024-01-03T00:00+00:00", None], utc=True))
-    assert list(column_scale([stamps.to_numpy()], "t").keys) == ["2024-01-02 (1)", "2024-01-03 (1)", "none (1)"]
+    assert list(column_scale([stamps.to_numpy()], "t").legend) == ["2024-01-02 (1)", "2024-01-03 (1)", "none (1)"]
     dates = _texts(dt.date(2024, 5, 1), None, dt.datetime(2024, 5, 2, 1))
-    assert list(column_scale([dates], "t").keys) == ["2024-05-01 (1)", "2024-05-02 (1)", "none (1)"]
+    assert list(column_scale([dates], "t").legend) == ["2024-05-01 (1)", "2024-05-02 (1)", "none (1)"]
     numbers = pd.Series([3, None, 5], dtype="Int64").to_numpy(dtype=object)
     scale = column_scale([numbers, np.array([7], np.uint8)], "n")
     np.testing.assert_allclose(scale.colours[[0, 3]], colormaps["viridis"]([0.0, 1.0]))
-    assert list(scale.keys) == ["none (1)"]
-    assert list(column_scale([np.array([True, False, True])], "b").keys) == ["False (1)", "True (2)"]
-    assert list(column_scale([np.array([np.nan, "x"], object)], "b").keys) == ["x (1)", "none (1)"]
+    assert list(scale.legend) == ["none (1)"]
+    assert list(column_scale([np.array([True, False, True])], "b").legend) == ["False (1)", "True (2)"]
+    assert list(column_scale([np.array([np.nan, "x"], object)], "b").legend) == ["x (1)", "none (1)"]
     whole = column_scale([np.array([4, 4], np.int64)], "n")
-    assert list(whole.keys) == ["4 (2)"]
+    assert list(whole.legend) == ["4 (2)"]
     one = column_scale([np.array([4.0, 4.0])], "n")
     assert one.bar is not None
     assert one.bar.get_clim() == (4.0, 5.0)
@@ -212,7 +211,7 @@ def test_scales_of_what_tables_hold():
 def test_columns_that_cannot_be_coloured():
     with pytest.raises(UsageError, match="'id' has 30 different texts"):
         column_scale([_texts(*(f"r{i}" for i in range(30)))], "id")
-    with pytest.raises(UsageError, match="'assets' holds dict"):
+    with pytest.raises(UsageError, match=r"'assets' must hold .* got dict"):
         column_scale([_texts({"a": 1}, None)], "assets")
-    with pytest.raises(UsageError, match="dates here and texts there"):
+    with pytest.raises(UsageError, match=r"'when' must hold .* got dates and texts"):
         column_scale([np.array(["2024-01-01"], "datetime64[D]"), _texts("x")], "when")

@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 from picture_oracle import artists, colour_at, legend_texts
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.chips import ChipLayers, ChipStyle
-from rasteret_ml.plotting.series import date_texts, draw_series
+from rasteret_ml.plotting.chips import ChipLayers, ChipStyle, date_texts, draw_chips
 
 _DAY = 86400.0
 _NEW_YEAR = 1704067200.0  # 2024-01-01T00:00:00Z
 _ALL = ChipStyle(percentiles=(0, 100))
+
+
+def draw_series(chips, times, **options):
+    return draw_chips(chips, times=times, **options)
 
 
 def _chip(value, **masks):
@@ -59,7 +62,7 @@ def test_clouds_of_one_date_do_not_darken_the_others():
 def test_padding_is_an_empty_panel_without_a_say():
     every = np.ones((10, 10), bool)
     chips = [_chip(100, valid=every), _chip(200, valid=every), _chip(0, valid=~every)]
-    figure = draw_series(chips, [0, _DAY, math.nan], held=[True, True, False], style=_ALL)
+    figure = draw_series(chips, [0, _DAY, math.nan], time_valid=[True, True, False], style=_ALL)
     padded = figure.axes[2]
     assert [text.get_text() for text in padded.texts] == ["padding"]
     assert padded.get_title() == "no date"
@@ -69,13 +72,13 @@ def test_padding_is_an_empty_panel_without_a_say():
 
 
 def test_only_padding_can_be_drawn():
-    figure = draw_series([_chip(0)], [math.nan], held=[False])
+    figure = draw_series([_chip(0)], [math.nan], time_valid=[False])
     assert figure.axes[0].get_title() == "no date"
 
 
 def test_labels_follow_the_dates_and_rows_wrap():
-    ground = ChipLayers(labels=np.zeros((10, 10), int), prediction=np.ones((10, 10), int))
-    figure = draw_series([_chip(1)] * 5, [i * _DAY for i in range(5)], ground=ground, columns=4)
+    chip = _chip(1, labels=np.zeros((10, 10), int), prediction=np.ones((10, 10), int))
+    figure = draw_series([chip] * 5, [i * _DAY for i in range(5)], columns=4)
     assert [ax.get_title() for ax in figure.axes][5:] == ["labels", "prediction"]
     assert len(figure.axes) == 7
     assert legend_texts(figure) == ["class 0", "class 1"]
@@ -90,7 +93,7 @@ def test_on_axes_of_ones_own():
     assert axes[1].get_title() == "1970-01-02"
 
 
-@pytest.mark.parametrize(("chips", "times", "held"), [(0, 0, None), (2, 1, None), (2, 2, [True])])
-def test_lengths_that_differ_are_refused(chips, times, held):
-    with pytest.raises(UsageError, match="as many chips as times"):
-        draw_series([_chip(1)] * chips, [0.0] * times, held=held)
+@pytest.mark.parametrize(("chips", "times", "time_valid"), [(0, 0, None), (2, 1, None), (2, 2, [True])])
+def test_lengths_that_differ_are_refused(chips, times, time_valid):
+    with pytest.raises(UsageError, match="one time and one time_valid per chip"):
+        draw_series([_chip(1)] * chips, [0.0] * times, time_valid=time_valid)

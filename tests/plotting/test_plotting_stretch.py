@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from property_settings import examples
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.plotting.stretch import stretch_limits, stretched
+from rasteret_ml.plotting.chips import stretch, stretch_limits
 
 TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int64", "float16", "float32", "float64"]
 
@@ -38,7 +38,7 @@ def test_stretched_is_the_clipped_line_between_the_limits(seed, dtype):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 100, (2, 5, 6)).astype(dtype)
     limits = np.array([[10.0, 60.0], [5.0, 5.5]])
-    shown = stretched(image, limits)
+    shown = stretch(image, limits)
     assert shown.dtype == np.float32
     for c in range(2):
         expected = np.interp(image[c].astype(np.float64), limits[c], (0, 1))
@@ -47,21 +47,21 @@ def test_stretched_is_the_clipped_line_between_the_limits(seed, dtype):
 
 def test_the_ends_of_int8_and_uint16_do_not_wrap():
     image = np.array([[[-128, 127]]], np.int8)
-    np.testing.assert_array_equal(stretched(image, stretch_limits(image, percentiles=(0, 100))), [[[0, 1]]])
+    np.testing.assert_array_equal(stretch(image, stretch_limits(image, percentiles=(0, 100))), [[[0, 1]]])
     image = np.array([[[0, 65535]]], np.uint16)
-    np.testing.assert_array_equal(stretched(image, stretch_limits(image, percentiles=(0, 100))), [[[0, 1]]])
+    np.testing.assert_array_equal(stretch(image, stretch_limits(image, percentiles=(0, 100))), [[[0, 1]]])
 
 
 def test_truth_values_are_black_and_white():
     image = np.array([[[True, False, True, False]]])
-    np.testing.assert_array_equal(stretched(image, stretch_limits(image)), image.astype(np.float32))
+    np.testing.assert_array_equal(stretch(image, stretch_limits(image)), image.astype(np.float32))
 
 
 def test_one_value_is_mid_grey_and_outliers_of_a_flat_band_are_seen():
     flat = np.full((1, 10, 10), 7, np.uint16)
-    np.testing.assert_array_equal(stretched(flat, stretch_limits(flat)), 0.5)
+    np.testing.assert_array_equal(stretch(flat, stretch_limits(flat)), 0.5)
     flat[0, 3, 3] = 9
-    shown = stretched(flat, stretch_limits(flat))
+    shown = stretch(flat, stretch_limits(flat))
     assert shown[0, 3, 3] == 1
     assert shown.sum() == 1
 
@@ -76,7 +76,7 @@ def test_nan_and_infinity_have_no_say_and_are_drawable():
     image = np.array([[[np.nan, np.inf, -np.inf, 1, 2, 3]]], np.float32)
     limits = stretch_limits(image, percentiles=(0, 100))
     np.testing.assert_array_equal(limits, [[1, 3]])
-    np.testing.assert_array_equal(stretched(image, limits), [[[0, 1, 0, 0, 0.5, 1]]])
+    np.testing.assert_array_equal(stretch(image, limits), [[[0, 1, 0, 0, 0.5, 1]]])
 
 
 def test_validity_of_each_band_and_dates_that_share_limits():

@@ -35,7 +35,7 @@ from rasteret_ml.raster.explain import explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.storage.open import open_reader
 from rasteret_ml.telemetry import Meter
-from rasteret_ml.testing import Fault, MemoryReader, RangeServer, RecordingReader, make_cog
+from rasteret_ml.testing import InjectedError, MemoryReader, RangeServer, RecordingReader, make_cog
 
 _TILE, _SIDE = 64, 256
 
@@ -277,20 +277,20 @@ def _served(server: RangeServer, folder: Path) -> RasterAccessor:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (Fault(kind="status", status=404), FetchNotFoundError),
-        (Fault(kind="status", status=500), ServerError),
-        (Fault(kind="hang"), FetchTimeoutError),
-        (Fault(kind="ignore_range"), RangeNotSupportedError),
-        (Fault(kind="cut"), ServerError),
+        (InjectedError(kind="status", status=404), FetchNotFoundError),
+        (InjectedError(kind="status", status=500), ServerError),
+        (InjectedError(kind="hang"), FetchTimeoutError),
+        (InjectedError(kind="ignore_range"), RangeNotSupportedError),
+        (InjectedError(kind="cut"), ServerError),
     ],
     ids=["404", "500", "hang", "ignores range", "cut"],
 )
 def test_a_server_that_fails_after_the_build(
-    server: RangeServer, tmp_path: Path, fault: Fault, kind: type[Exception]
+    server: RangeServer, tmp_path: Path, fault: InjectedError, kind: type[Exception]
 ) -> None:
     """The ReadError names record, band, URL, tile and range, and carries the fetch error as its cause."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = fault
+    server.errors["a.tif"] = fault
 
     async def read() -> None:
         async with open_reader(HASTY if fault.kind == "hang" else QUICK) as reader:
@@ -306,7 +306,7 @@ def test_a_server_that_fails_after_the_build(
 def test_transient_failures_cost_nothing_but_retries(server: RangeServer, tmp_path: Path) -> None:
     """One 503 in the middle of a read: the right pixels all the same."""
     record = _served(server, tmp_path)
-    server.faults["a.tif"] = Fault(kind="status", status=503, times=1)
+    server.errors["a.tif"] = InjectedError(kind="status", status=503, times=1)
 
     async def read() -> Any:
         async with open_reader(QUICK) as reader:
@@ -321,7 +321,7 @@ def test_one_file_of_two_missing(server: RangeServer, tmp_path: Path) -> None:
         make_cog(tmp_path / "s" / f"{band}.tif", np.full((1, 128, 128), 5, np.uint8), blocksize=64, overviews="none")
     hrefs = [f"{server.url}/s/{band}.tif" for band in ("B02", "B03")]
     (record,) = rasters(build(hrefs, tmp_path / "c.parquet", bands=["B02", "B03"]))
-    server.faults["s/B03.tif"] = Fault(kind="status", status=404)
+    server.errors["s/B03.tif"] = InjectedError(kind="status", status=404)
     failures: list[TileError] = []
     box = [record.grid("B02").bounds]
     (chip,) = run(record.load_bands(box, ["B02", "B03"], geometry_crs=32633, output="tensor", failures=failures))

@@ -63,9 +63,9 @@ def _grid(factor: float, shape: tuple[int, int], shift: tuple[float, float] = (0
     return Grid(crs="EPSG:32633", transform=Affine(10 * factor, 0, x, 0, -10 * factor, y), shape=shape)
 
 
-def _execute(plans: Sequence[ChipPlan], path: str, content: bytes | None = None, failing: bool = False) -> Any:
+def _execute(plans: Sequence[ChipPlan], path: str, content: bytes | None = None, error_rate: bool = False) -> Any:
     memory = MemoryReader({path: Path(path).read_bytes() if content is None else content})
-    return run(execute(plans, Engine(reader=memory), allow_errors=failing))
+    return run(execute(plans, Engine(reader=memory), allow_errors=error_rate))
 
 
 def _overview(path: str, level: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -310,7 +310,7 @@ def test_a_block_leader_that_says_otherwise(masked: tuple[str, RasterAccessor], 
         _execute([plan], path, bytes(content))
     assert _message(path, image, 3, offset, count) in str(caught.value)
     assert isinstance(cause_of(caught.value), FileChangedError)
-    result = _execute([plan], path, bytes(content), failing=True)
+    result = _execute([plan], path, bytes(content), error_rate=True)
     (failure,) = result.errors
     assert (failure.image, failure.tile, type(failure.error)) == (image, 3, FileChangedError)
     data, valid = _overview(path, level)

@@ -30,7 +30,7 @@ from rasteret_ml.storage.http import HttpReader
 from rasteret_ml.storage.limits import FetchLimits, RetryPolicy, Timeouts
 from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.telemetry import Meter
-from rasteret_ml.testing import Fault, RangeServer
+from rasteret_ml.testing import InjectedError, RangeServer
 
 _SPAN = ByteRange(100, 50)
 _LIMITS = FetchLimits(retry=RetryPolicy(attempts=3, base=0.0, cap=0.02))
@@ -74,7 +74,7 @@ def test_what_is_not_there_is_not_asked_for_again(
     server: RangeServer, file: Path, status: int, kind: type[FetchError]
 ) -> None:
     """404 and 410: at once, with the address, range and status in the message."""
-    server.faults["a.tif"] = Fault(kind="status", status=status)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status)
     with pytest.raises(kind, match=rf"/a\.tif\?…, bytes 100-149: HTTP {status}") as caught:
         fetch(f"{server.url}/a.tif?sig=SECRET")
     assert len(server.requests) == 1
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_not_asked_for_again(
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_points_to_signing(server: RangeServer, file: Path, status: int) -> None:
     """The remedy is in the message, the secret is not."""
-    server.faults["a.tif"] = Fault(kind="status", status=status)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status)
     with pytest.raises(AccessDeniedError, match=rf"HTTP {status}.*sign=") as caught:
         fetch(f"{server.url}/a.tif?sig=SECRET")
     assert len(server.requests) == 1
@@ -94,7 +94,7 @@ def test_a_refusal_points_to_signing(server: RangeServer, file: Path, status: in
 @pytest.mark.parametrize("status", [400, 405, 501])
 def test_other_client_errors_are_final(server: RangeServer, file: Path, status: int) -> None:
     """Other statuses are reported after one request."""
-    server.faults["a.tif"] = Fault(kind="status", status=status)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status)
     with pytest.raises(FetchError, match=f"HTTP {status}"):
         fetch(f"{server.url}/a.tif")
     assert len(server.requests) == 1
@@ -103,7 +103,7 @@ def test_other_client_errors_are_final(server: RangeServer, file: Path, status: 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_transient_statuses_are_retried_then_reported(server: RangeServer, file: Path, status: int) -> None:
     """All attempts are used, and the message counts them."""
-    server.faults["a.tif"] = Fault(kind="status", status=status)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status)
     with pytest.raises(ServerError, match=rf"/a\.tif, bytes 100-149: HTTP {status}.*\(3 attempts\)"):
         fetch(f"{server.url}/a.tif")
     assert len(server.requests) == 3
@@ -112,7 +112,7 @@ def test_transient_statuses_are_retried_then_reported(server: RangeServer, file:
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_two_failures_are_survived(server: RangeServer, file: Path, status: int) -> None:
     """The third attempt succeeds; the meter counts one request and two retries."""
-    server.faults["a.tif"] = Fault(kind="status", status=status, times=2)
+    server.errors["a.tif"] = InjectedError(kind="status", status=status, times=2)
     meter = Meter()
     assert fetch(f"{server.url}/a.tif", meter=meter).data == _CONTENT[100:150]
     assert (meter.snapshot().requests, meter.snapshot().retries) == (1, 2)
@@ -133,7 +133,7 @@ def _pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_retry_after_is_obeyed(server: RangeServer, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After replaces the random pause."""
     pauses = _pauses(monkeypatch)
-    server.faults["a.tif"] = Fault(kind="status", status=429, times=1, headers=(("Retry-After", "7"),))
+    server.errors["a.tif"] = InjectedError(kind="status", status=429, times=1, headers=(("Retry-After", "7"),))
     limits = FetchLimits(retry=RetryPolicy(attempts=3, base=0.0, cap=8.0))
     assert fetch(f"{server.url}/a.tif", limits=limits).data == _CONTENT[100:150]
     assert 7.0 in pauses
@@ -141,7 +141,7 @@ def test_retry_after_is_obeyed(server: RangeServer, file: Path, monkeypatch: pyt
 
 def test_a_long_retry_after_is_not_waited_for(server: RangeServer, file: Path) -> None:
     """A longer pause than the cap is an error after one request."""
-    server.faults["a.tif"] = Fault(kind="status", status=503, headers=(("Retry-After", "3600"),))
+    server.errors["a.tif"] = InjectedError(kind="status", status=503, headers=(("Retry-After", "3600"),))
     with pytest.raises(ServerError, match="HTTP 503"):
         fetch(f"{server.url}/a.tif")
     assert len(server.requests) == 1
@@ -152,7 +152,7 @@ def test_pauses_are_jittered_within_the_policy(
 ) -> None:
     """Every backoff lies between base and cap."""
     pauses = _pauses(monkeypatch)
-    server.faults["a.tif"] = Fault(kind="status", status=500)
+    server.errors["a.tif"] = InjectedError(kind="status", status=500)
     with pytest.raises(ServerError):
         fetch(f"{server.url}/a.tif", limits=FetchLimits(retry=RetryPolicy(attempts=6, base=0.5, cap=2.0)))
     backoffs = [p for p in pauses if p > 0]
@@ -163,7 +163,7 @@ def test_pauses_are_jittered_within_the_policy(
 
 def test_a_server_that_ignores_range_is_named(server: RangeServer, file: Path) -> None:
     """The whole file with 200 is not silently downloaded; the message says what to do."""
-    server.faults["a.tif"] = Fault(kind="ignore_range")
+    server.errors["a.tif"] = InjectedError(kind="ignore_range")
     with pytest.raises(RangeNotSupportedError, match=r"/a\.tif.*ignores range requests.*download it"):
         fetch(f"{server.url}/a.tif")
     assert len(server.requests) == 1
@@ -171,7 +171,7 @@ def test_a_server_that_ignores_range_is_named(server: RangeServer, file: Path) -
 
 def test_a_200_with_a_small_whole_file_is_good(server: RangeServer, file: Path) -> None:
     """A 200 response to a first range as large as the file is accepted."""
-    server.faults["a.tif"] = Fault(kind="ignore_range")
+    server.errors["a.tif"] = InjectedError(kind="ignore_range")
     response = fetch(f"{server.url}/a.tif", ByteRange(0, 32768))
     assert response.data == _CONTENT
     assert response.size == len(_CONTENT)
@@ -179,7 +179,7 @@ def test_a_200_with_a_small_whole_file_is_good(server: RangeServer, file: Path) 
 
 def test_an_html_page_is_not_a_file(server: RangeServer, file: Path) -> None:
     """A login page with 200 is recognised although it is small enough to be taken for the file."""
-    server.faults["a.tif"] = Fault(kind="html")
+    server.errors["a.tif"] = InjectedError(kind="html")
     with pytest.raises(NotATiffError, match=r"/a\.tif.*HTML page"):
         fetch(f"{server.url}/a.tif", ByteRange(0, 32768))
     assert len(server.requests) == 1
@@ -187,7 +187,7 @@ def test_an_html_page_is_not_a_file(server: RangeServer, file: Path) -> None:
 
 def test_a_server_that_hangs_is_a_timeout(server: RangeServer, file: Path) -> None:
     """Each attempt times out, and all attempts are used."""
-    server.faults["a.tif"] = Fault(kind="hang")
+    server.errors["a.tif"] = InjectedError(kind="hang")
     limits = FetchLimits(timeouts=Timeouts(read=0.5), retry=RetryPolicy(attempts=2, base=0.0, cap=0.01))
     with pytest.raises(FetchTimeoutError, match=r"/a\.tif, bytes 100-149: no data received for.*2 attempts"):
         fetch(f"{server.url}/a.tif", limits=limits)
@@ -218,9 +218,9 @@ def test_a_timeout_says_which_one_it_was(name: str, said: str) -> None:
 
 def test_a_cut_body_is_retried(server: RangeServer, file: Path) -> None:
     """A truncated body is retried; the final error states the number of bytes."""
-    server.faults["a.tif"] = Fault(kind="cut", times=1)
+    server.errors["a.tif"] = InjectedError(kind="cut", times=1)
     assert fetch(f"{server.url}/a.tif").data == _CONTENT[100:150]
-    server.faults["a.tif"] = Fault(kind="cut")
+    server.errors["a.tif"] = InjectedError(kind="cut")
     with pytest.raises(ServerError, match=r"got 25 bytes, 50 expected.*3 attempts"):
         fetch(f"{server.url}/a.tif")
 

@@ -14,7 +14,7 @@ from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import AccessDeniedError, ReadError
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.open import SigningReader, open_reader
-from rasteret_ml.testing import Fault, MemoryReader, RangeServer, make_cog
+from rasteret_ml.testing import InjectedError, MemoryReader, RangeServer, make_cog
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_hook_may_be_async() -> None:
 def test_a_refused_address_is_signed_once_more(server: RangeServer, cog: str) -> None:
     """A token that expired in between is replaced: one 403 costs one more signature and no error."""
     tokens = itertools.count()
-    server.faults["a.tif"] = Fault(kind="status", status=403, times=1)
+    server.errors["a.tif"] = InjectedError(kind="status", status=403, times=1)
 
     async def read() -> int:
         async with open_reader(QUICK) as reader:
@@ -69,7 +69,7 @@ def test_a_refused_address_is_signed_once_more(server: RangeServer, cog: str) ->
 
 def test_a_refusal_that_stays_is_raised_after_two_tries(server: RangeServer, cog: str) -> None:
     """Signed twice only, and no token in the message."""
-    server.faults["a.tif"] = Fault(kind="status", status=403)
+    server.errors["a.tif"] = InjectedError(kind="status", status=403)
 
     async def read() -> None:
         async with open_reader(QUICK) as reader:
@@ -131,11 +131,11 @@ def test_a_failed_read_and_a_failed_build_show_no_secret(
         return f"{href}?sig=SECRET"
 
     make_cog(tmp_path / "b.tif", np.ones((1, 64, 64), np.uint8))
-    server.faults["b.tif"] = Fault(kind="status", status=403)
+    server.errors["b.tif"] = InjectedError(kind="status", status=403)
     collection = build([f"{server.url}/a.tif", f"{server.url}/b.tif"], tmp_path / "c.parquet", sign=sign, limits=QUICK)
     (failure,) = collection.report.failures  # type: ignore[attr-defined]
     assert "/b.tif" in str(failure)
-    server.faults["a.tif"] = Fault(kind="status", status=403)
+    server.errors["a.tif"] = InjectedError(kind="status", status=403)
     (raster,) = rasters(collection)
     with pytest.raises(ReadError, match=r"/a\.tif") as caught:
         asyncio.run(raster.load_bands([raster.grid("B1").bounds], ["B1"], geometry_crs=raster.crs, sign=sign))

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import rasteret_ml as rm
-from rasteret_ml.testing import Fault, RangeServer, make_cog
+from rasteret_ml.testing import InjectedError, RangeServer, make_cog
 
 SHARES = ("model", "network", "decode", "collate", "other")
 NAMES = {
@@ -162,7 +162,7 @@ def test_the_sentence_is_said_once_and_failures_are_counted(
         return rm.collate(samples)
 
     train = datasets[0]
-    server.faults["train.tif"] = Fault(kind="status", status=404, times=3)
+    server.errors["train.tif"] = InjectedError(kind="status", status=404, times=3)
     errors = {"action": "fill", "retries": 0, "budget": None}
     sampler = rm.RandomAOISampler(train, 64, 24, seed=1)
     loader = rm.DataLoader(train, 4, sampler=sampler, collate_fn=slow, errors=errors)  # type: ignore[arg-type]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +26,6 @@ from rasteret_ml.collection.column_arrays import (
 )
 from rasteret_ml.collection.row_store import RowStore
 from rasteret_ml.collection.schema import METADATA_SUFFIX
-from rasteret_ml.datasets.index.pickling import pack_array, unpack_array
 from rasteret_ml.errors import MixedCRSError, UnknownBandError, UsageError
 from rasteret_ml.geo.crs import same_crs
 from rasteret_ml.geo.grid import Grid
@@ -32,7 +33,16 @@ from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.raster_info import BandRegistry
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
-__all__ = ["RecordStore", "SceneTable", "band_column", "choose_grid", "pixel_sizes", "scene_table"]
+__all__ = [
+    "RecordStore",
+    "SceneTable",
+    "band_column",
+    "choose_grid",
+    "dump_compressed",
+    "load_compressed",
+    "pixel_sizes",
+    "scene_table",
+]
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED = 5
@@ -73,8 +83,9 @@ class SceneTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {name: pack_array(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-        return _unpacked, (values | arrays, tuple(arrays))
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        rest = {name: value for name, value in values.items() if name not in arrays}
+        return _restore, (rest, dump_compressed(arrays))
 
     def grid(self, i: int) -> Grid:
         """Return the grid of the first band of record `i`."""
@@ -90,9 +101,18 @@ class SceneTable:
         return record_id(self.collection, int(self.rows[i]))
 
 
-def _unpacked(values: dict[str, Any], arrays: Sequence[str]) -> SceneTable:
-    whole: dict[str, Any] = {name: unpack_array(v) if name in arrays else v for name, v in values.items()}
-    return SceneTable(**whole)
+def _restore(rest: dict[str, Any], arrays: bytes) -> SceneTable:
+    return SceneTable(**rest, **load_compressed(arrays))
+
+
+def dump_compressed(value: Any) -> bytes:
+    """Pickle a value that is large and repetitive, such as the arrays of many records, small for a worker."""
+    return zlib.compress(pickle.dumps(value), 1)
+
+
+def load_compressed(data: bytes) -> Any:
+    """Load what `dump_compressed` returned."""
+    return pickle.loads(zlib.decompress(data))
 
 
 def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str] = ()) -> SceneTable:
