@@ -40,11 +40,16 @@ class Odd(pl.LightningModule):
         return {"scores": scores, "classes": odd, "dict": {"probabilities": scores}}[self.form]
 
 
-def module(scenes, **options):
+def module(scenes, size=64, workers=0):
     """Pixels as they are."""
-    settings = {"size": 64, "overlap": 16, "batch_size": 4, "mean": [0, 0], "std": [1, 1], "bands": BANDS}
-    images = str(scenes.folder / "images.parquet")
-    return rm.RasteretDataModule(images, val_side=None, **(settings | options))
+    return rm.RasteretDataModule(
+        str(scenes.folder / "images.parquet"),
+        bands=BANDS,
+        split={"val_side": None},
+        sampling={"size": size, "overlap": 16},
+        loading={"batch_size": 4, "num_workers": workers},
+        normalization={"mean": [0, 0], "std": [1, 1]},
+    )
 
 
 def trainer(folder, writer, **options):
@@ -74,7 +79,7 @@ def pixels_of(path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_map_is_written(scenes, tmp_path, form, options, workers):
     """The whole area once; predictions are not kept in memory; the datamodule is as it was."""
-    writer, data, model = rm.MapWriter(tmp_path / "map.tif", **options), module(scenes, num_workers=workers), Odd(form)
+    writer, data, model = rm.MapWriter(tmp_path / "map.tif", **options), module(scenes, workers=workers), Odd(form)
     assert trainer(tmp_path, writer).predict(model, datamodule=data) is None
     assert writer.paths == [str(tmp_path / "map.tif")]
     np.testing.assert_array_equal(pixels_of(writer.paths[0]), expected(scenes))
@@ -102,7 +107,7 @@ def test_limited_batches_write_no_map(scenes, tmp_path, caplog):
     writer = rm.MapWriter(path)
     trainer(tmp_path, writer, limit_predict_batches=3).predict(Odd(), datamodule=data)
     left = len(data.predict_sampler) - 12
-    assert f"left {left} chips out" in caplog.text
+    assert f"skipped {left} chips" in caplog.text
     assert (writer.paths, path.exists()) == ([], False)
     rest = Odd()
     trainer(tmp_path, writer, limit_predict_batches=1000).predict(rest, datamodule=data)
@@ -160,7 +165,7 @@ def test_a_dictionary_has_a_key(scenes, tmp_path):
     trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
     np.testing.assert_array_equal(pixels_of(tmp_path / "map.tif"), expected(scenes))
     writer = rm.MapWriter(tmp_path / "other.tif", key="scores")
-    with pytest.raises(UsageError, match=r"\['probabilities'\]; say which"):
+    with pytest.raises(UsageError, match=r"\['probabilities'\]; choose one with key="):
         trainer(tmp_path, writer).predict(Odd("dict"), datamodule=module(scenes))
 
 
