@@ -49,7 +49,7 @@ class DatasetOptions:
 
     def __init__(self, options: Mapping[str, Any] | None) -> None:
         self.given: dict[str, Any] = to_builtin(options or {})
-        known = [name for name in inspect.signature(RasteretDataset).parameters if name not in self._OWN]
+        known = self.defaults()
         unknown = sorted(set(self.given) - set(known))
         if unknown:
             raise UsageError(f"dataset must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
@@ -57,6 +57,12 @@ class DatasetOptions:
         quality = self.given.get("quality")
         self.quality_band = None if quality is None else QualityMask.of(quality).band
         """Band that tells clear pixels, to build into the records beside the image's bands."""
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the keyword arguments that may be given, with their defaults."""
+        parameters = inspect.signature(RasteretDataset).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in cls._OWN}
 
     def images(self, collection: Collection, bands: tuple[str, ...], *, mask_aoi: bool = False) -> RasteretDataset:
         """Open the images; `mask_aoi` adds a mask of each chip's AOI."""

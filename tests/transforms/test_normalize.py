@@ -142,5 +142,5 @@ def test_numbers_that_do_not_fit_are_refused():
     for std in ((1, 0, 1), (1, float("nan"), 1)):
         with pytest.raises(UsageError, match="std must be > 0 for each band"):
             rm.normalize({"image": torch.ones(1, 3, 2, 2)}, std=std)
-    with pytest.raises(UsageError, match="must be real, got torch.complex64"):
+    with pytest.raises(UsageError, match="must be real"):
         rm.normalize({"image": torch.ones(1, 1, 2, 2, dtype=torch.complex64)})
