@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -78,16 +77,17 @@ class DatasetOptions:
         return RasteretDataset(collection, bands, is_image=False, crs=crs, **rule, **reading)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsSource:
-    """Statistics of the training area: read from a YAML file, or measured and written to it."""
+    """Statistics of the training area: read from a YAML file, or measured and written to it.
 
-    normalization: NormalizationConfig
-    """The file, the number of chips, and whether pixels are scaled."""
-    size: int
-    """Chip size in pixels."""
-    seed: int
-    """Seed of the choice of chips."""
+    Args:
+        config: The file, the number of chips, and whether pixels are scaled.
+        sampling: Size of chips, and the seed of their choice.
+    """
+
+    def __init__(self, config: NormalizationConfig, sampling: SamplingConfig) -> None:
+        self._config, self._sampling = config, sampling
+        self._path = None if config.statistics is None else Path(config.statistics).expanduser()
 
     def load(self, bands: tuple[str, ...]) -> DatasetStatistics | None:
         """Read the file, if there is one.
@@ -95,61 +95,51 @@ class StatisticsSource:
         Raises:
             UsageError: statistics of other bands or units.
         """
-        path = self._path
-        if path is None or not path.exists():
+        if self._path is None or not self._path.exists():
             return None
-        found = DatasetStatistics.load(path)
-        remedy = "delete it to measure again, or choose another path with normalization.statistics."
-        if tuple(found.bands) != bands:
-            raise UsageError(f"{path} must have the bands {list(bands)}, got {list(found.bands)}; {remedy}")
-        scaled = bool(found.made.get("scaled", False))
-        if scaled != self.normalization.scaled:
-            raise UsageError(
-                f"{path} must be measured with scaled={self.normalization.scaled}, got scaled={scaled}; {remedy}"
-            )
+        found, scaled = DatasetStatistics.load(self._path), self._config.scaled
+        for name, expected, stored in (
+            ("bands", list(bands), list(found.bands)),
+            ("scaled", scaled, bool(found.made.get("scaled", False))),
+        ):
+            if stored != expected:
+                raise UsageError(
+                    f"{name} of {self._path} must be {expected}, got {stored}; delete the file to measure again, or "
+                    "choose another with normalization.statistics."
+                )
         return found
 
     def measure(self, images: Any, area: Any) -> DatasetStatistics:
         """Read the statistics of images inside `area`, or measure and write them."""
-        config = self.normalization
         with self._lock():
             found = self.load(images.bands)
             if found is None:
-                found = self._measured(images, area, config.max_chips, scaled=config.scaled)
-                self._save(found)
+                found = self._measured(images, area, self._config.max_chips, scaled=self._config.scaled)
+                if self._path is not None:
+                    found.save(self._path)
         return found
 
     def count_classes(self, labelled: Any, bands: tuple[str, ...], area: Any) -> dict[int, int]:
         """Read the pixel count of each stored label value inside `area`, or measure and write them."""
         with self._lock():
-            known = self.load(bands)
-            if known is not None and known.classes:
-                return dict(known.classes)
+            stored = self.load(bands)
+            if stored is not None and stored.classes:
+                return dict(stored.classes)
             counts = dict(self._measured(labelled, area, _CLASS_CHIPS).classes)
-            if known is not None:
-                self._save(dataclasses.replace(known, classes=counts))
+            if stored is not None and self._path is not None:
+                dataclasses.replace(stored, classes=counts).save(self._path)
         return counts
 
     def _measured(self, dataset: Any, area: Any, max_chips: int | None, *, scaled: bool = False) -> DatasetStatistics:
-        options: dict[str, Any] = {"size": self.size, "seed": self.seed, "max_chips": max_chips, "scaled": scaled}
-        return dataset_statistics(dataset, aois=area, **options)
-
-    @property
-    def _path(self) -> Path | None:
-        path = self.normalization.statistics
-        return None if path is None else Path(path).expanduser()
+        size, seed = self._sampling.size, self._sampling.seed
+        return dataset_statistics(dataset, aois=area, size=size, seed=seed, max_chips=max_chips, scaled=scaled)
 
     def _lock(self) -> contextlib.AbstractContextManager[Any]:
         """Let one process (rank) measure while the others wait for what it writes."""
-        path = self._path
-        if path is None:
+        if self._path is None:
             return contextlib.nullcontext()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path.with_name(f".{path.name}.lock"))
-
-    def _save(self, found: DatasetStatistics) -> None:
-        if self._path is not None:
-            found.save(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._path.with_name(f".{self._path.name}.lock"))
 
 
 class DataHandles:
@@ -259,7 +249,7 @@ class DataHandles:
 
     @property
     def _statistics(self) -> StatisticsSource:
-        return StatisticsSource(normalization=self.normalization, size=self.sampling.size, seed=self.sampling.seed)
+        return StatisticsSource(self.normalization, self.sampling)
 
     @cached_property
     def _mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

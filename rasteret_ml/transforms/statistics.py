@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -264,22 +264,6 @@ def _image_bands(dataset: Any) -> list[str]:
     return list(getattr(dataset, "bands", ()) or ()) if getattr(dataset, "is_image", True) else []
 
 
-class Accumulator(Protocol):
-    """Accumulates the pixels of one band chip by chip."""
-
-    def add(self, values: npt.NDArray[Any], keys: npt.NDArray[np.float64]) -> None:
-        """Add values `[N]`, each with a random number in [0, 1)."""
-
-    def result(self, percentiles: tuple[float, ...]) -> BandStatistics | None:
-        """Compute the statistics; None if there was no pixel."""
-
-
-def accumulator_for(dtype: np.dtype[Any]) -> Accumulator:
-    """Choose an exact accumulator for integers of up to 16 bits, a streaming one for other types."""
-    exact = dtype.kind in "iub" and dtype.itemsize <= _COUNTED_BYTES
-    return _Counts(dtype) if exact else _Moments()
-
-
 class _Counts:
     """Counts each value of a small integer type, from which all statistics follow exactly."""
 
@@ -289,11 +273,11 @@ class _Counts:
         self._counts = np.zeros(int(limits[1]) - self._low + 1, np.int64)
 
     def add(self, values: npt.NDArray[Any], keys: npt.NDArray[np.float64]) -> None:
-        """Count the values."""
+        """Add values `[N]`; their random keys are not needed."""
         self._counts += np.bincount(values.astype(np.int64) - self._low, minlength=len(self._counts))
 
     def result(self, percentiles: tuple[float, ...]) -> BandStatistics | None:
-        """Compute the statistics of all pixels."""
+        """Compute the statistics of all pixels; None if there are none."""
         present = np.flatnonzero(self._counts)
         if not len(present):
             return None
@@ -340,7 +324,7 @@ class _Moments:
         self._keys, self._sample = np.zeros(0), np.zeros(0)
 
     def add(self, values: npt.NDArray[Any], keys: npt.NDArray[np.float64]) -> None:
-        """Merge the finite values."""
+        """Add the finite of the values `[N]`, each with a random number in [0, 1)."""
         numbers = values.astype(np.float64)
         finite = np.isfinite(numbers)
         numbers, keys = numbers[finite], keys[finite]
@@ -366,7 +350,7 @@ class _Moments:
             self._keys, self._sample = self._keys[smallest], self._sample[smallest]
 
     def result(self, percentiles: tuple[float, ...]) -> BandStatistics | None:
-        """Compute the statistics; percentiles and histogram from the sample."""
+        """Compute the statistics, percentiles and histogram from the sample; None if there are no pixels."""
         if not self._count:
             return None
         found = np.percentile(self._sample, list(percentiles)).tolist() if percentiles else []
@@ -384,3 +368,12 @@ class _Moments:
             histogram=tuple(bins.tolist()),
             sampled=len(self._sample),
         )
+
+
+Accumulator = _Counts | _Moments
+
+
+def accumulator_for(dtype: np.dtype[Any]) -> Accumulator:
+    """Choose an exact accumulator for integers of up to 16 bits, a streaming one for other types."""
+    exact = dtype.kind in "iub" and dtype.itemsize <= _COUNTED_BYTES
+    return _Counts(dtype) if exact else _Moments()
