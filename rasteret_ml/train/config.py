@@ -59,7 +59,7 @@ class SplitConfig:
     test_aois: Polygons | None = None
     """Polygons to hold out for testing; None = test where validation is done."""
     train_aois: Polygons | None = None
-    """Polygons to center training chips in, where a chip stays out of the held-out areas; None = everywhere else."""
+    """Polygons to centre training chips in, where a chip stays out of the held-out areas; None = everywhere else."""
     table: Polygons | None = None
     """Instead of all of the above: a table of polygons (or its path) with a column `split` of "train", "val" or "test",
     as `split_blocks` and `split_aois` return; other rows are ignored."""
@@ -121,8 +121,8 @@ def _clip_aois(aois: Any, area: gpd.GeoDataFrame, dataset: Any, size: int) -> gp
     """Clip polygons to where a chip can be centred without reaching out of `area`."""
     found = polygons_from(aois)
     crs, (xres, yres) = crs_text(dataset.crs), dataset.res
-    centers = erode_by_box(area.geometry.union_all(), size * xres, size * yres)
-    shapes = shapely.intersection(transform_geometries(found.geometries, found.crs, crs), centers)
+    centres = erode_by_box(area.geometry.union_all(), size * xres, size * yres)
+    shapes = shapely.intersection(transform_geometries(found.geometries, found.crs, crs), centres)
     kept = shapely.area(shapes) > 0
     if not kept.any():
         raise UsageError(f"No chip of {size} pixels fits in train_aois without reaching into the held-out area.")
@@ -168,7 +168,7 @@ class SamplingConfig:
         return self.size - (self.size // 4 if self.overlap is None else self.overlap)
 
     def locality_for(self, batch_size: int) -> Locality | None:
-        """The local order of training chips in batches of `batch_size`.
+        """Return the local order of training chips in batches of `batch_size`.
 
         Raises:
             UsageError: an unknown field of `Locality`.
@@ -182,7 +182,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingConfig:
-    """How batches are loaded, see `DataLoader`."""
+    """How to load batches, see `DataLoader`."""
 
     batch_size: int = 16
     """Chips in a batch."""
@@ -205,7 +205,7 @@ class LoadingConfig:
     each chip counts once, it becomes "fill"."""
 
     def loader_options(self) -> dict[str, Any]:
-        """Keyword arguments of `DataLoader`; what is None, or needs workers where there are none, is left out."""
+        """Return the keyword arguments of `DataLoader` that are set and apply to this number of workers."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         if not self.num_workers:
             options |= {"multiprocessing_context": None, "prefetch_factor": None, "persistent_workers": False}
@@ -216,7 +216,7 @@ class LoadingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalizationConfig:
-    """What images are normalised with, `(x - mean) / std`.
+    """Mean and std to normalise images with, `(x - mean) / std`.
 
     Raises:
         UsageError: one number for all bands, or a std that is not positive.

@@ -160,6 +160,8 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         self._bands = None if bands is None else tuple(str(band) for band in bands)
         self._label_band, self._classes, self._augment = label_band, class_map(classes), augment
         self.ignore_index = int(ignore_index)
+        self.batch_size = self.loading.batch_size
+        """Chips in a batch; Lightning's `BatchSizeFinder` changes it."""
         quality, folder = self._dataset.quality_band, Path(cache_dir).expanduser()
         stored = self._bands if self._bands is None or quality is None else (*self._bands, quality)
         self._sources = {"images": RasterSource(role="images", given=to_builtin(images), bands=stored, folder=folder)}
@@ -169,7 +171,8 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
         images, labels, bands, classes = map(to_builtin, (images, labels, bands, classes))
-        dataset, cache_dir = self._dataset.given, to_builtin(cache_dir)
+        dataset = {name: value for name, value in self._dataset.given.items() if is_builtin(value)}
+        cache_dir = to_builtin(cache_dir)
         groups = (self.split, self.sampling, self.loading, self.normalization)
         split, sampling, loading, normalization = map(builtin_fields, groups)
         # Lightning reads the arguments from these local variables. They are not for loggers: TorchGeo's tasks have a
@@ -238,7 +241,8 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         if self.trainer is not None and self.trainer.overfit_batches:
             sampler = FixedEpochSampler(sampler)
         stack = functools.partial(collate, ignore_index=self.ignore_index)
-        options = self.loading.loader_options() | {"sampler": sampler, "collate_fn": stack}
+        options = self.loading.loader_options() | {"batch_size": self.batch_size}
+        options |= {"sampler": sampler, "collate_fn": stack}
         errors = ErrorPolicy.of(self.loading.errors)
         if once and errors.action == "replace":
             options["errors"] = dataclasses.replace(errors, action="fill")

@@ -30,16 +30,10 @@ class CountedChip:
     """Its position in the grid of chips."""
     sample: Sample
     """The dataset's sample."""
+    labels: npt.NDArray[Any] | None
+    """Labels `[H, W]`; None if the sample has none."""
     counts: npt.NDArray[np.bool_]
-    """Valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
-    key: str = "mask"
-    """Key of its labels."""
-
-    @property
-    def labels(self) -> npt.NDArray[Any] | None:
-        """Labels `[H, W]`; None if the sample has none."""
-        mask = self.sample.get(self.key)
-        return None if mask is None else mask.numpy()
+    """True where pixels are valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
 
     @property
     def labels_count(self) -> npt.NDArray[np.bool_]:
@@ -65,14 +59,7 @@ class ChipPass:
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        aois: Any,
-        size: int,
-        max_chips: int | None,
-        batch_size: int,
-        seed: int,
-        key: str = "mask",
+        self, dataset: Any, aois: Any, size: int, max_chips: int | None, batch_size: int, seed: int, key: str = "mask"
     ) -> None:
         if batch_size < 1 or (max_chips is not None and max_chips < 1):
             raise UsageError(f"batch_size and max_chips must be > 0, got {batch_size} and {max_chips}.")
@@ -96,8 +83,10 @@ class ChipPass:
             queries = [self.grid.at(position) for position in positions]
             samples = read(queries) if read is not None else [self._dataset[query] for query in queries]
             for position, query, sample in zip(positions, queries, samples, strict=True):
+                mask = sample.get(self._key)
+                labels = None if mask is None else mask.numpy()
                 counts = self._counts(query, sample)
-                yield CountedChip(position=position, sample=sample, counts=counts, key=self._key)
+                yield CountedChip(position=position, sample=sample, labels=labels, counts=counts)
 
     def _counts(self, query: Any, sample: Sample) -> npt.NDArray[np.bool_]:
         if "mask_valid" not in sample:

@@ -1,4 +1,4 @@
-"""Every YAML composes and makes what it names; a stopped run goes on; a sweep has its values in a file."""
+"""Every YAML composes and instantiates; an interrupted run resumes; the examples' scores."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def examples(monkeypatch):
         del sys.modules[name]
 
 
-def made_trainer(config) -> pl.Trainer:
+def build_trainer(config) -> pl.Trainer:
     """The configured trainer, on the CPU where there is nothing else."""
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         config.trainer.accelerator = "cpu"
@@ -103,14 +103,14 @@ def test_files_hold_only_what_differs_from_the_defaults() -> None:
 
 @pytest.mark.parametrize("model", members("model"))
 def test_models(model: str) -> None:
-    """Lightning modules that answer in the image's size."""
+    """Lightning modules whose output has the size of the image."""
     task = instantiate(apply_composite(f"model={model}").model, in_channels=4, num_classes=3)
     assert task.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("trainer", members("trainer"))
 def test_trainers(trainer: str) -> None:
-    made = made_trainer(apply_composite(f"trainer={trainer}"))
+    made = build_trainer(apply_composite(f"trainer={trainer}"))
     assert made.num_devices == {"ddp": 4, "ddp_sim": 2}.get(trainer, 1)
 
 
@@ -134,10 +134,10 @@ def test_loggers(logger: str) -> None:
 
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_experiments(experiment: str) -> None:
-    """They choose among the groups; what a command line says comes last."""
+    """They choose among the groups; the command line takes precedence."""
     config = apply_composite(f"experiment={experiment}", *FILES, "trainer.max_epochs=7")
     assert isinstance(instantiate(config.data), rm.RasteretDataModule)
-    assert made_trainer(config).max_epochs == 7
+    assert build_trainer(config).max_epochs == 7
 
 
 @pytest.mark.parametrize("debug", members("debug"))
@@ -148,14 +148,14 @@ def test_debug(debug: str) -> None:
     config = apply_composite(f"debug={debug}", "experiment=landcover", "trainer=gpu")
     assert (config.task_name, config.trainer.accelerator, config.data.loading.num_workers) == ("debug", "cpu", 0)
     assert instantiate_all(config.callbacks) == instantiate_all(config.logger) == []
-    trainer = made_trainer(config)
+    trainer = build_trainer(config)
     assert trainer.fast_dev_run == (1 if debug == "fdr" else False)
     assert trainer.overfit_batches == (3 if debug == "overfit" else 0)
 
 
 @pytest.mark.parametrize("search", members("hparams_search"))
 def test_searches(search: str) -> None:
-    """Of values that exist, by Hydra's own sweeper."""
+    """Their keys exist, and Hydra's own sweeper runs them."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("train", [f"hparams_search={search}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
@@ -166,18 +166,18 @@ def test_searches(search: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "eval", "predict"])
 def test_tasks(name: str) -> None:
-    """Each finds its groups; prediction reads no labels, whatever the data."""
+    """Each finds its groups; prediction reads no labels."""
     needed = [] if name == "train" else ["ckpt_path=model.ckpt"]
     config = apply_composite("data=landcover", *needed, name=name)
     assert config.task_name == name
-    assert made_trainer(config) is not None
+    assert build_trainer(config) is not None
     assert (config.data.labels is None) == (name == "predict")
     assert (instantiate(config.data).hparams["labels"] is None) == (name == "predict")
 
 
 @pytest.mark.parametrize("name", members("cli"))
 def test_lightning_cli(name: str) -> None:
-    """Everything that the YAML names is made, with one `ignore_index`."""
+    """Everything in the YAML is instantiated, with one `ignore_index`."""
     from cli import main
 
     with warnings.catch_warnings():
@@ -214,7 +214,7 @@ def run_train(folder: Path, scenes, *overrides: str):
     return run(config)
 
 
-def test_a_stopped_run_goes_on(scenes, tmp_path) -> None:
+def test_an_interrupted_run_resumes(scenes, tmp_path) -> None:
     """`ckpt_path=`: the weights after two epochs are those of a run that was not stopped."""
     every = ["callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=2"]
     whole = run_train(tmp_path / "whole", scenes, *every)
@@ -273,11 +273,11 @@ def test_iou_is_torchmetrics(pairs) -> None:
 
 
 def test_ignored_targets_do_not_count_and_the_baseline_is_the_majoritys() -> None:
-    """-100 is nobody's mistake."""
+    """A label of -100 is not counted."""
     from experiment import ClassScores, majority_iou
 
     class Model(pl.LightningModule):
-        """Scores that are the batch's own."""
+        """Predicts its input."""
 
         def forward(self, image):
             return image

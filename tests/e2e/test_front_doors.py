@@ -28,7 +28,7 @@ def examples(monkeypatch):
 
 
 @pytest.mark.usefixtures("examples")
-def test_three_doors_one_result(shared_data, tmp_path, monkeypatch, capsys):
+def test_three_doors_give_one_result(shared_data, tmp_path, monkeypatch, capsys):
     """Land cover of Wales: same seed, same batches, same weights, same counts of right and wrong pixels."""
     import cli
     import plain_loop

@@ -1,4 +1,4 @@
-"""The datamodule as a front door: values from YAML, built once, stages, checkpoints, teardown."""
+"""The datamodule: options from Python and YAML, building, stages, checkpoints, teardown."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_values_come_from_python_hydra_and_lightning_alike(tmp_path):
         ("normalization.mean", "[1, 2]", (1.0, 2.0)),
     ],
 )
-def test_a_command_line_says_it_too(argument, value, kept):
+def test_command_line(argument, value, kept):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(rm.RasteretDataModule, "data")
     arguments = [f"--data.{argument}={value}", *(() if argument == "images" else ("--data.images=x.tif",))]
@@ -174,15 +174,15 @@ def test_a_command_line_says_it_too(argument, value, kept):
     assert found == kept
 
 
-def test_a_yaml_and_a_command_line_join(tmp_path):
+def test_a_command_line_overrides_yaml(tmp_path):
     """An option of the command line changes one field of a group."""
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"images": "x", "sampling": {"size": 64, "seed": 3}}}))
     sampling = from_yaml(tmp_path / "data.yaml", "--data.sampling.size=32").sampling
     assert (sampling.size, sampling.seed, sampling.length) == (32, 3, config.SamplingConfig().length)
 
 
-def test_objects_do_as_well_and_stay_out_of_the_hyperparameters(scenes):
-    """From Python: Collections, tables, option objects."""
+def test_objects_are_accepted_and_not_saved(scenes):
+    """Collections, tables of polygons and config objects, from Python."""
     table = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4997000, 502000, 4998000)], crs=32633)
     data = rm.RasteretDataModule(
         scenes.images,
@@ -198,7 +198,7 @@ def test_objects_do_as_well_and_stay_out_of_the_hyperparameters(scenes):
     assert "locality" not in data.hparams["sampling"]
 
 
-def test_values_that_cannot_be_are_refused():
+def test_invalid_values_are_refused():
     for wrong, match in (
         ({"sampling": {"overlap": 32, "size": 32}}, "overlap must be >= 0 and < size = 32, got 32"),
         ({"sampling": {"size": 0}}, "size must be > 0, got 0"),
@@ -228,8 +228,8 @@ def test_printing_opens_nothing():
     assert "images='nothing-there.tif'" in str(rm.RasteretDataModule("nothing-there.tif"))
 
 
-def test_what_a_loader_is_told(scenes, monkeypatch):
-    """Every knob arrives; an error policy only where one was asked for."""
+def test_loader_options(scenes, monkeypatch):
+    """All options reach the loader; an error policy only if one is given."""
     made = []
 
     class Loader(rm.DataLoader):
@@ -248,6 +248,13 @@ def test_what_a_loader_is_told(scenes, monkeypatch):
     assert made[-1]["errors"] is None
     assert not {"lookahead", "lookahead_bytes", "prefetch_factor"} & set(made[-1])  # the loader has its own defaults
     assert not made[-1]["persistent_workers"]
+
+
+def test_lightning_may_change_the_batch_size(scenes):
+    """By an attribute, as its `BatchSizeFinder` does."""
+    data = module(scenes)
+    data.batch_size = 2
+    assert data.train_dataloader().batch_size == 2
 
 
 # Building ------------------------------------------------------------------------------------------------------
@@ -273,7 +280,7 @@ def build_beside_another(folder, name, building, coming):
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(scenes, tmp_path):
-    """Never twice, never half a file."""
+    """The file is neither built twice nor read half-written."""
     for path in scenes.folder.glob("*_B02.tif"):
         (tmp_path / path.name).symlink_to(path)
     context = multiprocessing.get_context("fork")
@@ -292,7 +299,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(scenes, tmp_path):
 
 
 def test_a_file_that_cannot_be_read_stops_the_building(scenes, tmp_path):
-    """Or it would be missing from training for good; nothing is left behind that a later run would take."""
+    """Otherwise it would be missing in training; nothing is left that a later run would use."""
     (tmp_path / "bad.tif").write_text("no TIFF")
     (tmp_path / "good.tif").symlink_to(scenes.folder / "cover.tif")
     data = rm.RasteretDataModule(str(tmp_path / "*.tif"), cache_dir=str(tmp_path / "cache"))
@@ -315,7 +322,7 @@ def test_a_damaged_collection_is_built_again(scenes, tmp_path):
 
 
 def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
-    """Prediction needs neither labels nor a split nor, with mean and std, a look at pixels; training no other grid."""
+    """Prediction needs neither labels nor a split nor, with mean and std, any pixels; training needs no other grid."""
     measured = []
     own = data_handles.dataset_statistics
     monkeypatch.setattr(
@@ -343,7 +350,7 @@ def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_order_of_calls_works(scenes, tmp_path, workers):
-    """Validate before fit, loaders made anew each epoch, test and predict, and fit again; no worker is left."""
+    """Validate before fit, rebuild loaders each epoch, test and predict, and fit again; no worker is left."""
     model, data = Tiny(), module(scenes, loading={"num_workers": workers})
     one = trainer(tmp_path, reload_dataloaders_every_n_epochs=1)
     one.validate(model, datamodule=data, verbose=False)
@@ -363,7 +370,7 @@ def test_every_order_of_calls_works(scenes, tmp_path, workers):
 
 
 def test_a_loop_that_reads_is_left_open():
-    """Somebody else's reading goes on."""
+    """A loop in use is not closed."""
     loop = worker_loop.current_loop()
     held = loop.start(lambda _: worker_loop.asyncio.sleep(3600))
     worker_loop.close_idle_loop()
@@ -376,7 +383,7 @@ def test_a_loop_that_reads_is_left_open():
 
 
 def test_overfitting_shows_the_same_chips_each_epoch(scenes, tmp_path):
-    """`overfit_batches` wants samplers that do not shuffle."""
+    """`overfit_batches` needs samplers that do not shuffle."""
     model, data = Tiny(), module(scenes)
     trainer(tmp_path, overfit_batches=2).fit(model, datamodule=data)
     assert model.seen == [(0, position) for position in range(8)] * 2
@@ -386,7 +393,7 @@ def test_overfitting_shows_the_same_chips_each_epoch(scenes, tmp_path):
 
 
 def test_augmentation_is_for_training_alone(scenes, tmp_path):
-    """Any callable of a prepared batch."""
+    """Any function of a normalised batch."""
     calls = []
 
     def zero(batch):
@@ -403,7 +410,7 @@ def test_augmentation_is_for_training_alone(scenes, tmp_path):
 
 
 def test_augmentation_from_yaml(scenes, tmp_path):
-    """Hydra's `_target_` and Lightning's `class_path` make the same object, modules and all."""
+    """Hydra's `_target_` and Lightning's `class_path` build the same object with its modules."""
     erasing = {"p": 1.0, "scale": [0.2, 0.2]}
     target = {"_target_": "kornia.augmentation.RandomErasing", **erasing}
     hydra = instantiate(
@@ -425,7 +432,7 @@ def test_augmentation_from_yaml(scenes, tmp_path):
 
 
 def test_a_checkpoint_keeps_what_was_measured(scenes, tmp_path, monkeypatch):
-    """A later test measures nothing, predicts with the same mean, and other bands are refused; training goes on."""
+    """A later test measures nothing, prediction uses the same mean, other bands are refused, and training resumes."""
     model, data = Tiny(), module(scenes, **UNKNOWN)
     first = trainer(tmp_path, max_epochs=1, logger=CSVLogger(tmp_path))
     first.fit(model, datamodule=data)
@@ -452,7 +459,7 @@ def test_a_checkpoint_keeps_what_was_measured(scenes, tmp_path, monkeypatch):
 
 
 def test_it_pickles_after_it_was_used(scenes):
-    """As `ddp_spawn` wants."""
+    """As `ddp_spawn` needs."""
     data = module(scenes)
     data.setup()
     loader = data.train_dataloader()
@@ -466,7 +473,7 @@ def test_it_pickles_after_it_was_used(scenes):
 
 
 def test_scaled_pixels(tmp_path, rng):
-    """Mean and std of reflectance: measured so, given so, kept so; the model sees the same as of stored pixels."""
+    """Mean and std of reflectance are measured, given and stored; the model sees the same as with stored pixels."""
     stored = rng.integers(1000, 9000, (2, 128, 128), np.uint16)
     place = {"transform": Affine(10, 0, 5e5, 0, -10, 5e6), "crs": "EPSG:32633", "count": 2, "dtype": "uint16"}
     with rasterio.open(
@@ -503,13 +510,13 @@ def test_scaled_pixels(tmp_path, rng):
         with_scaled(False, statistics=str(path)).setup("fit")
 
 
-def test_scales_that_are_not_stated_are_missed(scenes):
+def test_scaled_needs_stated_scales(scenes):
     with pytest.raises(UsageError, match="scaled=True needs"):
         module(scenes, normalization={"scaled": True, "max_chips": 8}, classes="auto").setup("fit")
 
 
 def test_series_with_a_quality_band(tmp_path, rng):
-    """Files of a quality band are built into the records beside the bands, and are no band of the image."""
+    """Files of a quality band are built into the records, and are not a band of the image."""
     for day in ("20230801", "20230811"):
         for band in ("B02", "SCL"):
             pixels = rng.integers(1, 9, (96, 96)).astype(np.uint16 if band == "B02" else np.uint8)
@@ -528,7 +535,7 @@ def test_series_with_a_quality_band(tmp_path, rng):
 
 
 def test_plots_of_batches_and_samples(scenes):
-    """Stored and normalised, one of a batch or a sample alone."""
+    """Stored and normalised pixels, from a batch or a sample."""
     data = module(scenes)
     batch = next(iter(data.train_dataloader()))
     ready = data.on_after_batch_transfer(batch, 0)
@@ -547,8 +554,8 @@ def test_nothing_in_the_library_imports_hydra():
         assert "omegaconf" not in path.read_text(encoding="utf-8")
 
 
-def test_a_chip_stands_for_another_in_training_alone(scenes):
-    """Elsewhere each counts once: what cannot be read is filled."""
+def test_chips_are_replaced_only_in_training(scenes):
+    """In the other stages each chip counts once, and what cannot be read is filled."""
     data = module(scenes, loading={"errors": {"action": "replace", "budget": 7}})
     data.setup()
     assert data.train_dataloader().errors.action == "replace"

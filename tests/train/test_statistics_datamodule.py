@@ -41,7 +41,7 @@ def seen_by(loader, mean, std) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
-    """What is trained on is counted nowhere else, whatever chips reach into; a file does as well as a table."""
+    """Pixels of the training count nowhere else, even where chips overlap; a file works like a table."""
     images = rm.RasteretDataset(scenes.images, BANDS)
     blocks = rm.split_blocks(images, 600, HALVES, buffer=20, seed=1)
     blocks.to_parquet(tmp_path / "blocks.parquet")
@@ -59,7 +59,7 @@ def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
 
 
 def test_test_polygons_are_held_out_too(scenes):
-    """Training keeps off both; without a val side there is only the test area."""
+    """Training avoids both areas; without a validation side there is only the test area."""
     test = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4997000, 502000, 4998000)], crs=32633)
     data = module(scenes, split={"test_aois": test})
     data.setup()
@@ -76,7 +76,7 @@ def test_test_polygons_are_held_out_too(scenes):
 
 
 def test_splits_that_leak_are_refused(scenes):
-    """Overlapping polygons, chips that reach out of theirs, a buffer that is not kept: before anything is read."""
+    """Overlapping polygons, chips that reach out of theirs, and a violated buffer are errors before anything is read."""
     table = gpd.GeoDataFrame(
         {"split": ["train", "val", None]},
         geometry=[shapely.box(500000 + 1000 * i, 4998000, 501010 + 1000 * i, 5000000) for i in range(3)],
@@ -129,7 +129,7 @@ def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
 
 
 def test_statistics_are_of_the_training_area_alone(scenes):
-    """As numpy has them over the pixels that may be trained on."""
+    """They equal numpy's over the pixels of the training area."""
     data = module(scenes, normalization={"max_chips": 10_000})
     data.setup()
     dataset = rm.RasteretDataset(scenes.images, BANDS)

@@ -14,8 +14,8 @@ from rasteret_ml.transforms.normalize import normalize
 BANDS = ("B02", "B03")
 
 
-def test_prepare_normalises_and_neutralises():
-    """Float32, per band; invalid becomes the mean, NaN included; labels outside the AOI are ignored."""
+def test_normalize():
+    """Float32, per band; invalid pixels and NaN become the mean; labels outside the AOI are ignored."""
     batch = {
         "image": torch.tensor([[[[10.0, float("nan")]], [[100.0, 300.0]]]]),
         "mask_valid": torch.tensor([[[[True, False]]]]),
@@ -42,7 +42,7 @@ def module(scenes, *, loading=None, **options):
 
 
 def test_splits_do_not_leak(scenes):
-    """No pixel counts in validation that training may see."""
+    """No pixel that training may see counts in validation."""
     data = module(scenes, split={"val_side": "top", "val_fraction": 0.3})
     data.prepare_data()
     data.setup("fit")
@@ -61,7 +61,7 @@ def test_splits_do_not_leak(scenes):
 
 
 def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
-    """A field across the line is trained on its own side only, chips and all."""
+    """Of a field across the line only chips on the training side are used."""
     import geopandas as gpd
     import shapely
 
@@ -82,7 +82,7 @@ def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
 
 
 def test_classes_are_found_in_the_training_area(scenes):
-    """Stored values in order become 0, 1, 2 …"""
+    """Stored values in order become 0, 1, 2, ..."""
     data = module(scenes)
     data.setup()
     assert data.class_values == {1: 0, 2: 1, 3: 2, 4: 3}
@@ -111,7 +111,7 @@ def test_collections_are_built_once(scenes, tmp_path):
 
 
 def test_impossible_overlap_is_refused():
-    """It would never move on."""
+    """A stride of 0 would never advance."""
     with pytest.raises(UsageError, match="overlap"):
         rm.RasteretDataModule("x.parquet", sampling={"size": 32, "overlap": 32})
 
