@@ -76,7 +76,7 @@ def test_test_polygons_are_held_out_too(scenes):
 
 
 def test_splits_that_leak_are_refused(scenes):
-    """Overlapping polygons, chips that reach out of theirs, and a violated buffer are errors before anything is read."""
+    """Overlapping polygons, chips that reach out of theirs, and a violated buffer are errors before any read."""
     table = gpd.GeoDataFrame(
         {"split": ["train", "val", None]},
         geometry=[shapely.box(500000 + 1000 * i, 4998000, 501010 + 1000 * i, 5000000) for i in range(3)],
