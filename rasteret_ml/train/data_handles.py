@@ -69,7 +69,7 @@ class DatasetOptions:
         return RasteretDataset(collection, bands, **(self.given | own))
 
     def labels(
-        self, collection: Collection, bands: tuple[str, ...], crs: Any, ignore_index: int, remap: dict[int, int] | None
+        self, collection: Collection, bands: tuple[str, ...], crs: Any, remap: dict[int, int] | None, ignore_index: int
     ) -> RasteretDataset:
         """Open labels with the images' options of reading, on a grid in `crs`."""
         reading = {name: self.given[name] for name in self._READING if name in self.given}
@@ -224,11 +224,11 @@ class DataHandles:
         """Labels with stored values, before they are mapped to classes."""
         return self._labels() if "labels" in self._sources else None
 
-    def _labels(self, remap: dict[int, int] | None = None) -> RasteretDataset:
+    def _labels(self, remap: dict[int, int] | None = None, ignore_index: int = -100) -> RasteretDataset:
         bands = (self._label_band,) if self._label_band else tuple(self._label_collection.bands)
         if len(bands) != 1:
             raise UsageError(f"labels must have one band, got {list(bands)}; choose one with label_band=.")
-        return self._dataset.labels(self._label_collection, bands, self.images.crs, self.ignore_index, remap)
+        return self._dataset.labels(self._label_collection, bands, self.images.crs, remap, ignore_index)
 
     @cached_property
     def train_set(self) -> Any:
@@ -243,7 +243,7 @@ class DataHandles:
     def _with_labels(self, images: RasteretDataset) -> Any:
         if "labels" not in self._sources:
             return images
-        return images & self._labels(self.class_values)
+        return images & self._labels(self.class_values, self.ignore_index)
 
     # Statistics ---------------------------------------------------------------------------------------------------
 

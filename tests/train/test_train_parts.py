@@ -81,9 +81,10 @@ def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
         assert (batch["bounds"][:, 0] >= 500500 - 165).all()
 
 
-def test_classes_are_found_in_the_training_area(scenes):
-    """Stored values in order become 0, 1, 2, ..."""
-    data = module(scenes)
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_classes_are_found_in_the_training_area(scenes, ignore_index):
+    """Stored values in order become 0, 1, 2, ...; the value to ignore is not one of them."""
+    data = module(scenes, ignore_index=ignore_index)
     data.setup()
     assert data.class_values == {1: 0, 2: 1, 3: 2, 4: 3}
     assert data.num_classes == 4
