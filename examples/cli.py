@@ -1,10 +1,10 @@
-"""LightningCLI: the same training from one YAML.
+"""The same training with LightningCLI, from one YAML.
 
-    python examples/cli.py fit --config configs/cli/landcover.yaml --data.batch_size 8
+    python examples/cli.py fit --config configs/cli/landcover.yaml --data.loading.batch_size 8
     python examples/cli.py test --config configs/cli/landcover.yaml --ckpt_path <checkpoint>
     python examples/cli.py fit --help
 
-validate and predict likewise.
+`validate` and `predict` work likewise.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rasteret_ml import RasteretDataModule
 
 
 class RasteretCLI(LightningCLI):
-    """Lightning's, with one `ignore_index` for data and model."""
+    """LightningCLI with one `ignore_index` for data and model."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Say it once."""
+        """Link the model's `ignore_index` to the data's."""
         parser.link_arguments("data.ignore_index", "model.init_args.ignore_index")
 
 
 def main(args: Any = None, *, run: bool = True) -> RasteretCLI:
-    """Make what the arguments say (default the command line's), and run it."""
+    """Build what the arguments (default those of the command line) say, and run it."""
     return RasteretCLI(
         pl.LightningModule,
         RasteretDataModule,

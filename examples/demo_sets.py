@@ -1,4 +1,4 @@
-"""More small demo data, made like `demo_scenes` and beside it: fields, a gappy scene, a season, two UTM zones."""
+"""More small demo data in the manner of `demo_scenes`: fields, a scene with gaps, a season, two UTM zones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from shapely.geometry import shape
 from rasteret_ml.testing import make_cog
 
 SEASON = ("2023-04-22", "2023-05-17", "2023-06-16", "2023-07-11", "2023-08-15", "2023-09-09")
-CLOUD = (0.05, 0.75, 0.15, 0.45, 0.0, 0.3)  # share of each date
-GREEN = (0.35, 0.7, 1.0, 0.9, 0.5, 0.25)  # how green the crops are on it
+CLOUD = (0.05, 0.75, 0.15, 0.45, 0.0, 0.3)  # cloudy share of each date
+GREEN = (0.35, 0.7, 1.0, 0.9, 0.5, 0.25)  # greenness of the crops on each date
 TILE = 192  # pixels along a side of a tile of the season
 
 
 def make_fields(folder: Path) -> Path:
-    """The scenes, and `fields.geojson`: polygons of one land cover each (column `crop`), none across 64 pixels."""
+    """Write the scenes and `fields.geojson`: polygons of one land cover each (column `crop`), within 64 x 64 pixels."""
     _, label = make_scenes(folder)
     path = folder / "fields.geojson"
     if path.exists():
@@ -46,7 +46,7 @@ def make_fields(folder: Path) -> Path:
 
 
 def make_gappy(folder: Path) -> tuple[Path, Path]:
-    """One scene of four bands with holes as a cloud mask leaves them, and its labels; water and bare soil are rare."""
+    """Write a scene of four bands with gaps as from a cloud mask, and its labels; water and bare soil are rare."""
     image, label = folder / "gappy_20230815.tif", folder / "gappy_cover.tif"
     if not label.exists():
         rng = np.random.default_rng(11)
@@ -60,7 +60,7 @@ def make_gappy(folder: Path) -> tuple[Path, Path]:
 
 
 def make_season(folder: Path) -> list[Path]:
-    """STAC items of six dates on two adjacent tiles: four bands at 10 m, scene classification (SCL) at 20 m."""
+    """Write STAC items of six dates on two adjacent tiles: four bands at 10 m, scene classification (SCL) at 20 m."""
     rng = np.random.default_rng(21)
     cover = land_cover(rng, 2 * TILE)[:TILE]
     items = []
@@ -76,7 +76,7 @@ def make_season(folder: Path) -> list[Path]:
 
 
 def make_season_cover(folder: Path) -> Path:
-    """The land cover of the season as a label raster."""
+    """Write the land cover of the season as a label raster."""
     path = folder / "season_cover.tif"
     if not path.exists():
         cover = land_cover(np.random.default_rng(21), 2 * TILE)[:TILE]  # as in make_season
@@ -87,7 +87,7 @@ def make_season_cover(folder: Path) -> Path:
 def _on_date(
     rng: np.random.Generator, cover: npt.NDArray[np.uint8], green: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """Bands and SCL under a clear sky; the crops are between bare soil and full green."""
+    """Return bands and SCL under a clear sky; crops lie between bare soil and full green."""
     state = SPECTRA.astype(np.float64)
     state[2] = green * state[2] + (1 - green) * state[3]
     spectra = state[cover - 1].transpose(2, 0, 1)
@@ -98,7 +98,7 @@ def _on_date(
 def _cloudy(
     rng: np.random.Generator, bands: npt.NDArray[np.float64], scl: npt.NDArray[np.uint8], share: float
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """With clouds on about a share of the pixels, their shadows to the north-west."""
+    """Add clouds on about a share of the pixels, and their shadows to the north-west."""
     field = smooth(rng, scl.shape[1], 14)
     edge = np.quantile(field[: len(scl)], 1 - share) if share else np.inf
     cloud, shadow = field[: len(scl)] > edge, np.roll(field, (-9, -9), (0, 1))[: len(scl)] > edge
@@ -146,21 +146,21 @@ def _lonlat(polygon: shapely.Geometry) -> shapely.Geometry:
 
 
 def make_zones(folder: Path) -> tuple[list[Path], Path]:
-    """Two scenes that overlap where UTM zone 32 ends and 33 begins, each in its own, and one label raster in 33."""
+    """Write overlapping scenes on either side of the border of UTM zones 32 and 33, and one label raster in zone 33."""
     label = folder / "zones_cover.tif"
     images = [folder / f"zone{zone}_20230815.tif" for zone in (32, 33)]
     if label.exists():
         return images, label
     rng = np.random.default_rng(31)
-    size, (x0, y0) = 640, (264600.0, 5103000.0)  # the ground, in zone 33; longitude 12 runs through it
+    size, (x0, y0) = 640, (264600.0, 5103000.0)  # of the land cover, in zone 33; longitude 12 runs through it
     cover = land_cover(rng, size)
-    ground = pixels(rng, cover)
+    bands = pixels(rng, cover)
     for path, epsg, left, top in zip(images, (32632, 32633), (729400.0, 267400.0), (5102500.0, 5102600.0), strict=True):
         x, y = left + PIXEL * (np.arange(340) + 0.5), top - PIXEL * (np.arange(540) + 0.5)
         x, y = Transformer.from_crs(epsg, 32633, always_xy=True).transform(*np.meshgrid(x, y))
         col, row = np.floor((x - x0) / PIXEL).astype(int), np.floor((y0 - y) / PIXEL).astype(int)
-        there = (col >= 0) & (col < size) & (row >= 0) & (row < size)
-        seen = np.where(there, ground[:, row.clip(0, size - 1), col.clip(0, size - 1)], 0)
+        inside = (col >= 0) & (col < size) & (row >= 0) & (row < size)
+        seen = np.where(inside, bands[:, row.clip(0, size - 1), col.clip(0, size - 1)], 0)
         corner = Affine(PIXEL, 0, left, 0, -PIXEL, top)
         make_cog(path, seen, transform=corner, crs=f"EPSG:{epsg}", nodata=0, descriptions=BANDS)
     make_cog(label, cover, transform=Affine(PIXEL, 0, x0, 0, -PIXEL, y0), crs=CRS, nodata=0)

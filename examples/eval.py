@@ -1,8 +1,8 @@
-"""Score a trained model on the area held out for testing (where there is none, for validation).
+"""Score a trained model on the area held out for testing, or for validation if there is no test area.
 
     python examples/eval.py ckpt_path=<checkpoint> data=files data.images='scenes/*.tif' data.labels=labels.tif
 
-Model, bands, mean, std and classes are the checkpoint's.
+Model, bands, mean, std and classes come from the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import hydra
-from assembly import class_names, new_trainer, opened, trained_task
+from experiment import ClassScores, build_trainer, class_names, load_task, mean_iou, open_data, print_scores
 from omegaconf import DictConfig
-from scoring import ClassScores, print_scores
-
-from rasteret_ml.train.losses import mean_iou
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Test; returns what was measured."""
-    with opened(config) as data:
-        scores, task = ClassScores(), trained_task(config)
-        trainer = new_trainer(config, scores)
+    """Test; return the metrics."""
+    with open_data(config) as data:
+        scores, task = ClassScores(), load_task(config)
+        trainer = build_trainer(config, scores)
         (metrics,) = trainer.test(task, datamodule=data, ckpt_path=config.ckpt_path)
         assert scores.confusion is not None
         if trainer.is_global_zero:
@@ -31,7 +28,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(config: DictConfig) -> Any:
-    """Entry point."""
+    """Run; return the mean IoU."""
     return run(config)["miou"]
 
 

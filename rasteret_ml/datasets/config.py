@@ -106,7 +106,7 @@ def config_from(cls: type[_T], value: _T | Mapping[str, Any] | None, argument: s
         raise UsageError(f"{argument} must be a {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}.")
     unknown = sorted(str(name) for name in value if name not in known)
     if unknown:
-        raise UsageError(f"{argument} has no field {', '.join(unknown)}; the fields are {', '.join(known)}.")
+        raise UsageError(f"{argument} must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
     return cls(**value)
 
 

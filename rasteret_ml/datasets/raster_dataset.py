@@ -135,7 +135,7 @@ class RasteretDataset(GeoDataset):
         if is_image and labels is not None:
             raise UsageError("labels= is for label rasters: add is_image=False.")
         check_grid(grid, crs, res)
-        config = config_from(MosaicConfig, mosaic, "mosaic=")
+        config = config_from(MosaicConfig, mosaic, "mosaic")
         clear = None if quality is None else QualityMask.of(quality)
         stored = self.bands if clear is None else tuple(dict.fromkeys((*self.bands, clear.band)))
         self._scenes = scene_table(self.collection, self.bands, stored)
@@ -149,7 +149,7 @@ class RasteretDataset(GeoDataset):
             series=dates,
             composite=Composite.of(composite, self.bands),
             spec=self._spec(sample, labels, clear is not None, dates is not None and composite is None),
-            reading=config_from(ReadConfig, reading, "reading="),
+            reading=config_from(ReadConfig, reading, "reading"),
             dtype=self._scenes.dtype,
         )
         self._index = scene_index(self._scenes, str(self._grid.crs))
@@ -173,7 +173,7 @@ class RasteretDataset(GeoDataset):
         )
 
     def _spec(self, sample: Any, labels: Any, clear: bool, series: bool) -> SampleSpec:
-        config, classes = config_from(SampleConfig, sample, "sample="), config_from(LabelConfig, labels, "labels=")
+        config, classes = config_from(SampleConfig, sample, "sample"), config_from(LabelConfig, labels, "labels")
         rule = None
         if not self.is_image:
             rule = LabelRule.make(self.bands, self._scenes.dtype, classes.remap, classes.ignore_index)

@@ -1,51 +1,164 @@
-"""The data of a training run: images, labels, areas and statistics, each opened or measured on its first use."""
+"""The data of a training run: images, labels, areas and statistics, each opened or measured on first use."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import inspect
 import logging
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from rasteret_ml.collection.collection import Collection
+from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.raster_dataset import RasteretDataset
 from rasteret_ml.errors import UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.samplers.random import RandomAOISampler
 from rasteret_ml.samplers.splits.leaks import check_splits
-from rasteret_ml.train.areas import SplitAreas
+from rasteret_ml.train.config import LoadingConfig, NormalizationConfig, SamplingConfig, SplitConfig, to_builtin
 from rasteret_ml.train.sources import RasterSource
-from rasteret_ml.train.stats_config import ChannelStats, StatsConfig
+from rasteret_ml.transforms.statistics import DatasetStatistics, dataset_statistics
 
-__all__ = ["DataHandles", "class_map"]
+__all__ = ["DataHandles", "DatasetOptions", "StatisticsSource", "class_map"]
 
+_CLASS_CHIPS = 256
+"""Chips to read for counting classes: more than for means, to find rare ones."""
 _log = logging.getLogger(__name__)
 
 Classes = Literal["auto"] | dict[int, int] | None
 
 
-class DataHandles:
-    """What a datamodule reads. Nothing is opened before it is asked for, and everything once.
+class DatasetOptions:
+    """The keyword arguments of `RasteretDataset` that the user gave, and those that a datamodule adds.
 
-    Those who extend it set the attributes below.
+    Args:
+        options: Keyword arguments for the images.
+
+    Raises:
+        UsageError: an argument that `RasteretDataset` does not have, or that the datamodule sets itself.
     """
 
-    size: int
-    """Chip size in pixels."""
-    length: int
-    """Training chips in an epoch."""
+    _OWN = ("collection", "bands", "is_image", "labels")
+
+    def __init__(self, options: Mapping[str, Any] | None) -> None:
+        self.given: dict[str, Any] = to_builtin(options or {})
+        known = self.defaults()
+        unknown = sorted(set(self.given) - set(known))
+        if unknown:
+            raise UsageError(f"dataset must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
+        TimeSeries.of(self.given.get("series"))
+        quality = self.given.get("quality")
+        self.quality_band = None if quality is None else QualityMask.of(quality).band
+        """Band that tells clear pixels, to build into the records beside the image's bands."""
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the keyword arguments that may be given, with their defaults."""
+        parameters = inspect.signature(RasteretDataset).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in cls._OWN}
+
+    def images(self, collection: Collection, bands: tuple[str, ...], *, mask_aoi: bool = False) -> RasteretDataset:
+        """Open the images; `mask_aoi` adds a mask of each chip's AOI."""
+        sample = {"sample": {**(self.given.get("sample") or {}), "mask_aoi": True}} if mask_aoi else {}
+        return RasteretDataset(collection, bands, **(self.given | sample))
+
+    def labels(
+        self, collection: Collection, bands: tuple[str, ...], crs: Any, remap: dict[int, int] | None, ignore_index: int
+    ) -> RasteretDataset:
+        """Open labels with the images' options of reading, on a grid in `crs`."""
+        labels = {"remap": remap or None, "ignore_index": ignore_index}
+        reading = self.given.get("reading")
+        return RasteretDataset(collection, bands, is_image=False, crs=crs, labels=labels, reading=reading)
+
+
+class StatisticsSource:
+    """Statistics of the training area: read from a YAML file, or measured and written to it.
+
+    Args:
+        config: The file, the number of chips, and whether pixels are scaled.
+        sampling: Size of chips, and the seed of their choice.
+    """
+
+    def __init__(self, config: NormalizationConfig, sampling: SamplingConfig) -> None:
+        self._config, self._sampling = config, sampling
+        self._path = None if config.statistics is None else Path(config.statistics).expanduser()
+
+    def load(self, bands: tuple[str, ...]) -> DatasetStatistics | None:
+        """Read the file, if there is one.
+
+        Raises:
+            UsageError: statistics of other bands or units.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        found, scaled = DatasetStatistics.load(self._path), self._config.scaled
+        for name, expected, stored in (
+            ("bands", list(bands), list(found.bands)),
+            ("scaled", scaled, bool(found.made.get("scaled", False))),
+        ):
+            if stored != expected:
+                raise UsageError(
+                    f"{name} of {self._path} must be {expected}, got {stored}; delete the file to measure again, or "
+                    "choose another with normalization.statistics."
+                )
+        return found
+
+    def measure(self, images: Any, area: Any) -> DatasetStatistics:
+        """Read the statistics of images inside `area`, or measure and write them."""
+        with self._lock():
+            found = self.load(images.bands)
+            if found is None:
+                found = self._measured(images, area, self._config.max_chips, scaled=self._config.scaled)
+                if self._path is not None:
+                    found.save(self._path)
+        return found
+
+    def count_classes(self, labelled: Any, bands: tuple[str, ...], area: Any) -> dict[int, int]:
+        """Read the pixel count of each stored label value inside `area`, or measure and write them."""
+        with self._lock():
+            stored = self.load(bands)
+            if stored is not None and stored.classes:
+                return dict(stored.classes)
+            counts = dict(self._measured(labelled, area, _CLASS_CHIPS).classes)
+            if stored is not None and self._path is not None:
+                dataclasses.replace(stored, classes=counts).save(self._path)
+        return counts
+
+    def _measured(self, dataset: Any, area: Any, max_chips: int | None, *, scaled: bool = False) -> DatasetStatistics:
+        size, seed = self._sampling.size, self._sampling.seed
+        return dataset_statistics(dataset, aois=area, size=size, seed=seed, max_chips=max_chips, scaled=scaled)
+
+    def _lock(self) -> contextlib.AbstractContextManager[Any]:
+        """Let one process (rank) measure while the others wait for what it writes."""
+        if self._path is None:
+            return contextlib.nullcontext()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._path.with_name(f".{self._path.name}.lock"))
+
+
+class DataHandles:
+    """What a datamodule reads; each part is opened once, on first use. Subclasses set the attributes below."""
+
     ignore_index: int
     """Class of invalid pixels."""
+    split: SplitConfig
+    """Where to train, validate and test."""
+    sampling: SamplingConfig
+    """Which chips to train on and to predict."""
+    loading: LoadingConfig
+    """How batches are loaded."""
+    normalization: NormalizationConfig
+    """What images are normalised with."""
     _sources: dict[str, RasterSource]
     _bands: tuple[str, ...] | None
-    _quality: QualityMask | None
     _label_band: str | None
     _classes: Classes
-    _areas: SplitAreas
-    _image_options: dict[str, Any]
-    _draws: dict[str, Any]
-    _given: ChannelStats
-    _measuring: StatsConfig
+    _dataset: DatasetOptions
     _restored: dict[str, Any]
 
     @cached_property
@@ -56,24 +169,35 @@ class DataHandles:
     @cached_property
     def bands(self) -> tuple[str, ...]:
         """Bands along C."""
-        own = self._quality.band if self._quality is not None else None
-        return self._bands or tuple(band for band in self.collection.bands if band != own)
+        return self._bands or tuple(band for band in self.collection.bands if band != self._dataset.quality_band)
 
     @cached_property
     def images(self) -> RasteretDataset:
         """The images."""
-        return RasteretDataset(self.collection, self.bands, **self._image_options)
+        return self._dataset.images(self.collection, self.bands)
 
     @cached_property
     def areas(self) -> tuple[Any, Any, Any]:
-        """Where to train, validate and test, each None where there is none (train: everywhere)."""
-        train, val, test = self._areas.cut(self.images, self.size)
-        # Held-out chips reach out of their areas, but only pixels inside count: the areas are what must not be seen.
-        found = {name: area for name, area in (("val", val), ("test", test)) if area is not None}
-        if found:
-            sampler = RandomAOISampler(self.images, self.size, self.length, train, **self._draws)
-            check_splits({"train": sampler} | found, buffer=self._areas.buffer)
+        """The training, validation and test area; None = no such area, for training: everywhere."""
+        train, val, test = self.split.areas(self.images, self.sampling.size)
+        # Held-out chips may reach out of their area, but only pixels inside count: the areas are what must not be seen.
+        held_out = {name: area for name, area in (("val", val), ("test", test)) if area is not None}
+        if held_out:
+            check_splits({"train": self._train_sampler(self.images, train)} | held_out, buffer=self.split.buffer)
         return train, val, test
+
+    def _train_sampler(self, dataset: Any, area: Any) -> RandomAOISampler:
+        config = self.sampling
+        return RandomAOISampler(
+            dataset,
+            config.size,
+            config.length,
+            area,
+            seed=config.seed,
+            placement=config.placement or ("inside" if self.split.train_aois is None else "centre"),
+            min_valid=config.min_valid,
+            locality=config.locality_for(self.loading.batch_size),
+        )
 
     @property
     def train_area(self) -> Any:
@@ -82,126 +206,124 @@ class DataHandles:
 
     @property
     def val_area(self) -> Any:
-        """What is held out for validation; None = nothing."""
+        """The area held out for validation; None = none."""
         return self.areas[1]
 
     @property
     def test_area(self) -> Any:
-        """What is held out for testing; None = nothing."""
+        """The area held out for testing; None = none."""
         return self.areas[2]
 
     @cached_property
+    def _label_collection(self) -> Collection:
+        return self._sources["labels"].open()
+
+    @cached_property
     def _stored_labels(self) -> RasteretDataset | None:
-        if "labels" not in self._sources:
-            return None
-        collection = self._sources["labels"].open()
-        bands = [self._label_band] if self._label_band else collection.bands
+        """Labels with stored values, before they are mapped to classes."""
+        return self._labels() if "labels" in self._sources else None
+
+    def _labels(self, remap: dict[int, int] | None = None, ignore_index: int = -100) -> RasteretDataset:
+        bands = (self._label_band,) if self._label_band else tuple(self._label_collection.bands)
         if len(bands) != 1:
-            raise UsageError(f"The labels have several bands {bands}; choose one with label_band=.")
-        reading = self._image_options["reading"]
-        return RasteretDataset(collection, bands, is_image=False, crs=self.images.crs, reading=reading)
+            raise UsageError(f"labels must have one band, got {list(bands)}; choose one with label_band=.")
+        return self._dataset.labels(self._label_collection, bands, self.images.crs, remap, ignore_index)
 
     @cached_property
     def train_set(self) -> Any:
-        """Images and labels, as training reads them."""
+        """Images and labels for training."""
         return self._with_labels(self.images)
 
     @cached_property
     def eval_set(self) -> Any:
-        """Images and labels with `mask_aoi`, as validation and test read them."""
-        return self._with_labels(
-            RasteretDataset(self.collection, self.bands, sample={"mask_aoi": True}, **self._image_options)
-        )
+        """Images and labels with `mask_aoi`, for validation and testing."""
+        return self._with_labels(self._dataset.images(self.collection, self.bands, mask_aoi=True))
 
     def _with_labels(self, images: RasteretDataset) -> Any:
-        raw = self._stored_labels
-        if raw is None:
+        if "labels" not in self._sources:
             return images
-        return images & RasteretDataset(
-            raw.collection,
-            raw.bands,
-            is_image=False,
-            crs=self.images.crs,
-            labels={"remap": self.class_values or None, "ignore_index": self.ignore_index},
-            reading=self._image_options["reading"],
-        )
+        return images & self._labels(self.class_values, self.ignore_index)
 
-    # What is measured, or known -----------------------------------------------------------------------------------
+    # Statistics ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _statistics(self) -> StatisticsSource:
+        return StatisticsSource(self.normalization, self.sampling)
 
     @cached_property
-    def _normal(self) -> ChannelStats:
-        known = self._measuring.known(self.bands)
-        normal = self._given.filled(known).filled(
-            ChannelStats.of(self._restored.get("mean"), self._restored.get("std"))
+    def _mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        given, stored, restored = self.normalization, self._statistics.load(self.bands), self._restored
+        mean, std = (
+            getattr(given, name) or getattr(stored, name, None) or restored.get(name) for name in ("mean", "std")
         )
-        to_be_kept = self._measuring.path is not None and not self._restored
-        if known is None and (not normal.is_whole or to_be_kept):
-            known = self._measuring.bands(self.images, self.train_area)
-        return normal.filled(known)
+        to_write = given.statistics is not None and not restored
+        if stored is None and (mean is None or std is None or to_write):
+            measured = self._statistics.measure(self.images, self.train_area)
+            mean, std = mean or measured.mean, std or measured.std
+        return tuple(mean or ()), tuple(std or ())
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each band: as given, else as the statistics file, a restored checkpoint or the training area has it."""
-        assert self._normal.mean is not None
-        return self._normal.mean
+        """Mean of each band `[C]`: as given, else from the statistics file, a checkpoint or the training area."""
+        return self._mean_std[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """As `mean`."""
-        assert self._normal.std is not None
-        return self._normal.std
+        """Standard deviation of each band `[C]`, from the same source as `mean`."""
+        return self._mean_std[1]
 
     @cached_property
     def class_counts(self) -> dict[int, int]:
-        """Pixels of each stored label value in the training chips looked at; empty where they were not counted."""
+        """Pixels of each stored label value in the training chips that were read; empty if they were not counted."""
         labels = self._stored_labels
         if labels is None or labels.dtype.kind == "f":
             return {}
-        known = self._measuring.known(self.bands)
         if self._classes != "auto":
+            known = self._statistics.load(self.bands)
             return {} if known is None else known.classes
-        return self._measuring.classes(self.images & labels, self.bands, self.train_area)
+        return self._statistics.count_classes(self.images & labels, self.bands, self.train_area)
 
     @cached_property
     def class_values(self) -> dict[int, int]:
         """Stored label value to class; empty without categorical labels, or where stored values are classes."""
         if self._classes != "auto":
             return dict(self._classes or {})
-        restored = self._restored.get("class_values")
-        found = restored or {value: i for i, value in enumerate(self.class_counts)}
-        _log.info("classes: %s", found)
-        return found
+        values: dict[int, int] = self._restored.get("class_values") or {
+            value: i for i, value in enumerate(self.class_counts)
+        }
+        _log.info("classes: %s", values)
+        return values
 
     @property
     def num_classes(self) -> int:
-        """Classes that labels are mapped to."""
+        """Number of classes that labels are mapped to."""
         return max(self.class_values.values(), default=-1) + 1
 
-    # What a checkpoint keeps -----------------------------------------------------------------------------------
+    # Checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a model was trained with, for its checkpoint (Lightning asks): plain values."""
-        if "_normal" not in self.__dict__:
+        """Bands, mean, std and classes of the training, for a checkpoint (Lightning's hook); builtin values only."""
+        if "_mean_std" not in self.__dict__:
             return {}
         return {
             "bands": list(self.bands),
-            "scaled": self._measuring.scaled,
+            "scaled": self.normalization.scaled,
             "mean": list(self.mean),
             "std": list(self.std),
             "class_values": dict(self.class_values),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what a model was trained with.
+        """Restore mean, std and classes from a checkpoint.
 
         Raises:
-            UsageError: it was trained on other bands, or with another `scaled`.
+            UsageError: a checkpoint of other bands, or of another `scaled`.
         """
-        for name, own in (("bands", list(self.bands)), ("scaled", self._measuring.scaled)):
+        for name, own in (("bands", list(self.bands)), ("scaled", self.normalization.scaled)):
             if state_dict[name] != own:
-                raise UsageError(f"The checkpoint was trained with {name} {state_dict[name]}, here are {own}.")
+                raise UsageError(f"{name} must be the checkpoint's, {state_dict[name]}, got {own}.")
         self._restored = state_dict
-        self.__dict__.pop("_normal", None)
+        self.__dict__.pop("_mean_std", None)
         before = self.__dict__.pop("class_values", None)
         if before != self.class_values:
             self.__dict__.pop("train_set", None)
@@ -209,13 +331,13 @@ class DataHandles:
 
 
 def class_map(classes: Any) -> Classes:
-    """Stored label values to classes, or what stands for them.
+    """Check `classes`, with integers for keys and values.
 
     Raises:
-        UsageError: neither.
+        UsageError: neither "auto", None nor a mapping.
     """
     if isinstance(classes, Mapping):
         return {int(value): int(number) for value, number in classes.items()}
     if classes not in ("auto", None):
-        raise UsageError(f"classes= is 'auto', None, or a mapping of stored values to classes, not {classes!r}.")
+        raise UsageError(f"classes must be 'auto', None or a mapping of stored values to classes, got {classes!r}.")
     return classes  # type: ignore[no-any-return]

@@ -1,1 +1,1 @@
-"""Transforms for batches on the device: normalize, augment, flip."""
+"""Batches to model input: statistics, normalisation, augmentation, transfer to the device."""

@@ -1,4 +1,4 @@
-"""Batches to a device while it works at the ones before."""
+"""Batches moved to a device while it works on earlier ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rasteret_ml.samples.sample import Sample
 __all__ = ["device_batches", "to_device"]
 
 _ON_HOST = ("bounds", "draw", "transform")
-"""What the host reads: on the device it would have to wait for it. Some devices also have no float64."""
+"""Keys that the host reads: on the device it would have to wait for them. Some devices also lack float64."""
 
 
 def device_batches(
@@ -20,26 +20,28 @@ def device_batches(
     device: torch.device | str,
     normalize: Callable[[Sample], Sample] | None = None,
 ) -> Iterator[Sample]:
-    """The loader's batches on a device, prepared there.
+    """Iterate over a loader's batches, moved to a device and normalised there.
 
-    Native pixels cross the bus (uint16 is half of float32), from pinned memory; `normalize` converts them on the
-    device. On CUDA both run on a stream of their own, beside the steps that the device still works at when the next
-    batch is asked for, and the caller's stream waits for them, not the host. So a loop should not itself wait for the
-    device in each step (`loss.item()`), or there is nothing to work beside. Elsewhere this is `to_device` and
-    `normalize`, batch by batch.
+        normalize = functools.partial(rm.normalize, mean=mean, std=std)
+        for batch in rm.device_batches(loader, "cuda", normalize):
+            loss(model(batch["image"]), batch["mask"]).backward()
 
-    Nothing is taken from the loader before it is asked for: what the loader says of its state after a batch is true.
-    Give the loader `pin_memory=True`, so that a thread of its own pins; else it is done here. Lightning moves batches
-    by itself, pinned and without blocking, and needs none of this.
+    Stored pixels cross the bus (uint16 is half of float32) from pinned memory, and `normalize` converts them on the
+    device. On CUDA both run on a separate stream, beside the steps that are still running when the next batch is
+    requested; the caller's stream waits for them, the host does not. A loop that itself waits for the device in each
+    step (`loss.item()`) gains nothing. On other devices this is `to_device` and `normalize`, batch by batch.
+
+    No batch is taken from the loader ahead of time, so the loader's state after a batch is exact. Give the loader
+    `pin_memory=True` to pin in a thread; otherwise it is done here. Lightning moves batches the same way and does not
+    need this.
 
     Args:
-        loader: Of batches, dictionaries with tensors.
-        device: Where to.
-        normalize: What to do with each batch there: `functools.partial(rasteret_ml.normalize, mean=..., std=...)`, or a
-            function that also augments.
+        loader: Batches, dictionaries with tensors.
+        device: Target device.
+        normalize: Called with each batch on the device; it may also augment.
 
     Yields:
-        A batch, its tensors on the device, but for `draw`, `bounds` and `transform`, which are for the host.
+        Batches with their tensors on the device; `draw`, `bounds` and `transform` stay on the host.
     """
     device = torch.device(device)
     on_cuda = device.type == "cuda"
@@ -52,20 +54,19 @@ def device_batches(
         with torch.cuda.stream(side):
             moved = to_device(batch, device)
             moved = moved if normalize is None else normalize(moved)
-        using = torch.cuda.current_stream(device)
-        using.wait_stream(side)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
         for value in moved.values():
             if isinstance(value, torch.Tensor) and value.is_cuda:
-                # Its memory came from the side stream, which must not have it again before the caller's is through.
-                value.record_stream(using)
+                # The side stream owns the memory and must not reuse it before the caller's stream is done with it.
+                value.record_stream(current)
         yield moved
 
 
 def to_device(batch: Sample, device: torch.device | str) -> Sample:
-    """A batch with its tensors on a device, in their types; `draw`, `bounds` and `transform` stay on the host.
+    """Move a batch's tensors to a device in their dtypes; `draw`, `bounds` and `transform` stay on the host.
 
-    The host does not wait: from memory that is not pinned, what goes to CUDA is pinned first. For a datamodule's
-    `transfer_batch_to_device`.
+    The host does not wait: tensors in unpinned memory are pinned first. Meant for `transfer_batch_to_device`.
     """
     device = torch.device(device)
     return {key: value if key in _ON_HOST else _moved(value, device) for key, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Native pixels to model input, on the device: float, scaled, normalised, invalid pixels neutral."""
+"""Stored pixels to model input, on the device: float32, normalised, invalid pixels set to the mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rasteret_ml.samples.sample import Sample
 
 __all__ = [
     "fill_invalid",
-    "ignored_outside",
+    "ignore_outside",
     "image_keys",
     "label_keys",
     "normalize",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 PerBand = Sequence[float] | Mapping[str, Sequence[float]]
-"""A number for each band of the one image, or such by key of the image."""
+"""A number for each band of the image; with several images, a mapping of their keys to such numbers."""
 
 
 def normalize(
@@ -33,34 +33,40 @@ def normalize(
     *,
     scaled: bool = False,
 ) -> Sample:
-    """A batch ready for a model, on the device that the batch is on.
+    """Prepare a batch for a model, on the device that the batch is on.
 
-    Each image (`image`, `image_s1` ...; `[B, C, H, W]` or `[B, T, C, H, W]`, any real type) becomes float32:
+        statistics = rm.dataset_statistics(dataset)
+        ready = rm.normalize(batch, statistics.mean, statistics.std)
 
-    1. with `scaled`, stored values become what they stand for, `x * scale + offset`, by each sample's own numbers
-       (those of `image_s1` are `scale_image_s1` and `offset_image_s1`);
+    Each image (`image`, `image_s1`, ...; `[B, C, H, W]` or `[B, T, C, H, W]`, any real dtype) becomes float32:
+
+    1. with `scaled`, stored values are scaled, `x * scale + offset`, with the numbers of each sample (those of
+       `image_s1` are `scale_image_s1` and `offset_image_s1`);
     2. `(x - mean) / std` per band (axis -3), where these are given;
-    3. 0, which then is the mean, where `mask_valid` is False.
+    3. 0, which is then the mean, where `mask_valid` is False.
 
-    So `mean` and `std` are of stored values, which `dataset_statistics` measures, or with `scaled` of scaled ones,
-    which `dataset_statistics(scaled=True)` measures. Where all records have one scale and offset both give the same
-    numbers; where they differ (Sentinel-2 before and after January 2022) only `scaled` makes them comparable.
-    `scale` and `offset` leave the batch once they are applied. All is computed in float32, for 32- and 64-bit
-    integers and float64 in float64 and rounded once.
+    `mean` and `std` are those of stored values, as `dataset_statistics` measures them, or with `scaled` those of scaled
+    values (`dataset_statistics(scaled=True)`). Both are equivalent if all records have one scale and offset; where they
+    differ (Sentinel-2 before and after January 2022) only `scaled` makes records comparable. `scale` and `offset` are
+    removed once they are applied. Integers of 32 and 64 bits and float64 are computed in float64 and rounded once,
+    other types in float32.
 
-    Class labels (`mask`, `mask_...`) become `ignore_index`, float labels NaN, outside `mask_aoi` where the batch has
-    one. The batch that was given is left as it was.
+    Class labels (`mask`, `mask_...`) become `ignore_index`, float labels NaN, outside `mask_aoi` if the batch has one.
 
     Args:
-        batch: Of our loader; images without `mask_valid` count as valid.
-        mean: Per band, or a mapping from each image key to its bands'; None = 0.
+        batch: A batch of `DataLoader`; images without `mask_valid` count as valid.
+        mean: Per band, or a mapping of image keys to that; None = 0.
         std: Likewise; None = 1.
-        ignore_index: Class of labels that do not count.
+        ignore_index: Label to ignore.
         scaled: Whether to apply the batch's `scale` and `offset`.
 
+    Returns:
+        A new batch; the given one is not changed.
+
     Raises:
-        UsageError: an image of several without its own mean or std; `scaled` and no `scale` in the batch; numbers
-            that do not fit the bands, or a std of 0; complex pixels; labels of a type that cannot hold `ignore_index`.
+        UsageError: several images and no mean or std of each; `scaled` without `scale` in the batch; a mean or std that
+            does not fit the bands, or a std that is not positive; complex pixels; labels whose dtype cannot hold
+            `ignore_index`.
     """
     ready = dict(batch)
     keys = image_keys(batch)
@@ -70,7 +76,7 @@ def normalize(
             image = image * _scaling("scale", key, keys, batch, image) + _scaling("offset", key, keys, batch, image)
         for values, name in ((mean, "mean"), (std, "std")):
             if values is not None:
-                number = _per_band(name, _chosen(name, values, key, keys), image)
+                number = _per_band(name, _values_of(name, values, key, keys), image)
                 image = image - number if name == "mean" else image / number
         ready[key] = image.to(torch.float32)
     if scaled:
@@ -78,50 +84,62 @@ def normalize(
     fill_invalid(ready)
     if "mask_aoi" in batch:
         for key in label_keys(batch):
-            ready[key] = ignored_outside(key, batch[key], batch["mask_aoi"], ignore_index)
+            ready[key] = ignore_outside(key, batch[key], batch["mask_aoi"], ignore_index)
     return ready
 
 
 def image_keys(batch: Sample) -> list[str]:
-    """Names of a batch's images, `[B, C, H, W]` or `[B, T, C, H, W]`."""
+    """Return the keys of a batch's images, `[B, C, H, W]` or `[B, T, C, H, W]`."""
     return [key for key in batch if key.startswith("image") and _rank(batch[key]) >= 4]
 
 
 def label_keys(batch: Sample) -> list[str]:
-    """Names of a batch's labels, `[B, H, W]` or with more axes before H; booleans are validities, not labels."""
-    named = [key for key in batch if key.startswith("mask") and _rank(batch[key]) >= 3]
-    return [key for key in named if batch[key].dtype != torch.bool]
+    """Return the keys of a batch's labels, `[B, H, W]` or with more axes before H; booleans are validities."""
+    return [key for key in _mask_keys(batch) if batch[key].dtype != torch.bool]
 
 
 def validity_keys(batch: Sample) -> list[str]:
-    """Names of what is True where something holds: `mask_valid`, `mask_aoi`, `mask_clear`."""
-    named = [key for key in batch if key.startswith("mask") and _rank(batch[key]) >= 3]
-    return [key for key in named if batch[key].dtype == torch.bool]
+    """Return the keys of a batch's boolean masks: `mask_valid`, `mask_aoi`, `mask_clear`."""
+    return [key for key in _mask_keys(batch) if batch[key].dtype == torch.bool]
+
+
+def _mask_keys(batch: Sample) -> list[str]:
+    return [key for key in batch if key.startswith("mask") and _rank(batch[key]) >= 3]
 
 
 def fill_invalid(batch: Sample) -> None:
-    """Set images to 0 where `mask_valid` is False, in place of the batch's entries but not of its tensors.
+    """Set images to 0 where `mask_valid` is False; replaces entries of the batch, does not write to its tensors.
 
-    A single image beside a series is valid where any date is; an image with other bands than a `mask_valid` per band
-    is valid where all of them are.
+    A single image beside a series is valid where any date is. If `mask_valid` is per band, an image with other bands is
+    valid where all bands are.
     """
     if "mask_valid" not in batch:
         return
     for key in image_keys(batch):
         image = batch[key]
-        # where(), not multiplication: NaN times 0 is NaN.
+        # Not by multiplication: NaN times 0 is NaN.
         batch[key] = torch.where(_validity_of(image, batch["mask_valid"]), image, 0.0)
 
 
-def ignored_outside(key: str, labels: torch.Tensor, inside: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Labels `[B, ..., H, W]`, `ignore_index` or NaN where `inside` (`[B, 1, H, W]`, or with T) is False at no date."""
+def ignore_outside(key: str, labels: torch.Tensor, inside: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Set labels outside to `ignore_index`, or to NaN if they are floats.
+
+    Args:
+        key: Key of the labels, for errors.
+        labels: `[B, ..., H, W]`.
+        inside: True where labels count, on any date: `[B, H, W]`, `[B, 1, H, W]` or `[B, T, 1, H, W]`.
+        ignore_index: Label to ignore.
+
+    Raises:
+        UsageError: labels whose dtype cannot hold `ignore_index`.
+    """
     while inside.ndim > 3:
         inside = inside.any(1)
     inside = inside.reshape(inside.shape[0], *[1] * (labels.ndim - 3), *inside.shape[-2:])
     if labels.is_floating_point():
         return torch.where(inside, labels, float("nan"))
-    kind = torch.iinfo(labels.dtype)
-    if not kind.min <= ignore_index <= kind.max:
+    limits = torch.iinfo(labels.dtype)
+    if not limits.min <= ignore_index <= limits.max:
         raise UsageError(f"{key!r} is {labels.dtype}, which cannot hold ignore_index={ignore_index}; convert it.")
     return torch.where(inside, labels, ignore_index)
 
@@ -131,70 +149,70 @@ def _rank(value: object) -> int:
 
 
 def _floating(key: str, image: torch.Tensor) -> torch.Tensor:
-    """Pixels to compute with. uint16 has few operations of its own, but converts."""
+    """Convert pixels to compute with; uint16 supports few operations but conversion."""
     if image.is_complex():
-        raise UsageError(f"{key!r} is {image.dtype}; give its magnitude or its parts, with transforms=.")
+        raise UsageError(f"{key!r} must be real, got {image.dtype}; take its magnitude or its parts with transforms=.")
     wide = image.dtype == torch.float64 or (not image.is_floating_point() and image.dtype.itemsize > 2)
     return image.to(torch.float64 if wide else torch.float32)
 
 
 def _scaling(name: str, key: str, keys: list[str], batch: Sample, image: torch.Tensor) -> torch.Tensor:
-    """The batch's `scale` or `offset` `[B, C]` or `[B, T, C]` of an image, to multiply or add."""
+    """Return an image's `scale` or `offset`, `[B, C, 1, 1]` or `[B, T, C, 1, 1]`."""
     own = f"{name}_{key}"
-    # Where an image of another key is alone, its numbers have the short names.
+    # The numbers of an image that is alone have the short names, whatever its key.
     short = name if key == "image" or scale_name(name, keys) == own else own
     found: torch.Tensor | None = batch.get(own, batch.get(short))
     if found is None and not any(other.startswith(f"{name}_") or other == name for other in batch):
         raise UsageError(
-            f"scaled=True needs {short!r} in the batch, which is there where a record states one; prepare without "
-            "scaled=, as stored values then are what they stand for."
+            f"scaled=True needs {short!r} in the batch, and no record states one; leave scaled= out: stored values are "
+            "not scaled."
         )
-    if found is None:  # beside images that have one: stored values are what they stand for
+    if found is None:  # only other images are scaled
         return torch.full((), 1.0 if name == "scale" else 0.0, dtype=image.dtype, device=image.device)
     if found.shape != image.shape[:-2]:
-        raise UsageError(f"{name!r} of {key!r} is {tuple(found.shape)}, its pixels are {tuple(image.shape)}.")
+        raise UsageError(f"{name!r} of {key!r} must be {tuple(image.shape[:-2])}, got {tuple(found.shape)}.")
     return found.to(image.dtype)[..., None, None]
 
 
-def _chosen(name: str, values: PerBand, key: str, keys: list[str]) -> Sequence[float]:
+def _values_of(name: str, values: PerBand, key: str, keys: list[str]) -> Sequence[float]:
     if isinstance(values, Mapping):
         if key in values:
             return values[key]
     elif len(keys) == 1:
         return values
-    raise UsageError(f"There are images {keys}; give {name} of each, as {name}={{{key!r}: [...], ...}}.")
+    raise UsageError(f"{name} must be a mapping of the images {keys}, as {name}={{{key!r}: [...], ...}}.")
 
 
 def _per_band(name: str, values: Sequence[float], image: torch.Tensor) -> torch.Tensor:
     numbers = per_band_numbers(name, values)
     if len(numbers) != image.shape[-3]:
-        raise UsageError(f"{name} has {len(numbers)} numbers, the image {image.shape[-3]} bands.")
+        raise UsageError(f"{name} must have a number for each of {image.shape[-3]} bands, got {len(numbers)}.")
     return _on_device(numbers, image.dtype, image.device)
 
 
 def per_band_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """The numbers of `mean` or `std`.
+    """Check `mean` or `std`, and convert it to a tuple of floats.
 
     Raises:
-        UsageError: it is one number alone, or a std that nothing can be divided by.
+        UsageError: one number for all bands, or a std that is not positive.
     """
     if not hasattr(values, "__len__"):
-        raise UsageError(f"{name} is a list with a number for each band, not {values!r}.")
+        raise UsageError(f"{name} must be a list with a number for each band, got {values!r}.")
     numbers = tuple(float(value) for value in values)
     if name == "std" and not all(number > 0 for number in numbers):
-        raise UsageError(f"std is {list(numbers)}; each is above 0. Give 1 for a band that is the same everywhere.")
+        raise UsageError(f"std must be > 0 for each band, got {list(numbers)}; use 1 for a constant band.")
     return numbers
 
 
 @functools.lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Copied there once: each copy from pageable memory makes the host wait for the device."""
+    """Copy numbers to the device once: each copy from pageable memory makes the host wait for the device."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def _validity_of(image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """`mask_valid` in a shape that goes with an image's."""
+    """Broadcast `mask_valid` to an image's axes."""
     if valid.shape[-3] not in (1, image.shape[-3]):
         valid = valid.all(-3, keepdim=True)
     if valid.ndim > image.ndim:

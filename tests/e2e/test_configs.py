@@ -1,7 +1,8 @@
-"""Every YAML composes and makes what it names; a stopped run goes on; a sweep has its values in a file."""
+"""Every YAML composes and instantiates; an interrupted run resumes; the examples' scores."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,13 +10,18 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import rasterio
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 import rasteret_ml as rm
 
@@ -37,10 +43,11 @@ def members(group: str) -> list:
     return [pytest.param(path.stem, id=path.stem) for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def examples(monkeypatch):
-    """Scripts import one another by plain names. One thread: the models are tiny."""
+    """Scripts import one another by plain names; `experiment` tells Hydra the defaults. One thread for tiny models."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    importlib.import_module("experiment")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +56,7 @@ def examples(monkeypatch):
         del sys.modules[name]
 
 
-def made_trainer(config) -> pl.Trainer:
+def build_trainer(config) -> pl.Trainer:
     """The configured trainer, on the CPU where there is nothing else."""
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         config.trainer.accelerator = "cpu"
@@ -60,72 +67,95 @@ def made_trainer(config) -> pl.Trainer:
 
 @pytest.mark.parametrize("data", members("data"))
 def test_data(data: str) -> None:
-    """With no argument missing or unknown, and `files` shows each with its default."""
+    """With no argument missing or unknown; Hydra knows each argument and each field of a group, with its default."""
     config = apply_composite(f"data={data}", *(FILES if data == "files" else []))
     module = instantiate(config.data)
     assert isinstance(module, rm.RasteretDataModule)
-    assert isinstance(module.batch_size, int)
     assert set(config.data) == {"_target_", "_convert_", *module.hparams}
+    for group in ("dataset", "split", "sampling", "loading", "normalization"):
+        assert OmegaConf.to_container(config.data[group]) == module.hparams[group]
+
+
+def test_fields_of_groups_from_a_command_line() -> None:
+    """One field changes, the others keep their defaults; a misspelt one is refused."""
+    config = apply_composite(
+        "data=files", *FILES, "data.sampling.size=64", "data.dataset.crs=32633", "data.split.val_side=null"
+    )
+    module = instantiate(config.data)
+    assert (module.sampling.size, module.sampling.length) == (64, rm.RasteretDataModule("a.tif").sampling.length)
+    assert module.split.val_side is None
+    assert module.hparams["dataset"]["crs"] == 32633
+    with pytest.raises(ConfigCompositionException):
+        apply_composite("data=files", *FILES, "data.sampling.sizes=64")
+
+
+def test_files_hold_only_what_differs_from_the_defaults() -> None:
+    """A value in a file that is the default would have two owners."""
+    from experiment import datamodule_defaults
+
+    defaults = datamodule_defaults()
+    for path in sorted((CONFIGS / "data").glob("*.yaml")):
+        for name, value in OmegaConf.to_container(OmegaConf.load(path)).items():
+            fields = value if isinstance(defaults.get(name), dict) else {None: value}
+            for field, stated in fields.items():
+                assert name == "defaults" or stated != (defaults[name][field] if field else defaults.get(name)), path
 
 
 @pytest.mark.parametrize("model", members("model"))
 def test_models(model: str) -> None:
-    """Lightning modules that answer in the image's size."""
+    """Lightning modules whose output has the size of the image."""
     task = instantiate(apply_composite(f"model={model}").model, in_channels=4, num_classes=3)
     assert task.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("trainer", members("trainer"))
 def test_trainers(trainer: str) -> None:
-    made = made_trainer(apply_composite(f"trainer={trainer}"))
+    made = build_trainer(apply_composite(f"trainer={trainer}"))
     assert made.num_devices == {"ddp": 4, "ddp_sim": 2}.get(trainer, 1)
 
 
 @pytest.mark.parametrize("callbacks", members("callbacks"))
-@pytest.mark.usefixtures("examples")
 def test_callbacks(callbacks: str) -> None:
-    from assembly import each
+    from experiment import instantiate_all
 
-    made = each(apply_composite(f"callbacks={callbacks}").callbacks)
+    made = instantiate_all(apply_composite(f"callbacks={callbacks}").callbacks)
     assert all(isinstance(callback, pl.Callback) for callback in made)
     assert len(made) == {"none": 0, "default": 2, "early_stopping": 3}.get(callbacks, 1)
 
 
 @pytest.mark.parametrize("logger", members("logger"))
-@pytest.mark.usefixtures("examples")
 def test_loggers(logger: str) -> None:
-    from assembly import each
+    from experiment import instantiate_all
 
-    made = each(apply_composite(f"logger={logger}").logger)
-    assert all(isinstance(one, Logger) for one in made)
+    made = instantiate_all(apply_composite(f"logger={logger}").logger)
+    assert all(isinstance(logger, Logger) for logger in made)
     assert len(made) == {"none": 0, "many": 2}.get(logger, 1)
 
 
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_experiments(experiment: str) -> None:
-    """They choose among the groups; what a command line says comes last."""
+    """They choose among the groups; the command line takes precedence."""
     config = apply_composite(f"experiment={experiment}", *FILES, "trainer.max_epochs=7")
     assert isinstance(instantiate(config.data), rm.RasteretDataModule)
-    assert made_trainer(config).max_epochs == 7
+    assert build_trainer(config).max_epochs == 7
 
 
 @pytest.mark.parametrize("debug", members("debug"))
-@pytest.mark.usefixtures("examples")
 def test_debug(debug: str) -> None:
     """On the CPU, in one process, without loggers; with any experiment."""
-    from assembly import each
+    from experiment import instantiate_all
 
     config = apply_composite(f"debug={debug}", "experiment=landcover", "trainer=gpu")
-    assert (config.task_name, config.trainer.accelerator, config.data.num_workers) == ("debug", "cpu", 0)
-    assert each(config.callbacks) == each(config.logger) == []
-    trainer = made_trainer(config)
+    assert (config.task_name, config.trainer.accelerator, config.data.loading.num_workers) == ("debug", "cpu", 0)
+    assert instantiate_all(config.callbacks) == instantiate_all(config.logger) == []
+    trainer = build_trainer(config)
     assert trainer.fast_dev_run == (1 if debug == "fdr" else False)
     assert trainer.overfit_batches == (3 if debug == "overfit" else 0)
 
 
 @pytest.mark.parametrize("search", members("hparams_search"))
 def test_searches(search: str) -> None:
-    """Of values that exist, by Hydra's own sweeper."""
+    """Their keys exist, and Hydra's own sweeper runs them."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("train", [f"hparams_search={search}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
@@ -136,19 +166,18 @@ def test_searches(search: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "eval", "predict"])
 def test_tasks(name: str) -> None:
-    """Each finds its groups; prediction reads no labels, whatever the data."""
+    """Each finds its groups; prediction reads no labels."""
     needed = [] if name == "train" else ["ckpt_path=model.ckpt"]
     config = apply_composite("data=landcover", *needed, name=name)
     assert config.task_name == name
-    assert made_trainer(config) is not None
+    assert build_trainer(config) is not None
     assert (config.data.labels is None) == (name == "predict")
     assert (instantiate(config.data).hparams["labels"] is None) == (name == "predict")
 
 
 @pytest.mark.parametrize("name", members("cli"))
-@pytest.mark.usefixtures("examples")
 def test_lightning_cli(name: str) -> None:
-    """Everything that the YAML names is made, with one `ignore_index`."""
+    """Everything in the YAML is instantiated, with one `ignore_index`."""
     from cli import main
 
     with warnings.catch_warnings():
@@ -173,9 +202,10 @@ def run_train(folder: Path, scenes, *overrides: str):
     """A short run over the fixture's scenes."""
     from train import run
 
-    common = ["model=fcn", "logger=none", "draw=false", "data=files", "data.num_workers=0", "data.size=64"]
-    common += ["data.length=8", "data.batch_size=4", "data.mean=[2500,2500]", "data.std=[1400,1400]"]
-    common += ["data.classes={1: 0, 2: 1, 3: 2, 4: 3}", "data.val_fraction=0.2", "trainer.enable_progress_bar=false"]
+    common = ["model=fcn", "logger=none", "draw=false", "data=files", "data.sampling.size=64"]
+    common += ["data.sampling.length=8", "data.loading.batch_size=4", "trainer.enable_progress_bar=false"]
+    common += ["data.normalization.mean=[2500,2500]", "data.normalization.std=[1400,1400]"]
+    common += ["data.classes={1: 0, 2: 1, 3: 2, 4: 3}", "data.split.val_fraction=0.2"]
     common += [f"data.images={scenes.folder / 'images.parquet'}", f"data.labels={scenes.folder / 'labels.parquet'}"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("train", [*common, *overrides, f"paths.output_dir={folder}"])
@@ -184,8 +214,7 @@ def run_train(folder: Path, scenes, *overrides: str):
     return run(config)
 
 
-@pytest.mark.usefixtures("examples")
-def test_a_stopped_run_goes_on(scenes, tmp_path) -> None:
+def test_an_interrupted_run_resumes(scenes, tmp_path) -> None:
     """`ckpt_path=`: the weights after two epochs are those of a run that was not stopped."""
     every = ["callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=2"]
     whole = run_train(tmp_path / "whole", scenes, *every)
@@ -196,12 +225,11 @@ def test_a_stopped_run_goes_on(scenes, tmp_path) -> None:
         torch.testing.assert_close(resumed["task"].state_dict()[name], weights)
 
 
-@pytest.mark.usefixtures("examples")
 def test_overfitting_and_no_validation(scenes, tmp_path) -> None:
     """Debug presets run; without a held-out area there is nothing to validate or to stop early by."""
     found = run_train(tmp_path / "a", scenes, "debug=overfit", "trainer.max_epochs=2")
     assert "train_loss" in found["metrics"]
-    found = run_train(tmp_path / "b", scenes, "data.val_side=null", "callbacks=none", "trainer.max_epochs=1")
+    found = run_train(tmp_path / "b", scenes, "data.split.val_side=null", "callbacks=none", "trainer.max_epochs=1")
     assert "miou" not in found
 
 
@@ -209,8 +237,9 @@ def test_overfitting_and_no_validation(scenes, tmp_path) -> None:
 def test_two_processes_train_and_map_together(scenes, tmp_path) -> None:
     """`trainer=ddp_sim`: one result, said once; each process has its part of the chips."""
     command = [sys.executable, str(ROOT / "examples" / "train.py"), "trainer=ddp_sim", "trainer.max_epochs=1"]
-    command += ["model=fcn", "data=files", "data.num_workers=0", "data.size=64", "data.length=8", "data.overlap=0"]
-    command += ["data.batch_size=4", "data.mean=[2500,2500]", "data.std=[1400,1400]", "data.val_fraction=0.2"]
+    command += ["model=fcn", "data=files", "data.sampling={size: 64, length: 8, overlap: 0}"]
+    command += ["data.normalization={mean: [2500, 2500], std: [1400, 1400]}", "data.split.val_fraction=0.2"]
+    command += ["data.loading.batch_size=4"]
     command += ["data.classes={1: 0, 2: 1, 3: 2, 4: 3}", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
     command += [f"data.images={scenes.folder / 'images.parquet'}", f"data.labels={scenes.folder / 'labels.parquet'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -223,3 +252,44 @@ def test_two_processes_train_and_map_together(scenes, tmp_path) -> None:
     with rasterio.open(tmp_path / "run" / "prediction.tif") as found:
         assert found.shape == (300, 600)
         assert (found.read(1) != 255).mean() > 0.95
+
+
+# Scores ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_iou_is_torchmetrics(pairs) -> None:
+    """Per class, over the classes that occur."""
+    from experiment import class_iou, mean_iou
+
+    target, predicted = (torch.tensor(v) for v in zip(*pairs, strict=True))
+    confusion = multiclass_confusion_matrix(predicted, target, 4).numpy()
+    iou = class_iou(confusion)
+    present = sorted(set(target.tolist()) | set(predicted.tolist()))
+    oracle = multiclass_jaccard_index(predicted, target, 4, average="none")
+    np.testing.assert_allclose(iou[present], oracle.numpy()[present], rtol=1e-6)
+    assert np.isnan(np.delete(iou, present)).all()
+    assert mean_iou(confusion) == pytest.approx(iou[present].mean())
+
+
+def test_ignored_targets_do_not_count_and_the_baseline_is_the_majoritys() -> None:
+    """A label of -100 is not counted."""
+    from experiment import ClassScores, majority_iou
+
+    class Model(pl.LightningModule):
+        """Predicts its input."""
+
+        def forward(self, image):
+            return image
+
+    scores, module = ClassScores(), Model()
+    module.save_hyperparameters({"ignore_index": -100})
+    target, predicted = torch.tensor([[0, 0, 0, 1, -100]]), torch.tensor([[0, 1, 0, 1, 0]])
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    scores.on_test_start(trainer, module)
+    batch = {"image": torch.nn.functional.one_hot(predicted, 2).movedim(-1, 1).float(), "mask": target}
+    scores.on_test_batch_end(trainer, module, None, batch, 0)
+    scores.on_test_end(trainer, module)
+    assert scores.confusion.tolist() == [[2, 1], [0, 1]]
+    assert majority_iou(scores.confusion) == pytest.approx((3 / 4 + 0) / 2)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 TESTED_ELSEWHERE = {"cli", "eval", "plain_loop", "predict", "train"}  # test_readme.py, test_configs.py
-PARTS = {"assembly", "demo_scenes", "demo_sets", "figures", "mapping", "scoring"}  # what the scripts share
+PARTS = {"demo_scenes", "demo_sets", "experiment", "figures"}  # what the scripts share
 
 
 def run(name: str, out: Path, *options: object) -> str:

@@ -116,9 +116,9 @@ def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
 def test_the_demo_trains_and_writes_a_map(tmp_path: Path) -> None:
     """Small and short: it still says what it measured, and the map is georeferenced where the scenes are."""
     command = [f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
-    command += ["data.size=64", "data.length=16", "data.batch_size=8"]
-    command += ["trainer.max_epochs=1", "data.statistics_chips=4", "trainer.enable_progress_bar=false"]
-    command += ["data.overlap=0"]
+    command += ["data.sampling.size=64", "data.sampling.length=16", "data.loading.batch_size=8"]
+    command += ["trainer.max_epochs=1", "data.normalization.max_chips=4", "trainer.enable_progress_bar=false"]
+    command += ["data.sampling.overlap=0"]
     done = run_script(ROOT / "examples" / "train.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"validation mIoU +0\.\d+ .*majority class: 0\.\d+", done.stdout)

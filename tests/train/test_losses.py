@@ -135,7 +135,7 @@ def test_one_channel_of_values_is_compared_with_its_own_sample(loss, reduction):
     masked = rm.MaskedLoss(loss(reduction=reduction), None)
     assert masked(perfect[:, None], perfect) == 0
     assert masked(perfect[:, 0, 0, None], perfect[:, 0, 0]) == 0
-    with pytest.raises(UsageError, match=r"\[2, 3, 2, 2\] are not one for each label \[2, 2, 2\]"):
+    with pytest.raises(UsageError, match=r"must have the shape of labels \[2, 2, 2\], got \[2, 3, 2, 2\]"):
         masked(perfect[:, None].expand(2, 3, 2, 2), perfect)
 
 

@@ -40,11 +40,16 @@ class Odd(pl.LightningModule):
         return {"scores": scores, "classes": odd, "dict": {"probabilities": scores}}[self.form]
 
 
-def module(scenes, **options):
+def module(scenes, size=64, workers=0):
     """Pixels as they are."""
-    settings = {"size": 64, "overlap": 16, "batch_size": 4, "mean": [0, 0], "std": [1, 1], "bands": BANDS}
-    images = str(scenes.folder / "images.parquet")
-    return rm.RasteretDataModule(images, val_side=None, **(settings | options))
+    return rm.RasteretDataModule(
+        str(scenes.folder / "images.parquet"),
+        bands=BANDS,
+        split={"val_side": None},
+        sampling={"size": size, "overlap": 16},
+        loading={"batch_size": 4, "num_workers": workers},
+        normalization={"mean": [0, 0], "std": [1, 1]},
+    )
 
 
 def trainer(folder, writer, **options):
@@ -73,8 +78,8 @@ def pixels_of(path):
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_map_is_written(scenes, tmp_path, form, options, workers):
-    """The whole area once; predictions are not kept in memory; the datamodule is as it was."""
-    writer, data, model = rm.MapWriter(tmp_path / "map.tif", **options), module(scenes, num_workers=workers), Odd(form)
+    """It covers the whole area; predictions are not kept in memory; the datamodule's sampler is restored."""
+    writer, data, model = rm.MapWriter(tmp_path / "map.tif", **options), module(scenes, workers=workers), Odd(form)
     assert trainer(tmp_path, writer).predict(model, datamodule=data) is None
     assert writer.paths == [str(tmp_path / "map.tif")]
     np.testing.assert_array_equal(pixels_of(writer.paths[0]), expected(scenes))
@@ -82,8 +87,8 @@ def test_a_map_is_written(scenes, tmp_path, form, options, workers):
     assert model.chips == len(data.predict_sampler)
 
 
-def test_a_run_that_stops_goes_on(scenes, tmp_path):
-    """An error keeps what there is; the next run reads and predicts the rest alone."""
+def test_an_interrupted_run_resumes(scenes, tmp_path):
+    """An error saves the predictions; the next run reads and predicts only the rest."""
     path, data = tmp_path / "map.tif", module(scenes)
     first = Odd(stop_at=5)
     with pytest.raises(RuntimeError, match="stopped"):
@@ -97,12 +102,12 @@ def test_a_run_that_stops_goes_on(scenes, tmp_path):
 
 
 def test_limited_batches_write_no_map(scenes, tmp_path, caplog):
-    """They are kept, with a warning that says so; all of them are a map."""
+    """Predictions are kept, with a warning; the map is written when all are there."""
     path, data = tmp_path / "map.tif", module(scenes)
     writer = rm.MapWriter(path)
     trainer(tmp_path, writer, limit_predict_batches=3).predict(Odd(), datamodule=data)
     left = len(data.predict_sampler) - 12
-    assert f"left {left} chips out" in caplog.text
+    assert f"skipped {left} chips" in caplog.text
     assert (writer.paths, path.exists()) == ([], False)
     rest = Odd()
     trainer(tmp_path, writer, limit_predict_batches=1000).predict(rest, datamodule=data)
@@ -110,8 +115,8 @@ def test_limited_batches_write_no_map(scenes, tmp_path, caplog):
     np.testing.assert_array_equal(pixels_of(path), expected(scenes))
 
 
-def test_other_weights_begin_no_others_map(scenes, tmp_path):
-    """Weights are part of the plan."""
+def test_other_weights_do_not_resume_a_map(scenes, tmp_path):
+    """Weights identify the map."""
     data, model = module(scenes), Odd(stop_at=2)
     with pytest.raises(RuntimeError, match="stopped"):
         trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(model, datamodule=data)
@@ -121,7 +126,7 @@ def test_other_weights_begin_no_others_map(scenes, tmp_path):
 
 
 def test_weights_of_a_checkpoint(scenes, tmp_path):
-    """They count, not those that the module was made with."""
+    """They identify the map, not those that the module was created with."""
     path, data = tmp_path / "map.tif", module(scenes)
 
     for name, weight in (("a", 2.0), ("b", 3.0)):
@@ -144,7 +149,7 @@ def test_weights_of_a_checkpoint(scenes, tmp_path):
 
 
 def test_without_a_datamodule(scenes, tmp_path):
-    """The sampler has to be said."""
+    """The sampler must be given."""
     dataset = rm.RasteretDataset(scenes.images, BANDS)
     sampler = rm.GridAOISampler(dataset, 64, 48)
     loader = rm.DataLoader(dataset, batch_size=4, sampler=sampler)
@@ -156,11 +161,11 @@ def test_without_a_datamodule(scenes, tmp_path):
 
 
 def test_a_dictionary_has_a_key(scenes, tmp_path):
-    """As TorchGeo 0.10 calls it, unless another one is said."""
+    """The key of TorchGeo 0.10, unless another is given."""
     trainer(tmp_path, rm.MapWriter(tmp_path / "map.tif")).predict(Odd("dict"), datamodule=module(scenes))
     np.testing.assert_array_equal(pixels_of(tmp_path / "map.tif"), expected(scenes))
     writer = rm.MapWriter(tmp_path / "other.tif", key="scores")
-    with pytest.raises(UsageError, match=r"\['probabilities'\]; say which"):
+    with pytest.raises(UsageError, match=r"\['probabilities'\]; choose one with key="):
         trainer(tmp_path, writer).predict(Odd("dict"), datamodule=module(scenes))
 
 

@@ -18,8 +18,9 @@ BANDS = ("B02", "B03")
 HALVES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
-def module(scenes, **options):
-    settings = {"size": 16, "length": 200, "batch_size": 8, "statistics_chips": 8, "bands": BANDS, "overlap": 8}
+def module(scenes, *, sampling=None, normalization=None, **options):
+    settings = {"bands": BANDS, "loading": {"batch_size": 8}, "normalization": {"max_chips": 8} | (normalization or {})}
+    settings |= {"sampling": {"size": 16, "length": 200, "overlap": 8} | (sampling or {})}
     return rm.RasteretDataModule(
         str(scenes.folder / "images.parquet"), str(scenes.folder / "labels.parquet"), **(settings | options)
     )
@@ -40,11 +41,11 @@ def seen_by(loader, mean, std) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
-    """What is trained on is counted nowhere else, whatever chips reach into; a file does as well as a table."""
+    """Pixels of the training count nowhere else, even where chips overlap; a file works like a table."""
     images = rm.RasteretDataset(scenes.images, BANDS)
     blocks = rm.split_blocks(images, 600, HALVES, buffer=20, seed=1)
     blocks.to_parquet(tmp_path / "blocks.parquet")
-    data = module(scenes, splits=str(tmp_path / "blocks.parquet"), buffer=20)
+    data = module(scenes, split={"table": str(tmp_path / "blocks.parquet"), "buffer": 20})
     data.setup()
     trained, _ = seen_by(data.train_dataloader(), data.mean, data.std)
     _, validated = seen_by(data.val_dataloader(), data.mean, data.std)
@@ -59,9 +60,9 @@ def test_a_table_of_splits_trains_validates_and_tests_apart(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_test_polygons_are_held_out_too(scenes):
-    """Training keeps off both; without a val side there is only the test area."""
+    """Training avoids both areas; without a validation side there is only the test area."""
     test = gpd.GeoDataFrame(geometry=[shapely.box(500000, 4997000, 502000, 4998000)], crs=32633)
-    data = module(scenes, test_aois=test)
+    data = module(scenes, split={"test_aois": test})
     data.setup()
     trained, _ = seen_by(data.train_dataloader(), data.mean, data.std)
     _, validated = seen_by(data.val_dataloader(), data.mean, data.std)
@@ -69,42 +70,42 @@ def test_test_polygons_are_held_out_too(scenes):
     assert not (trained & (validated | tested)).any()
     assert not tested[:200].any()
     assert tested[200:, :200].sum() > 0.7 * 20_000
-    alone = module(scenes, test_aois=test, val_side=None)
+    alone = module(scenes, split={"test_aois": test, "val_side": None})
     alone.setup()
     assert alone.val_dataloader() == []
     assert len(alone.test_dataloader()) == len(data.test_dataloader())
 
 
 def test_splits_that_leak_are_refused(scenes):
-    """Overlapping polygons, chips that reach out of theirs, a buffer that is not kept: before anything is read."""
+    """Overlapping polygons, chips that reach out of theirs, and a violated buffer are errors before any read."""
     table = gpd.GeoDataFrame(
         {"split": ["train", "val", None]},
         geometry=[shapely.box(500000 + 1000 * i, 4998000, 501010 + 1000 * i, 5000000) for i in range(3)],
         crs=32633,
     )
     with pytest.raises(SplitLeakError, match=r"'train' and 'val' leak.*about 200 pixels"):
-        module(scenes, splits=table).setup()
+        module(scenes, split={"table": table}).setup()
     apart = table.assign(geometry=[shapely.box(500000, 4998000, 501000, 5000000), *table.geometry[1:]])
-    module(scenes, splits=apart).setup()
+    module(scenes, split={"table": apart}).setup()
     with pytest.raises(SplitLeakError, match="placement='inside'"):
-        module(scenes, splits=apart, placement="centre").setup()
+        module(scenes, split={"table": apart}, sampling={"placement": "centre"}).setup()
     with pytest.raises(SplitLeakError, match="less than the buffer of 50"):
-        module(scenes, splits=apart, buffer=50).setup()
+        module(scenes, split={"table": apart, "buffer": 50}).setup()
     held = table.iloc[:1]
     with pytest.raises(SplitLeakError, match="'val' and 'test' leak"):
-        module(scenes, val_aois=held, test_aois=held).setup()
+        module(scenes, split={"val_aois": held, "test_aois": held}).setup()
     with pytest.raises(UsageError, match="leave val_aois"):
-        module(scenes, splits=table, val_aois=held)
+        module(scenes, split={"table": table, "val_aois": held})
     with pytest.raises(UsageError, match="column 'split'"):
-        module(scenes, splits=table[["geometry"]]).setup()
-    with pytest.raises(UsageError, match="'train'; there are"):
-        module(scenes, splits=table[table["split"] == "val"]).setup()
+        module(scenes, split={"table": table[["geometry"]]}).setup()
+    with pytest.raises(UsageError, match="'train', got only"):
+        module(scenes, split={"table": table[table["split"] == "val"]}).setup()
 
 
 def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
     """Means, deviations and classes; a file of other bands is refused."""
     path = tmp_path / "statistics.yaml"
-    first = module(scenes, statistics=path)
+    first = module(scenes, normalization={"statistics": path})
     first.setup()
     found = rm.DatasetStatistics.load(path)
     assert found.mean == first.mean
@@ -113,25 +114,25 @@ def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
     band = dataclasses.replace(found.bands["B02"], mean=123.0)
     dataclasses.replace(found, bands=found.bands | {"B02": band}, classes={1: 5, 4: 5}).save(path)
     stamp = path.stat().st_mtime_ns
-    second = module(scenes, statistics=str(path))
+    second = module(scenes, normalization={"statistics": str(path)})
     second.setup()
     assert second.mean == (123.0, first.mean[1])
     assert second.class_values == {1: 0, 4: 1}
     assert path.stat().st_mtime_ns == stamp
-    given = module(scenes, statistics=path, mean=[1, 2], std=[3, 4])
+    given = module(scenes, normalization={"statistics": path, "mean": [1, 2], "std": [3, 4]})
     given.setup()
     assert (given.mean, given.std) == ((1, 2), (3, 4))
     document = yaml.safe_load(path.read_text())
     document["bands"]["B09"] = document["bands"].pop("B03")
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(UsageError, match="is of bands"):
-        module(scenes, statistics=path).setup()
+    with pytest.raises(UsageError, match=r"bands of .* must be"):
+        module(scenes, normalization={"statistics": path}).setup()
 
 
 @pytest.mark.slow
 def test_statistics_are_of_the_training_area_alone(scenes):
-    """As numpy has them over the pixels that may be trained on."""
-    data = module(scenes, statistics_chips=10_000)
+    """They equal numpy's over the pixels of the training area."""
+    data = module(scenes, normalization={"max_chips": 10_000})
     data.setup()
     dataset = rm.RasteretDataset(scenes.images, BANDS)
     sample = dataset[dataset.bounds[:2]]

@@ -1,4 +1,4 @@
-"""Preparation, metrics and the datamodule."""
+"""Normalisation and the datamodule."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from property_settings import examples
-from torchmetrics.functional.classification import multiclass_jaccard_index
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.train.losses import class_iou, confusion_matrix, majority_baseline, mean_iou
 from rasteret_ml.transforms.normalize import normalize
 
 BANDS = ("B02", "B03")
 
 
-def test_prepare_normalises_and_neutralises():
-    """Float32, per band; invalid becomes the mean, NaN included; labels outside the AOI are ignored."""
+def test_normalize():
+    """Float32, per band; invalid pixels and NaN become the mean; labels outside the AOI are ignored."""
     batch = {
         "image": torch.tensor([[[[10.0, float("nan")]], [[100.0, 300.0]]]]),
         "mask_valid": torch.tensor([[[[True, False]]]]),
@@ -37,36 +32,18 @@ def test_prepare_normalises_and_neutralises():
     assert normalize(native, (8, 50), (2, 8))["image"].flatten().tolist() == [25.0, 1.0]
 
 
-@examples(40)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
-def test_iou_is_torchmetrics(pairs):
-    """Per class, over the classes that occur."""
-    target, predicted = (np.array(v) for v in zip(*pairs, strict=True))
-    iou = class_iou(confusion_matrix(target, predicted, 4))
-    present = sorted(set(target) | set(predicted))
-    oracle = multiclass_jaccard_index(torch.from_numpy(predicted), torch.from_numpy(target), 4, average="none")
-    np.testing.assert_allclose(iou[present], oracle.numpy()[present], rtol=1e-6)
-    assert mean_iou(confusion_matrix(target, predicted, 4)) == pytest.approx(iou[present].mean())
-
-
-def test_ignored_targets_do_not_count_and_the_baseline_is_the_majoritys():
-    """-100 is nobody's mistake."""
-    confusion = confusion_matrix([0, 0, 0, 1, -100], [0, 1, 0, 1, 0], 2)
-    assert confusion.tolist() == [[2, 1], [0, 1]]
-    assert majority_baseline(confusion) == pytest.approx((3 / 4 + 0) / 2)
-
-
-def module(scenes, **options):
+def module(scenes, *, loading=None, **options):
     """A datamodule over the fixture."""
-    settings = {"size": 32, "length": 16, "batch_size": 4, "statistics_chips": 8, "bands": BANDS, "overlap": 8}
+    settings = {"sampling": {"size": 32, "length": 16, "overlap": 8}, "loading": {"batch_size": 4} | (loading or {})}
+    settings |= {"normalization": {"max_chips": 8}, "bands": BANDS}
     return rm.RasteretDataModule(
         str(scenes.folder / "images.parquet"), str(scenes.folder / "labels.parquet"), **(settings | options)
     )
 
 
 def test_splits_do_not_leak(scenes):
-    """No pixel counts in validation that training may see."""
-    data = module(scenes, val_side="top", val_fraction=0.3)
+    """No pixel that training may see counts in validation."""
+    data = module(scenes, split={"val_side": "top", "val_fraction": 0.3})
     data.prepare_data()
     data.setup("fit")
     line = 5000000 - 0.3 * 3000
@@ -84,7 +61,7 @@ def test_splits_do_not_leak(scenes):
 
 
 def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
-    """A field across the line is trained on its own side only, chips and all."""
+    """Of a field across the line only chips on the training side are used."""
     import geopandas as gpd
     import shapely
 
@@ -96,7 +73,7 @@ def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
         ],
         crs=32633,
     )
-    data = module(scenes, train_aois=fields)
+    data = module(scenes, split={"train_aois": fields})
     data.setup()
     assert len(data.train_area) == 1
     for batch in data.train_dataloader():
@@ -104,9 +81,10 @@ def test_training_polygons_do_not_reach_into_the_held_out_area(scenes):
         assert (batch["bounds"][:, 0] >= 500500 - 165).all()
 
 
-def test_classes_are_found_in_the_training_area(scenes):
-    """Stored values in order become 0, 1, 2 …"""
-    data = module(scenes)
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_classes_are_found_in_the_training_area(scenes, ignore_index):
+    """Stored values in order become 0, 1, 2, ...; the value to ignore is not one of them."""
+    data = module(scenes, ignore_index=ignore_index)
     data.setup()
     assert data.class_values == {1: 0, 2: 1, 3: 2, 4: 3}
     assert data.num_classes == 4
@@ -118,9 +96,8 @@ def test_collections_are_built_once(scenes, tmp_path):
         "images": str(scenes.folder / "E_*.tif"),
         "bands": BANDS,
         "cache_dir": tmp_path,
-        "val_side": None,
-        "size": 32,
-        "overlap": 0,
+        "split": {"val_side": None},
+        "sampling": {"size": 32, "overlap": 0},
     }
     first = rm.RasteretDataModule(**options)
     first.prepare_data()
@@ -135,9 +112,9 @@ def test_collections_are_built_once(scenes, tmp_path):
 
 
 def test_impossible_overlap_is_refused():
-    """It would never move on."""
+    """A stride of 0 would never advance."""
     with pytest.raises(UsageError, match="overlap"):
-        rm.RasteretDataModule("x.parquet", size=32, overlap=32)
+        rm.RasteretDataModule("x.parquet", sampling={"size": 32, "overlap": 32})
 
 
 class Tiny(pl.LightningModule):
@@ -168,7 +145,7 @@ class Tiny(pl.LightningModule):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_lightning_fits_validates_and_predicts(scenes, tmp_path, workers):
     """Two epochs with different chips, then every stage."""
-    model, data = Tiny(), module(scenes, num_workers=workers)
+    model, data = Tiny(), module(scenes, loading={"num_workers": workers})
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,

@@ -290,7 +290,7 @@ def test_what_cannot_be_is_refused():
     """Each with what to do."""
     with pytest.raises(UsageError, match="mixes samples"):
         rm.Augmentation([K.RandomMixUpV2()])
-    with pytest.raises(UsageError, match=r"modules of kornia\.augmentation"):
+    with pytest.raises(UsageError, match=r"must be modules of kornia\.augmentation"):
         rm.Augmentation([lambda image: image])
     with pytest.raises(UsageError, match="samplers"):
         rm.Augmentation()({key: value for key, value in placed().items() if key != "draw"})

@@ -1,4 +1,4 @@
-"""Batches to a device: order, identity, early ends and errors on the CPU. CUDA's own part needs a GPU."""
+"""Batches to a device: order, identity, early ends and errors on the CPU; streams need a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rasteret_ml.errors import DataError
 
 
 class Loader:
-    """Says how much of it was taken, and whether the pass was let go."""
+    """Counts the batches taken, and tells whether an iteration was released."""
 
     def __init__(self, count: int, fails_at: int | None = None) -> None:
         self.count, self.fails_at, self.taken, self.passes = count, fails_at, 0, []
@@ -37,7 +37,7 @@ class Loader:
 
 
 def test_order_and_identity_on_the_cpu():
-    """Where nothing has to move, tensors are the same objects; what is no tensor passes."""
+    """Tensors that need not move are the same objects; other values pass."""
     given = list(Loader(5))
     found = list(rm.device_batches(given, "cpu"))
     assert [batch["name"] for batch in found] == [f"batch {number}" for number in range(5)]
@@ -45,7 +45,7 @@ def test_order_and_identity_on_the_cpu():
 
 
 def test_batches_are_prepared_on_the_device():
-    """uint16 until there."""
+    """Pixels are uint16 until then."""
     normalize = functools.partial(rm.normalize, mean=(1,), std=(2,))
     found = [batch["image"] for batch in rm.device_batches(Loader(3), torch.device("cpu"), normalize)]
     assert [float(image.mean()) for image in found] == [-0.5, 0, 0.5]
@@ -53,7 +53,7 @@ def test_batches_are_prepared_on_the_device():
 
 
 def test_nothing_is_taken_before_it_is_asked_for():
-    """So that a loader's state after a batch is that batch's; and leaving lets the pass go."""
+    """The loader's state after a batch is exact, and leaving the loop releases the iteration."""
     loader = Loader(10)
     batches = rm.device_batches(loader, "cpu")
     assert loader.taken == 0
@@ -67,7 +67,7 @@ def test_nothing_is_taken_before_it_is_asked_for():
 
 
 def test_errors_arrive_in_their_place():
-    """After the batches before them, as they are."""
+    """They follow the batches before them, unchanged."""
     loader = Loader(5, fails_at=2)
     batches = rm.device_batches(loader, "cpu")
     assert [next(batches)["name"], next(batches)["name"]] == ["batch 0", "batch 1"]
@@ -79,7 +79,7 @@ def test_errors_arrive_in_their_place():
 
 
 def test_another_device_gets_tensors_in_their_types_and_draw_stays():
-    """Torch's `meta` device stands for one: there everything moves but the pixels."""
+    """Torch's `meta` device stands in for one: it has dtypes and shapes but no pixels."""
     moved = rm.to_device(next(iter(Loader(1))), "meta")
     assert (moved["image"].device.type, moved["image"].dtype) == ("meta", torch.uint16)
     assert moved["draw"].device.type == "cpu"
@@ -88,7 +88,7 @@ def test_another_device_gets_tensors_in_their_types_and_draw_stays():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_streams_of_a_gpu_do_not_mix_batches():
-    """Each batch is whole when the caller's stream gets to it, while later ones are copied."""
+    """Each batch is complete when the caller's stream reaches it, while later ones are copied."""
     normalize = functools.partial(rm.normalize, mean=(0,), std=(1,))
     work = torch.randn(2048, 2048, device="cuda")
     sums = []

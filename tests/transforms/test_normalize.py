@@ -1,4 +1,4 @@
-"""Native pixels to model input: types, scale, statistics, what is not valid."""
+"""Stored pixels to model input: types, scale, statistics, invalid pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rasteret_ml.errors import UsageError
 
 
 def valid(*shape: int) -> torch.Tensor:
-    """Everything is."""
+    """Everything is valid."""
     return torch.ones(shape, dtype=torch.bool)
 
 
@@ -134,13 +134,13 @@ def test_labels_outside_the_aoi_do_not_count():
 
 
 def test_numbers_that_do_not_fit_are_refused():
-    """Not broadcast."""
-    with pytest.raises(UsageError, match="2 numbers, the image 3 bands"):
+    """They are not broadcast."""
+    with pytest.raises(UsageError, match="a number for each of 3 bands, got 2"):
         rm.normalize({"image": torch.ones(1, 3, 2, 2)}, (1, 2))
-    with pytest.raises(UsageError, match="mean is a list with a number for each band, not 500"):
+    with pytest.raises(UsageError, match="mean must be a list with a number for each band, got 500"):
         rm.normalize({"image": torch.ones(1, 3, 2, 2)}, 500.0)
     for std in ((1, 0, 1), (1, float("nan"), 1)):
-        with pytest.raises(UsageError, match="each is above 0"):
+        with pytest.raises(UsageError, match="std must be > 0 for each band"):
             rm.normalize({"image": torch.ones(1, 3, 2, 2)}, std=std)
-    with pytest.raises(UsageError, match="complex"):
+    with pytest.raises(UsageError, match="must be real"):
         rm.normalize({"image": torch.ones(1, 1, 2, 2, dtype=torch.complex64)})

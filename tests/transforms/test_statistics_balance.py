@@ -94,5 +94,5 @@ def test_what_has_no_classes_is_refused(scenes):
     """Images, and tables that are no cells."""
     with pytest.raises(UsageError, match="no 'mask'"):
         rm.label_cells(rm.RasteretDataset(scenes.images, ["B02"]), 50)
-    with pytest.raises(UsageError, match="no label cells"):
+    with pytest.raises(UsageError, match="cells must have class_<value> columns"):
         rm.balanced_weights(gpd.GeoDataFrame({"a": [1]}, geometry=[shapely.box(0, 0, 1, 1)]))

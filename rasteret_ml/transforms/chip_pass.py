@@ -1,4 +1,4 @@
-"""One pass over a dataset's chips, a batch in memory at a time: pixels, labels, and which of them count."""
+"""One pass over a dataset's chips, one batch in memory at a time: pixels, labels, and which of them count."""
 
 from __future__ import annotations
 
@@ -24,61 +24,51 @@ __all__ = ["ChipPass", "CountedChip"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CountedChip:
-    """A chip as it is counted."""
+    """A chip with the pixels that count."""
 
     position: int
-    """Its place in the grid of chips."""
+    """Its position in the grid of chips."""
     sample: Sample
     """The dataset's sample."""
+    labels: npt.NDArray[Any] | None
+    """Labels `[H, W]`; None if the sample has none."""
     counts: npt.NDArray[np.bool_]
-    """Valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
-    key: str = "mask"
-    """Key of its labels."""
-
-    @property
-    def labels(self) -> npt.NDArray[Any] | None:
-        """Labels `[H, W]`, where the sample has any."""
-        mask = self.sample.get(self.key)
-        return None if mask is None else mask.numpy()
+    """True where pixels are valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
 
     @property
     def labels_count(self) -> npt.NDArray[np.bool_]:
-        """Where labels count `[H, W]`: of a time series, where any date does."""
-        everywhere: npt.NDArray[np.bool_] = np.asarray(self.counts.all(axis=-3))
-        return everywhere if everywhere.ndim == 2 else np.asarray(everywhere.any(axis=0))
+        """Where labels count, `[H, W]`; in a time series, where any date does."""
+        all_bands: npt.NDArray[np.bool_] = np.asarray(self.counts.all(axis=-3))
+        return all_bands if all_bands.ndim == 2 else np.asarray(all_bands.any(axis=0))
 
 
 class ChipPass:
-    """A grid of chips over a dataset or its AOIs: all of them, or a random part, in the grid's order.
+    """A grid of chips over a dataset or AOIs, all of them or a random subset, in the grid's order.
 
     Args:
         dataset: Any dataset whose samples have `mask_valid`.
-        aois: Polygons; pixels whose centres lie outside them do not count. None = everywhere.
+        aois: Polygons; pixels whose centre is outside do not count. None = everywhere.
         size: Chip size in pixels.
-        max_chips: Chips read at most; None = all.
-        batch_size: Chips read together.
-        seed: Which chips, where not all.
+        max_chips: Maximum number of chips to read; None = all.
+        batch_size: Chips to read together.
+        seed: Seed of the random subset.
         key: Key of the labels.
+
+    Raises:
+        UsageError: a `batch_size` or `max_chips` below 1, or (while iterating) samples without `mask_valid`.
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        aois: Any,
-        size: int,
-        max_chips: int | None,
-        batch_size: int,
-        seed: int,
-        key: str = "mask",
+        self, dataset: Any, aois: Any, size: int, max_chips: int | None, batch_size: int, seed: int, key: str = "mask"
     ) -> None:
         if batch_size < 1 or (max_chips is not None and max_chips < 1):
-            raise UsageError(f"batch_size and max_chips are at least 1, not {batch_size} and {max_chips}.")
-        self._dataset, self._batch, self._key = dataset, int(batch_size), key
-        self._cut = aois is not None
+            raise UsageError(f"batch_size and max_chips must be > 0, got {batch_size} and {max_chips}.")
+        self._dataset, self._batch_size, self._key = dataset, int(batch_size), key
+        self._has_aois = aois is not None
         self.grid = GridAOISampler(dataset, size, aois=aois)
         """All chips."""
         self.positions: Sequence[int] = range(self.grid.total)
-        """Those that are read."""
+        """Positions of the chips to read."""
         if max_chips is not None and self.grid.total > max_chips:
             drawn = np.argsort(epoch_random(seed, 0).random(self.grid.total), kind="stable")[:max_chips]
             self.positions = np.sort(drawn).tolist()
@@ -88,35 +78,37 @@ class ChipPass:
 
     def __iter__(self) -> Iterator[CountedChip]:
         read = getattr(self._dataset, "__getitems__", None)
-        for start in range(0, len(self.positions), self._batch):
-            positions = self.positions[start : start + self._batch]
+        for start in range(0, len(self.positions), self._batch_size):
+            positions = self.positions[start : start + self._batch_size]
             queries = [self.grid.at(position) for position in positions]
             samples = read(queries) if read is not None else [self._dataset[query] for query in queries]
             for position, query, sample in zip(positions, queries, samples, strict=True):
+                mask = sample.get(self._key)
+                labels = None if mask is None else mask.numpy()
                 counts = self._counts(query, sample)
-                yield CountedChip(position=position, sample=sample, counts=counts, key=self._key)
+                yield CountedChip(position=position, sample=sample, labels=labels, counts=counts)
 
     def _counts(self, query: Any, sample: Sample) -> npt.NDArray[np.bool_]:
         if "mask_valid" not in sample:
             raise UsageError(
-                "The samples have no 'mask_valid', so that fill values could not be told from data; put a "
-                "RasteretDataset on the left of `&`, or measure that one."
+                "The samples have no 'mask_valid' to tell data from fill values; put a RasteretDataset on the left of "
+                "`&`, or measure that one."
             )
         valid: npt.NDArray[np.bool_] = sample["mask_valid"].numpy()
-        if not self._cut or query.geometry is None:
+        if not self._has_aois or query.geometry is None:
             return valid
         return valid & _inside(query, sample, crs_text(self._dataset.crs))
 
 
-def _inside(query: Any, sample: Sample, own: str) -> npt.NDArray[np.bool_]:
-    """Pixels `[H, W]` whose centre is in the AOI's polygon."""
+def _inside(query: Any, sample: Sample, dataset_crs: str) -> npt.NDArray[np.bool_]:
+    """Return `[H, W]`, True where a pixel's centre is in the AOI's polygon."""
     height, width = sample["mask_valid"].shape[-2:]
     stated = sample.get("crs", sample.get("epsg"))
-    crs = own
+    crs = dataset_crs
     if stated is not None and not (isinstance(stated, torch.Tensor) and not int(stated)):
         crs = crs_text(int(stated) if isinstance(stated, torch.Tensor) else stated)
     grid = Grid(crs=crs, transform=Affine(*sample["transform"].flatten().tolist()[:6]), shape=(height, width))
     shape = np.array([query.geometry], dtype=object)
-    if not same_crs(query.crs or own, crs):  # else it is where the sampler put it, also past the antimeridian
-        shape = transform_geometries(shape, query.crs or own, crs, near=grid.bounds)
+    if not same_crs(query.crs or dataset_crs, crs):  # else it is where the sampler put it, also past the antimeridian
+        shape = transform_geometries(shape, query.crs or dataset_crs, crs, near=grid.bounds)
     return polygon_mask(shape[0], grid)

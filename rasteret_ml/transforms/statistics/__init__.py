@@ -1,1 +1,0 @@
-"""Channel statistics, class counts and class weights."""
