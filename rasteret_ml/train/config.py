@@ -253,7 +253,8 @@ def to_config(cls: type[_T], value: _T | Mapping[str, Any] | None, name: str) ->
     Raises:
         UsageError: neither of these, or unknown fields.
     """
-    return config_from(cls, value if isinstance(value, cls) else to_builtin(value), name)
+    config: _T = config_from(cls, value if isinstance(value, cls) else to_builtin(value), name)
+    return config
 
 
 def builtin_fields(config: Any) -> dict[str, Any]:
