@@ -226,7 +226,7 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         if not 0 <= self.overlap < self.size:
             raise UsageError(f"overlap lies between 0 and size - 1 = {self.size - 1}, not {overlap}.")
         self._bands = band_names(bands)
-        self._quality = None if quality is None else QualityMask.of(quality)
+        self._quality = None if quality is None else QualityMask.parse(quality)
         self._sources = sources_of(images, labels, self._bands, self._quality, Path(cache_dir))
         self._label_band, self._classes = label_band, class_map(classes)
         self._areas = SplitAreas(

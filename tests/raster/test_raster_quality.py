@@ -16,7 +16,7 @@ from rasteret_ml.raster.quality import QUALITY_PRESETS, QualityMask
 def test_scl_classes_one_by_one():
     """The twelve classes of the Sentinel-2 scene classification."""
     data = np.arange(12, dtype=np.uint8)[None]
-    clear = QualityMask.of("sentinel-2-scl").apply(data, data != 0)
+    clear = QualityMask.parse("sentinel-2-scl").apply(data, data != 0)
     assert np.flatnonzero(clear[0]).tolist() == [2, 4, 5, 6, 7, 11]
 
 
@@ -41,7 +41,7 @@ def test_bits_and_fields_are_those_of_each_number(data, bits, first, more, value
     values = {value for value in values if value < 2 ** (more + 1)}
     mask = QualityMask(band="q", bits=tuple(bits), fields={(first, first + more): tuple(values)})
     if max(*bits, first + more) >= 8 * data.itemsize:
-        with pytest.raises(UsageError, match=rf"'q' is {data.dtype}: its bits are 0 to {8 * data.itemsize - 1}"):
+        with pytest.raises(UsageError, match=rf"'q' is {data.dtype}: bits must be from 0 to {8 * data.itemsize - 1}"):
             mask.apply(data, np.ones(data.shape, bool))
         return
     found = mask.apply(data, np.ones(data.shape, bool))
@@ -84,7 +84,7 @@ def test_classes_that_a_band_cannot_hold_are_refused():
     """They would match nothing: of `cloudy` all would be clear."""
     data = np.zeros((1, 2), np.uint8)
     for wrong in ({"cloudy": (300,)}, {"clear": (-1, 4)}):
-        with pytest.raises(UsageError, match=r"'q' is uint8, which holds no class"):
+        with pytest.raises(UsageError, match=r"'q' is uint8: classes must be"):
             QualityMask(band="q", **wrong).apply(data, np.ones(data.shape, bool))
 
 
@@ -115,17 +115,17 @@ def test_bits_whose_nodata_means_clear_are_refused(mask, refused):
 
 def test_masks_from_yaml():
     """Names, mappings with lists; what is unknown is named."""
-    assert QualityMask.of({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
+    assert QualityMask.parse({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
     fields = {"8-9": [3], "4": [1]}
-    assert QualityMask.of({"band": "QA", "fields": fields}) == QualityMask(
+    assert QualityMask.parse({"band": "QA", "fields": fields}) == QualityMask(
         band="QA", fields={(8, 9): (3,), (4, 4): (1,)}
     )
-    with pytest.raises(UsageError, match="runs of bits"):
-        QualityMask.of({"band": "QA", "fields": {"high": [3]}})
+    with pytest.raises(UsageError, match="bit ranges"):
+        QualityMask.parse({"band": "QA", "fields": {"high": [3]}})
     with pytest.raises(UsageError, match="sentinel-2-scl"):
-        QualityMask.of("sentinel-9")
+        QualityMask.parse("sentinel-9")
     with pytest.raises(UsageError, match="classes"):
-        QualityMask.of({"band": "SCL", "classes": [4, 5]})
+        QualityMask.parse({"band": "SCL", "classes": [4, 5]})
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rasteret_ml as rm
-from rasteret_ml.samples.blank import blank_sample
+from rasteret_ml.samples.collate import blank_sample
 
 BANDS = ("B02", "B03")
 REMAP = {1: 0, 2: 1, 3: 2, 4: 3}

@@ -49,7 +49,7 @@ def test_series_join_along_channels():
         (images(1, 5, 2), images(1, 4, 2), r"5 and 4 dates.*same length=.*one dataset"),
         (images(1, 5, 2), images(1, 2), "time series and single images"),
         (images(1, 2), images(1, 2, dtype=torch.float32), "uint16 and torch.float32"),
-        (images(1, 2), {"image": torch.zeros(2, H, W + 1, dtype=torch.uint16)}, "different sizes"),
+        (images(1, 2), {"image": torch.zeros(2, H, W + 1, dtype=torch.uint16)}, "one height and width"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(left, right, text):
@@ -158,8 +158,8 @@ def test_nodata_never_wins_in_a_union():
     ("other", "text"),
     [
         (images(2, 3, 1), "same length"),
-        (images(2, 1) | {"scale": torch.tensor([0.5])}, "another scale"),
-        (images(2, 1) | {"offset": torch.tensor([-1000.0])}, "another offset"),
+        (images(2, 1) | {"scale": torch.tensor([0.5])}, "must have one scale"),
+        (images(2, 1) | {"offset": torch.tensor([-1000.0])}, "must have one offset"),
         (images(2.5, 1, dtype=torch.float32), "uint16 and torch.float32"),
     ],
 )
@@ -296,7 +296,7 @@ def test_dates_of_the_right_bring_their_scale():
     assert merged["offset"].flatten().tolist() == [0, 0, -7]
     assert merged["image"][:, 0, 0, 0].tolist() == [9, 1, 9]
     right["scale"][0] = 0.75
-    with pytest.raises(UsageError, match="another scale"):
+    with pytest.raises(UsageError, match="must have one scale"):
         merge_by_validity([left, right])
     left["mask_valid"][0] = True  # nothing to fill in that date
     assert merge_by_validity([left, right])["scale"].flatten().tolist() == [0.5, 0.25, 0.125]
