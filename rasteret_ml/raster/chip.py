@@ -41,14 +41,9 @@ class Scaling:
         """Scales and offsets, with 1 and 0 for unknown ones."""
         return tuple(1.0 if v is None else v for v in self.scale), tuple(0.0 if v is None else v for v in self.offset)
 
-    def factors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return scales and offsets as arrays `[C, 1, 1]`, with 1 and 0 for unknown ones."""
-        scale, offset = self.numbers
-        return np.array(scale)[:, None, None], np.array(offset)[:, None, None]
-
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Convert stored pixels `[C, H, W]` to values."""
-        scale, offset = self.factors()
+        scale, offset = np.array(self.numbers)[..., None, None]  # [C, 1, 1] each
         values: npt.NDArray[np.float64] = stored * scale + offset
         return values
 
@@ -64,7 +59,7 @@ class Scaling:
         Integers are rounded and clipped to the range of the type. A result that equals the nodata value of its band
         becomes the next integer, so that valid pixels stay valid.
         """
-        scale, offset = self.factors()
+        scale, offset = np.array(self.numbers)[..., None, None]  # [C, 1, 1] each
         stored = (values - offset) / scale
         if like.dtype.kind in "iu":
             limits = np.iinfo(like.dtype)

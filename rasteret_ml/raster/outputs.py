@@ -19,7 +19,7 @@ from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import fill_value
 from rasteret_ml.raster.raster_info import RasterInfo
 
-__all__ = ["mask_outside", "to_geodataframe", "to_xarray"]
+__all__ = ["to_geodataframe", "to_xarray"]
 
 
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
@@ -41,7 +41,7 @@ def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:
             filled[window.slices] |= shown
         attrs: dict[str, Any] = {} if nodata is None else {"_FillValue": nodata}
         attrs["grid_mapping"] = "spatial_ref"
-        variables[band] = xr.Variable(("time", "y", "x"), mask_outside(data, filled, nodata)[None], attrs)
+        variables[band] = xr.Variable(("time", "y", "x"), _mask_outside(data, filled, nodata)[None], attrs)
     time = np.datetime64("NaT", "ns") if info.datetime is None else np.datetime64(info.datetime, "ns")
     coords: dict[str, Any] = {"time": np.array([time]), "spatial_ref": _spatial_ref(grid)} | _pixel_centres(grid)
     return xr.Dataset(variables, coords=coords, attrs={"id": info.id, "collection": info.collection})
@@ -64,7 +64,7 @@ def to_geodataframe(info: RasterInfo, chips: Sequence[Chip | None], geometries: 
                     "id": info.id,
                     "datetime": pd.NaT if info.datetime is None else pd.Timestamp(info.datetime),
                     "band": band,
-                    "data": mask_outside(chip.data[c], valid, chip.nodata[c]),
+                    "data": _mask_outside(chip.data[c], valid, chip.nodata[c]),
                     "valid": valid,
                     "transform": chip.grid.transform,
                     "crs": chip.grid.crs,
@@ -77,7 +77,9 @@ def to_geodataframe(info: RasterInfo, chips: Sequence[Chip | None], geometries: 
     return gpd.GeoDataFrame(pd.DataFrame(rows), geometry=shapes, crs=geometries.crs)
 
 
-def mask_outside(data: npt.NDArray[Any], inside: npt.NDArray[np.bool_], nodata: int | float | None) -> npt.NDArray[Any]:
+def _mask_outside(
+    data: npt.NDArray[Any], inside: npt.NDArray[np.bool_], nodata: int | float | None
+) -> npt.NDArray[Any]:
     """Return `data` with pixels outside set to nodata, or NaN if there is none.
 
     Integers become floats only to hold NaN: float32, or float64 for 32 bits and more.

@@ -17,7 +17,7 @@ from rasteret_ml.geo.resample.warp import Resampling, needed_window, steady_rati
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.source import BandSource
 
-__all__ = ["BandPlan", "ChipPlan", "choose_level", "common_dtype", "fill_value", "plan_chip"]
+__all__ = ["BandPlan", "ChipPlan", "fill_value", "plan_chip"]
 
 _PALETTE = 3
 _MAX_CHIP_VALUES = 2**32
@@ -109,7 +109,7 @@ def plan_chip(
     Raises:
         UsageError: no bands, bands of different types, an unknown kernel, or a chip that is too large.
     """
-    dtype = common_dtype(sources)
+    dtype = _common_dtype(sources)
     if resampling is not None and resampling not in get_args(Resampling):
         raise UsageError(f"resampling must be one of {', '.join(get_args(Resampling))}, got {resampling!r}.")
     if grid.height * grid.width * len(sources) > _MAX_CHIP_VALUES:
@@ -165,12 +165,12 @@ def _select_level(source: BandSource, grid: Grid, options: _Options) -> tuple[Le
     level = source.metadata.full
     needed = level.grid.window_of(grid, wrap=options.wrap)
     if needed is None and options.overviews:
-        level = choose_level(source.metadata, grid, resampling, categories=discrete)
+        level = _choose_level(source.metadata, grid, resampling, categories=discrete)
         needed = level.grid.window_of(grid, wrap=options.wrap)
     return level, needed, resampling
 
 
-def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
+def _choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
     """Return the coarsest level whose pixels are at most 1 % larger than those of `grid`.
 
     Overviews that are known to be averaged are not used with kernels that copy values; for categories, neither are
@@ -226,12 +226,8 @@ def _is_covered(needed: Window, extent: Window, turn: int | None) -> bool:
     return needed.intersection(extent) == needed
 
 
-def common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
-    """Return the data type that all bands share.
-
-    Raises:
-        UsageError: no bands, or bands of several types (types are never promoted).
-    """
+def _common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
+    """Return the data type that all bands share; types are never promoted."""
     if not sources:
         raise UsageError("bands must name at least one band, got none.")
     dtypes = {source.metadata.dtype for source in sources}
