@@ -196,8 +196,8 @@ def _parse_all(items: Iterable[Any]) -> Geometries:
     for position, item in enumerate(items):
         try:
             geometries.append(_parse(item))
-        except GeometryError:
-            raise
+        except GeometryError as error:
+            raise GeometryError(f"Geometry {position}: {error}") from None
         except Exception as error:
             raise GeometryError(f"Geometry {position} cannot be read: {error}") from error
     return object_array(geometries)

@@ -99,13 +99,13 @@ def test_a_connection_for_each_header_in_flight(tmp_path: Path, cog: bytes) -> N
         waiting = 0
         open: asyncio.Event | None = None
 
-        async def _answer(self, request: Any) -> Any:
+        async def _respond(self, request: Any) -> Any:
             self.open = self.open or asyncio.Event()
             self.waiting += 1
             if self.waiting >= 100:
                 self.open.set()
             await self.open.wait()
-            return await super()._answer(request)
+            return await super()._respond(request)
 
     with Together(tmp_path / "in") as server:
         build([f"{server.url}/{i}.tif" for i in range(100)], tmp_path / "c.parquet", max_concurrent=100)

@@ -239,7 +239,7 @@ def test_a_stock_dataset_on_the_right_is_read_in_the_chips_own_crs(scenes, raste
     grid = Grid(crs="EPSG:32632", transform=Affine(10, 0, round(left_edge), 0, -10, round(top)), shape=(300, 300))
     query = (slice(None), slice(None), raster.bounds[2])
     both = left & raster & vector
-    (sample,) = both.finish([query], [grid], [[None, None], None])
+    (sample,) = both.samples(both.requests([query], [grid]), []).samples
     expected = np.zeros(grid.shape, np.float32)
     with rasterio.open(scenes.folder / OldScene.filename_glob) as file:
         reproject(

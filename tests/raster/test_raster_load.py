@@ -242,7 +242,7 @@ def test_two_words_on_the_crs_that_disagree_are_refused(plain: Any) -> None:
         ([shapely.box(0, 0, 1, 1), None], "Geometry 1 is missing"),
         ([shapely.Polygon()], "Geometry 0 is empty"),
         ([], "No geometries"),
-        ([3.5], "float at position 0"),
+        ([3.5], "Geometry 0: A float is not a geometry"),
     ],
 )
 def test_a_wrong_geometry_is_named_by_position(plain: Any, bad: Any, named: str) -> None:
