@@ -32,14 +32,14 @@ def locality(bench: Bench) -> list[Section]:
     section.notes.append(
         "tiles per chip: distinct tiles that a batch (or 16 batches) touches, per chip; scenes, blocks: distinct "
         f"scenes and blocks of {bench.args.block} x {bench.args.block} tiles in a batch, relative to uniform; "
-        f"chi²/dof: of the chips' positions over an epoch of {bench.args.epoch}, 1 = independent uniform "
-        "draws, below 1 = more even; coverage: coefficient of variation of how often an epoch covers a "
-        "cell, relative to uniform."
+        f"chi²/dof: of the chips' positions over an epoch of {bench.args.epoch}, 1 = independent uniform draws, "
+        "below 1 = more even; coverage: coefficient of variation of how often an epoch covers a cell, relative to "
+        "uniform."
     )
     uniform = Row(label="uniform", reader="ours", options={"workers": 2, "lookahead": True})
     cached = {**uniform.options, "cache_bytes": bench.args.cache_mb * 2**20}
     rows = [uniform, Row(label="uniform, cache", reader="ours", options=cached)]
-    values = list(bench.args.knob)
+    values = list(bench.args.localities)
     values += [] if bench.locality in values else [bench.locality]
     rows += [Row(label=f"{v}", reader="ours", options={**cached, "locality": v}) for v in values]
     rows = bench.available(rows, section)

@@ -88,19 +88,16 @@ def latency(bench: Bench) -> list[Section]:
 def local(bench: Bench) -> list[Section]:
     """Measure files on disk with a warm page cache, without tile caches and with equal ones."""
     cache = bench.args.cache_mb
+    cached = {"workers": 2, "lookahead": True, "cache_bytes": cache * 2**20}
     rows = [
-        Row(label="torchgeo, 2 workers (spawn)", reader="torchgeo", options={"workers": 2}),
+        Row(label=TORCHGEO, reader="torchgeo", options={"workers": 2}),
         Row(label="rasterio, 2 threads", reader="rasterio", options={"threads": 2}),
         Row(label="async-geotiff", reader="async-geotiff"),
         Row(label=PLAIN_ROW, reader="ours", options={"workers": 2}),
         Row(label=LOOKAHEAD_ROW, reader="ours", options={"workers": 2, "lookahead": True}),
         Row(label="torchgeo, cache", reader="torchgeo", options={"workers": 2}, gdal_cache=cache),
         Row(label="rasterio, cache", reader="rasterio", options={"threads": 2}, gdal_cache=2 * cache),
-        Row(
-            label="ours, cache",
-            reader="ours",
-            options={"workers": 2, "lookahead": True, "cache_bytes": cache * 2**20},
-        ),
+        Row(label="ours, cache", reader="ours", options=cached),
         *LIMITS,
     ]
     section = Section("Local files", method(bench), ["reader", "chips/s", "ours / this"])
@@ -115,7 +112,7 @@ def local(bench: Bench) -> list[Section]:
     for row in rows:
         base = middle(rates["ours, cache"]) if row.label.endswith(", cache") else ours
         section.rows.append([row.label, spread(rates[row.label]), number(base / middle(rates[row.label]))])
-    section.target("ratio to torchgeo", ours / middle(rates["torchgeo, 2 workers (spawn)"]), 3)
+    section.target("ratio to torchgeo", ours / middle(rates[TORCHGEO]), 3)
     section.target("ratio to rasterio with 2 threads", ours / middle(rates["rasterio, 2 threads"]), 1.15)
     section.target("ratio to the limit", ours / best_limit(rates), 0.8)
     return [section]
@@ -124,19 +121,19 @@ def local(bench: Bench) -> list[Section]:
 def workers(bench: Bench) -> list[Section]:
     """Measure the library's loader with 0, 1 and 2 workers at 30 ms."""
     section = Section("Workers, 30 ms", method(bench, _LONGER), ["loader", "chips/s", "relative to 2 workers"])
-    ahead = [
-        Row(label=f"lookahead, {n} workers", reader="ours", options={"workers": n, "lookahead": True})
+    rows = [
+        Row(label=f"{kind}, {n} workers", reader="ours", options={"workers": n, "lookahead": kind == "lookahead"})
+        for kind in ("no lookahead", "lookahead")
         for n in (0, 1, 2)
     ]
-    plain = [Row(label=f"no lookahead, {n} workers", reader="ours", options={"workers": n}) for n in (0, 1, 2)]
-    rows = bench.available([*plain, *ahead], section)
+    rows = bench.available(rows, section)
     bench.check(rows, 0)
     rates = bench.paired(rows, lambda row: bench.rate(row, 30, longer=_LONGER))
     for row in rows:
         kind = row.label.partition(",")[0]
-        whole = middle(rates[f"{kind}, 2 workers"])
-        section.rows.append([row.label, spread(rates[row.label]), number(middle(rates[row.label]) / whole)])
-    whole = middle(rates["lookahead, 2 workers"])
+        two = middle(rates[f"{kind}, 2 workers"])
+        section.rows.append([row.label, spread(rates[row.label]), number(middle(rates[row.label]) / two)])
+    two = middle(rates["lookahead, 2 workers"])
     for n in (0, 1):
-        section.target(f"lookahead, {n} workers relative to 2", middle(rates[f"lookahead, {n} workers"]) / whole, 0.7)
+        section.target(f"lookahead, {n} workers relative to 2", middle(rates[f"lookahead, {n} workers"]) / two, 0.7)
     return [section]

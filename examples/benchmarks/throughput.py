@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cache-mb", type=int, default=256, help="tile cache per process in rows with a cache, MB")
     options.add_argument("--epoch", type=int, default=8192, help="chips in an epoch of the library's sampler")
     options.add_argument(
-        "--knob",
+        "--localities",
         nargs="+",
         default=["8x3", "16x1", "16x2", "16x3", "32x3", "16x3x2"],
         help="localities to compare: blocks x tiles x lanes",
