@@ -36,8 +36,8 @@ def remote_rows(cache_mb: int, locality: object) -> list[Row]:
 
 
 def best_limit(rates: Mapping[str, Sequence[float]]) -> float:
-    """Return the larger of the two limits' medians."""
-    return max(middle(rates[row.label]) for row in LIMITS)
+    """Return the larger of the two limits' medians; NaN if neither was measured."""
+    return max((middle(rates[row.label]) for row in LIMITS if rates[row.label]), default=float("nan"))
 
 
 def ours_in(rates: Mapping[str, Sequence[float]]) -> str:
