@@ -1,9 +1,10 @@
-"""`&` and `|` with TorchGeo's own RasterDataset and VectorDataset, on either side.
+"""Combine datasets with TorchGeo's RasterDataset and VectorDataset by `&` and `|`, on either side.
 
     python examples/combine.py
 
-Where ours is the left operand, a batch is one read and the result says what is valid. TorchGeo gives float32 pixels and
-no validity, so `&` of two images wants ours as float32 as well; `|` takes ours where it is valid, and TorchGeo's else.
+With this library's dataset on the left, a batch is read in one call and the result has validity masks. TorchGeo yields
+float32 pixels without validity, so convert this library's images to float32 before `&` with TorchGeo's; `|` takes this
+library's pixels where they are valid and TorchGeo's elsewhere.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class Scenes(RasterDataset):
 
 
 class Fields(VectorDataset):
-    """The demo's fields, painted by TorchGeo."""
+    """The demo's fields, rasterized by TorchGeo."""
 
     filename_glob = "fields.geojson"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Combine, print what each combination gives, draw some."""
+    """Read a batch from each combination, print its shapes and draw some."""
     options = arguments(argv)
     demo = options.out / "demo"
     make_fields(demo)
@@ -60,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "RasterDataset | ours": raster | west,
     }
     samples = {}
-    for name, both in combinations.items():
-        sampler = rm.RandomAOISampler(both, options.size, 4, seed=2)
-        batch = next(iter(rm.DataLoader(both, batch_size=4, sampler=sampler)))
+    for name, dataset in combinations.items():
+        sampler = rm.RandomAOISampler(dataset, options.size, 4, seed=2)
+        batch = next(iter(rm.DataLoader(dataset, batch_size=4, sampler=sampler)))
         print(f"{name:<30}{ {key: tuple(batch[key].shape) for key in batch if key.startswith(('image', 'mask'))} }")
-        varied = max(range(4), key=lambda i: len(batch.get("mask", batch["image"])[i].unique()))
-        samples[name] = {key: value[varied] for key, value in batch.items()}
+        pixels = batch.get("mask", batch["image"])
+        best = max(range(4), key=lambda i: len(pixels[i].unique()))  # the sample with the most different values
+        samples[name] = {key: value[best] for key, value in batch.items()}
 
-    x, y = west.bounds[0].stop, (west.bounds[1].start + west.bounds[1].stop) / 2  # the eastern edge of ours
+    x, y = west.bounds[0].stop, (west.bounds[1].start + west.bounds[1].stop) / 2  # the eastern edge of `west`
     half = options.size * west.res[0] / 2
     edge = slice(x - half, x + half), slice(y - half, y + half)
     samples |= {"ours alone": west[edge], "filled by `|`": (west | raster)[edge]}
@@ -77,17 +79,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def as_float(sample: dict[str, Any]) -> dict[str, Any]:
-    """TorchGeo's images are float32; ours are as stored."""
+    """Convert the image from its stored type to float32, as TorchGeo does."""
     return sample | {"image": sample["image"].float()}
 
 
 def draw(ours: rm.RasteretDataset, samples: dict[str, dict[str, Any]], path: Path) -> Path:
-    """Images with labels by TorchGeo, pixels by TorchGeo with labels by us, and what `|` fills."""
+    """Draw images with TorchGeo's labels, TorchGeo's images with labels of this library, and what `|` fills."""
     figure = Figure(figsize=(16, 4), layout="constrained")
     axes = figure.subplots(1, 6)
     ours.plot(samples["ours & VectorDataset"], axes=axes[:2], classes=CROPS, bands=BANDS[:3])
-    other = samples["RasterDataset & our polygons"]
-    ours.plot(other, axes=axes[2:4], classes=CROPS, bands=["B08"])
+    ours.plot(samples["RasterDataset & our polygons"], axes=axes[2:4], classes=CROPS, bands=["B08"])
     ours.plot(samples["ours alone"], axes=axes[4], bands=["B08"])
     ours.plot(samples["filled by `|`"], axes=axes[5], bands=["B08"])
     titles = ("ours", "& VectorDataset", "RasterDataset", "& our polygons", "ours alone", "| RasterDataset")
@@ -98,10 +99,10 @@ def draw(ours: rm.RasteretDataset, samples: dict[str, dict[str, Any]], path: Pat
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/combine"), help="folder for what is written")
-    parser.add_argument("--size", type=int, default=96, help="pixels along a side of a chip")
+    parser.add_argument("--out", type=Path, default=Path("outputs/combine"), help="output folder")
+    parser.add_argument("--size", type=int, default=96, help="chip size in pixels")
     return parser.parse_args(argv)
 
 

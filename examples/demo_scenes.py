@@ -1,10 +1,9 @@
-"""A small realistic scene set: four Sentinel-2-like scenes of one date with labels that follow the pixels.
+"""Demo data: four small Sentinel-2-like scenes of one date with a land-cover raster as labels.
 
-Land cover comes from smooth random fields, pixels from the land cover's spectra with texture, relief and noise,
-so that a model has something to learn and something to get wrong. Files are COGs: one per band and scene, and
-one label raster over all of them.
+Land cover is made from smooth random fields, and pixels from its spectra with texture, relief and noise, so that
+classes are learnable but not trivial. The files are COGs: one per band and scene, and one label raster for all scenes.
 
-    python examples/demo_scenes.py scenes        writes them to a folder
+    python examples/demo_scenes.py scenes        writes the files to the folder `scenes`
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from rasteret_ml.testing import make_cog
 
 BANDS = ("B02", "B03", "B04", "B08")
 CLASSES = ("water", "forest", "cropland", "bare soil")
-SCENE, PIXEL = 512, 10.0  # pixels along a side, metres
+SCENE, PIXEL = 512, 10.0  # scene size in pixels, pixel size in metres
 WEST, NORTH, CRS = 499980.0, 5100000.0, "EPSG:32633"
-NODATA_EDGE = 12  # the first scene has no data in its westernmost columns
+NODATA_EDGE = 12  # columns without data at the western edge of the first scene
 
-# Reflectance x 10000 in BANDS, roughly as Sentinel-2 sees them in August.
+# Reflectance x 10000 of CLASSES `[4, 4]` in BANDS, roughly as in Sentinel-2 images of August.
 SPECTRA = np.array([[520, 480, 330, 180], [330, 480, 330, 2900], [620, 900, 780, 3300], [1200, 1500, 1900, 2500]])
 
 
 def smooth(rng: np.random.Generator, size: int, detail: int) -> npt.NDArray[np.float64]:
-    """A random field `[size, size]` of zero mean and unit spread, power falling with frequency."""
+    """Make a random field `[size, size]` of mean 0 and standard deviation 1 whose power falls with frequency."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     power = 1 / np.maximum(frequency, 1 / size) ** 1.6 * (frequency < detail / size)
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * power, s=(size, size))
@@ -40,7 +39,7 @@ def smooth(rng: np.random.Generator, size: int, detail: int) -> npt.NDArray[np.f
 
 
 def land_cover(rng: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
-    """Classes 1 to 4 `[size, size]`: lakes, forest on heights, fields in blocks, bare ones among them."""
+    """Make classes 1 to 4 `[size, size]`: lakes, forest on hills, and square fields, some of them bare."""
     height, wet = smooth(rng, size, 40), smooth(rng, size, 24)
     fields = np.kron(rng.random((size // 32, size // 32)), np.ones((32, 32)))
     cover = np.where(fields > 0.72, 4, 3).astype(np.uint8)
@@ -50,7 +49,7 @@ def land_cover(rng: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
 
 
 def pixels(rng: np.random.Generator, cover: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Bands `[4, H, W]` that follow the land cover: spectra, texture, sun on slopes, sensor noise."""
+    """Make bands `[4, H, W]` for a land cover `[H, W]`: spectra, texture, light on slopes, sensor noise."""
     size = cover.shape[0]
     base = SPECTRA[cover - 1].transpose(2, 0, 1).astype(np.float64)
     light = 1 + 0.08 * np.gradient(smooth(rng, size, 60))[0] * 30
@@ -60,7 +59,7 @@ def pixels(rng: np.random.Generator, cover: npt.NDArray[np.uint8]) -> npt.NDArra
 
 
 def make_scenes(folder: Path) -> tuple[list[str], str]:
-    """Write the scenes once; returns the image files and the label file, relative to `folder`."""
+    """Write the scenes if they do not exist; return image files and label file, relative to `folder`."""
     images = [f"T33_{r}{c}_20230815_{band}.tif" for r in range(2) for c in range(2) for band in BANDS]
     label = "land_cover.tif"
     if all((folder / name).exists() for name in [*images, label, "complete"]):
@@ -72,10 +71,10 @@ def make_scenes(folder: Path) -> tuple[list[str], str]:
     for r in range(2):
         for c in range(2):
             corner = Affine(PIXEL, 0, WEST + c * SCENE * PIXEL, 0, -PIXEL, NORTH - r * SCENE * PIXEL)
-            part = bands[:, r * SCENE : (r + 1) * SCENE, c * SCENE : (c + 1) * SCENE]
+            scene = bands[:, r * SCENE : (r + 1) * SCENE, c * SCENE : (c + 1) * SCENE]
             for i, band in enumerate(BANDS):
                 name = folder / f"T33_{r}{c}_20230815_{band}.tif"
-                make_cog(name, part[i], transform=corner, crs=CRS, nodata=0, blocksize=256)
+                make_cog(name, scene[i], transform=corner, crs=CRS, nodata=0, blocksize=256)
     corner = Affine(PIXEL, 0, WEST, 0, -PIXEL, NORTH)
     make_cog(folder / label, cover, transform=corner, crs=CRS, nodata=0, blocksize=256)
     (folder / "complete").touch()
@@ -84,7 +83,7 @@ def make_scenes(folder: Path) -> tuple[list[str], str]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[list[str], str]]:
-    """Make the scenes if need be and serve them on loopback; gives the image URLs and the label URL."""
+    """Write the scenes if they do not exist and serve them on loopback; yield image URLs and label URL."""
     images, label = make_scenes(folder)
     command = [sys.executable, "-m", "rasteret_ml.testing", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -98,5 +97,5 @@ def served(folder: Path) -> Iterator[tuple[list[str], str]]:
 
 
 if __name__ == "__main__":
-    written, truth = make_scenes(Path(sys.argv[1]))
-    print(f"{len(written)} images and {truth} in {sys.argv[1]}")
+    images, label = make_scenes(Path(sys.argv[1]))
+    print(f"{len(images)} images and {label} in {sys.argv[1]}")

@@ -1,4 +1,4 @@
-"""The picture at the end of a run: image, labels and prediction side by side."""
+"""Figures of the examples: colours of classes, stretched images, and a run's image, labels and prediction."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def colour(index: int) -> tuple[int, int, int]:
 
 def stretch(image: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Scale each band of `[3, H, W]` from its 2nd to 98th percentile of valid pixels to 0..1, as `[H, W, 3]`."""
-    shown = np.zeros((*image.shape[1:], 3))
+    stretched = np.zeros((*image.shape[1:], 3))
     for i, band in enumerate(image):
         low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0, 1)
-        shown[..., i] = np.clip((band - low) / max(high - low, 1e-9), 0, 1)
-    shown[~valid] = 1
-    return shown
+        stretched[..., i] = np.clip((band - low) / max(high - low, 1e-9), 0, 1)
+    stretched[~valid] = 1
+    return stretched
 
 
 def save_picture(
@@ -43,14 +43,14 @@ def save_picture(
     held_out: Any,
     title: str,
 ) -> None:
-    """Save image, labels and prediction; the rings `held_out` outline the validation area on the last two."""
+    """Save image, labels and prediction side by side; rings `held_out` outline the validation area on the last two."""
     figure = Figure(figsize=(15, 5.8), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
     table = ListedColormap([tuple(v / 255 for v in colour(i)) for i in range(len(names))])
     axes[0].imshow(stretch(image, valid), extent=extent)
     for axis, classes in ((axes[1], labels), (axes[2], predicted.astype(np.int64))):
-        shown = np.ma.masked_outside(classes, 0, len(names) - 1)
-        axis.imshow(shown, cmap=table, vmin=-0.5, vmax=len(names) - 0.5, extent=extent, interpolation="nearest")
+        masked = np.ma.masked_outside(classes, 0, len(names) - 1)
+        axis.imshow(masked, cmap=table, vmin=-0.5, vmax=len(names) - 0.5, extent=extent, interpolation="nearest")
         for ring in held_out:
             axis.plot(*ring.xy, color="white", linewidth=2.2)
             axis.plot(*ring.xy, color="black", linewidth=0.9, linestyle="--")

@@ -1,10 +1,11 @@
-"""Land cover from a cloudy season: a small network over [B, T, C, H, W] that looks at clear dates only.
+"""Land cover from a cloudy season: a small network on [B, T, C, H, W] that uses only clear dates.
 
     python examples/time_series_model.py                          the demo: six dates, four classes
     python examples/time_series_model.py --data 'items/*/*.json' --labels cover.tif
 
-Each date is encoded with its day of the year; a pixel's dates are weighed by attention over those on which it is there
-(`time_valid`), valid and clear. The same network that sees the newest date alone says what the season is worth.
+The network encodes each date with its day of the year and weights a pixel's dates by attention, over the dates that are
+no padding (`time_valid`) and on which the pixel is valid and clear. For comparison, the same network is trained on the
+newest date alone.
 """
 
 from __future__ import annotations
@@ -30,27 +31,28 @@ YEAR = 365.25 * 86400  # seconds
 
 
 class SeasonNet(nn.Module):
-    """A pixel's dates by attention, then its neighbourhood by convolution."""
+    """Attention over the dates of a pixel, then convolution over its neighbourhood."""
 
     def __init__(self, bands: int, classes: int, width: int = 32) -> None:
         super().__init__()
         self.encode = nn.Sequential(nn.Conv2d(bands + 2, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU())
-        self.weigh = nn.Conv2d(width, 1, 1)
+        self.attention = nn.Conv2d(width, 1, 1)
         self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, classes, 1))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Scores `[B, K, H, W]` of a prepared batch."""
+        """Return logits `[B, K, H, W]` for a normalized batch."""
         image, (count, dates) = batch["image"], batch["image"].shape[:2]
-        seen = batch["mask_valid"] & batch["mask_clear"] & batch["time_valid"][:, :, None, None, None]
-        angle = 2 * torch.pi * torch.nan_to_num(batch["time"] / YEAR).float()  # padding has no time
+        usable = batch["mask_valid"] & batch["mask_clear"] & batch["time_valid"][:, :, None, None, None]
+        angle = 2 * torch.pi * torch.nan_to_num(batch["time"] / YEAR).float()  # NaN where padded
         season = torch.stack([angle.sin(), angle.cos()], 2)[..., None, None].expand(-1, -1, -1, *image.shape[-2:])
-        each = self.encode(torch.cat([image, season], 2).flatten(0, 1))
-        weights = self.weigh(each).unflatten(0, (count, dates)).masked_fill(~seen, -1e9).softmax(1) * seen
-        return self.head((weights * each.unflatten(0, (count, dates))).sum(1))
+        encoded = self.encode(torch.cat([image, season], 2).flatten(0, 1))
+        scores = self.attention(encoded).unflatten(0, (count, dates))
+        weights = scores.masked_fill(~usable, -1e9).softmax(1) * usable
+        return self.head((weights * encoded.unflatten(0, (count, dates))).sum(1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train twice, score, draw."""
+    """Train on the season and on the newest date, print both accuracies, draw."""
     options = arguments(argv)
     items, labels = sorted(glob(options.data or "")), options.labels
     if options.data is None:
@@ -58,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     collection = rm.build([str(item) for item in items], options.out / "season.parquet", bands=[*BANDS, "SCL"])
     cover = rm.build(str(labels), options.out / "cover.parquet", datetime=None)
     scores, chips = {}, {}
-    for name, length in (("season", options.length), ("newest date", 1)):  # the latest so many
+    for name, length in (("season", options.length), ("newest date", 1)):  # number of latest dates
         images = rm.RasteretDataset(
             collection, BANDS, quality="sentinel-2-scl", series=length, reading={"cache_bytes": 2**26}
         )
         scores[name], chips[name] = learn(images, cover, options)
-        print(f"{name:<21}{scores[name]:.3f} of the pixels held out right")
+        print(f"{name:<21}{scores[name]:.3f} of held-out pixels correct")
     print(f"picture              {draw(chips, scores, options.out / 'time_series_model.png')}")
 
 
 def learn(images: rm.RasteretDataset, cover: rm.Collection, options: argparse.Namespace) -> tuple[float, list[dict]]:
-    """Accuracy on held-out blocks, and their batches with `predicted`."""
+    """Train a network; return its accuracy on held-out blocks and their batches with `predicted`."""
     torch.manual_seed(options.seed)
     labels = partial(rm.RasteretDataset, cover, cover.bands, is_image=False, crs=images.crs)
     remap = {value: i for i, value in enumerate(rm.dataset_statistics(labels()).classes)}
@@ -87,29 +89,29 @@ def learn(images: rm.RasteretDataset, cover: rm.Collection, options: argparse.Na
         loss(net(batch), batch["mask"]).backward()
         optimizer.step()
 
-    right, chips = [], []
+    correct, chips = [], []
     loader = rm.DataLoader(data, batch_size=8, sampler=rm.GridAOISampler(data, options.size, aois=val))
     with torch.no_grad():
         for batch in rm.device_batches(loader, device, normalize):
             predicted = net(batch).argmax(1)
-            right.append((predicted == batch["mask"])[batch["mask"] != -100].float())
+            correct.append((predicted == batch["mask"])[batch["mask"] != -100].float())
             chips.append(batch | {"predicted": predicted})
-    return float(torch.cat(right).mean()), chips
+    return float(torch.cat(correct).mean()), chips
 
 
 def draw(chips: dict[str, list[dict]], scores: dict[str, float], path: Path) -> Path:
-    """Held-out chips: their clearest date, the labels, and what either network says."""
+    """Draw held-out chips: their clearest date, the labels and both predictions."""
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     axes = figure.subplots(4, 6, subplot_kw={"xticks": [], "yticks": []})
     season, newest = chips["season"][0], chips["newest date"][0]
-    classes = ListedColormap([np.array(colour(i)) / 255 for i in range(10)])
+    colours = ListedColormap([np.array(colour(i)) / 255 for i in range(10)])
     clearest = (season["mask_valid"] & season["mask_clear"]).float().mean((2, 3, 4)).argmax(1)
     for column in range(min(6, len(clearest))):
         image, valid = (season[key][column, clearest[column]].cpu().numpy() for key in ("image", "mask_valid"))
         axes[0, column].imshow(stretch(image[[2, 1, 0]], valid[0]))
-        for row, each in enumerate((season["mask"], season["predicted"], newest["predicted"]), start=1):
-            shown = np.ma.masked_less(each[column].cpu().numpy(), 0)
-            axes[row, column].imshow(shown, cmap=classes, vmin=0, vmax=9, interpolation="nearest")
+        for row, classes in enumerate((season["mask"], season["predicted"], newest["predicted"]), start=1):
+            masked = np.ma.masked_less(classes[column].cpu().numpy(), 0)
+            axes[row, column].imshow(masked, cmap=colours, vmin=0, vmax=9, interpolation="nearest")
     for row, text in enumerate(("clearest date", "labels", *(f"{n}: {s:.0%}" for n, s in scores.items()))):
         axes[row, 0].set_ylabel(text)
     figure.suptitle("Held-out chips of a cloudy season")
@@ -118,11 +120,13 @@ def draw(chips: dict[str, list[dict]], scores: dict[str, float], path: Path) -> 
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/time_series_model"), help="where to write")
-    parser.add_argument("--data", help="glob of STAC item JSONs with B02, B03, B04, B08 and SCL; default the demo")
-    parser.add_argument("--labels", help="raster of classes, with --data")
+    parser.add_argument("--out", type=Path, default=Path("outputs/time_series_model"), help="output folder")
+    parser.add_argument(
+        "--data", help="glob pattern of STAC items (JSON) with B02, B03, B04, B08 and SCL; default: the demo"
+    )
+    parser.add_argument("--labels", help="label raster, with --data")
     for name, default in {"size": 32, "length": 6, "steps": 40, "seed": 0}.items():  # pixels, dates, batches of 8
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args(argv)

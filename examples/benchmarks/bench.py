@@ -1,4 +1,4 @@
-"""What all measurements share: files, server, Collections, chips, and rounds in which every reader takes its turn."""
+"""What all measurements share: files, server, Collections, chips, and rounds that measure every reader once."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
 
 SIZE = 256
-AHEAD = 4
-"""Batches in flight of the limit, in each process."""
+"""Rows and columns of a chip."""
+LIMIT_BATCHES = 4
+"""Batches that the limit keeps in flight in each process."""
 
 
-def say(text: str) -> None:
-    """Progress, on standard error."""
+def log(text: str) -> None:
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -39,18 +40,18 @@ class Bench:
     args: argparse.Namespace
     """The command line."""
     layout: Layout
-    """Of the files."""
+    """Layout of the files."""
     folder: Path
-    """Where they are."""
+    """Folder of the files."""
     scratch: Path
-    """For Collections and lists of chips; removed at the end."""
+    """Temporary folder for Collections and lists of chips."""
     server: Server
     """Serves `folder`."""
     _chips: list[Any] = field(default_factory=list)
 
     @property
     def rounds(self) -> int:
-        """How often everything is measured."""
+        """Number of times that everything is measured."""
         return int(self.args.rounds)
 
     @property
@@ -60,36 +61,36 @@ class Bench:
 
     @property
     def locality(self) -> str:
-        """The sampler's knob, at its default unless the command line says otherwise."""
+        """Locality of the sampler, `blocks x tiles`: from the command line, else the library's default."""
         default = rm.Locality()
         return self.args.locality or f"{default.blocks}x{default.tiles}"
 
     def base(self, delay: int | None) -> str:
-        """Address of the files behind a delay in ms; None = the folder itself."""
+        """Return the URL of the files behind a delay in ms; None = the folder itself."""
         return str(self.folder.resolve()) if delay is None else self.server.url(delay)
 
-    def collection(self, delay: int | None, what: str = "scenes") -> str:
-        """Path of the Collection of the scenes (or the series) as seen there."""
-        path = self.scratch / f"{what}_{delay}.parquet"
+    def collection(self, delay: int | None, kind: str = "scenes") -> str:
+        """Return the path of the Collection of the "scenes" or the "series" behind a delay; build it if needed."""
+        path = self.scratch / f"{kind}_{delay}.parquet"
         if not path.exists():
-            if what == "scenes":
+            if kind == "scenes":
                 names = [name for bands in self.layout.files() for name in bands]
             else:
                 names = [self.layout.series_name(date) for date in range(self.args.dates)]
             hrefs = [f"{self.base(delay)}/{name}" for name in names]
-            rm.build(hrefs, str(path), bands=list(BANDS) if what == "scenes" else ["B1"], progress=False)
+            rm.build(hrefs, str(path), bands=list(BANDS) if kind == "scenes" else ["B1"], progress=False)
         return str(path)
 
     def chips(self, count: int) -> list[tuple[int, int, int]]:
-        """(scene, row, column) of the first chips of the epoch, as our uniform sampler draws them."""
+        """Return (scene, row, column) of the first chips of an epoch, as the library's uniform sampler draws them."""
         if len(self._chips) < count:
             dataset = rm.RasteretDataset(self.collection(None), list(BANDS))
             sampler = rm.RandomAOISampler(dataset, SIZE, count, seed=self.args.seed)
-            self._chips = [self.place(dataset, aoi) for aoi in sampler]
+            self._chips = [self.locate(dataset, aoi) for aoi in sampler]
         return self._chips[:count]
 
-    def place(self, dataset: Any, aoi: Any) -> tuple[int, int, int]:
-        """Scene, row and column of an AOI's chip."""
+    def locate(self, dataset: Any, aoi: Any) -> tuple[int, int, int]:
+        """Return scene, row and column of an AOI's chip."""
         xmin, _, _, ymax = dataset.chip_grid(aoi).bounds
         step = self.layout.corner(1)[0] - self.layout.corner(0)[0]
         scene = int((xmin - self.layout.corner(0)[0]) // step)
@@ -97,7 +98,7 @@ class Bench:
         return scene, round((y - ymax) / RES), round((xmin - x) / RES)
 
     def work(self, delay: int | None, chips: int) -> Work:
-        """What readers are told: the first chips, read from there."""
+        """Return the task for the readers: the first chips of the epoch, read behind a delay."""
         path = self.scratch / f"chips_{chips}.npy"
         if not path.exists():
             np.save(path, np.array(self.chips(chips), np.int64))
@@ -113,18 +114,18 @@ class Bench:
         )
 
     def requests(self, batches: int) -> list[list[Any]]:
-        """The limit's requests for the first batches."""
+        """Return the requests that the limit makes for the first batches."""
         index, files = TileIndex(str(self.folder), SIZE), self.layout.files()
         chips = [Chip(files[scene], row, col) for scene, row, col in self.chips(batches * self.batch)]
         return [index.requests(chips[i : i + self.batch]) for i in range(0, len(chips), self.batch)]
 
     def rate(self, row: Row, delay: int | None, longer: int = 1) -> float:
-        """Chips a second of a row, in a fresh process; over that many times as many batches as usual."""
+        """Measure chips per second of a row in a fresh process, over `longer` times the usual number of batches."""
         warm, batches = int(self.args.warm), self.batches(row, delay) * longer
         total = warm + batches + int(self.args.tail)
         if row.reader == "limit":
             plan, processes = self.requests(total), row.options["processes"]
-            limit = {"base": self.base(delay), "batches": plan, "processes": processes, "ahead": AHEAD}
+            limit = {"base": self.base(delay), "batches": plan, "processes": processes, "ahead": LIMIT_BATCHES}
             times = trial.run("limit:limit_times", limit)
         else:
             task = {"work": as_json(self.work(delay, total * self.batch)), "reader": row.reader, "options": row.options}
@@ -132,13 +133,13 @@ class Bench:
         return trial.rate(times, warm, batches, self.batch)
 
     def batches(self, row: Row, delay: int | None) -> int:
-        """Batches that are timed: few of a slow reader, the fewer the longer the delay."""
+        """Return how many batches are timed: few for a slow reader, and fewer with a long delay."""
         if not row.slow:
             return int(self.args.batches)
         return int(self.args.slow_batches) // (2 if (delay or 0) >= 100 else 1)
 
     def check(self, rows: Sequence[Row], delay: int | None) -> None:
-        """Compare the pixels of some batches with those that GDAL reads; a difference ends the program."""
+        """Compare the pixels of some batches with those that GDAL reads, and exit if they differ."""
         count = int(self.args.compare)
         work = as_json(self.work(delay, (count + 4) * self.batch))
         reference = Row(label="rasterio", reader="rasterio", options={"threads": 2})
@@ -148,34 +149,34 @@ class Bench:
             digests = trial.run("readers:read_digests", task, env=row.env)
             expected = expected or digests
             if digests != expected:
-                raise SystemExit(f"The pixels of {row.label!r} differ from GDAL's: {digests} instead of {expected}.")
-            say(f"  {count} batches of {row.label}: the same pixels")
+                raise SystemExit(f"{row.label!r} must read the same pixels as GDAL: digests {expected}, got {digests}.")
+            log(f"  {count} batches of {row.label}: pixels equal GDAL's")
 
     def available(self, rows: Sequence[Row], section: Section) -> list[Row]:
-        """The rows that can be measured; the others are named in the section."""
+        """Return the rows that can be measured; note the others in the section."""
         kept = []
         for row in rows:
             reason = row.missing()
             if not any(fnmatch(row.label, pattern) for pattern in self.args.only):
-                reason = "not among --only"
+                reason = "not in --only"
             if reason is None:
                 kept.append(row)
             else:
                 section.notes.append(f"skipped: {row.label} ({reason})")
-                say(section.notes[-1])
+                log(section.notes[-1])
         return kept
 
     def paired(self, rows: Sequence[Row], measure: Callable[[Row], float]) -> defaultdict[str, list[float]]:
-        """Measure all rows once in each round, beginning with another one each time; others are empty."""
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        """Measure all rows once per round, each round in another order; labels that are not in `rows` map to []."""
+        values: defaultdict[str, list[float]] = defaultdict(list)
         for turn in range(self.rounds):
             for i in range(len(rows)):
                 row = rows[(i + turn) % len(rows)]
-                found[row.label].append(measure(row))
-                say(f"  round {turn + 1}, {row.label}: {found[row.label][-1]:.3g}")
-        return found
+                values[row.label].append(measure(row))
+                log(f"  round {turn + 1}, {row.label}: {values[row.label][-1]:.3g}")
+        return values
 
 
 def dataset_of(collection: str, bands: Sequence[str]) -> Any:
-    """Our dataset over a Collection."""
+    """Return the library's dataset over a Collection."""
     return rm.RasteretDataset(Collection.open(collection), list(bands))

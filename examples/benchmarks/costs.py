@@ -1,4 +1,4 @@
-"""What reading costs: requests and bytes, memory over time, headers, a time series."""
+"""The cost of reading: requests and bytes, memory over time, headers, a time series."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import trial
-from bench import SIZE, Bench, dataset_of, say
+from bench import SIZE, Bench, dataset_of, log
 from limit import Chip, TileIndex
 from rasterio.windows import Window
 from readers import Row, Work, as_json, ours_loader
@@ -25,13 +25,13 @@ import rasteret_ml as rm
 
 
 def requests(bench: Bench) -> list[Section]:
-    """An epoch's requests and bytes as nginx counts them, as `explain` predicts them, and as the tiles weigh."""
+    """Compare requests and bytes of an epoch: counted by nginx, predicted by `explain`, and of the tiles alone."""
     count = int(bench.args.batches)
     chips = count * bench.batch
     section = Section(
         "Requests and bytes",
         f"An epoch of {chips} chips at 0 ms, counted by nginx.",
-        ["reader", "requests a chip", "bytes / the tiles' own"],
+        ["reader", "requests per chip", "bytes / bytes of tiles"],
     )
     rows = [
         Row(label="ours, 0 workers", reader="ours"),
@@ -52,28 +52,28 @@ def requests(bench: Bench) -> list[Section]:
         before = bench.server.served()
         task = {"work": as_json(work), "reader": row.reader, "options": row.options, "batches": count}
         trial.run("readers:read_times", task, env=row.env)
-        seen = bench.server.served() - before
-        section.rows.append([row.label, number(seen.requests / chips), f"{seen.body_bytes / tiles:.4f}"])
+        served = bench.server.served() - before
+        section.rows.append([row.label, number(served.requests / chips), f"{served.body_bytes / tiles:.4f}"])
         if row.reader == "ours":
-            counted = (seen.requests, seen.body_bytes)
-            ahead = bool(row.options.get("lookahead"))  # batches that are read together share tiles
+            counted = (served.requests, served.body_bytes)
+            ahead = bool(row.options.get("lookahead"))  # batches that are read at the same time share tiles
             met = all(c <= p for c, p in zip(counted, predicted, strict=True)) if ahead else counted == predicted
             section.notes.append(
                 f"{'met' if met else '**missed**'}: {row.label}: explain() of each batch predicts {predicted[0]:,} "
-                f"requests and {predicted[1]:,} bytes, nginx counts {seen.requests:,} and {seen.body_bytes:,}"
+                f"requests and {predicted[1]:,} bytes, nginx counts {served.requests:,} and {served.body_bytes:,}"
                 + (" (batches read at the same time share tiles)" if ahead else "")
             )
-            section.target(f"{row.label}: bytes / the tiles' own", seen.body_bytes / tiles, 1.05, most=True)
+            section.target(f"{row.label}: bytes / bytes of tiles", served.body_bytes / tiles, 1.05, maximum=True)
     return [section]
 
 
 def memory(bench: Bench) -> list[Section]:
-    """A worker's memory over a long epoch."""
+    """Measure the memory of a worker over a long epoch."""
     total = int(bench.args.memory_batches)
     marks = sorted({max(1, total * share // 20) for share in (1, 2, 5, 10, 15, 20)})
     section = Section(
         "Memory of a worker",
-        "One fork worker at 0 ms, MB: resident (shared batches included) / private.",
+        "One forked worker at 0 ms, MB: resident (with shared batches) / private.",
         ["loader", *(f"batch {mark}" for mark in marks)],
     )
     cache = bench.args.cache_mb * 2**20
@@ -92,31 +92,29 @@ def memory(bench: Bench) -> list[Section]:
         cells = [f"{number(m['resident'])} / {number(m['private'])}" for m in found]
         section.rows.append([row.label, *cells])
         growth = found[-1]["private"] - found[0]["private"]
-        section.target(f"{row.label}: growth of private memory in MB", growth, 0.05 * found[0]["private"], most=True)
+        section.target(f"{row.label}: growth of private memory, MB", growth, 0.05 * found[0]["private"], maximum=True)
     return [section]
 
 
 def worker_memory(work: dict[str, Any], options: dict[str, Any], marks: Sequence[int]) -> list[dict[str, float]]:
-    """Trial: the worker's memory when each of these batches has come."""
+    """Trial: return the worker's memory at the arrival of each of the batches `marks`."""
     found = []
     for i, _ in enumerate(ours_loader(Work(**work), options), 1):
         if i in marks:
-            children = multiprocessing.active_children()
-            found.append(
-                trial.memory_now(max(children, key=lambda p: trial.memory_now(p.pid or 0)["resident"]).pid or 0)
-            )
-            say(f"  batch {i}: {found[-1]}")
+            children = [trial.memory_now(child.pid or 0) for child in multiprocessing.active_children()]
+            found.append(max(children, key=lambda memory: memory["resident"]))
+            log(f"  batch {i}: {found[-1]}")
         if i == max(marks):
             break
     return found
 
 
 def headers(bench: Bench) -> list[Section]:
-    """Headers read per second at 30 ms."""
+    """Measure how many headers are read per second at 30 ms."""
     count = int(bench.args.headers)
     section = Section(
         "Header building, 30 ms",
-        f"{count} addresses of COGs of 10,980 pixels a side with overviews, files a second.",
+        f"Files per second: {count} URLs of COGs of 10,980 x 10,980 pixels with overviews.",
         ["reader", "files/s"],
     )
     urls = [f"{bench.base(30)}/many/S_{i:05d}_{i % HEADER_FILES}.tif" for i in range(count)]
@@ -124,83 +122,83 @@ def headers(bench: Bench) -> list[Section]:
     ours, theirs = "rasteret_ml.build", "rasterio.open, 16 threads"
     rows = [Row(label=ours, reader="build"), Row(label=theirs, reader="open")]
     few = [url.replace("/30/", "/0/") for url in urls[: 2 * HEADER_FILES]]
-    built = trial.run("costs:build_headers", {"urls": few, "out": str(out)})["facts"]
-    opened = trial.run("costs:open_headers", {"urls": few, "threads": 16}, env=rows[1].env)["facts"]
+    built = trial.run("costs:build_headers", {"urls": few, "out": str(out)})["headers"]
+    opened = trial.run("costs:open_headers", {"urls": few, "threads": 16}, env=rows[1].env)["headers"]
     if built != opened:
-        raise SystemExit(f"Headers differ: {built[0]} instead of {opened[0]}.")
+        raise SystemExit(f"build must read the same headers as rasterio: {opened[0]}, got {built[0]}.")
 
     counted: list[int] = []
 
     def measure(row: Row) -> float:
         if row.reader == "build":
             before = bench.server.served()
-            answer = trial.run("costs:build_headers", {"urls": urls, "out": str(out)})
+            result = trial.run("costs:build_headers", {"urls": urls, "out": str(out)})
             counted.append((bench.server.served() - before).requests)
         else:
-            answer = trial.run("costs:open_headers", {"urls": urls, "threads": 16}, env=row.env)
-        return count / float(answer["seconds"])
+            result = trial.run("costs:open_headers", {"urls": urls, "threads": 16}, env=row.env)
+        return count / float(result["seconds"])
 
     found = bench.paired(rows, measure)
     section.rows += [[row.label, spread(found[row.label])] for row in rows]
-    section.notes.append(f"requests a file with build: {number(middle(counted) / count)}")
+    section.notes.append(f"requests per file of build: {number(middle(counted) / count)}")
     section.target("files/s", middle(found[ours]), 250)
-    section.target("times rasterio.open", middle(found[ours]) / middle(found[theirs]), 4)
+    section.target("ratio to rasterio.open", middle(found[ours]) / middle(found[theirs]), 4)
     return [section]
 
 
 def build_headers(urls: list[str], out: str) -> dict[str, Any]:
-    """Trial: seconds that `build` takes, and what it read of each file."""
-    import rasteret_ml.collection.build.build  # noqa: F401 - what is imported is not timed
+    """Trial: return the seconds that `build` takes and the headers it read."""
+    import rasteret_ml.collection.build.build  # noqa: F401 - imports are not timed
 
     Path(out).unlink(missing_ok=True)
-    began = time.perf_counter()
+    start = time.perf_counter()
     collection = rm.build(urls, out, progress=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if len(collection) != len(urls):
-        raise ValueError(f"{len(collection)} records of {len(urls)} files")
-    facts = [
+        raise ValueError(f"build must make {len(urls)} records, got {len(collection)}.")
+    found = [
         [m["image_width"], m["image_height"], m["transform"], m["tile_width"], len(m["overviews"])]
         for m in collection.to_table(["B1_metadata"])["B1_metadata"].to_pylist()
     ]
-    return {"seconds": seconds, "facts": sorted(facts)}
+    return {"seconds": seconds, "headers": sorted(found)}
 
 
 def open_headers(urls: list[str], threads: int) -> dict[str, Any]:
-    """Trial: the same with rasterio."""
+    """Trial: return the same with rasterio."""
 
-    def one(url: str) -> list[Any]:
+    def read(url: str) -> list[Any]:
         with rasterio.open(f"/vsicurl/{url}") as file:
             t = file.transform
             return [file.width, file.height, [t.a, t.c, t.e, t.f], file.block_shapes[0][1], len(file.overviews(1))]
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        facts = list(pool.map(one, urls))
-    return {"seconds": time.perf_counter() - began, "facts": sorted(facts)}
+        found = list(pool.map(read, urls))
+    return {"seconds": time.perf_counter() - start, "headers": sorted(found)}
 
 
 def series(bench: Bench) -> list[Section]:
-    """The first batch of two series of many dates of one band, 30 ms, each connection new."""
+    """Measure the first batch of two series of many dates and one band at 30 ms, with new connections."""
     dates = int(bench.args.dates)
     section = Section(
         "Time series, 30 ms",
-        f"Seconds to the first batch of 2 places x {dates} dates x 1 band, 256 x 256, nothing read before: "
-        "`[2, T, 1, 256, 256]` of a dataset with series=.",
+        f"Seconds to the first batch `[2, T, 1, 256, 256]` of a dataset with `series=` in a fresh process: 2 "
+        f"locations, {dates} dates, 1 band.",
         ["reader", "seconds"],
     )
     size = min(bench.layout.size, 4 * TILE)
     rng = np.random.default_rng(bench.args.seed)
-    places = rng.integers(0, size - SIZE, (2, 2)).tolist()
+    corners = rng.integers(0, size - SIZE, (2, 2)).tolist()
     names = [bench.layout.series_name(date) for date in range(dates)]
-    chips = [Chip((name,), *place) for place in places for name in names]
+    chips = [Chip((name,), *corner) for corner in corners for name in names]
     plan = TileIndex(str(bench.folder), SIZE).requests(chips)
-    expected = _digest([_local(bench.folder / chip.files[0], chip) for chip in chips])
+    expected = _digest([_read_with_rasterio(bench.folder / chip.files[0], chip) for chip in chips])
     collection = bench.collection(30, "series")
 
     def ours(_: Row) -> float:
-        seconds, digest = trial.run("costs:first_series", {"collection": collection, "places": places})
+        seconds, digest = trial.run("costs:first_series", {"collection": collection, "corners": corners})
         if digest != expected:
-            raise SystemExit("The pixels of the time series differ from GDAL's.")
+            raise SystemExit("The pixels of the time series must equal GDAL's.")
         return float(seconds)
 
     def limit(row: Row) -> float:
@@ -210,25 +208,25 @@ def series(bench: Bench) -> list[Section]:
     rows = [Row(label="ours", reader="ours"), Row(label="limit", reader="limit")]
     found = bench.paired(rows, lambda row: ours(row) if row.reader == "ours" else limit(row))
     section.rows += [[row.label, spread(found[row.label])] for row in rows]
-    section.target("times the limit", middle(found["ours"]) / middle(found["limit"]), 1.3, most=True)
+    section.target("ratio to the limit", middle(found["ours"]) / middle(found["limit"]), 1.3, maximum=True)
     return [section]
 
 
-def first_series(collection: str, places: list[list[int]]) -> tuple[float, str]:
-    """Trial: seconds that a fresh dataset takes for its first batch of series, and the digest of its pixels."""
+def first_series(collection: str, corners: list[list[int]]) -> tuple[float, str]:
+    """Trial: return the seconds to the first batch of a new dataset and the digest of its pixels."""
     dataset = rm.RasteretDataset(collection, ["B1"], series=rm.TimeSeries())
     _, _, t = dataset.bounds
     queries = []
-    for row, col in places:
+    for row, col in corners:
         left, top, side = ORIGIN[0] + col * RES, ORIGIN[1] - row * RES, SIZE * RES
         queries.append((slice(left, left + side, RES), slice(top - side, top, RES), t))
-    began = time.perf_counter()
+    start = time.perf_counter()
     batch = rm.collate(dataset.__getitems__(queries))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return seconds, _digest(list(batch["image"].flatten(0, 2).numpy()))
 
 
-def _local(path: Path, chip: Chip) -> Any:
+def _read_with_rasterio(path: Path, chip: Chip) -> Any:
     with rasterio.open(path) as file:
         return file.read(1, window=Window(chip.col, chip.row, SIZE, SIZE))
 

@@ -1,7 +1,8 @@
-"""The limit: the tiles of the same chips fetched (or read) and decoded with nothing else done.
+"""The limit: fetch (or read) and decode the tiles of the same chips and do nothing else.
 
-Unique within a batch, touching ones in one request as in our own reader, nothing kept between batches, several
-batches in flight; as one process with a decode thread a core, or as a process a core with one thread each.
+A batch reads each tile once and adjacent tiles in one request, as the library does. Nothing is kept between batches,
+and several batches are in flight: in one process with a decode thread per core, or in one process per core with a
+single thread.
 """
 
 from __future__ import annotations
@@ -27,54 +28,58 @@ from scenes import TILE
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
 
 CONNECTIONS = 50
-"""Requests in flight in a process: what a dataset of ours allows by default."""
-_scratch = threading.local()
+"""Requests in flight in a process, as many as the library allows by default."""
+_buffers = threading.local()
 
 
 class Request(NamedTuple):
-    """One range of one file and the tiles in it."""
+    """A byte range of a file and the tiles in it."""
 
     path: str
-    """Below the base."""
+    """Path relative to the base."""
     start: int
     """Offset of the first byte."""
     length: int
-    """Bytes."""
+    """Number of bytes."""
     tiles: tuple[tuple[int, int], ...]
-    """(offset in the range, bytes) of each tile."""
+    """(offset in the range, number of bytes) of each tile."""
 
 
 class Chip(NamedTuple):
-    """A chip of some files."""
+    """A chip that is read from several files."""
 
     files: tuple[str, ...]
-    """Paths below the base, one a band."""
+    """Paths relative to the base, one per band."""
     row: int
-    """Its first row."""
+    """First row."""
     col: int
-    """Its first column."""
+    """First column."""
 
 
 class TileIndex:
-    """Tile tables of local files, read with tifffile."""
+    """Tile tables of local files, read with tifffile.
+
+    Args:
+        folder: Folder of the files.
+        size: Rows and columns of a chip.
+    """
 
     def __init__(self, folder: str, size: int) -> None:
-        """`size` is a chip's."""
         self._folder, self._size = Path(folder), size
-        self._known: dict[str, tuple[list[int], list[int], int]] = {}
+        self._tables: dict[str, tuple[list[int], list[int], int]] = {}
 
     def requests(self, chips: Sequence[Chip], limits: CoalesceLimits | None = None) -> list[Request]:
-        """What a batch needs: each tile once, merged as our reader merges."""
-        wanted: dict[str, set[int]] = {}
+        """Return the requests of a batch: each tile once, merged as the library merges them."""
+        needed: dict[str, set[int]] = {}
         for chip in chips:
             for path in chip.files:
                 across = self._table(path)[2]
                 rows = range(chip.row // TILE, (chip.row + self._size - 1) // TILE + 1)
                 cols = range(chip.col // TILE, (chip.col + self._size - 1) // TILE + 1)
-                wanted.setdefault(path, set()).update(r * across + c for r in rows for c in cols)
+                needed.setdefault(path, set()).update(r * across + c for r in rows for c in cols)
         return [
             request
-            for path, tiles in wanted.items()
+            for path, tiles in needed.items()
             for request in self._merged(path, sorted(tiles), limits or CoalesceLimits())
         ]
 
@@ -92,24 +97,24 @@ class TileIndex:
         ]
 
     def _table(self, path: str) -> tuple[list[int], list[int], int]:
-        if path not in self._known:
+        if path not in self._tables:
             with tifffile.TiffFile(self._folder / path) as file:
                 page: Any = file.pages[0]
                 across = -(-page.imagewidth // TILE)
-                self._known[path] = list(page.dataoffsets), list(page.databytecounts), across
-        return self._known[path]
+                self._tables[path] = list(page.dataoffsets), list(page.databytecounts), across
+        return self._tables[path]
 
 
 def decode(body: bytes, request: Request) -> None:
-    """Decode every tile of a range into this thread's scratch."""
-    if not hasattr(_scratch, "tile"):
-        _scratch.tile = np.empty(TILE * TILE * 2, np.uint8)
-    held = memoryview(body)
+    """Decode every tile of a range into a buffer of this thread."""
+    if not hasattr(_buffers, "tile"):
+        _buffers.tile = np.empty(TILE * TILE * 2, np.uint8)
+    view = memoryview(body)
     for offset, length in request.tiles:
-        pixels = imagecodecs.deflate_decode(held[offset : offset + length], out=_scratch.tile)
+        pixels = imagecodecs.deflate_decode(view[offset : offset + length], out=_buffers.tile)
         if len(pixels) != TILE * TILE * 2:
-            raise ValueError(f"{request.path}: a tile of {len(pixels)} bytes")
-        values = _scratch.tile.view(np.uint16).reshape(TILE, TILE)
+            raise ValueError(f"{request.path}: a tile must have {TILE * TILE * 2} bytes, got {len(pixels)}.")
+        values = _buffers.tile.view(np.uint16).reshape(TILE, TILE)
         imagecodecs.delta_decode(values, axis=-1, out=values)
 
 
@@ -119,7 +124,7 @@ async def _over_http(base: str, batches: list[list[Request]], ahead: int, pool: 
     headers = {"Accept-Encoding": "identity"}
     async with aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False) as session:
 
-        async def one(request: Request) -> None:
+        async def fetch(request: Request) -> None:
             span = {"Range": f"bytes={request.start}-{request.start + request.length - 1}"}
             async with limit, session.get(f"{base}/{request.path}", headers=span) as response:
                 body = await response.read()
@@ -129,7 +134,7 @@ async def _over_http(base: str, batches: list[list[Request]], ahead: int, pool: 
 
         async def batch(requests: list[Request]) -> float:
             async with window:
-                await asyncio.gather(*map(one, requests))
+                await asyncio.gather(*map(fetch, requests))
                 return time.monotonic()
 
         return list(await asyncio.gather(*map(batch, batches)))
@@ -138,14 +143,14 @@ async def _over_http(base: str, batches: list[list[Request]], ahead: int, pool: 
 def _from_disk(base: str, batches: list[list[Request]], ahead: int, pool: ThreadPoolExecutor) -> list[float]:
     files = {path: os.open(f"{base}/{path}", os.O_RDONLY) for path in {r.path for b in batches for r in b}}
 
-    def one(request: Request) -> float:
+    def read(request: Request) -> float:
         decode(os.pread(files[request.path], request.length, request.start), request)
         return time.monotonic()
 
     running: list[list[Future[float]]] = []
     times = []
     for requests in batches:
-        running.append([pool.submit(one, request) for request in requests])
+        running.append([pool.submit(read, request) for request in requests])
         if len(running) > ahead:
             times.append(max(done.result() for done in running.pop(0)))
     times += [max(done.result() for done in left) for left in running]
@@ -155,22 +160,22 @@ def _from_disk(base: str, batches: list[list[Request]], ahead: int, pool: Thread
 def _process(base: str, batches: list[list[Request]], ahead: int, threads: int, ready: Any, out: Any) -> None:
     with ThreadPoolExecutor(threads) as pool:
         ready.wait()
-        began = time.monotonic()
+        start = time.monotonic()
         if base.startswith("http"):
             times = asyncio.run(_over_http(base, batches, ahead, pool))
         else:
             times = _from_disk(base, batches, ahead, pool)
-    out.put((began, times))
+    out.put((start, times))
 
 
 def limit_times(base: str, batches: list[list[Any]], processes: int, ahead: int) -> list[float]:
-    """Trial: seconds from the start to the end of each batch.
+    """Trial: return the seconds from the start to the end of each batch.
 
     Args:
-        base: Address or folder.
-        batches: `Request`s, as JSON makes them.
-        processes: Processes; they share the cores and take the batches in turn.
-        ahead: Batches in flight in each.
+        base: URL or folder of the files.
+        batches: Requests of each batch, as read from JSON.
+        processes: Number of processes; they share the cores and take the batches in turn.
+        ahead: Batches in flight in each process.
     """
     work = [[Request(p, s, n, tuple((o, c) for o, c in tiles)) for p, s, n, tiles in batch] for batch in batches]
     context = get_context("spawn")
@@ -182,11 +187,11 @@ def limit_times(base: str, batches: list[list[Any]], processes: int, ahead: int)
     ]
     for process in started:
         process.start()
-    answers: list[tuple[float, list[float]]] = []
-    while len(answers) < processes:
+    results: list[tuple[float, list[float]]] = []
+    while len(results) < processes:
         with contextlib.suppress(queue.Empty):
-            answers.append(out.get(timeout=1))
+            results.append(out.get(timeout=1))
         if any(process.exitcode for process in started):
-            raise RuntimeError("a process of the limit failed; see above")
-    began = min(start for start, _ in answers)
-    return sorted(t - began for _, times in answers for t in times)
+            raise RuntimeError("A process of the limit failed; see its traceback above.")
+    first = min(start for start, _ in results)
+    return sorted(t - first for _, times in results for t in times)

@@ -1,4 +1,4 @@
-"""The readers that are compared: each gives the same chips as batches `[16, 4, 256, 256]`."""
+"""The readers that are compared; all of them yield the same chips in batches `[16, 4, 256, 256]`."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ GDAL = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif",
     "CPL_VSIL_CURL_USE_HEAD": "NO",
 }
-"""GDAL's settings, tuned for range requests; its caches are a row's own."""
+"""GDAL's settings for range requests; the sizes of its caches are set per row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a reader reads."""
+    """The chips that a reader reads."""
 
     base: str
-    """Address or folder that the files lie below."""
+    """URL or folder of the files."""
     collection: str
-    """Our Collection of these files."""
+    """Path of the Collection of these files."""
     chips: str
-    """`.npy` of `[N, 3]`: scene, row and column of each chip."""
+    """Path of an `.npy` file `[N, 3]`: scene, row and column of each chip."""
     layout: dict[str, Any]
     """The `Layout` of the files."""
     batch: int = 16
@@ -53,22 +53,22 @@ class Work:
     size: int = 256
     """Rows and columns of a chip."""
     seed: int = 0
-    """Of the order."""
+    """Seed of the order."""
     epoch: int = 8192
-    """Chips in an epoch of ours; the others read the list of chips to its end."""
+    """Chips in an epoch of the library's sampler; other readers read the list of chips to its end."""
 
     @property
     def remote(self) -> bool:
-        """Whether the files are behind a server."""
+        """Whether the files are read over HTTP."""
         return self.base.startswith("http")
 
     def paths(self, prefix: str = "/vsicurl/") -> list[tuple[str, ...]]:
-        """GDAL paths of the bands of each scene."""
-        before = prefix if self.remote else ""
-        return [tuple(f"{before}{self.base}/{name}" for name in names) for names in Layout(**self.layout).files()]
+        """Return the GDAL paths of the bands of each scene."""
+        prefix = prefix if self.remote else ""
+        return [tuple(f"{prefix}{self.base}/{name}" for name in names) for names in Layout(**self.layout).files()]
 
     def windows(self) -> list[list[tuple[int, int, int]]]:
-        """(scene, row, column) of the chips, batch by batch."""
+        """Return (scene, row, column) of the chips, batch by batch."""
         chips = [(int(s), int(r), int(c)) for s, r, c in np.load(self.chips)]
         return [chips[i : i + self.batch] for i in range(0, len(chips), self.batch)]
 
@@ -78,46 +78,46 @@ class Row:
     """A reader with its settings: a row of a table."""
 
     label: str
-    """Its name in the table."""
+    """Name in the table."""
     reader: str
     """A key of `READERS`, or "limit"."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the reader: workers, threads, lookahead …"""
+    """Options of the reader: workers, threads, lookahead …"""
     slow: bool = False
-    """Reads fewer batches."""
+    """Whether to time fewer batches."""
     gdal_cache: int = 16
-    """GDAL_CACHEMAX in MB: 16 is what a chip needs; more is a tile cache, and then VSI_CACHE is on as well."""
+    """GDAL_CACHEMAX in MB: 16 is enough for a chip; more acts as a tile cache and turns VSI_CACHE on as well."""
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment of its process."""
+        """Environment variables of its process."""
         return GDAL | {"GDAL_CACHEMAX": str(self.gdal_cache), "VSI_CACHE": "TRUE" if self.gdal_cache > 16 else "FALSE"}
 
     def missing(self) -> str | None:
-        """Why the row cannot be measured; None where it can."""
+        """Return why the row cannot be measured; None = it can."""
         if self.reader == "async-geotiff":
-            lacking = [m for m in ("async_geotiff", "obstore") if importlib.util.find_spec(m) is None]
-            return f"not installed: {', '.join(lacking)}" if lacking else None
+            missing = [m for m in ("async_geotiff", "obstore") if importlib.util.find_spec(m) is None]
+            return f"not installed: {', '.join(missing)}" if missing else None
         return None
 
 
 def ours_loader(work: Work, options: dict[str, Any]) -> Any:
-    """Our loader; `lookahead=0` turns it off."""
+    """Return the library's loader; it prefetches batches only with the option `lookahead`."""
     dataset = rm.RasteretDataset(work.collection, list(BANDS), reading={"cache_bytes": options.get("cache_bytes", 0)})
-    local = locality_of(options.get("locality"), work.batch)
+    local = parse_locality(options.get("locality"), work.batch)
     sampler = rm.RandomAOISampler(dataset, work.size, work.epoch, seed=work.seed, locality=local)
     workers = int(options.get("workers", 0))
-    more: dict[str, Any] = {} if options.get("lookahead") else {"lookahead": 0}
+    extra: dict[str, Any] = {} if options.get("lookahead") else {"lookahead": 0}
     if workers:
-        more["multiprocessing_context"] = options.get("start", "fork")
-    return rm.DataLoader(dataset, work.batch, sampler=sampler, num_workers=workers, **more)
+        extra["multiprocessing_context"] = options.get("start", "fork")
+    return rm.DataLoader(dataset, work.batch, sampler=sampler, num_workers=workers, **extra)
 
 
-def locality_of(knob: str | None, batch: int) -> rm.Locality | None:
-    """The sampler's knob from `blocks x tiles`, or `blocks x tiles x lanes`, as in "16x3"."""
-    if knob is None:
+def parse_locality(text: str | None, batch: int) -> rm.Locality | None:
+    """Return the locality that `blocks x tiles` or `blocks x tiles x lanes` stands for, as in "16x3"."""
+    if text is None:
         return None
-    blocks, tiles, lanes = (*map(int, knob.split("x")), 1)[:3]
+    blocks, tiles, lanes = (*map(int, text.split("x")), 1)[:3]
     return rm.Locality(blocks=blocks, tiles=tiles, lanes=lanes, batch_size=batch)
 
 
@@ -127,7 +127,7 @@ def _ours(work: Work, options: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 class _SeparateBands(RasterDataset):  # type: ignore[misc]
-    """TorchGeo's dataset over one file a band."""
+    """TorchGeo's dataset with a file for each band."""
 
     filename_regex = r"S\d+_(?P<date>\d{8})_(?P<band>B\d)\.tif"
     separate_files = True
@@ -156,34 +156,34 @@ def _torchgeo(work: Work, options: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def _rasterio(work: Work, options: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Threads with open files of their own; a thread reads the bands of a chip, two batches in flight."""
-    paths, here = work.paths(), threading.local()
+    """Read in threads, each with its own open files and one chip at a time; two batches in flight."""
+    paths, local = work.paths(), threading.local()
 
     def read(chip: tuple[int, int, int], out: Any) -> None:
-        opened = here.__dict__.setdefault("opened", {})
+        opened = local.__dict__.setdefault("opened", {})
         scene, row, col = chip
         for band, path in enumerate(paths[scene]):
             if path not in opened:
                 opened[path] = rasterio.open(path, sharing=False)
             opened[path].read(1, window=Window(col, row, work.size, work.size), out=out[band])
 
-    def begin(chips: list[tuple[int, int, int]]) -> tuple[Any, list[Future[None]]]:
+    def submit(chips: list[tuple[int, int, int]]) -> tuple[Any, list[Future[None]]]:
         out = np.empty((len(chips), len(BANDS), work.size, work.size), np.uint16)
         return out, [pool.submit(read, chip, out[i]) for i, chip in enumerate(chips)]
 
     with ThreadPoolExecutor(int(options["threads"])) as pool:
         batches = iter(work.windows())
-        running = deque(begin(chips) for chips in islice(batches, 2))
+        running = deque(submit(chips) for chips in islice(batches, 2))
         while running:
             out, reads = running.popleft()
             for done in reads:
                 done.result()
-            running.extend(begin(chips) for chips in islice(batches, 1))
+            running.extend(submit(chips) for chips in islice(batches, 1))
             yield torch.from_numpy(out)
 
 
 def _async_geotiff(work: Work, options: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """async-geotiff on obstore: 50 windows at once, four batches in flight."""
+    """Read with async-geotiff on obstore: 50 windows at once, four batches in flight."""
     from async_geotiff import GeoTIFF
     from async_geotiff import Window as AsyncWindow
     from obstore.store import HTTPStore, LocalStore
@@ -221,33 +221,33 @@ READERS: dict[str, Callable[[Work, dict[str, Any]], Iterator[torch.Tensor]]] = {
     "rasterio": _rasterio,
     "async-geotiff": _async_geotiff,
 }
-"""Readers by name."""
+"""Readers by name; each yields batches of pixels."""
 
 
 def as_json(work: Work) -> dict[str, Any]:
-    """For `trial.run`."""
+    """Return the fields of a task, for `trial.run`."""
     return asdict(work)
 
 
 def read_times(work: dict[str, Any], reader: str, options: dict[str, Any], batches: int) -> list[float]:
-    """Trial: seconds from the start of the iteration to the arrival of each of `batches` batches, each touched."""
-    began, times = time.perf_counter(), []
+    """Trial: return the seconds from the start of the iteration to the arrival of each batch."""
+    start, times = time.perf_counter(), []
     for batch in READERS[reader](Work(**work), options):
         _touch(batch)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
         if len(times) == batches:
             break
     return times
 
 
 def read_digests(work: dict[str, Any], reader: str, options: dict[str, Any], batches: int) -> list[str]:
-    """Trial: a digest of the pixels of each batch, as unsigned 16-bit numbers."""
+    """Trial: return a digest of each batch's pixels, as unsigned 16-bit integers."""
     digests = []
     for batch in READERS[reader](Work(**work), options):
         pixels = batch.numpy()
         exact = pixels.astype(np.uint16)
         if not np.array_equal(exact, pixels):
-            raise ValueError(f"{reader} gave values that are not whole 16-bit numbers")
+            raise ValueError(f"{reader} must yield unsigned 16-bit integers, got other values.")
         digests.append(f"{exact.shape} {hashlib.sha256(np.ascontiguousarray(exact).tobytes()).hexdigest()}")
         if len(digests) == batches:
             break
@@ -255,13 +255,13 @@ def read_digests(work: dict[str, Any], reader: str, options: dict[str, Any], bat
 
 
 def first_batch(work: dict[str, Any], options: dict[str, Any]) -> float:
-    """Trial: seconds from `iter(loader)` to our first batch."""
+    """Trial: return the seconds from `iter(loader)` to the first batch of the library's loader."""
     loader = ours_loader(Work(**work), options)
-    began = time.perf_counter()
+    start = time.perf_counter()
     _touch(next(iter(loader))["image"])
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _touch(batch: torch.Tensor) -> int:
-    """A consumer that does nothing but look at the pixels."""
+    """Read some of the pixels, as the cheapest consumer does."""
     return int(cast(Any, batch.numpy())[..., ::16, ::16].astype(np.int64).sum())

@@ -1,4 +1,4 @@
-"""Tables in Markdown, the machine, and the README that holds them."""
+"""Markdown tables of results, the machine they were measured on, and the README that they are written to."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-_MARK = "<!-- Everything below this line is written by `throughput.py all`. -->"
+_MARK = "<!-- `throughput.py all` writes everything below this line. -->"
 _LIBRARIES = ("torch", "torchgeo", "rasterio", "numpy", "pyarrow", "aiohttp", "imagecodecs", "async_geotiff", "obstore")
 
 
 @dataclass
 class Section:
-    """A measurement's results."""
+    """Results of a measurement."""
 
     title: str
     """Heading."""
     intro: str = ""
-    """What was measured and how."""
+    """What is measured and how."""
     columns: Sequence[str] = ()
-    """Heads of the table."""
+    """Column headings of the table."""
     rows: list[Sequence[str]] = field(default_factory=list)
-    """Its rows."""
+    """Cells of the table."""
     notes: list[str] = field(default_factory=list)
-    """Lines below it: rows skipped, targets."""
+    """List items below the table: skipped rows, targets."""
 
-    def target(self, what: str, value: float, wanted: float, *, most: bool = False) -> None:
-        """Note a figure beside what was wanted of it, at least or at most; nothing where it was not measured (NaN)."""
+    def target(self, quantity: str, value: float, target: float, *, maximum: bool = False) -> None:
+        """Note a value and its target, a minimum or a maximum; skip values that were not measured (NaN)."""
         if value != value:
             return
-        met = value <= wanted if most else value >= wanted
-        sign = "at most" if most else "at least"
-        self.notes.append(f"{'met' if met else '**missed**'}: {what} {number(value)} ({sign} {number(wanted)})")
+        met = value <= target if maximum else value >= target
+        bound = f"at {'most' if maximum else 'least'} {number(target)}"
+        self.notes.append(f"{'met' if met else '**missed**'}: {quantity}: {number(value)} (target: {bound})")
 
     def markdown(self) -> str:
-        """The section as Markdown."""
+        """Return the section as Markdown."""
         lines = [f"### {self.title}", ""]
         lines += [self.intro, ""] if self.intro else []
         if self.rows:
@@ -50,14 +50,14 @@ class Section:
 
 
 def number(value: float) -> str:
-    """Three figures that count."""
+    """Format a number with three significant digits; "-" for NaN."""
     if value != value:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, and the smallest and largest where there are several."""
+    """Format the median and, of several values, the minimum and maximum."""
     if not values:
         return "-"
     middle = number(median(values))
@@ -65,12 +65,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def middle(values: Sequence[float]) -> float:
-    """Median; NaN of nothing."""
+    """Return the median; NaN without values."""
     return median(values) if values else float("nan")
 
 
 def machine() -> str:
-    """What this ran on, as Markdown."""
+    """Describe the machine and the versions of libraries in Markdown."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = [f"Python {sys.version.split()[0]}"]
@@ -86,15 +86,15 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write(path: Path, sections: Sequence[Section], how: str) -> None:
-    """Put results below the mark of a README, what stands above it stays."""
+def write(path: Path, sections: Sequence[Section], command: str) -> None:
+    """Replace everything below the mark in a README by results."""
     above = path.read_text(encoding="utf-8").partition(_MARK)[0] if path.exists() else "# Benchmarks\n\n"
     body = "\n".join(section.markdown() for section in sections)
-    text = f"{above.rstrip()}\n\n{_MARK}\n\n## Results\n\n{machine()}\n{how}\n\n{body}"
+    text = f"{above.rstrip()}\n\n{_MARK}\n\n## Results\n\n{machine()}\n{command}\n\n{body}"
     path.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The files that are read: generated scenes of four single-band GeoTIFFs, the same bytes for the same seed."""
+"""The files to read: generated scenes of four single-band GeoTIFFs; a seed always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ RES = 10.0
 CRS = "EPSG:32633"
 ORIGIN = (300_000.0, 5_400_000.0)
 DATES = 15
-"""Dates of the time series."""
+"""Number of dates of the time series."""
 HEADER_FILES = 4
-"""Different files behind the many addresses of the header benchmark."""
+"""Number of different files behind the many URLs of the header benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What was asked for; the same layout and seed give the same bytes."""
+    """Number, size and names of the files; equal layouts give equal bytes."""
 
     scenes: int = 4
-    """Scenes of the random-chip benchmarks."""
+    """Number of scenes for random chips."""
     size: int = 6144
     """Rows and columns of a scene in pixels."""
     seed: int = 0
-    """Of every random number."""
+    """Seed of all random numbers."""
     version: int = 1
-    """Raised when the generator changes."""
+    """Version of the generator."""
 
     def name(self, scene: int, band: str) -> str:
-        """File of a band of a scene; every scene has its own date."""
+        """Return the path of a scene's band; every scene has its own date."""
         return f"scenes/S{scene:02d}_202306{scene % 28 + 1:02d}_{band}.tif"
 
     def series_name(self, date: int) -> str:
-        """File of a date of the time series."""
+        """Return the path of a date of the time series."""
         return f"series/T_202307{date + 1:02d}_B1.tif"
 
     def corner(self, scene: int) -> tuple[float, float]:
-        """Upper left corner of a scene: side by side, a tile apart, so that no chip lies in two."""
+        """Return the upper left corner (x, y) of a scene; scenes lie a tile apart, so that no chip lies in two."""
         return ORIGIN[0] + scene * (self.size + TILE) * RES, ORIGIN[1]
 
     def files(self) -> list[tuple[str, ...]]:
-        """Paths below the folder, one tuple of bands a scene."""
+        """Return the paths relative to the folder, a tuple of bands for each scene."""
         return [tuple(self.name(scene, band) for band in BANDS) for scene in range(self.scenes)]
 
 
 def prepare(folder: Path | None, layout: Layout, workers: int) -> Path:
-    """The folder with the files of `layout`, made unless its manifest says that they are there."""
+    """Return the folder with the files of `layout`; generate them unless its manifest lists the same layout."""
     folder = folder or Path(tempfile.gettempdir()) / "rasteret_ml_benchmark"
     manifest = folder / "manifest.json"
     if manifest.exists() and json.loads(manifest.read_text()) == asdict(layout):
         return folder
     if folder.exists() and any(folder.iterdir()) and not manifest.exists():
-        raise SystemExit(f"{folder} holds something else; give --data another folder.")
+        raise SystemExit(f"--data must be a new or empty folder or one of this program, got {folder}.")
     manifest.unlink(missing_ok=True)
-    for part in ("scenes", "series", "headers"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-        (folder / part).mkdir(parents=True)
+    for name in ("scenes", "series", "headers"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
     jobs: list[tuple[Any, ...]] = [(_write_band, folder, layout, s, b) for s in range(layout.scenes) for b in range(4)]
     jobs += [(_write_date, folder, layout, date) for date in range(DATES)]
     jobs += [(_write_header_file, folder, number) for number in range(HEADER_FILES)]
@@ -92,7 +92,7 @@ def _write_date(folder: Path, layout: Layout, date: int) -> None:
 
 
 def _write(path: Path, size: int, corner: tuple[float, float], seed: tuple[int, int, int]) -> None:
-    """One band, a row of tiles at a time; deflate with predictor 2 makes it about 1.6 times smaller."""
+    """Write a band, one row of tiles at a time; deflate with predictor 2 makes it about 1.6 times smaller."""
     terrain = _terrain(size, np.random.default_rng((seed[0], seed[1])))
     rng = np.random.default_rng(seed)
     parcels = rng.integers(0, 1200, (size // 48 + 1, size // 64 + 1))
@@ -102,7 +102,7 @@ def _write(path: Path, size: int, corner: tuple[float, float], seed: tuple[int, 
     with rasterio.open(path, "w", **profile, transform=transform) as file:
         for top in range(0, size, TILE):
             rows = np.arange(top, min(top + TILE, size))
-            pixels = _upsampled(terrain, rows, size)
+            pixels = _bilinear(terrain, rows / 8, np.arange(size) / 8)
             pixels += parcels[rows // 48][:, np.arange(size) // 64]
             pixels += 28 * rng.standard_normal(pixels.shape, np.float32)
             np.clip(pixels, 1, 10_000, out=pixels)
@@ -111,24 +111,20 @@ def _write(path: Path, size: int, corner: tuple[float, float], seed: tuple[int, 
 
 
 def _terrain(size: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Fractal terrain on an eighth of the pixels: octaves of noise, each twice as fine and half as high."""
+    """Make fractal terrain at an eighth of the resolution: octaves of noise, each twice as fine and half as high."""
     small = size // 8 + 2
-    ground = np.zeros((small, small), np.float32)
+    terrain = np.zeros((small, small), np.float32)
     cells, height = 4, 1500.0
     while cells < small:
         octave = rng.random((cells + 2, cells + 2), np.float32) * height
-        at = np.arange(small) * (cells / small)
-        ground += _bilinear(octave, at, at)
+        position = np.arange(small) * (cells / small)
+        terrain += _bilinear(octave, position, position)
         cells, height = cells * 2, height / 2
-    return ground
-
-
-def _upsampled(ground: npt.NDArray[np.float32], rows: Any, size: int) -> npt.NDArray[np.float32]:
-    return _bilinear(ground, rows / 8, np.arange(size) / 8)
+    return terrain
 
 
 def _bilinear(values: npt.NDArray[np.float32], rows: Any, cols: Any) -> npt.NDArray[np.float32]:
-    """Values at fractional rows and columns, axis by axis."""
+    """Interpolate at fractional rows and columns, one axis after the other."""
     r, c = rows.astype(int), cols.astype(int)
     down, across = (rows - r).astype(np.float32)[:, None], (cols - c).astype(np.float32)[None, :]
     between = values[r] * (1 - down) + values[r + 1] * down
@@ -136,7 +132,7 @@ def _bilinear(values: npt.NDArray[np.float32], rows: Any, cols: Any) -> npt.NDAr
 
 
 def _write_header_file(folder: Path, number: int) -> None:
-    """A COG with the header of a Sentinel-2 band (10,980 pixels a side, five overviews) and cheap pixels."""
+    """Write a COG with the header of a Sentinel-2 band (10,980 x 10,980 pixels, five overviews) and constant pixels."""
     path = folder / "headers" / f"base_{number}.tif"
     profile = {"driver": "GTiff", "dtype": "uint16", "count": 1, "height": 10_980, "width": 10_980, "crs": CRS}
     profile |= {"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate"}

@@ -1,4 +1,4 @@
-"""nginx on loopback with a delay in front of every answer, and what its log counted."""
+"""nginx on loopback with a delay before each response, and the requests and bytes in its log."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ _INSTALL = "on Debian or Ubuntu: apt-get install nginx libnginx-mod-http-lua"
 
 @dataclass(frozen=True)
 class Served:
-    """What the log says of some time."""
+    """Number of responses and bytes in the log."""
 
     requests: int
-    """Answers."""
+    """Number of responses."""
     body_bytes: int
-    """Bytes of their bodies."""
+    """Number of bytes in their bodies."""
 
     def __sub__(self, other: Served) -> Served:
         return Served(self.requests - other.requests, self.body_bytes - other.body_bytes)
 
 
 class Server:
-    """Serves a folder below `/{delay in ms}/`; `/{delay}/many/NAME_{i}.tif` is `headers/base_{i}.tif`, any NAME."""
+    """Serves a folder at `/{delay in ms}/`; `/{delay}/many/NAME_{i}.tif`, with any NAME, is `headers/base_{i}.tif`."""
 
     def __init__(self, folder: Path, delays: Sequence[int] = (0, 30, 100)) -> None:
         self._folder = folder.resolve()
@@ -73,13 +73,13 @@ class Server:
         self._port = 0
 
     def url(self, delay: int) -> str:
-        """Address of the folder, answered after `delay` ms."""
+        """Return the URL of the folder with a delay of `delay` ms before each response."""
         return f"http://127.0.0.1:{self._port}/{delay}"
 
     def __enter__(self) -> Server:
         binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
         if binary is None:
-            raise SystemExit(f"This benchmark needs nginx with its lua module; {_INSTALL}")
+            raise SystemExit(f"nginx with its Lua module must be installed; {_INSTALL}")
         modules = _modules(binary)
         self._home = Path(tempfile.mkdtemp(prefix="rasteret_nginx_"))
         self._port = _free_port()
@@ -91,7 +91,7 @@ class Server:
         (self._home / "nginx.conf").write_text(text)
         command = [binary, "-p", str(self._home), "-e", str(self._home / "error.log"), "-c", "nginx.conf"]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_end_with_parent
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_stop_with_parent
         )
         atexit.register(self.stop)
         try:
@@ -107,7 +107,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """End nginx and remove its folder; idempotent."""
+        """Stop nginx and remove its folder; idempotent."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -133,7 +133,7 @@ class Server:
         raise SystemExit(f"nginx did not start: {log.read_text() if log.exists() else 'no log'}")
 
     def served(self) -> Served:
-        """All that was answered so far; waits until the log is at rest."""
+        """Return the totals so far, once the log has stopped growing."""
         log, size = self._home / "access.log", -1
         while log.stat().st_size != size:
             size = log.stat().st_size
@@ -146,8 +146,8 @@ class Server:
         return Served(requests, body)
 
 
-def _end_with_parent() -> None:
-    """In the child: be terminated when the parent ends, however it ends (Linux, prctl's PR_SET_PDEATHSIG)."""
+def _stop_with_parent() -> None:
+    """Make the kernel terminate this child when its parent ends (Linux, prctl's PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
@@ -156,13 +156,13 @@ def _sleep(delay: int) -> str:
 
 
 def _modules(binary: str) -> Path:
-    """The folder with nginx's dynamic modules."""
-    said = subprocess.run([binary, "-V"], capture_output=True, text=True, check=False).stderr.split()
-    named = [word.partition("=")[2] for word in said if word.startswith("--modules-path=")]
-    for folder in [*named, "/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules"]:
+    """Return the folder of nginx's dynamic modules."""
+    output = subprocess.run([binary, "-V"], capture_output=True, text=True, check=False).stderr.split()
+    configured = [word.partition("=")[2] for word in output if word.startswith("--modules-path=")]
+    for folder in [*configured, "/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules"]:
         if all((Path(folder) / f"{name}_module.so").exists() for name in ("ndk_http", "ngx_http_lua")):
             return Path(folder)
-    raise SystemExit(f"nginx is here, but ndk_http_module.so and ngx_http_lua_module.so are not; {_INSTALL}")
+    raise SystemExit(f"nginx must have the modules ndk_http and ngx_http_lua; {_INSTALL}")
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""Collections of many records, made as Arrow tables: nothing is read, so no file has to be there."""
+"""Collections of many records, made as Arrow tables; their files need not exist."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _ASSET = pa.struct([("href", pa.string()), ("band_index", pa.int32())])
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Records on a square of places in one UTM zone, ten dates each, pixels of a metre."""
+    """Records at a square array of locations in a UTM zone, with several dates each and pixels of 1 m."""
 
     records: int
-    """Rows."""
+    """Number of records."""
     bands: int
-    """Bands of each."""
+    """Number of bands."""
     side: int
-    """Tiles in a row and in a column of each."""
+    """Number of rows, and of columns, of tiles of a record."""
     dates: int = 10
-    """Records of a place."""
+    """Number of records of a location."""
 
     @property
-    def places(self) -> int:
-        """Places."""
+    def locations(self) -> int:
+        """Number of locations."""
         return -(-self.records // self.dates)
 
     @property
     def across(self) -> int:
-        """Places in a row."""
-        return int(np.ceil(np.sqrt(self.places)))
+        """Number of locations in a row."""
+        return int(np.ceil(np.sqrt(self.locations)))
 
     @property
     def pixels(self) -> int:
@@ -50,33 +50,33 @@ class Synthetic:
         return self.side * TILE
 
     def corners(self) -> Any:
-        """Upper left corner of each record `[N, 2]` in the CRS."""
-        place = np.arange(self.records) % self.places
-        x = ORIGIN[0] + (place % self.across) * float(self.pixels)
-        y = ORIGIN[1] - (place // self.across) * float(self.pixels)
+        """Return the upper left corner (x, y) of each record `[N, 2]` in the CRS."""
+        row, column = np.divmod(np.arange(self.records) % self.locations, self.across)
+        x = ORIGIN[0] + column * float(self.pixels)
+        y = ORIGIN[1] - row * float(self.pixels)
         return np.column_stack([x, y])
 
     def times(self) -> Any:
-        """Acquisition of each record."""
-        day = np.arange(self.records) // self.places
+        """Return the time of each record."""
+        day = np.arange(self.records) // self.locations
         return np.datetime64("2023-01-01", "us") + day * np.timedelta64(5, "D")
 
     def write(self, path: Path) -> Path:
-        """Write the Collection, unless it is there."""
+        """Write the Collection if it does not exist."""
         if not path.exists():
             write_collection(self.table(), path)
         return path
 
     def table(self) -> pa.Table:
-        """By the Parquet contract, as `build` fills it."""
+        """Return the table of the Collection, with the columns that `build` writes."""
         count, corners = self.records, self.corners()
         outlines = shapely.box(corners[:, 0], corners[:, 1] - self.pixels, corners[:, 0] + self.pixels, corners[:, 1])
         outlines = shapely.transform(outlines, _to_lonlat)
         names = [f"B{i + 1}" for i in range(self.bands)]
         numbers = [f"{i:07d}" for i in range(count)]
         hrefs = [[f"https://example.org/scenes/S{n}_{band}.tif" for n in numbers] for band in names]
-        nothing = pa.nulls(count, pa.int32())
-        assets = [pa.StructArray.from_arrays([pa.array(h), nothing], fields=list(_ASSET)) for h in hrefs]
+        band_index = pa.nulls(count, pa.int32())
+        assets = [pa.StructArray.from_arrays([pa.array(h), band_index], fields=list(_ASSET)) for h in hrefs]
         struct = self._band(corners)
         columns: dict[str, Any] = {
             "id": pa.array([f"S{n}" for n in numbers]),
@@ -89,11 +89,11 @@ class Synthetic:
             **{f"{name}{METADATA_SUFFIX}": struct for name in names},
             "bbox": bbox_array(shapely.bounds(outlines)),
         }
-        facts = {b"name": b"synthetic", b"created": dt.datetime(2023, 1, 1).isoformat().encode()}
-        return pa.table(columns).replace_schema_metadata(facts | dict(geo_metadata({"Polygon"})))
+        metadata = {b"name": b"synthetic", b"created": dt.datetime(2023, 1, 1).isoformat().encode()}
+        return pa.table(columns).replace_schema_metadata(metadata | dict(geo_metadata({"Polygon"})))
 
     def _band(self, corners: Any) -> pa.StructArray:
-        """Tile tables with the byte counts of real ones: no two alike."""
+        """Return tile tables with random byte counts in the range of real ones."""
         count, tiles = self.records, self.side**2
         sizes = np.random.default_rng(1).integers(250_000, 420_000, (count, tiles))
         offsets = np.zeros_like(sizes)
@@ -137,11 +137,11 @@ def _column(value: Any, kind: pa.DataType, count: int) -> pa.Array:
 
 
 def _lists(rows: Any) -> pa.ListArray:
-    """A list of equal length per row."""
+    """Return rows as lists of equal length."""
     ends = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.ascontiguousarray(rows).ravel()))
 
 
 def _to_lonlat(points: Any) -> Any:
-    turn = Transformer.from_crs(EPSG, 4326, always_xy=True)
-    return np.column_stack(turn.transform(points[:, 0], points[:, 1]))
+    transformer = Transformer.from_crs(EPSG, 4326, always_xy=True)
+    return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))

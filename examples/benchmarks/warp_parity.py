@@ -1,23 +1,23 @@
-"""Resampled pixels against GDAL's own, and what they cost.
+"""Compare resampled pixels with GDAL's, and the time that they take.
 
     python examples/benchmarks/warp_parity.py [--chips 12] [--size 256] [--seed 0]
 
-For each kind of grid and each kernel, chips at random places are resampled by the library: `needed_window`, a read of
-that window only, `warp` (`rasteret_ml.geo.resample`). They are compared with one `rasterio.warp.reproject` of the whole
-source onto the whole target with exact positions (`tolerance=0`; where rasterio has no such argument, a `WarpedVRT` of
-tolerance 1e-9, which is the same). The source is a uint16 image with noise and holes of nodata.
+For each pair of grids and each kernel, the library resamples random chips: it computes `needed_window`, reads only that
+window and calls `warp` (`rasteret_ml.geo.resample`). The chips are compared with one `rasterio.warp.reproject` of the
+whole source onto the whole target with exact positions (`tolerance=0`; an older rasterio without that argument uses an
+equivalent `WarpedVRT` of tolerance 1e-9). The source is a uint16 image with noise and holes of nodata.
 
-How to read a row:
-    pixels     compared: valid on both sides, and further from the image's edge than a kernel reaches
-    equal      share of them with the same value
+Columns:
+    pixels     pixels compared: valid on both sides, and further from the image's edge than a kernel reaches
+    equal      share of equal pixels
     max diff   largest difference, in levels of uint16
-    > 1 level  pixels that differ by more than one level, ties apart: a `nearest` position within 1e-6 pixels of the
-               edge between two pixels may go to either
-    validity   pixels valid on one side only, ties apart
-    ours/gdal  time of our chips over the time of `reproject` (exact where rasterio can) of the same windows to the
-               same chips, measured in turns
+    > 1 level  pixels that differ by more than one level, except ties: a `nearest` position within 1e-6 pixels of the
+               edge between two pixels may take either
+    validity   pixels that are valid on one side only, except ties
+    ours/gdal  time of the library / time of `reproject` (exact where rasterio can) for the same windows and chips,
+               measured in turn
 
-The exit status is 1 where a pixel differs by more than a level (`nearest`: at all), or validity differs.
+The exit status is 1 if a pixel differs by more than one level (`nearest`: at all) or validity differs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Array = np.ndarray[Any, Any]
 
 
 def main() -> int:
-    """Print the table; 1 where a pixel is wrong."""
+    """Print the table; return 1 if a pixel is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", type=int, default=12, help="chips per row of the table")
     parser.add_argument("--size", type=int, default=256, help="rows and columns of a chip")
@@ -66,12 +66,12 @@ def main() -> int:
         data = scene(source, args.seed)
         for kernel in KERNELS:
             failed |= row(name, source, target, data, kernel, args)
-    print("FAILED: a pixel is wrong" if failed else "every pixel right")
+    print("FAILED: see the columns above" if failed else "all pixels are correct")
     return int(failed)
 
 
 def cases() -> Iterator[tuple[str, Grid, Grid]]:
-    """(name, source grid, target grid) of each part of the table."""
+    """Yield (name, source grid, target grid) for each group of rows."""
     south = Grid(crs="EPSG:32633", transform=Affine(10, 0, 300000, 0, -10, 5500000), shape=(SIDE, SIDE))
     north = Grid(crs="EPSG:32633", transform=Affine(10, 0, 500000, 0, -10, 8800000), shape=(SIDE, SIDE))
     degrees = Grid(crs="EPSG:4326", transform=Affine(1.4e-4, 0, 12.2, 0, -9e-5, 49.6), shape=(SIDE, SIDE))
@@ -85,7 +85,7 @@ def cases() -> Iterator[tuple[str, Grid, Grid]]:
 
 
 def over(source: Grid, crs: str, res_x: float, res_y: float, shift: tuple[float, float] = (0.0, 0.0)) -> Grid:
-    """A grid whose middle is the source's, and that is a little larger."""
+    """Return a slightly larger grid with the same centre as the source."""
     t, half = source.transform, SIDE / 2
     middle = np.array([t.a * half + t.c]), np.array([t.e * half + t.f])
     x, y = transform_points(*middle, str(source.crs), crs)
@@ -95,7 +95,7 @@ def over(source: Grid, crs: str, res_x: float, res_y: float, shift: tuple[float,
 
 
 def scene(grid: Grid, seed: int) -> Array:
-    """Hills and noise, with holes of nodata (0): single pixels and discs."""
+    """Make hills and noise with holes of nodata (0): single pixels and discs."""
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[: grid.height, : grid.width]
     data = 8000 + 3000 * np.sin(col / 40) * np.cos(row / 55) + rng.normal(0, 800, grid.shape)
@@ -106,28 +106,29 @@ def scene(grid: Grid, seed: int) -> Array:
 
 
 def row(name: str, source: Grid, target: Grid, data: Array, kernel: Resampling, args: argparse.Namespace) -> bool:
-    """Print one row; whether a criterion failed."""
+    """Print one row; return whether a criterion failed."""
     rng = np.random.default_rng(args.seed)
     reference = exact(data, source, target, kernel)
-    at = positions(target, source)
-    far, tie = interior(at.cols, at.rows, source, kernel, pixel_ratio(target, source)), ties(at.cols) | ties(at.rows)
+    where = positions(target, source)
+    tie = ties(where.cols) | ties(where.rows)
+    inner = interior(where.cols, where.rows, source, kernel, pixel_ratio(target, source))
     size = min(args.size, *target.shape)
     seconds, worst = np.zeros(2), 0
     counts = {"pixels": 0, "equal": 0, "over": 0, "validity": 0}
     for _ in range(args.chips):
         top, left = (int(rng.integers(0, length - size + 1)) for length in target.shape)
         box = Window(row=top, col=left, height=size, width=size)
-        found, valid, spent = chip(data, source, target.window(box), kernel)
-        seconds += spent
+        pixels, valid, chip_seconds = chip(data, source, target.window(box), kernel)
+        seconds += chip_seconds
         expected = reference[box.slices]
-        known, odd = expected != 0, tie[box.slices]
-        both = valid & known & far[box.slices]
-        difference = np.abs(found.astype(np.int64) - expected)[both]
+        expected_valid, tied = expected != 0, tie[box.slices]
+        both = valid & expected_valid & inner[box.slices]
+        difference = np.abs(pixels.astype(np.int64) - expected)[both]
         counts["pixels"] += int(both.sum())
         counts["equal"] += int((difference == 0).sum())
-        counts["over"] += int(((difference > 1) & ~odd[both]).sum())
-        counts["validity"] += int(((valid != known) & ~odd).sum())
-        worst = max(worst, int(difference[~odd[both]].max(initial=0)))
+        counts["over"] += int(((difference > 1) & ~tied[both]).sum())
+        counts["validity"] += int(((valid != expected_valid) & ~tied).sum())
+        worst = max(worst, int(difference[~tied[both]].max(initial=0)))
     share = counts["equal"] / max(1, counts["pixels"])
     figures = f"{counts['pixels']:>9} {share:>9.5%} {worst:>8} {counts['over']:>9} {counts['validity']:>8}"
     print(f"{name:<20} {kernel:<9} {figures} {seconds[0] / args.chips * 1e3:>8.1f} {seconds[0] / seconds[1]:>9.2f}")
@@ -135,7 +136,7 @@ def row(name: str, source: Grid, target: Grid, data: Array, kernel: Resampling, 
 
 
 def chip(data: Array, source: Grid, target: Grid, kernel: Resampling) -> tuple[Array, Array, Array]:
-    """Our chip and its validity, and the seconds that we and GDAL took for it."""
+    """Return the library's chip, its validity, and the seconds that the library and GDAL take."""
     start = time.perf_counter()
     window = needed_window(target, source, kernel)
     extent = Window(row=0, col=0, height=source.height, width=source.width)
@@ -143,22 +144,22 @@ def chip(data: Array, source: Grid, target: Grid, kernel: Resampling) -> tuple[A
     if window is None:
         return np.zeros(target.shape, data.dtype), np.zeros(target.shape, bool), np.zeros(2)
     pixels, grid = data[window.slices], source.window(window)
-    found, valid = warp(pixels, pixels != 0, grid, target, kernel, 0)
+    resampled, valid = warp(pixels, pixels != 0, grid, target, kernel, 0)
     ours = time.perf_counter() - start
     start = time.perf_counter()
     through_gdal(np.ascontiguousarray(pixels), grid, target, kernel)
-    return found, valid, np.array([ours, time.perf_counter() - start])
+    return resampled, valid, np.array([ours, time.perf_counter() - start])
 
 
 def scales(source: Grid, target: Grid) -> dict[str, str]:
-    """GDAL's kernel widths, from the grids instead of the arrays' extents; about 1 counts as 1, as with us."""
+    """Return GDAL's kernel widths, from the grids instead of the extents of arrays; about 1 is 1, as in the library."""
     ratios = (max(1.0, r) for r in pixel_ratio(target, source))
-    near = (round(r) if abs(r - round(r)) < 0.05 else r for r in ratios)
-    return {key: repr(1 / r) for key, r in zip(("XSCALE", "YSCALE"), near, strict=True)}
+    rounded = (round(r) if abs(r - round(r)) < 0.05 else r for r in ratios)
+    return {key: repr(1 / r) for key, r in zip(("XSCALE", "YSCALE"), rounded, strict=True)}
 
 
 def through_gdal(data: Array, source: Grid, target: Grid, kernel: Resampling) -> Array:
-    """`reproject`, exact where rasterio can."""
+    """Resample with `reproject`, with exact positions where rasterio can."""
     out = np.zeros(target.shape, data.dtype)
     reproject(
         data,
@@ -177,7 +178,7 @@ def through_gdal(data: Array, source: Grid, target: Grid, kernel: Resampling) ->
 
 
 def exact(data: Array, source: Grid, target: Grid, kernel: Resampling) -> Array:
-    """The whole target by GDAL with exact positions."""
+    """Resample the whole target with GDAL and exact positions."""
     if EXACT:
         return through_gdal(data, source, target, kernel)
     height, width = source.shape
@@ -192,15 +193,15 @@ def exact(data: Array, source: Grid, target: Grid, kernel: Resampling) -> Array:
 
 
 def interior(cols: Array, rows: Array, source: Grid, kernel: str, ratio: tuple[float, float]) -> Array:
-    """Positions further from the image's edge than a kernel reaches."""
+    """Return which positions are further from the image's edge than a kernel reaches."""
     reach = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1}[kernel]
     x, y = (reach * max(1.0, r) for r in ratio)
     return (cols >= x) & (cols <= source.width - x) & (rows >= y) & (rows <= source.height - y)
 
 
-def ties(at: Array) -> Array:
-    """Positions within a millionth of a pixel of an edge between pixels."""
-    return np.abs(at - np.round(at)) < 1e-6
+def ties(where: Array) -> Array:
+    """Return which positions are within a millionth of a pixel of an edge between pixels."""
+    return np.abs(where - np.round(where)) < 1e-6
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a swept box leaves of many polygons is what it leaves of each, however they are shared out."""
+"""The swept box is subtracted from many polygons exactly as from each alone, however they are split up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locality: what a sampler's order gains in speed and loses in mixing."""
+"""Locality: how much speed a local order of chips gains, and how much diversity its batches lose."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from bench import SIZE, Bench
-from readers import Row, locality_of
+from readers import Row, parse_locality
 from report import Section, middle, number, spread
 from scenes import BANDS, TILE, Layout
-from speed import AHEAD_ROW, method
+from speed import LOOKAHEAD_ROW, method
 
 import rasteret_ml as rm
 
@@ -19,68 +19,66 @@ Chips = npt.NDArray[np.int64]
 """`[N, 3]`: scene, row and column."""
 
 _CELL = 64
-"""Side of the cells that coverage is counted in, pixels."""
+"""Side of the cells in which coverage is counted, in pixels."""
 _LONGER = 4
-"""Times as many batches as usual are timed: an epoch begins with all blocks new, so that its first batches share fewer
-tiles than the rest, and a block lasts for a hundred of them."""
+"""Factor on the number of timed batches: all blocks are new when an epoch starts, so its first batches share fewer
+tiles than later ones, and a block lasts for a hundred batches."""
 
 
 def locality(bench: Bench) -> list[Section]:
-    """The knob against speed at 30 ms and against mixing."""
-    heads = ["locality", "chips/s", "times uniform", "tiles a chip", "tiles a chip, 16 batches", "scenes", "blocks"]
-    section = Section("Locality, 30 ms", method(bench, _LONGER), [*heads, "chi²/dof", "coverage"])
+    """Measure speed at 30 ms and diversity of batches for several localities."""
+    columns = ["locality", "chips/s", "/ uniform", "tiles per chip", "tiles per chip, 16 batches", "scenes", "blocks"]
+    section = Section("Locality, 30 ms", method(bench, _LONGER), [*columns, "chi²/dof", "coverage"])
     section.notes.append(
-        "tiles a chip: distinct tiles that a batch (or 16) touches; scenes, blocks: distinct ones in a batch, relative "
-        f"to uniform's (a block: {bench.args.block} x {bench.args.block} tiles); chi²/dof of the chips' places over an "
-        f"epoch of {bench.args.epoch}, 1 = independent uniform draws, below 1 = more even; coverage: how unevenly an "
-        "epoch covers the area (coefficient of variation), relative to uniform's."
+        "tiles per chip: distinct tiles that a batch (or 16 batches) touches, per chip; scenes, blocks: distinct "
+        f"scenes and blocks of {bench.args.block} x {bench.args.block} tiles in a batch, relative to uniform; "
+        f"chi²/dof: of the chips' positions over an epoch of {bench.args.epoch}, 1 = independent uniform draws, "
+        "below 1 = more even; coverage: coefficient of variation of how often an epoch covers a cell, relative to "
+        "uniform."
     )
     uniform = Row(label="uniform", reader="ours", options={"workers": 2, "lookahead": True})
     cached = {**uniform.options, "cache_bytes": bench.args.cache_mb * 2**20}
     rows = [uniform, Row(label="uniform, cache", reader="ours", options=cached)]
-    values = list(bench.args.knob)
+    values = list(bench.args.localities)
     values += [] if bench.locality in values else [bench.locality]
     rows += [Row(label=f"{v}", reader="ours", options={**cached, "locality": v}) for v in values]
     rows = bench.available(rows, section)
     bench.check(rows, 0)
-    found = bench.paired(rows, lambda row: bench.rate(row, 30, longer=_LONGER))
-    base = batch_diversity(draw(bench, None), bench)
+    rates = bench.paired(rows, lambda row: bench.rate(row, 30, longer=_LONGER))
+    uniform_diversity = batch_diversity(draw(bench, None), bench)
     for row in rows:
-        mixed = batch_diversity(draw(bench, row.options.get("locality")), bench)
-        times = middle(found[row.label]) / middle(found["uniform"])
-        section.rows.append([row.label, spread(found[row.label]), number(times), *_against(mixed, base)])
+        diversity = batch_diversity(draw(bench, row.options.get("locality")), bench)
+        speedup = middle(rates[row.label]) / middle(rates["uniform"])
+        cells = [number(speedup), *_cells(diversity, uniform_diversity)]
+        section.rows.append([row.label, spread(rates[row.label]), *cells])
         if row.options.get("locality") == bench.locality:
-            section.target(f"locality {row.label}, times uniform", times, 3)
-            section.target("scenes of uniform's", mixed["scenes"] / base["scenes"], 0.9)
-            section.target("blocks of uniform's", mixed["blocks"] / base["blocks"], 0.5)
-    section.notes.append(f"the uniform row is what other tables call {AHEAD_ROW!r}")
+            section.target(f"locality {row.label}, speed relative to uniform", speedup, 3)
+            for key, target in (("scenes", 0.9), ("blocks", 0.5)):
+                section.target(f"{key} relative to uniform", diversity[key] / uniform_diversity[key], target)
+    section.notes.append(f"other tables call the uniform row {LOOKAHEAD_ROW!r}")
     section.notes.append(
-        "more batches than in other tables: an epoch begins with all blocks new, so that its first batches share fewer "
-        "tiles than the rest"
+        "more batches are timed than in other tables: all blocks are new when an epoch starts, so its first batches "
+        "share fewer tiles than later ones"
     )
     return [section]
 
 
-def _against(mixed: dict[str, float], base: dict[str, float]) -> list[str]:
-    return [
-        number(mixed["tiles"]),
-        number(mixed["tiles_16"]),
-        *(number(mixed[key] / base[key]) for key in ("scenes", "blocks")),
-        number(mixed["chi2"]),
-        number(mixed["coverage"] / base["coverage"]),
-    ]
+def _cells(diversity: dict[str, float], uniform: dict[str, float]) -> list[str]:
+    """Format the columns from tiles per chip to coverage."""
+    ratios = {key: diversity[key] / uniform[key] for key in ("scenes", "blocks", "coverage")}
+    return [number((diversity | ratios)[key]) for key in ("tiles", "tiles_16", "scenes", "blocks", "chi2", "coverage")]
 
 
 def draw(bench: Bench, value: Any) -> Chips:
-    """An epoch of chips."""
+    """Draw an epoch of chips with a locality, or uniformly (None)."""
     dataset = rm.RasteretDataset(bench.collection(None), list(BANDS))
-    local = locality_of(value, bench.batch)
+    local = parse_locality(value, bench.batch)
     sampler = rm.RandomAOISampler(dataset, SIZE, bench.args.epoch, seed=bench.args.seed, locality=local)
-    return np.array([bench.place(dataset, aoi) for aoi in sampler], np.int64)
+    return np.array([bench.locate(dataset, aoi) for aoi in sampler], np.int64)
 
 
 def batch_diversity(chips: Chips, bench: Bench) -> dict[str, float]:
-    """How well an order mixes, and what it has to read."""
+    """Measure how diverse the batches of an order are and how many tiles they touch."""
     side = bench.args.block * TILE
     batches = [chips[i : i + bench.batch] for i in range(0, len(chips) - bench.batch + 1, bench.batch)]
     windows = [chips[i : i + 16 * bench.batch] for i in range(0, len(chips), 16 * bench.batch)]
@@ -100,7 +98,7 @@ def _blocks(chips: Chips, side: int) -> set[tuple[int, ...]]:
 
 
 def _tiles(chips: Chips) -> int:
-    """Distinct tiles that chips touch in one band."""
+    """Count the distinct tiles that chips touch in one band."""
     touched: set[tuple[int, int, int]] = set()
     for scene, row, col in chips.tolist():
         rows = range(row // TILE, (row + SIZE - 1) // TILE + 1)
@@ -109,18 +107,18 @@ def _tiles(chips: Chips) -> int:
 
 
 def chi_squared(chips: Chips, layout: Layout) -> float:
-    """Pearson's statistic of the chips' corners over equal bins, per degree of freedom."""
+    """Compute Pearson's statistic of the chips' corners over equal bins, per degree of freedom."""
     across = int(np.clip(np.sqrt(len(chips) / 20 / layout.scenes), 1, 12))
-    room = layout.size - SIZE + 1
+    span = layout.size - SIZE + 1
     bins = np.zeros((layout.scenes, across, across))
-    row, col = (np.minimum(chips[:, i] * across // room, across - 1) for i in (1, 2))
+    row, col = (np.minimum(chips[:, i] * across // span, across - 1) for i in (1, 2))
     np.add.at(bins, (chips[:, 0], row, col), 1)
     expected = len(chips) / bins.size
     return float(((bins - expected) ** 2 / expected).sum() / max(1, bins.size - 1))
 
 
 def unevenness(chips: Chips, layout: Layout) -> float:
-    """Coefficient of variation of how often a cell away from the edges is covered."""
+    """Compute the coefficient of variation of how often cells away from the edges are covered."""
     cells, reach = layout.size // _CELL, SIZE // _CELL
     steps = np.zeros((layout.scenes, cells + reach + 1, cells + reach + 1))
     scene, row, col = chips[:, 0], chips[:, 1] // _CELL, chips[:, 2] // _CELL
