@@ -23,8 +23,14 @@ from omegaconf import DictConfig
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from rasteret_ml import MapWriter, RasteretDataModule
-from rasteret_ml.train.config import LoadingConfig, NormalizationConfig, SamplingConfig, SplitConfig, builtin_fields
 from rasteret_ml.train.data_handles import DatasetOptions
+from rasteret_ml.train.datamodule_config import (
+    LoadingConfig,
+    NormalizationConfig,
+    SamplingConfig,
+    SplitConfig,
+    builtin_fields,
+)
 
 MAX_PICTURE = 4096  # pixels along a side of the largest map to draw
 

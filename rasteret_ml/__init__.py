@@ -1,36 +1,42 @@
 """Train models straight from cloud-hosted satellite imagery.
 
-    a row becomes a plan, a plan becomes ranges, ranges become bytes,
-    bytes become tiles, tiles become a chip, chips become a batch
+The packages, in import order; a file imports only from its own package or from one above it:
 
-The map of the house, bottom step first; a file imports only from a lower step or its own room:
+    errors        what can go wrong, and what to do about it
+    telemetry     counters                                  ranges        byte ranges and merging them
+    fingerprint   what saved states are checked against
+    geo           grids, windows, CRSs, times, geometries, resampling; no I/O
+    cog           TIFF headers, tile tables and codecs; no I/O
+    plotting      pictures
+    storage       where bytes come from: HTTP, local files, signing; the only package with sockets
+    raster        a record becomes pixels: plan, read, assemble; `RasterAccessor`; one event loop per process
+    collection    the Parquet table of records; `build` makes it from files, tables and STAC items
+    samplers      which chips, in which order; AOI tables and splits
+    samples       chips to samples, samples to batches
+    datasets      the TorchGeo datasets, their index, their `&` and `|`
+    loader        the DataLoader: prefetching, error recovery, resuming, statistics
+    transforms    normalize, augment, move to the device; statistics of channels and classes
+    predict       chips of predictions blended to maps
+    train         Lightning: datamodule, tasks, losses, callbacks
+    cli           `rasteret-ml`                             testing       servers, files and checks for tests
 
-    0  errors       what can go wrong, whose fault it is, what to do
-    1  ranges       byte ranges and merging them     telemetry    counters
-       instants     times as people write them       plans        what makes two orders the same
-    2  geo          windows, grids, CRSs, masks, warps, geometries in
-    3  cog          TIFF without I/O: headers, tile tables, codecs   plotting     pictures
-    4  record       one row, and the names of bands
-    5  fetch        the only room with sockets: readers, retries, URL schemes, signing
-    6  raster       a row becomes pixels: plan, execute, RasterAccessor, mosaic, explain
-    7  runtime      one loop per process
-    8  collection   the Parquet table
-    9  ingest       makes Collections: files, tables, STAC
-    10 aois         AOI tables, and what of them is covered
-    11 sampling     which AOIs, in which order
-    12 splitting    ground, AOIs and records into splits that do not leak
-    13 scenes       records as places and times, and finding them
-    14 samples      samples and batches: buffers, collate, composites, pictures
-    15 reading      batches read ahead, drawn again, mended where data fail
-    16 datasets     the torchgeo dataset, its `&` and `|`
-    17 painting     polygons as labels
-    18 loading      the loader, its states and what it measures
-    19 maps         predictions of chips put together to COGs
-    20 statistics   moments, percentiles, class counts      preparing    normalised, augmented, on the device
-    21 train        Lightning datamodule, tasks, losses, watching, maps written
-    22 cli          `rasteret-ml`                          testing      shipped fakes
+The way of a batch in a worker of a `DataLoader`:
 
-Names below load on first use: importing the package loads neither torch nor aiohttp.
+    loader        PrefetchingDataset.__getitems__        takes the batch, and starts those that follow
+    datasets      RasteretDataset.requests               finds the records of each query
+    raster        ChipRequest.plan                       plans the tiles of each chip
+    cog           plan_tiles                             looks up their byte ranges
+    raster        WorkerLoop.read, read_chips, execute   one call for the batch, on the process's event loop
+    storage       SchemeReader.read                      fetches byte ranges
+    cog           decode_tile                            decompresses a tile
+    raster        copy_tile, finish_chip, Mosaic         copies, validity, resampling, overlapping records
+    datasets      RasteretDataset.samples                chips to samples
+    samples       make_samples                           fills the tensors
+    loader        TimedCollate                           calls the collate function
+    samples       collate                                stacks the batch
+
+`RasterAccessor.load_bands` enters at `ChipRequest.plan` and leaves with the chips. Names below load on first use:
+importing the package loads neither torch nor aiohttp.
 """
 
 from __future__ import annotations

@@ -20,7 +20,13 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.samplers.random import RandomAOISampler
 from rasteret_ml.samplers.splits.leaks import check_splits
-from rasteret_ml.train.config import LoadingConfig, NormalizationConfig, SamplingConfig, SplitConfig, to_builtin
+from rasteret_ml.train.datamodule_config import (
+    LoadingConfig,
+    NormalizationConfig,
+    SamplingConfig,
+    SplitConfig,
+    to_builtin,
+)
 from rasteret_ml.train.sources import RasterSource
 from rasteret_ml.transforms.statistics import DatasetStatistics, dataset_statistics
 

@@ -22,7 +22,8 @@ from rasteret_ml.samplers.grid_sampler import GridAOISampler
 from rasteret_ml.samples.collate import collate
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample
-from rasteret_ml.train.config import (
+from rasteret_ml.train.data_handles import DataHandles, DatasetOptions, class_map
+from rasteret_ml.train.datamodule_config import (
     LoadingConfig,
     NormalizationConfig,
     SamplingConfig,
@@ -32,7 +33,6 @@ from rasteret_ml.train.config import (
     to_builtin,
     to_config,
 )
-from rasteret_ml.train.data_handles import DataHandles, DatasetOptions, class_map
 from rasteret_ml.train.sources import Rasters, RasterSource
 from rasteret_ml.transforms.device import to_device
 from rasteret_ml.transforms.flips import random_flip_rot90

@@ -155,7 +155,7 @@ def test_a_crs_that_is_none_is_refused() -> None:
     [
         5,
         5.0,
-        object(),
+        pytest.param(object(), id="object"),
         True,
         [5],
         [BOX, "text"],
