@@ -195,6 +195,9 @@ class RasteretIntersection(_Combination, IntersectionDataset):
 
     Images join along C and validities by AND (see `join_samples`); place, time and record are the left side's. The
     right side is copied first, so that the original keeps its CRS and resolution.
+
+    With a stock dataset on the left, TorchGeo's own `&` runs instead (and its `|`, which takes the maximum): without
+    validity, and one sample at a time.
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:

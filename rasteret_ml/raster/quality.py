@@ -23,6 +23,12 @@ class QualityMask:
 
     Raises:
         UsageError: none or several of them, or bits and values that cannot be.
+
+    Example:
+        >>> QualityMask(band="SCL", clear=(4, 5, 6)).band  # the preset "sentinel-2-scl" has more classes
+        'SCL'
+        >>> QualityMask(band="CLD", below=40).below  # a cloud probability in percent
+        40
     """
 
     band: str
