@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 from rasteret_ml.datasets.protocol import BatchRequest, ReadableDataset, SampleBatch
 from rasteret_ml.raster.read import OnError, ReadResult
 from rasteret_ml.raster.worker_loop import WorkerLoop, current_loop
-from rasteret_ml.samples.blank import blank_padding
+from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 

@@ -48,7 +48,7 @@ from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
 from rasteret_ml.geo.grid import Grid, pixel_size
 from rasteret_ml.raster.engine import ReadConfig
-from rasteret_ml.raster.explain import ReadEstimate, explain
+from rasteret_ml.raster.jobs import ReadEstimate, explain
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.raster.requests import ChipRules
@@ -57,9 +57,8 @@ from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 from rasteret_ml.samples.buffers import torch_dtype
 from rasteret_ml.samples.composite import Composite
-from rasteret_ml.samples.labels import LabelRule
 from rasteret_ml.samples.plots import plot_from
-from rasteret_ml.samples.sample import Sample, SampleSpec
+from rasteret_ml.samples.sample import LabelRule, Sample, SampleSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,7 +136,7 @@ class RasteretDataset(GeoDataset):
             raise UsageError("labels= is for label rasters: add is_image=False.")
         check_grid(grid, crs, res)
         config = config_from(MosaicConfig, mosaic, "mosaic")
-        clear = None if quality is None else QualityMask.of(quality)
+        clear = None if quality is None else QualityMask.parse(quality)
         stored = self.bands if clear is None else tuple(dict.fromkeys((*self.bands, clear.band)))
         self._scenes = scene_table(self.collection, self.bands, stored)
         check_quality(self.collection, clear, config)
@@ -148,7 +147,7 @@ class RasteretDataset(GeoDataset):
             store=RecordStore(self.collection, stored),
             rules=self._rules(config, clear),
             series=dates,
-            composite=Composite.of(composite, self.bands),
+            composite=Composite.parse(composite, self.bands),
             spec=self._spec(sample, labels, clear is not None, dates is not None and composite is None),
             reading=config_from(ReadConfig, reading, "reading"),
             dtype=self._scenes.dtype,

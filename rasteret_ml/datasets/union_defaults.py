@@ -12,7 +12,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import epsg_code
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samples.merge import converted, dates_of, pixel_keys
+from rasteret_ml.samples.merge import cast_exactly, num_dates, pixel_keys
 from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
 
 __all__ = ["add_query_keys", "fill_missing_keys", "stock_sample"]
@@ -49,7 +49,7 @@ def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dty
     Raises:
         UsageError: single images where the other side gives a series, other pixels, or another type.
     """
-    whole, count = dict(sample), dates_of(sample)
+    whole, count = dict(sample), num_dates(sample)
     if "time_valid" in keys and count is None:
         raise UsageError("One side of an `|` gives a time series, the other single images; give both the same series=.")
     if types and set(types) != set(pixel_keys(sample)):
@@ -59,7 +59,7 @@ def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dty
         )
     for key, dtype in types.items():
         valid = sample["mask_valid"].all(-3, keepdim=sample[key].ndim >= sample["mask_valid"].ndim)
-        whole[key] = converted(key, sample[key], dtype, valid)
+        whole[key] = cast_exactly(key, sample[key], dtype, valid)
     for key in sorted(keys - set(sample)):
         value = _neutral(key, sample, grid, count)
         if value is not None:

@@ -35,7 +35,7 @@ class ErrorPolicy:
     itself tries each request again before, see `RetryPolicy`). "replace": after the retries, another sample in its
     place: from the next spare place of its own AOI where it has any (`min_valid=`), else a copy of the next good sample
     of its batch, with that one's `draw`, `aoi` and `label`; it is raised where the whole batch has none. "fill": after
-    the retries, a sample of the same form in which nothing counts (see `samples.blank.blank_sample`); the one to choose
+    the retries, a sample of the same form in which nothing counts (see `collate.blank_sample`); the one to choose
     for validation, where "replace" would count a sample twice."""
     retries: int = 1
     """Readings of a failed sample beyond the first one."""

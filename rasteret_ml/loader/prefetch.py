@@ -21,7 +21,7 @@ from rasteret_ml.loader.failures import SampleError
 from rasteret_ml.loader.recovery import FailureRecovery
 from rasteret_ml.raster.read import OnError, ReadResult
 from rasteret_ml.raster.worker_loop import WorkerLoop
-from rasteret_ml.samples.blank import blank_padding
+from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 

@@ -14,7 +14,7 @@ from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import SampleError, detached
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samples.blank import blank_sample
+from rasteret_ml.samples.collate import blank_sample
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 

@@ -1,4 +1,4 @@
-"""Decoded pixels to chips: buffers before, validity and resampling after (pure)."""
+"""Assemble chips from decoded tiles: allocate buffers, compute validity, resample; without I/O."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.geo.resample.warp import warp
+from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
 
 __all__ = ["BandBuffers", "ChipBuffers", "allocate", "empty_chip", "equals_nodata", "finish_chip", "valid_pixels"]
 
+_LERC = 34887
 _NEAR = 2 * float(np.finfo(np.float32).eps)
 
 
@@ -22,12 +24,12 @@ def valid_pixels(
     masked: npt.NDArray[np.bool_] | None,
     nodata: int | float | None,
 ) -> npt.NDArray[np.bool_]:
-    """Validity of pixels `[h, w]`.
+    """Return the validity of pixels `[H, W]`.
 
     Args:
         data: Stored values.
-        masked: What the file's mask or alpha says (True = valid), None where it says nothing.
-        nodata: The value that stands for no data, None where the mask decides alone.
+        masked: The file's mask or alpha (True = valid); None = the file has none.
+        nodata: The nodata value; None = the mask decides alone.
     """
     valid = np.ones(data.shape, bool) if masked is None else masked.copy()
     if nodata is not None:
@@ -38,74 +40,72 @@ def valid_pixels(
 
 
 def equals_nodata(data: npt.NDArray[Any], nodata: int | float) -> npt.NDArray[np.bool_]:
-    """Where `data` is `nodata`.
+    """Return where `data` equals `nodata`.
 
-    Integers are compared exactly. Floats as GDAL's nodata mask does (`ARE_REAL_EQUAL` in gdal_priv_templates.hpp):
-    equal, or closer than 2 * FLT_EPSILON * |a + b|, also for doubles; of complex numbers the real part.
+    Integers are compared exactly. Floats are compared as in GDAL's nodata mask (`ARE_REAL_EQUAL` in
+    gdal_priv_templates.hpp): equal, or closer than 2 * FLT_EPSILON * |a + b|, also for doubles. Of complex numbers the
+    real part is compared.
     """
     if data.dtype.kind in "iu":
-        same: npt.NDArray[np.bool_] = data == nodata
-        return same
+        equal: npt.NDArray[np.bool_] = data == nodata
+        return equal
     values = data.real if data.dtype.kind == "c" else data
     values = values.astype(np.float32) if values.dtype == np.float16 else values
     with np.errstate(over="ignore", invalid="ignore"):
-        wanted = values.dtype.type(nodata)
-        same = values == wanted
-        if wanted == 0 or not np.isfinite(wanted):
-            return same
-        # Few pixels are near without being equal: the exact rule is worked out for those alone. Where a + b
-        # overflows, everything of the same sign is near.
+        value = values.dtype.type(nodata)
+        equal = values == value
+        if value == 0 or not np.isfinite(value):
+            return equal
+        # Few pixels are close but not equal: apply the exact rule to those alone. Where a + b overflows, every value
+        # of the same sign is close.
         limits = np.finfo(values.dtype)
-        huge = abs(wanted) >= limits.max * limits.eps / 4  # the sum with a large value of the same sign overflows
-        reach = np.inf if huge else abs(wanted) * values.dtype.type(3 * _NEAR)
-        near = (values * np.sign(wanted) > 0) & ~same if huge else (abs(values - wanted) <= reach) & ~same
+        overflows = abs(value) >= limits.max * limits.eps / 4
+        if overflows:
+            near = (values * np.sign(value) > 0) & ~equal
+        else:
+            near = (abs(values - value) <= abs(value) * values.dtype.type(3 * _NEAR)) & ~equal
         if near.any():
             close = values[near]
-            limit = np.float32(_NEAR / 2) * abs(close + wanted) * values.dtype.type(2)
-            same[near] = abs(close - wanted) < limit
-    return same
-
-
-_LERC = 34887
+            limit = np.float32(_NEAR / 2) * abs(close + value) * values.dtype.type(2)
+            equal[near] = abs(close - value) < limit
+    return equal
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class BandBuffers:
-    """Where the tiles of one band of one chip land, on the band's own grid."""
+    """Arrays that the tiles of one band of a chip are copied to, on the band's grid."""
 
     data: npt.NDArray[Any]
-    """Pixels `[h, w]` of the plan's window, the fill value where nothing will land."""
+    """Pixels `[H, W]` of the plan's window; the fill value where no tile is copied."""
     unread: npt.NDArray[np.bool_] | None = None
-    """Pixels `[h, w]` of stored tiles that have not landed (a failed tile stays so); None where none may fail."""
+    """Pixels `[H, W]` of stored tiles not copied yet (stays True for failed tiles); None = not tracked."""
     codec_invalid: npt.NDArray[np.bool_] | None = None
-    """Pixels that the codec itself marks invalid (LERC)."""
+    """Pixels that the codec marks invalid (LERC); None for other codecs."""
     mask: npt.NDArray[np.bool_] | None = None
-    """What the file's mask or alpha says, where it has one; what is sparse in it is invalid."""
+    """The file's mask or alpha (True = valid), False in sparse tiles; None = the file has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipBuffers:
-    """Where the tiles of one chip land."""
+    """Arrays that the tiles of one chip are copied to."""
 
     data: npt.NDArray[Any]
-    """The chip's pixels `[C, H, W]`; bands that need no resampling land in its channels."""
+    """Pixels of the chip `[C, H, W]`; bands that are not resampled are copied to its channels directly."""
     bands: tuple[BandBuffers, ...]
-    """Per band."""
+    """One per band."""
 
 
 def allocate(plan: ChipPlan, data: npt.NDArray[Any] | None = None, *, track_unread: bool = False) -> ChipBuffers:
-    """Buffers for a plan.
+    """Allocate buffers for a plan.
 
     Args:
-        plan: What will be read.
-        data: An array `[C, H, W]` that the chip's pixels go to; None = a new one.
-        track_unread: Whether tiles may fail, so that it has to be noted which have landed.
+        plan: The plan.
+        data: Array `[C, H, W]` for the chip's pixels; None = a new one.
+        track_unread: Whether to track which pixels were copied, because tiles may fail.
     """
     chip = np.empty((len(plan.bands), *plan.grid.shape), plan.dtype) if data is None else data
-    bands = tuple(
-        _allocate_band(plan, band, channel, track_unread) for channel, band in zip(chip, plan.bands, strict=True)
-    )
-    return ChipBuffers(data=chip, bands=bands)
+    pairs = zip(plan.bands, chip, strict=True)
+    return ChipBuffers(data=chip, bands=tuple(_allocate_band(plan, *pair, track_unread) for pair in pairs))
 
 
 def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], track_unread: bool) -> BandBuffers:
@@ -116,11 +116,11 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], tr
     data = channel if band.resampling is None else np.empty(band.window.shape, plan.dtype)
     unread = np.zeros(band.window.shape, bool) if track_unread else None
     if track_unread or not band.covers:
-        data[:] = fill  # else every pixel gets a value from its tile
-    empty = fill_value(band.source.metadata.nodata, plan.dtype)  # of a sparse tile, whatever the caller's nodata is
+        data[:] = fill  # otherwise tiles fill every pixel
+    sparse = fill_value(band.source.metadata.nodata, plan.dtype)  # the file's nodata, even if the caller overrides it
     for read in band.tiles:
         if read.range is None:
-            data[read.target.slices] = empty
+            data[read.target.slices] = sparse
         elif unread is not None:
             unread[read.target.slices] = True
     has_mask = band.level.mask is not None and band.source.uses_mask
@@ -133,12 +133,11 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], tr
 
 
 def finish_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """Compute validity, resample bands that lie on other grids, and return the chip."""
-    shape = plan.grid.shape
+    """Compute validity, resample bands on other grids, and return the chip."""
     valid = np.empty(buffers.data.shape, bool)
-    covered = np.zeros(shape, bool)
-    for i, (band, held) in enumerate(zip(plan.bands, buffers.bands, strict=True)):
-        data, valid[i], inside = _finish_band(plan, band, held)
+    covered = np.zeros(plan.grid.shape, bool)
+    for i, (band, buffer) in enumerate(zip(plan.bands, buffers.bands, strict=True)):
+        data, valid[i], inside = _finish_band(plan, band, buffer)
         if inside is None:
             covered[:] = True
         else:
@@ -149,7 +148,7 @@ def finish_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
 
 
 def empty_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """Return a chip of fill values, none of them valid."""
+    """Return a chip of fill values without a valid pixel."""
     for band, channel in zip(plan.bands, buffers.data, strict=True):
         channel[:] = fill_value(band.source.nodata, plan.dtype)
     return _chip(plan, buffers, np.zeros(buffers.data.shape, bool), np.zeros(plan.grid.shape, bool))
@@ -168,40 +167,36 @@ def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], co
 
 
 def _finish_band(
-    plan: ChipPlan, band: BandPlan, held: BandBuffers
+    plan: ChipPlan, band: BandPlan, buffer: BandBuffers
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
-    """Return pixels, their validity, and which of them lie in the image (None: all)."""
-    shape, source = plan.grid.shape, band.source
+    """Return pixels, their validity, and which of them lie in the image (None: all), on the chip's grid."""
+    source = band.source
     if band.window is None:
-        nothing = np.zeros(shape, bool)
-        return held.data, nothing, nothing
-    inside = None if band.covers else _in_image(band)
-    nodata = source.nodata if held.mask is None or source.nodata_given else None
-    valid = valid_pixels(held.data, held.mask, nodata)
+        outside = np.zeros(plan.grid.shape, bool)
+        return buffer.data, outside, outside
+    inside = None if band.covers else _in_image(band, band.window)
+    nodata = source.nodata if buffer.mask is None or source.nodata_given else None
+    valid = valid_pixels(buffer.data, buffer.mask, nodata)
     if inside is not None:
         valid &= inside
-    if held.unread is not None:
-        valid &= ~held.unread
-    if held.codec_invalid is not None and held.codec_invalid.any():
-        held.data[held.codec_invalid] = _lerc_fill(source.nodata, plan.dtype)
-        valid &= ~held.codec_invalid
-    if band.resampling is None:
-        return held.data, valid, inside
-    own = band.level.grid
+    if buffer.unread is not None:
+        valid &= ~buffer.unread
     fill = fill_value(source.nodata, plan.dtype)
-    data, valid = warp(held.data, valid, own.window(band.window), plan.grid, band.resampling, fill, band.ratio)
+    if buffer.codec_invalid is not None and buffer.codec_invalid.any():
+        is_nan = source.nodata is None and plan.dtype.kind == "f"
+        buffer.data[buffer.codec_invalid] = float("nan") if is_nan else fill
+        valid &= ~buffer.codec_invalid
+    if band.resampling is None:
+        return buffer.data, valid, inside
+    grid = band.level.grid.window(band.window)
+    data, valid = warp(buffer.data, valid, grid, plan.grid, band.resampling, fill, band.ratio)
     return data, valid, valid
 
 
-def _lerc_fill(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
-    return float("nan") if nodata is None and dtype.kind == "f" else fill_value(nodata, dtype)
-
-
-def _in_image(band: BandPlan) -> npt.NDArray[np.bool_]:
-    assert band.window is not None
-    inside = np.zeros(band.window.shape, bool)
-    for turned in band.parts:
-        part = turned.intersection(band.level.image.extent)
-        if part is not None:
-            inside[part.relative_to(turned).slices] = True
+def _in_image(band: BandPlan, window: Window) -> npt.NDArray[np.bool_]:
+    inside = np.zeros(window.shape, bool)
+    for part in band.parts:
+        overlap = part.intersection(band.level.image.extent)
+        if overlap is not None:
+            inside[overlap.relative_to(part).slices] = True
     return inside

@@ -1,4 +1,4 @@
-"""Pixels with their validity on a grid, and what they are worth: scale and offset."""
+"""Pixels with their validity on a grid, and their scale and offset."""
 
 from __future__ import annotations
 
@@ -16,40 +16,34 @@ from rasteret_ml.raster.raster_info import RasterInfo
 if TYPE_CHECKING:
     import torch
 
-
 __all__ = ["Chip", "Scaling", "scaling_of", "to_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Scale and offset that a record states for its bands: value = stored * scale + offset."""
+    """Scale and offset of a record's bands: value = stored * scale + offset."""
 
     scale: tuple[float | None, ...]
-    """Per band; None = not stated (1)."""
+    """Per band; None = unknown, applied as 1."""
     offset: tuple[float | None, ...]
-    """Per band; None = not stated (0)."""
+    """Per band; None = unknown, applied as 0."""
 
     def __str__(self) -> str:
         return f"scale {list(self.scale)}, offset {list(self.offset)}"
 
     @classmethod
     def none(cls, bands: int) -> Scaling:
-        """Return a scaling that states nothing for `bands` bands."""
+        """Return a scaling of unknown scales and offsets for a number of bands."""
         return cls((None,) * bands, (None,) * bands)
 
     @property
     def numbers(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Scales and offsets, with defaults where none is stated."""
+        """Scales and offsets, with 1 and 0 for unknown ones."""
         return tuple(1.0 if v is None else v for v in self.scale), tuple(0.0 if v is None else v for v in self.offset)
-
-    def factors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return scale and offset `[C, 1, 1]`, with defaults where none is stated."""
-        scale, offset = self.numbers
-        return np.array(scale)[:, None, None], np.array(offset)[:, None, None]
 
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Convert stored pixels `[C, H, W]` to values."""
-        scale, offset = self.factors()
+        scale, offset = np.array(self.numbers)[..., None, None]  # [C, 1, 1] each
         values: npt.NDArray[np.float64] = stored * scale + offset
         return values
 
@@ -60,12 +54,12 @@ class Scaling:
         valid: npt.NDArray[np.bool_],
         nodata: Sequence[int | float | None] = (),
     ) -> npt.NDArray[Any]:
-        """Convert values `[C, H, W]` to stored pixels of `like`'s type where `valid`; keep `like` elsewhere.
+        """Convert values `[C, H, W]` to stored pixels of `like`'s type where `valid`; copy `like` elsewhere.
 
-        Integers are rounded and clipped to the type's range; a result equal to its band's nodata moves to the next
-        number, so that a valid pixel stays valid.
+        Integers are rounded and clipped to the range of the type. A result that equals the nodata value of its band
+        becomes the next integer, so that valid pixels stay valid.
         """
-        scale, offset = self.factors()
+        scale, offset = np.array(self.numbers)[..., None, None]  # [C, 1, 1] each
         stored = (values - offset) / scale
         if like.dtype.kind in "iu":
             limits = np.iinfo(like.dtype)
@@ -79,9 +73,9 @@ class Scaling:
 
 
 def scaling_of(plan: ChipPlan) -> Scaling:
-    """Return the scale and offset that a plan's record states."""
-    found = [band.source.metadata for band in plan.bands]
-    return Scaling(tuple(m.scale for m in found), tuple(m.offset for m in found))
+    """Return the scale and offset of a plan's bands."""
+    metadata = [band.source.metadata for band in plan.bands]
+    return Scaling(tuple(m.scale for m in metadata), tuple(m.offset for m in metadata))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,50 +83,45 @@ class Chip:
     """Pixels and their validity on a grid: numpy arrays, or torch tensors after `to_tensors`."""
 
     data: Any
-    """Pixels `[C, H, W]` of native dtype; `fill` where there are none."""
+    """Pixels `[C, H, W]` in the stored type; `fill` where there are none."""
     valid: Any
-    """Validity `[C, H, W]`: True = inside the scene, not nodata, not masked by the file."""
+    """Validity `[C, H, W]`: True = inside the raster, not nodata, not masked by the file."""
     inside: Any
-    """Pixels inside the requested geometry `[H, W]`; all True for a window."""
+    """Pixels inside the geometry that was read `[H, W]`; all True for a window."""
     grid: Grid
-    """Where the pixels lie."""
+    """Grid of the pixels."""
     bands: tuple[str, ...]
-    """Names along C."""
+    """Band names along C."""
     nodata: tuple[int | float | None, ...]
-    """Declared nodata of each band."""
+    """Nodata value of each band."""
     covered: Any
-    """Pixels inside a scene's raster `[H, W]`, valid or not."""
+    """Pixels inside a raster `[H, W]`, valid or not."""
     clear: Any = None
-    """Clear pixels `[H, W]`, by the record that supplied each; None without a quality band."""
+    """Clear pixels `[H, W]`, according to the record that supplied each; None without a quality band."""
     record: RasterInfo | None = None
-    """The record that supplied the first valid pixels; None where none did."""
+    """Record that supplied the first valid pixels; None if none did."""
     scaling: Scaling = Scaling((), ())
-    """Scale and offset of each band, as that record states them."""
+    """Scale and offset of each band of that record."""
     fill: tuple[int | float, ...] = ()
-    """Value of missing pixels, per band: the first record's nodata, or 0."""
+    """Value of missing pixels of each band: the first record's nodata, or 0."""
 
     @property
     def valid_all(self) -> npt.NDArray[np.bool_]:
-        """Validity of all bands (AND) `[H, W]`."""
+        """Pixels that are valid in all bands `[H, W]`."""
         valid: npt.NDArray[np.bool_] = np.all(np.asarray(self.valid), axis=0)
         return valid
 
 
 def to_tensors(chip: Chip) -> Chip:
-    """Return the chip with torch tensors that share the arrays' memory; native dtype, never promoted.
+    """Return the chip with torch tensors of the same type, which share memory with the arrays.
 
-    torch has no dtype for big-endian or complex integer samples; every other TIFF type has one.
+    torch has no type for complex integers and big-endian arrays; it supports all other TIFF types.
     """
     import torch
 
     def tensor(array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
-    return replace(
-        chip,
-        data=tensor(chip.data),
-        valid=tensor(chip.valid),
-        inside=tensor(chip.inside),
-        covered=tensor(chip.covered),
-        clear=None if chip.clear is None else tensor(chip.clear),
-    )
+    masks = {name: getattr(chip, name) for name in ("valid", "inside", "covered", "clear")}
+    tensors: dict[str, Any] = {name: None if mask is None else tensor(mask) for name, mask in masks.items()}
+    return replace(chip, data=tensor(chip.data), **tensors)

@@ -1,8 +1,8 @@
-"""The stored tiles that plans need, each once, and where their pixels go (pure)."""
+"""List the stored tiles that plans need, each once, with the chips that their pixels go to; without I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rasteret_ml.cog.tile_table import TileRead, TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
 from rasteret_ml.geo.window import Window
-from rasteret_ml.ranges import ByteRange
+from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
 from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
 from rasteret_ml.raster.source import BandSource
@@ -20,12 +20,14 @@ from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.storage.urls import sidecar_href
 
 __all__ = [
+    "ReadEstimate",
     "TileCopy",
     "TileJob",
     "bounding_window",
     "check_tile",
     "check_unchanged",
     "copy_tile",
+    "explain",
     "tile_jobs",
     "tile_payload",
 ]
@@ -33,93 +35,81 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileCopy:
-    """Where some pixels of a tile go."""
+    """A copy from a decoded tile to a chip."""
 
     target: npt.NDArray[Any]
-    """The chip's channel, or its mask."""
+    """Channel of the chip, or its mask."""
     unread: npt.NDArray[np.bool_] | None
-    """Set to False where the pixels land; None = not tracked."""
+    """Set to False where pixels are copied; None = not tracked."""
     invalid: npt.NDArray[np.bool_] | None
-    """Receives what the codec marks invalid; None = the codec has no validity."""
+    """Set to True where the codec marks pixels invalid; None = the codec has no validity."""
     read: TileRead
-    """Which pixels of the tile, and where in the chip."""
+    """Source window in the tile and target window in the chip."""
     sample: int
-    """Which sample of an interleaved tile."""
+    """Sample of a pixel-interleaved tile."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TileJob:
-    """One stored tile and where its pixels go."""
+    """A stored tile and the copies of its pixels."""
 
     source: BandSource
-    """The first band that needs it (bands of a pixel-interleaved file share tiles)."""
+    """The first band that needs the tile (bands of a pixel-interleaved file share tiles)."""
     image: str
-    """Which image of the file."""
+    """Image of the file, such as "overview 1"."""
     table: TileTable
-    """How to decode it."""
+    """Tile table to decode it with."""
     read: TileRead
-    """Which tile."""
+    """The tile."""
     range: ByteRange
-    """The bytes to fetch: the tile, after its block leader where there is one."""
+    """Bytes to fetch: the block leader, if any, and the tile."""
     href: str
-    """The file that holds it: the band's, or a sidecar."""
+    """File that holds the tile: the band's, or a sidecar."""
     copies: list[TileCopy] = field(default_factory=list)
     """Where its pixels go."""
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for jobs of the same bytes decoded in the same way (some writers store equal tiles once)."""
+        """Equal for jobs that decode the same bytes in the same way (some writers store equal tiles once)."""
         table, read = self.table, self.read
         shape = read.stored_rows, read.image_rows, read.image_cols, table.tile_width, table.samples_per_tile
         return self.href, self.range, shape, table.dtype, table.compression, self.indexed
 
     @property
     def stored(self) -> ByteRange:
-        """The tile's own bytes."""
+        """Bytes of the tile, without the block leader."""
         leader = self.read.leader
         return ByteRange(self.range.start + leader, self.range.length - leader)
 
     @property
     def indexed(self) -> tuple[int | None, str | None]:
-        """Size and version tag of that file when it was indexed."""
+        """Size and ETag of the file when it was indexed."""
         sidecar, metadata = self.table.sidecar, self.source.metadata
         return (metadata.file_size, metadata.etag) if sidecar is None else (sidecar.size, sidecar.etag)
 
 
 def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None = None) -> list[TileJob]:
-    """Return every stored tile of the plans, once."""
+    """Return one job for each stored tile of the plans, with copies to `buffers` (one per plan) if given."""
     jobs: dict[tuple[Any, ...], TileJob] = {}
     for i, plan in enumerate(plans):
         for j, band in enumerate(plan.bands):
             buffer = None if buffers is None else buffers[i].bands[j]
             for is_mask, table, reads in _images(band):
-                href = _href(band.source, table)
+                source = band.source
+                href = source.href if table.sidecar is None else sidecar_href(source.href, table.sidecar.suffix)
                 for read in reads:
                     if read.range is None:
                         continue
-                    # A short key per tile and chip; the long one, `TileJob.key`, joins tiles that several tables share.
+                    # This key is cheap to hash; `TileJob.key` is compared only once per tile and table.
                     key = id(table), href, read.range, read.stored_rows, read.image_rows, read.image_cols
-                    job = jobs.get(key) or _job(jobs, key, band, is_mask, table, read, href)
+                    job = jobs.get(key)
+                    if job is None:
+                        image = _image_name(band, is_mask)
+                        job = TileJob(source=source, image=image, table=table, read=read, range=read.range, href=href)
+                        job = jobs[key] = jobs.setdefault(job.key, job)
                     if buffer is not None:
                         job.copies.append(_tile_copy(band, buffer, read, is_mask))
     return list(dict.fromkeys(jobs.values()))
-
-
-def _job(
-    jobs: dict[tuple[Any, ...], TileJob],
-    key: tuple[Any, ...],
-    band: BandPlan,
-    is_mask: bool,
-    table: TileTable,
-    read: TileRead,
-    href: str,
-) -> TileJob:
-    """Return the job of a tile that is new to this table; bands of a pixel-interleaved file have a table each."""
-    assert read.range is not None
-    image = _image_name(band, is_mask)
-    job = TileJob(source=band.source, image=image, table=table, read=read, range=read.range, href=href)
-    jobs[key] = jobs.setdefault(job.key, job)
-    return jobs[key]
 
 
 def _images(band: BandPlan) -> Iterator[tuple[bool, TileTable, tuple[TileRead, ...]]]:
@@ -128,31 +118,24 @@ def _images(band: BandPlan) -> Iterator[tuple[bool, TileTable, tuple[TileRead, .
         yield True, band.level.mask, band.mask_tiles
 
 
-def _href(source: BandSource, table: TileTable) -> str:
-    return source.href if table.sidecar is None else sidecar_href(source.href, table.sidecar.suffix)
-
-
 def _image_name(band: BandPlan, is_mask: bool) -> str:
     image = f"overview {band.level.number}" if band.level.number else "full resolution"
     return f"mask of {image}" if is_mask else image
 
 
 def _tile_copy(band: BandPlan, buffer: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
+    # An overview may be band-interleaved where its image is pixel-interleaved: its tiles then hold one sample.
     if not is_mask:
-        sample = _sample_of(band.level.image, band.source.sample)
+        sample = band.source.sample if band.level.image.samples_per_tile > 1 else 0
         return TileCopy(buffer.data, buffer.unread, buffer.codec_invalid, read, sample)
     assert buffer.mask is not None
     assert band.level.mask is not None
-    return TileCopy(buffer.mask, None, None, read, _sample_of(band.level.mask, band.source.metadata.mask_sample))
-
-
-def _sample_of(table: TileTable, sample: int) -> int:
-    """Return the band's sample in a tile; overviews may be interleaved differently from their image."""
-    return sample if table.samples_per_tile > 1 else 0
+    sample = band.source.metadata.mask_sample if band.level.mask.samples_per_tile > 1 else 0
+    return TileCopy(buffer.mask, None, None, read, sample)
 
 
 def copy_tile(copies: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
-    """Copy the pixels `[rows, columns, samples]` of a decoded tile to every target."""
+    """Copy the pixels of a decoded tile, `[rows, cols, samples]`, to every target."""
     for copy in copies:
         rows, cols = copy.read.source.slices
         target = copy.read.target.slices
@@ -164,7 +147,7 @@ def copy_tile(copies: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.N
 
 
 def bounding_window(copies: Sequence[TileCopy]) -> Window | None:
-    """Return the smallest window of a tile that holds all copies; None where there is none."""
+    """Return the smallest window of a tile that holds the sources of all copies; None without copies."""
     if not copies:
         return None
     sources = [copy.read.source for copy in copies]
@@ -174,47 +157,95 @@ def bounding_window(copies: Sequence[TileCopy]) -> Window | None:
 
 
 def check_tile(job: TileJob) -> CorruptTiffError | None:
-    """Return why a tile must not be fetched: an implausible byte count, or a range past the end of the file."""
+    """Return an error if a tile must not be fetched: implausible byte count, or a range past the end of the file."""
     size, _ = job.indexed
     if size is not None and job.range.stop > size:
         return CorruptTiffError(f"the tile reaches past the end of the file ({size} bytes)")
-    most = 2 * job.table.tile_bytes + 1024 * 1024
-    if job.range.length > most:
-        return CorruptTiffError(f"its byte count is {job.stored.length}, for {job.table.tile_bytes} bytes of pixels")
+    tile_bytes = job.table.tile_bytes
+    if job.range.length > 2 * tile_bytes + 1024 * 1024:
+        return CorruptTiffError(
+            f"the byte count is {job.stored.length}, but the tile holds {tile_bytes} bytes of pixels"
+        )
     return None
 
 
 def check_unchanged(job: TileJob, response: RangeResponse) -> None:
-    """Compare the size and version of a file with those at the time of indexing.
+    """Compare the size and ETag of a file with those at indexing time.
 
     Raises:
-        FileChangedError: the size or version differs.
+        FileChangedError: the size or ETag differs.
     """
     size, etag = job.indexed
     if response.size is not None and size is not None and response.size != size:
-        what = f"the file has {response.size} bytes, but had {size} when it was indexed"
-    elif response.etag and etag and response.etag != etag and _version(response.etag) != _version(etag):
-        what = f"the file's version is {response.etag}, but was {etag} when it was indexed"
+        change = f"the file has {response.size} bytes, but had {size} when it was indexed"
+    elif response.etag and etag and response.etag != etag and _etag_value(response.etag) != _etag_value(etag):
+        change = f"the file's version is {response.etag}, but was {etag} when it was indexed"
     else:
         return
-    raise FileChangedError(f"{redact(job.href)}: {what}; it was rewritten: build the Collection again.")
+    raise FileChangedError(f"{redact(job.href)}: {change}; it was rewritten: build the Collection again.")
 
 
-def _version(etag: str) -> str:
-    """Strip what servers add to an ETag: the weak mark and a compression suffix."""
+def _etag_value(etag: str) -> str:
+    """Strip the weak prefix and the compression suffix that servers add."""
     return etag.removeprefix("W/").strip('"').removesuffix("-gzip")
 
 
 def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
-    """Check the size that a COG repeats before a tile, and return the tile's own bytes.
+    """Return the bytes of the tile, after checking the byte count in its block leader (GDAL's COG layout).
 
     Raises:
-        FileChangedError: the sizes differ.
+        FileChangedError: the byte counts differ.
     """
     leader = job.read.leader
     if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:
         raise FileChangedError(
-            f"{redact(job.href)}: the block leader before the tile does not repeat its byte count; the file was "
-            "rewritten since it was indexed: build the Collection again."
+            f"{redact(job.href)}: the block leader must repeat the tile's byte count; the file was rewritten since "
+            "it was indexed: build the Collection again."
         )
     return fetched[leader:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadEstimate:
+    """Cost of reading chips together."""
+
+    chips: int
+    """Number of chips."""
+    files: int
+    """Number of files."""
+    tiles: int
+    """Stored tiles to fetch and decode."""
+    sparse_tiles: int
+    """Tiles that are not stored and cost nothing."""
+    requests: int
+    """Range requests."""
+    bytes_wanted: int
+    """Compressed bytes of the tiles."""
+    bytes_fetched: int
+    """Bytes to transfer, including gaps between merged ranges."""
+    levels: Mapping[str, tuple[int, ...]]
+    """Resolutions read, by band: 0 = full, 1 = first overview, …"""
+
+
+def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:
+    """Estimate the cost of executing `plans`: a dry run of `execute`."""
+    jobs = tile_jobs(plans)
+    by_href: dict[str, list[ByteRange]] = {}
+    for job in jobs:
+        by_href.setdefault(job.href, []).append(job.range)
+    merged = [m for ranges in by_href.values() for m in coalesce(ranges, limits or CoalesceLimits())]
+    bands = [band for plan in plans for band in plan.bands]
+    levels: dict[str, set[int]] = {}
+    for band in bands:
+        if band.window is not None:
+            levels.setdefault(band.source.band, set()).add(band.level.number)
+    return ReadEstimate(
+        chips=len(plans),
+        files=len(by_href),
+        tiles=len(jobs),
+        sparse_tiles=sum(read.range is None for band in bands for read in (*band.tiles, *band.mask_tiles)),
+        requests=len(merged),
+        bytes_wanted=sum(job.range.length for job in jobs),
+        bytes_fetched=sum(m.span.length for m in merged),
+        levels={band: tuple(sorted(numbers)) for band, numbers in levels.items()},
+    )

@@ -1,4 +1,4 @@
-"""What a read will do, as frozen values made by pure functions; nothing here touches a byte of a file."""
+"""Plan which tiles of which overview a chip needs: frozen values from pure functions, without I/O."""
 
 from __future__ import annotations
 
@@ -17,49 +17,68 @@ from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.source import BandSource
 
-__all__ = ["BandPlan", "ChipPlan", "choose_level", "common_dtype", "fill_value", "plan_chip"]
+__all__ = ["BandPlan", "ChipPlan", "fill_value", "plan_chip"]
 
 _PALETTE = 3
-_MAX_CHIP_PIXELS = 2**32
-_SLACK = 1.01
-"""An overview's pixels are the extent over a rounded-up count, so seldom exactly twice those of the level below."""
+_MAX_CHIP_VALUES = 2**32
+_TOLERANCE = 1.01
+"""Overview sizes are rounded up, so overview pixels are rarely exactly twice as large as those of the level below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandPlan:
-    """How one band gets onto the chip's grid."""
+    """How to read one band of a chip."""
 
     source: BandSource
     """The band."""
     level: Level
-    """The resolution that is read."""
+    """The resolution to read."""
     window: Window | None
-    """The window read on the level's grid; None where the chip lies outside the image."""
+    """Window to read on the level's grid; None if the chip lies outside the image."""
     parts: tuple[Window, ...]
-    """`window` as the image knows it: itself, and moved by a whole turn where it goes on at the other edge of a raster
-    round the globe."""
+    """`window` in image coordinates: itself, and shifted by 360 degrees where it wraps around a global raster."""
     tiles: tuple[TileRead, ...]
-    """Image tiles of `window`."""
+    """Image tiles that intersect `window`."""
     mask_tiles: tuple[TileRead, ...]
-    """Mask tiles of `window`."""
+    """Mask tiles that intersect `window`."""
     resampling: Resampling | None
-    """The kernel, None where the grids agree and pixels are copied."""
+    """Resampling kernel; None if the grids are aligned and pixels are copied."""
     ratio: tuple[float, float]
-    """Columns and rows of the level to one of the chip's pixels; the same for all chips of a scene."""
+    """Level pixels per chip pixel (across, down); constant for all chips of a scene."""
     covers: bool
     """Whether the image holds every pixel that the chip needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipPlan:
-    """Everything needed to read one chip of one record."""
+    """How to read one chip of one record."""
 
     grid: Grid
-    """The chip's grid; its shape is the chip's."""
+    """Grid of the chip; its shape is the chip's."""
     bands: tuple[BandPlan, ...]
-    """In the order asked for."""
+    """Bands, in channel order."""
     dtype: np.dtype[Any]
-    """Of the chip's data."""
+    """Data type of the chip."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Arguments of `plan_chip`."""
+
+    resampling: Resampling | None
+    overviews: bool
+    wrap: bool
+    categories: bool
+    level: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a chip lies on a level; see the fields of `BandPlan`."""
+
+    window: Window | None
+    parts: tuple[Window, ...]
+    covers: bool
 
 
 def plan_chip(
@@ -72,192 +91,163 @@ def plan_chip(
     categories: bool = False,
     level: int | None = None,
 ) -> ChipPlan:
-    """Plan the read of `grid` from one record's bands.
+    """Plan the read of `grid` from the bands of one record.
 
-    A band whose own grid, or that of one of its overviews, coincides with `grid` (whole pixels apart) is copied; any
-    other is resampled with `resampling` (None: nearest where values are codes, as colour tables and bits are, else
-    bilinear) from the coarsest overview that is not coarser than `grid` (`overviews=False`: from full resolution).
+    A band is copied if its grid, or the grid of one of its overviews, is aligned with `grid` (offset by whole pixels).
+    Otherwise it is resampled from the coarsest overview that is not coarser than `grid`.
 
     Args:
-        sources: The bands.
-        grid: The chip's grid.
-        resampling: Kernel where grids differ.
-        overviews: Whether overviews may be read.
-        wrap: Whether a chip that crosses the edge of a raster round the globe goes on at the other edge.
-        categories: Values are classes: only overviews that are known to hold values of the image are used (GDAL
-            averages unless told otherwise).
-        level: Asks for an overview by its number: bands that have it on `grid` are copied from it, whatever made it.
+        sources: Bands to read.
+        grid: Grid of the chip.
+        resampling: Kernel for bands on other grids. None = nearest for colour tables and 1-bit images, else bilinear.
+        overviews: Whether overviews may be read; if not, bands are resampled from full resolution.
+        wrap: Whether a chip that crosses the edge of a global raster continues at the opposite edge.
+        categories: Whether values are classes. Overviews are then used only if they are known not to be averaged
+            (GDAL's default is to average).
+        level: Number of an overview; bands that have it on `grid` are copied from it, however it was made.
 
     Raises:
-        UsageError: no bands, bands of different types, an unknown kernel, or a chip too large to hold.
+        UsageError: no bands, bands of different types, an unknown kernel, or a chip that is too large.
     """
-    dtype = common_dtype(sources)
+    dtype = _common_dtype(sources)
     if resampling is not None and resampling not in get_args(Resampling):
-        raise UsageError(f"resampling must be one of {', '.join(get_args(Resampling))}, not {resampling!r}.")
-    if grid.height * grid.width * len(sources) > _MAX_CHIP_PIXELS:
+        raise UsageError(f"resampling must be one of {', '.join(get_args(Resampling))}, got {resampling!r}.")
+    if grid.height * grid.width * len(sources) > _MAX_CHIP_VALUES:
         raise UsageError(
-            f"Record {sources[0].record}: a chip of {len(sources)} bands x {grid.height} x {grid.width} pixels is too "
-            "large to hold; ask for a smaller area, or keep to the raster (boundless=False)."
+            f"Record {sources[0].record}: a chip must hold at most 2**32 values, got {len(sources)} bands x "
+            f"{grid.height} x {grid.width} pixels; read a smaller area, or stay inside the raster (boundless=False)."
         )
-    wish = _Wish(resampling, overviews, wrap, categories, level)
-    copies: dict[Grid, _Place] = {}
-    bands = tuple(_plan_band(source, grid, wish, copies) for source in sources)
+    options = _Options(resampling, overviews, wrap, categories, level)
+    aligned: dict[Grid, _Placement] = {}
+    bands = tuple(_plan_band(source, grid, options, aligned) for source in sources)
     return ChipPlan(grid=grid, bands=bands, dtype=dtype)
 
 
-def _holds_codes(source: BandSource) -> bool:
-    image = source.metadata.image
-    return image.photometric == _PALETTE or image.bits == 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """How a chip is asked for, see `plan_chip`."""
-
-    resampling: Resampling | None
-    overviews: bool
-    wrap: bool
-    categories: bool
-    level: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a chip lies on a level, see the fields of `BandPlan`."""
-
-    window: Window | None
-    parts: tuple[Window, ...]
-    covers: bool
-
-
-def _plan_band(source: BandSource, grid: Grid, wish: _Wish, copies: dict[Grid, _Place]) -> BandPlan:
-    level, place, applied = source.metadata.full, copies.get(source.metadata.grid), None
-    ratio = (1.0, 1.0)
-    if place is None or wish.level:
-        level, needed, resampling = _level_on(source, grid, wish)
+def _plan_band(source: BandSource, grid: Grid, options: _Options, aligned: dict[Grid, _Placement]) -> BandPlan:
+    level, placement = source.metadata.full, aligned.get(source.metadata.grid)
+    kernel, ratio = None, (1.0, 1.0)
+    if placement is None or options.level:
+        level, needed, resampling = _select_level(source, grid, options)
         if needed is None:
-            applied, ratio = resampling, steady_ratio(grid, level.grid)
-            place = _place(needed_window(grid, level.grid, resampling), level.grid, wish, copied=False)
-        else:
-            place = _place(needed, level.grid, wish, copied=True)
-            if level.number == 0:  # bands on one grid share the answer
-                copies[level.grid] = place
+            kernel, ratio = resampling, steady_ratio(grid, level.grid)
+            needed = needed_window(grid, level.grid, resampling)
+        placement = _placement(needed, level.grid, options.wrap, copied=kernel is None)
+        if kernel is None and level.number == 0:  # shared by all bands on this grid
+            aligned[level.grid] = placement
     mask = level.mask if source.uses_mask else None
     return BandPlan(
         source=source,
         level=level,
-        window=place.window,
-        parts=place.parts,
-        tiles=_tiles(level.image, place.parts),
-        mask_tiles=() if mask is None else _tiles(mask, place.parts),
-        resampling=applied,
+        window=placement.window,
+        parts=placement.parts,
+        tiles=_tiles(level.image, placement.parts),
+        mask_tiles=() if mask is None else _tiles(mask, placement.parts),
+        resampling=kernel,
         ratio=ratio,
-        covers=place.covers,
+        covers=placement.covers,
     )
-
-
-def _place(needed: Window | None, grid: Grid, wish: _Wish, *, copied: bool) -> _Place:
-    if needed is None:
-        return _Place(None, (), False)
-    turn = grid.turn if wish.wrap else None
-    extent = Window(row=0, col=0, height=grid.height, width=grid.width)
-    window = _clipped(needed, extent, turn, copied=copied)
-    parts = () if window is None else _turned(window, extent, turn)
-    return _Place(window, parts, _covers(needed, extent, turn))
 
 
 def _tiles(table: TileTable, parts: tuple[Window, ...]) -> tuple[TileRead, ...]:
     return tuple(read for part in parts for read in plan_tiles(table, part))
 
 
-def _level_on(source: BandSource, grid: Grid, wish: _Wish) -> tuple[Level, Window | None, Resampling]:
-    """The level to read, and the window of it that is copied (None: it has to be resampled, with that kernel)."""
-    codes = wish.categories or wish.resampling == "mode" or (wish.resampling is None and _holds_codes(source))
-    resampling: Resampling = wish.resampling or ("nearest" if codes else "bilinear")
-    for asked in source.metadata.levels if wish.level else ():
-        window = asked.grid.window_of(grid, wrap=wish.wrap)
-        if asked.number == wish.level and window is not None:
-            return asked, window, resampling
+def _select_level(source: BandSource, grid: Grid, options: _Options) -> tuple[Level, Window | None, Resampling]:
+    """Return the level to read, the window of it to copy (None: resample), and the kernel to resample with."""
+    image = source.metadata.image
+    is_coded = image.photometric == _PALETTE or image.bits == 1
+    discrete = options.categories or options.resampling == "mode" or (options.resampling is None and is_coded)
+    resampling: Resampling = options.resampling or ("nearest" if discrete else "bilinear")
+    for candidate in source.metadata.levels if options.level else ():
+        window = candidate.grid.window_of(grid, wrap=options.wrap)
+        if candidate.number == options.level and window is not None:
+            return candidate, window, resampling
     level = source.metadata.full
-    needed = level.grid.window_of(grid, wrap=wish.wrap)
-    if needed is None and wish.overviews:
-        level = choose_level(source.metadata, grid, resampling, categories=codes)
-        needed = level.grid.window_of(grid, wrap=wish.wrap)
+    needed = level.grid.window_of(grid, wrap=options.wrap)
+    if needed is None and options.overviews:
+        level = _choose_level(source.metadata, grid, resampling, categories=discrete)
+        needed = level.grid.window_of(grid, wrap=options.wrap)
     return level, needed, resampling
 
 
-def choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
-    """The coarsest level whose pixels are not larger than those of `grid` (by more than 1 %, see `_SLACK`).
+def _choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
+    """Return the coarsest level whose pixels are at most 1 % larger than those of `grid`.
 
-    Kernels that copy values take no overview that is known to be averaged; categories none that may be.
+    Overviews that are known to be averaged are not used with kernels that copy values; for categories, neither are
+    overviews of unknown resampling.
     """
-    kept = ("nearest", "mode") if categories else ("nearest", "mode", None)
+    allowed = ("nearest", "mode") if categories else ("nearest", "mode", None)
     copies = categories or resampling in ("nearest", "mode")
-    if not metadata.overviews or (copies and metadata.overview_resampling not in kept):
+    if not metadata.overviews or (copies and metadata.overview_resampling not in allowed):
         return metadata.full
     across, down = steady_ratio(grid, metadata.grid)
     best = metadata.full
     for level in metadata.levels[1:]:
-        fine = metadata.width <= across * _SLACK * level.image.width
-        fine &= metadata.height <= down * _SLACK * level.image.height
+        fine = metadata.width <= across * _TOLERANCE * level.image.width
+        fine &= metadata.height <= down * _TOLERANCE * level.image.height
         smaller = level.image.width * level.image.height < best.image.width * best.image.height
         best = level if fine and smaller else best
     return best
 
 
-def _clipped(needed: Window, extent: Window, turn: int | None, *, copied: bool) -> Window | None:
-    """The part of `needed` worth reading: for a copy all of it, else what lies in the image."""
-    parts = _turned(needed, extent, turn)
+def _placement(needed: Window | None, grid: Grid, wrap: bool, *, copied: bool) -> _Placement:
+    if needed is None:
+        return _Placement(None, (), False)
+    turn = grid.turn if wrap else None
+    extent = Window(row=0, col=0, height=grid.height, width=grid.width)
+    window = _clip(needed, extent, turn, copied=copied)
+    parts = () if window is None else _wrapped_parts(window, extent, turn)
+    return _Placement(window, parts, _is_covered(needed, extent, turn))
+
+
+def _clip(needed: Window, extent: Window, turn: int | None, *, copied: bool) -> Window | None:
+    """Return the window to read: all of `needed` for a copy, else its intersection with the image."""
+    parts = _wrapped_parts(needed, extent, turn)
     if not parts:
         return None
     if copied:
         return needed
     if parts == (needed,):
         return needed.intersection(extent)
-    rows = replace(needed, row=extent.row, height=extent.height)
-    return needed.intersection(rows)
+    return needed.intersection(replace(needed, row=extent.row, height=extent.height))
 
 
-def _turned(window: Window, extent: Window, turn: int | None) -> tuple[Window, ...]:
-    if turn is None:
-        return (window,) if window.intersection(extent) is not None else ()
-    moved = (replace(window, col=window.col + shift) for shift in (0, turn, -turn))
-    return tuple(part for part in moved if part.intersection(extent) is not None)
+def _wrapped_parts(window: Window, extent: Window, turn: int | None) -> tuple[Window, ...]:
+    """Return the window and its copies shifted by `turn` columns (360 degrees) that intersect the image."""
+    shifts = (0,) if turn is None else (0, turn, -turn)
+    shifted = (replace(window, col=window.col + shift) for shift in shifts)
+    return tuple(part for part in shifted if part.intersection(extent) is not None)
 
 
-def _covers(needed: Window, extent: Window, turn: int | None) -> bool:
-    around = turn is not None and extent.width >= turn
-    if turn and around and needed.col >= extent.col - turn and needed.col_stop <= extent.col_stop + turn:
+def _is_covered(needed: Window, extent: Window, turn: int | None) -> bool:
+    is_global = turn is not None and extent.width >= turn
+    if turn and is_global and needed.col >= extent.col - turn and needed.col_stop <= extent.col_stop + turn:
         needed = replace(needed, col=extent.col, width=extent.width)
     return needed.intersection(extent) == needed
 
 
-def common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
-    """The one dtype of all bands.
-
-    Raises:
-        UsageError: none, or several (nothing is promoted behind anybody's back).
-    """
+def _common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
+    """Return the data type that all bands share; types are never promoted."""
     if not sources:
-        raise UsageError("No bands were asked for.")
-    kinds = {source.metadata.dtype for source in sources}
-    if len(kinds) > 1:
+        raise UsageError("bands must name at least one band, got none.")
+    dtypes = {source.metadata.dtype for source in sources}
+    if len(dtypes) > 1:
         listing = ", ".join(f"{s.band}: {s.metadata.dtype}" for s in sources)
         raise UsageError(
-            f"Record {sources[0].record}: these bands do not share a type ({listing}); "
-            "read them apart, for example as two datasets joined with `&`."
+            f"Record {sources[0].record}: bands must share one data type, got {listing}; read them separately, for "
+            "example as two datasets joined with `&`."
         )
-    return kinds.pop()
+    return dtypes.pop()
 
 
 def fill_value(nodata: int | float | None, dtype: np.dtype[Any]) -> int | float:
-    """What stands where there is no pixel: the nodata value where the dtype can hold it, else 0."""
+    """Return the value of missing pixels: nodata if `dtype` can represent it, else 0."""
     if nodata is None:
         return 0
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        whole = float(nodata).is_integer() if isinstance(nodata, float) else True
-        return int(nodata) if whole and limits.min <= nodata <= limits.max else 0
+        is_integer = float(nodata).is_integer() if isinstance(nodata, float) else True
+        return int(nodata) if is_integer and limits.min <= nodata <= limits.max else 0
     if dtype.kind == "c":
         return float(nodata)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""One row of a Collection, and the names that bands go by."""
+"""One row of a Collection, and the names of its bands."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ __all__ = ["BandRegistry", "RasterInfo", "asset_href"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RasterInfo:
-    """Scene metadata of one raster item; frozen and picklable."""
+    """Metadata of one raster item; frozen and picklable."""
 
     id: str
     """Identifier; not necessarily unique."""
     datetime: dt.datetime | None
-    """Acquisition, UTC without tzinfo; None = undated."""
+    """Acquisition time, UTC without tzinfo; None = undated."""
     bbox: tuple[float, float, float, float] | None
     """(xmin, ymin, xmax, ymax) in longitude/latitude."""
     footprint: bytes | None = field(repr=False)
     """Outline as WKB in longitude/latitude."""
     crs: int | str | None
-    """CRS of the pixels: an EPSG number, else WKT."""
+    """CRS of the pixels: an EPSG code, else WKT."""
     cloud_cover: float | None = None
-    """Percent, None = unknown (unknown is not clear)."""
-    assets: Mapping[str, Any] = field(default_factory=dict, repr=False)  # addresses may carry secrets
-    """Per asset key a mapping with `href` and, for one band of a file, `band_index`; or a bare address."""
+    """Percent; None = unknown, which is not the same as 0."""
+    assets: Mapping[str, Any] = field(default_factory=dict, repr=False)  # hrefs may hold secrets
+    """By asset key, a mapping with `href` and, for one band of a file, `band_index`; or a plain href."""
     band_metadata: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict, repr=False)
-    """Per `{band}_metadata` the struct of the Parquet contract, None where the band is absent."""
+    """By `{band}_metadata`, the tile table struct; None if the row lacks the band."""
     collection: str = ""
-    """STAC collection that the item belongs to."""
+    """STAC collection of the item."""
     row: int = -1
-    """Row of the Collection; -1 = none."""
+    """Row of the Collection; -1 = not from a Collection."""
 
     @property
     def stored_bands(self) -> list[str]:
-        """Keys of `band_metadata` whose band is there; a mapping that can say so (`present`) converts nothing."""
+        """Keys of `band_metadata` that are not None; uses the mapping's own `present()`, if any, to convert nothing."""
         present: Callable[[], list[str]] | None = getattr(self.band_metadata, "present", None)
         if present is not None:
             return present()
@@ -58,7 +58,11 @@ _LANDSAT_8_9 = {
 
 
 class BandRegistry:
-    """Per data source, which asset key a band code stands for (`B02` is `blue`), open to registration."""
+    """Asset keys of band codes, by data source (`B02` is `blue`).
+
+    Example:
+        >>> BandRegistry.register("my-sensor", {"B1": "red", "B2": "nir"})
+    """
 
     _tables: ClassVar[dict[str, dict[str, str]]] = {
         "sentinel-2-l1c": _SENTINEL_2,
@@ -72,24 +76,25 @@ class BandRegistry:
 
     @classmethod
     def register(cls, data_source: str, bands: Mapping[str, str]) -> None:
-        """Add or replace a data source's mapping of band code to asset key."""
+        """Add or replace the mapping of band code to asset key of a data source.
+
+        Raises:
+            UsageError: the name is empty.
+        """
         if not data_source:
-            raise UsageError("A data source needs a name.")
+            raise UsageError("data_source must be a non-empty name, got ''.")
         cls._tables = {**cls._tables, data_source: dict(bands)}
 
     @classmethod
     def names(cls, band: str, data_source: str) -> tuple[str, ...]:
-        """The keys a band may be stored under, best first: itself, the forward name, the reverse one."""
+        """Return the keys a band may be stored under, in order: itself, its asset key, the codes it is the key of."""
         table = cls._tables.get(data_source, {})
-        found = [band]
-        if band in table:
-            found.append(table[band])
-        found.extend(code for code, name in table.items() if name == band)
-        return tuple(dict.fromkeys(found))
+        codes = [code for code, name in table.items() if name == band]
+        return tuple(dict.fromkeys([band, table.get(band, band), *codes]))
 
 
 def asset_href(asset: Any) -> str | None:
-    """The address in an asset: `href`, else the first alternate, else the asset itself where it is text."""
+    """Return the href of a STAC asset: its own, else that of an alternate, else the asset itself if it is text."""
     if isinstance(asset, str):
         return asset or None
     if not isinstance(asset, Mapping):

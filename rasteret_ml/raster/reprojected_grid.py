@@ -1,4 +1,8 @@
-"""The grid that a raster gets in another CRS."""
+"""Compute the grid of a raster in another CRS.
+
+GDAL's `calculate_default_transform` does this for most rasters. It reads only the bounds of rotated and sheared grids,
+and spans the whole globe for rasters that cross the antimeridian; those grids are computed here.
+"""
 
 from __future__ import annotations
 
@@ -14,76 +18,76 @@ from rasteret_ml.geo.resample.positions import contiguous, pixel_ratio, to_sourc
 __all__ = ["reprojected_grid"]
 
 _STEPS = np.linspace(0.0, 1.0, 65)
-_LEAST, _MOST = 10, 100
-"""By how much a grid may have fewer rows or columns, or more pixels, than the raster it is made of."""
-_LARGEST = 1_000_000
-"""Rows or columns beyond which a grid of our own is a sign of a projection's edge, and GDAL's is taken."""
+_MAX_SHRINK, _MAX_GROWTH = 10, 100
+"""Largest plausible decrease of rows and columns, and increase of pixels; more means the edge of a projection."""
+_MAX_SIDE = 1_000_000
+"""Rows or columns beyond which GDAL's grid is preferred to our own."""
 
 
 def reprojected_grid(grid: Grid, crs: str) -> Grid:
-    """`grid` reprojected as GDAL would: the whole extent, square pixels of about the same size, north up.
+    """Return `grid` reprojected: north up, the whole extent, square pixels of about the same size.
 
-    Where GDAL's answer is of no use it is our own, with pixels of the same area as at the middle of `grid`: for a
-    rotated or sheared grid, of which GDAL is told the bounds only, and across the antimeridian, where GDAL's grid
-    runs round the world. In a geographic CRS the latter keeps the longitudes in one piece, past +-180.
+    Equals GDAL's default grid, except for rotated or sheared grids and across the antimeridian: there, pixels have the
+    area of the middle pixel of `grid`, and longitudes of a geographic CRS continue past +-180.
 
     Raises:
-        UsageError: no part of the grid has a place in `crs`.
+        UsageError: no part of the grid can be transformed to `crs`, or the grid crosses an edge of the projection.
     """
     if same_crs(grid.crs, crs):
         return grid
     if not grid.is_axis_aligned:
-        return _covering(grid, crs)
-    _extent(grid, crs)  # says so where there is no way to this CRS
+        return _square_grid(grid, crs)
+    _extent(grid, crs)  # raises if the grid cannot be transformed
     try:
         transform, width, height = calculate_default_transform(grid.crs, crs, grid.width, grid.height, *grid.bounds)
-    except Exception:  # rasterio lets errors through that are GDAL's own, of no class that it names
-        return _sensible(_covering(grid, crs), grid)
-    found = Grid(crs=crs, transform=transform, shape=(int(height), int(width)))
-    if found.res[0] > 2 * _resolution(grid, found) or _crosses(grid, found):
-        own = _covering(grid, crs)
-        return _sensible(own if max(own.shape) <= _LARGEST else found, grid)
-    return _sensible(found, grid)
+    except Exception:  # rasterio passes on GDAL's own errors, which have no common public class
+        return _check_size(_square_grid(grid, crs), grid)
+    result = Grid(crs=crs, transform=transform, shape=(int(height), int(width)))
+    if result.res[0] > 2 * _resolution(grid, result) or _crosses_antimeridian(grid, result):
+        own = _square_grid(grid, crs)
+        result = own if max(own.shape) <= _MAX_SIDE else result
+    return _check_size(result, grid)
 
 
-def _sensible(found: Grid, grid: Grid) -> Grid:
-    lost = min(found.shape) * _LEAST < min(grid.shape)
-    if lost or found.height * found.width > _MOST * max(grid.height * grid.width, 10_000):
+def _check_size(result: Grid, grid: Grid) -> Grid:
+    shrunk = min(result.shape) * _MAX_SHRINK < min(grid.shape)
+    if shrunk or result.height * result.width > _MAX_GROWTH * max(grid.height * grid.width, 10_000):
         raise UsageError(
-            f"A raster of {grid.height} x {grid.width} pixels becomes {found.height} x {found.width} in {found.crs}: "
-            "it lies across an edge of that projection. Choose another CRS."
+            f"A raster of {grid.height} x {grid.width} pixels becomes {result.height} x {result.width} in "
+            f"{result.crs}: it crosses an edge of that projection. Choose another CRS."
         )
-    return found
+    return result
 
 
 def _resolution(grid: Grid, like: Grid) -> float:
-    """The side of a square in `like`'s CRS as large as the middle pixel of `grid`."""
+    """Return the side of a square pixel in the CRS of `like` that has the area of the middle pixel of `grid`."""
     across, down = pixel_ratio(grid, like)
     return float(np.sqrt(across * like.res[0] * down * like.res[1]))
 
 
-def _crosses(grid: Grid, found: Grid) -> bool:
-    """Whether the longitudes of an outline, followed from the grid's middle, leave -180..180 but do not go round."""
-    turn = full_turn(found.crs)
-    if turn is None or found.bounds[2] - found.bounds[0] < turn / 2:
+def _crosses_antimeridian(grid: Grid, result: Grid) -> bool:
+    """Return whether the outline of `grid` crosses the antimeridian without spanning the globe."""
+    turn = full_turn(result.crs)
+    if turn is None or result.bounds[2] - result.bounds[0] < turn / 2:
         return False
-    xmin, _, xmax, _ = _extent(grid, str(found.crs))
+    xmin, _, xmax, _ = _extent(grid, str(result.crs))
     return xmax - xmin < turn * 0.9
 
 
 def _extent(grid: Grid, crs: str) -> tuple[float, float, float, float]:
-    here = Grid(crs=crs, transform=Affine.identity(), shape=(1, 1))
-    x, y = to_source(grid, here, *np.meshgrid(_STEPS * grid.width, _STEPS * grid.height))
-    good = np.isfinite(x) & np.isfinite(y)
-    if not good.any():
-        raise UsageError(f"No part of the grid has a place in {crs}.")
+    """Return (xmin, ymin, xmax, ymax) in `crs`, with longitudes contiguous around the middle of the grid."""
+    unit = Grid(crs=crs, transform=Affine.identity(), shape=(1, 1))
+    x, y = to_source(grid, unit, *np.meshgrid(_STEPS * grid.width, _STEPS * grid.height))
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not finite.any():
+        raise UsageError(f"No part of the grid can be transformed to {crs}; choose another CRS.")
     middle = x[len(_STEPS) // 2, len(_STEPS) // 2]
-    x = contiguous(x[good], crs, middle if np.isfinite(middle) else x[good][0])
-    y = y[good]
+    x = contiguous(x[finite], crs, middle if np.isfinite(middle) else x[finite][0])
+    y = y[finite]
     return float(np.min(x)), float(np.min(y)), float(np.max(x)), float(np.max(y))
 
 
-def _covering(grid: Grid, crs: str) -> Grid:
+def _square_grid(grid: Grid, crs: str) -> Grid:
     xmin, ymin, xmax, ymax = _extent(grid, crs)
     res = _resolution(grid, Grid(crs=crs, transform=Affine.identity(), shape=(1, 1)))
     shape = (max(1, round((ymax - ymin) / res)), max(1, round((xmax - xmin) / res)))

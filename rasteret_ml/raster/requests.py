@@ -1,4 +1,4 @@
-"""What is asked of the read path: one `ChipRequest` per chip, planned before any byte is fetched."""
+"""Requests of the read path: one `ChipRequest` per chip, planned before any byte is fetched."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ChipRules:
     harmonize: bool = False
     """Whether records with another scale or offset are converted to the first one's; else they are refused."""
     wrap: bool = True
-    """Whether a chip that crosses the edge of a raster around the globe goes on at the other edge."""
+    """Whether a chip that crosses the edge of a global raster continues at the opposite edge."""
     level: int | None = None
     """Read from this overview; None = the coarsest one that is fine enough."""
 

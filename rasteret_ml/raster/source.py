@@ -1,4 +1,4 @@
-"""Where the bands of a record are: file, sample in the file, and tile table."""
+"""Locate the bands of a record: file, sample in the file, and tile table."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ __all__ = ["BandSource", "available_bands", "find_source", "locate_band", "valid
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandSource:
-    """One band of one record, located and readable."""
+    """One band of one record."""
 
     record: str
-    """Record id, for messages."""
+    """Record id, for error messages."""
     band: str
-    """Band name as the caller wrote it."""
+    """Band name as the caller gave it."""
     href: str
-    """Address of its file, unsigned."""
+    """Unsigned address of its file."""
     metadata: CogMetadata
     """Its tile table."""
     sample: int
-    """Index of the band in the file, from 0: which sample of a pixel-interleaved tile."""
+    """Index of the band in the file, from 0: its sample in pixel-interleaved tiles."""
     nodata: int | float | None
-    """The nodata value in force: the caller's, else the file's."""
+    """Nodata value: the caller's, else the file's."""
     nodata_given: bool = False
-    """Whether `nodata` is the caller's: it then applies beside a mask, not only where there is none."""
+    """Whether `nodata` is the caller's; it then applies in addition to a mask."""
 
     @property
     def uses_mask(self) -> bool:
-        """Whether the file's mask or alpha decides: GDAL's order is mask, declared nodata, alpha."""
+        """Whether the file's mask or alpha applies. GDAL's order of precedence is mask, nodata, alpha."""
         return self.nodata is None or self.nodata_given or not self.metadata.mask_is_alpha
 
 
 def locate_band(
     info: RasterInfo, data_source: str, band_code: str
 ) -> tuple[CogMetadata | None, str | None, int | None]:
-    """Return metadata, address and band index of a band, or three Nones where any of them is missing."""
+    """Return metadata, href and band index of a band, or three Nones if the metadata or href is missing."""
     asset_key, asset = _asset(info, data_source, band_code)
     href = asset_href(asset)
     if href is None:
@@ -65,7 +65,7 @@ def _asset(info: RasterInfo, data_source: str, band_code: str) -> tuple[str | No
 
 
 def available_bands(info: RasterInfo, data_source: str) -> list[str]:
-    """Return the bands that have metadata and an address, sorted; parses no tile table."""
+    """Return the sorted names of bands that have metadata and an href, without parsing tile tables."""
     names = (key.removesuffix("_metadata") for key in info.stored_bands)
     return sorted(name for name in names if asset_href(_asset(info, data_source, name)[1]) is not None)
 
@@ -74,23 +74,23 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
     """Locate a band and check that it can be decoded.
 
     Raises:
-        UnknownBandError: the record has no such band; the message lists the bands it has.
-        UnsupportedTiffError: this library cannot decode its tiles.
-        CollectionError: the file interleaves several samples and the asset does not say which one the band is.
+        UnknownBandError: the record has no such band.
+        UnsupportedTiffError: the tiles cannot be decoded.
+        CollectionError: the file interleaves several samples and the asset has no `band_index`.
     """
     metadata, href, index = locate_band(info, data_source, band_code)
     if metadata is None or href is None:
-        have = ", ".join(available_bands(info, data_source)) or "none"
-        raise UnknownBandError(f"Record {info.id} has no band {band_code!r}; it has: {have}.")
+        available = ", ".join(available_bands(info, data_source)) or "none"
+        raise UnknownBandError(f"Record {info.id} has no band {band_code!r}; it has: {available}.")
     try:
         check_supported(metadata.image)
     except UnsupportedTiffError as error:
         raise UnsupportedTiffError(f"Record {info.id}, band {band_code}, {redact(href)}: {error}") from None
-    chunky = metadata.planar_configuration == 1 and metadata.samples_per_pixel > 1
-    if chunky and index is None:
+    samples = metadata.samples_per_pixel
+    if metadata.planar_configuration == 1 and samples > 1 and index is None:
         raise CollectionError(
-            f"Record {info.id}, band {band_code}, {redact(href)}: the file interleaves "
-            f"{metadata.samples_per_pixel} samples, but the asset has no band_index."
+            f"Record {info.id}, band {band_code}, {redact(href)}: the file interleaves {samples} samples, so the asset "
+            "must have a band_index."
         )
     return BandSource(
         record=info.id,
@@ -103,10 +103,10 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
 
 
 def validate_bands(bands: Sequence[str]) -> Sequence[str]:
-    """Return `bands`.
+    """Return `bands`, checked.
 
     Raises:
-        UsageError: they are a single string, or empty.
+        UsageError: a string instead of a list, or an empty list.
     """
     if isinstance(bands, str) or not len(bands):
         raise UsageError(f"bands must be a non-empty list of band names, got {bands!r}.")

@@ -123,8 +123,8 @@ class TileCache:
     def abandon(self, tiles: Iterable[InFlightTile], *, taken: bool = False) -> None:
         """Give up the tiles that have not ended: batches that joined them have to read them.
 
-        A tile that a thread is decoding goes on (unless `taken`, after that thread has failed): the thread writes into
-        the buffers of those who joined, so they wait for it.
+        A tile that a thread is decoding is not given up (unless `taken`, after that thread has failed): the thread
+        writes to the buffers of the batches that joined, so they wait for it.
         """
         for tile in tiles:
             with self._lock:

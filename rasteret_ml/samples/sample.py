@@ -1,9 +1,9 @@
-"""Chips to samples: dictionaries of tensors, as TorchGeo and Kornia expect them."""
+"""Make samples of chips: dictionaries of tensors with the keys that TorchGeo and Kornia expect."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +13,18 @@ import pandas as pd
 import torch
 from torchgeo.datasets import GeoDataset
 
-from rasteret_ml.errors import DataError
+from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.geo.crs import epsg_code, pyproj_crs
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows, torch_dtype
 from rasteret_ml.samples.composite import Composite
-from rasteret_ml.samples.labels import LabelRule
 
 __all__ = [
     "TENSOR_ONLY",
     "ChipSeries",
+    "LabelRule",
     "Sample",
     "SampleSpec",
     "apply_composite",
@@ -36,36 +36,89 @@ __all__ = [
 ]
 
 Sample = dict[str, Any]
-"""A sample; every value a tensor, but for `bounds` and `crs` under TorchGeo 0.8."""
+"""Tensors by key; under TorchGeo 0.8, `bounds` holds slices and `crs` a CRS."""
 
 TENSOR_ONLY = hasattr(GeoDataset, "_slice_to_tensor")
-"""TorchGeo 0.9+ wants tensors alone; 0.8's own code needs `crs` and a slice as `bounds` in each item."""
+"""Whether samples hold only tensors (TorchGeo 0.9 and later); the code of 0.8 needs slices as `bounds`, and `crs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelRule:
+    """How to turn stored labels into a mask."""
+
+    remap: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
+    """Sorted stored values, and the class of each; None = stored values are classes."""
+    ignore_index: int
+    """Class of pixels that are invalid or not in `remap`."""
+    continuous: bool
+    """Whether labels are floats: the mask is then float32, NaN where invalid."""
+
+    @classmethod
+    def make(
+        cls, bands: tuple[str, ...], dtype: np.dtype[Any], remap: Mapping[int, int] | None, ignore_index: int
+    ) -> LabelRule:
+        """Return the rule for bands of a data type.
+
+        Raises:
+            UsageError: several bands, complex labels, or `remap` for float labels.
+        """
+        if len(bands) != 1:
+            raise UsageError(f"Labels must be one band, got {list(bands)}; join datasets with `&`, each with its key=.")
+        continuous = dtype.kind == "f"
+        if dtype.kind == "c" or (continuous and remap is not None):
+            allowed = "integers" if remap is not None else "integers or floats"
+            raise UsageError(f"Labels{' with remap=' if remap is not None else ''} must be {allowed}, got {dtype}.")
+        table = None
+        if remap is not None:
+            classes = {int(value): int(label) for value, label in remap.items()}
+            values = sorted(classes)
+            table = np.array(values), np.array([classes[value] for value in values], np.int64)
+        return cls(remap=table, ignore_index=int(ignore_index), continuous=continuous)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the mask."""
+        return torch.float32 if self.continuous else torch.int64
+
+    @property
+    def invalid(self) -> float | int:
+        """Value of invalid pixels."""
+        return float("nan") if self.continuous else self.ignore_index
+
+    def apply(self, data: npt.NDArray[Any], valid: npt.NDArray[np.bool_], out: npt.NDArray[Any]) -> None:
+        """Write the mask `[H, W]` of one band `[H, W]` to `out`."""
+        labels = data if self.continuous else data.astype(np.int64)
+        if self.remap is not None:
+            values, classes = self.remap
+            index = np.searchsorted(values, labels).clip(max=len(values) - 1)
+            labels = np.where(values[index] == labels, classes[index], self.ignore_index)
+        out[:] = np.where(valid, labels, self.invalid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleSpec:
-    """What a dataset's samples hold."""
+    """Keys and contents of a dataset's samples."""
 
     key: str
-    """Name of the pixels: "image", "mask", or a longer name that begins so."""
+    """Key of the pixels: "image", "mask", or a name that starts with either."""
     rule: LabelRule | None
-    """Makes them label samples; None = images."""
+    """How to make labels; None = the samples are images."""
     mask_aoi: bool
-    """Whether `mask_aoi` is in them."""
+    """Whether to add `mask_aoi`."""
     all_touched: bool
-    """For the AOI's polygon: whether pixels that it touches are inside."""
+    """Whether pixels that the AOI's polygon touches are inside, not only those whose centre is."""
     mask_outside: bool
-    """Whether pixels outside the AOI's polygon are filled."""
+    """Whether to fill pixels outside the AOI's polygon."""
     valid_per_band: bool
-    """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
+    """Whether `mask_valid` is `[C, H, W]` instead of `[1, H, W]`, valid in all bands."""
     with_scale: bool
-    """Whether `scale` and `offset` are in them."""
+    """Whether to add `scale` and `offset`."""
     with_clear: bool
-    """Whether `mask_clear` is in them."""
+    """Whether to add `mask_clear`."""
     with_epsg: bool
-    """Whether `epsg` is in them."""
+    """Whether to add `epsg`."""
     series: bool
-    """Whether they have an axis T."""
+    """Whether samples are time series with an axis T."""
 
     @property
     def keys(self) -> set[str]:
@@ -87,18 +140,18 @@ class SampleSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipSeries:
-    """What was read for one query."""
+    """Chips of one query."""
 
     chips: tuple[Chip, ...]
-    """One a date, ascending; just one where there is no axis T."""
+    """One per date, ascending; a single one if there is no axis T."""
     seconds: tuple[float, ...]
-    """Time of each, POSIX seconds UTC, NaN = undated."""
+    """Time of each chip, POSIX seconds UTC; NaN = undated."""
     length: int
-    """T with padding."""
+    """T, padding included."""
 
     @property
     def grid(self) -> Grid:
-        """Where the pixels lie."""
+        """Grid of the chips."""
         return self.chips[0].grid
 
     @property
@@ -108,211 +161,199 @@ class ChipSeries:
         return inside
 
 
-def apply_composite(composite: Composite, reading: ChipSeries, harmonize: bool) -> ChipSeries:
-    """The dates of a reading as one; its time is the mean of theirs.
+def apply_composite(composite: Composite, series: ChipSeries, harmonize: bool) -> ChipSeries:
+    """Reduce the dates of a series to one; its time is their mean.
 
     Raises:
-        DataError: dates of different scale or offset, which `harmonize` brings to the first one's.
+        DataError: dates differ in scale or offset, and `harmonize` is False.
     """
-    chips = reading.chips
-    first = next((m for m in chips if m.record is not None), chips[0])
-    own, images = first.scaling, []
+    chips = series.chips
+    first = next((chip for chip in chips if chip.record is not None), chips[0])
+    images = []
     for chip in chips:
-        data, its = chip.data, chip.scaling
-        if chip.record is not None and its.numbers != own.numbers:
+        data = chip.data
+        if chip.record is not None and chip.scaling.numbers != first.scaling.numbers:
             if not harmonize:
                 raise DataError(
-                    f"Record {chip.record.id} meets others in a composite, but states a different scale or offset "
-                    f"({its}; {own}); bring them to one with harmonize=True, or split the "
-                    "Collection by them, for example with where()."
+                    f"Record {chip.record.id}: all records of a composite must have one scale and offset, got "
+                    f"{first.scaling} and {chip.scaling}; convert them with harmonize=True, or split the Collection by "
+                    "them, for example with where()."
                 )
-            data = own.restore(its.values(data), data, chip.valid, first.fill)
+            data = first.scaling.restore(chip.scaling.values(data), data, chip.valid, first.fill)
         images.append(data)
-    valid = np.stack([m.valid for m in chips])
-    clear = None if chips[0].clear is None else np.stack([np.asarray(m.clear) for m in chips])
-    data, valid, clear = composite.apply(np.stack(images), valid, clear, own)
-    one = replace(first, data=data, valid=valid, clear=clear, inside=chips[0].inside, record=None)
-    return ChipSeries(chips=(one,), seconds=(float(np.mean(reading.seconds)),), length=1)
+    valid = np.stack([chip.valid for chip in chips])
+    clear = None if chips[0].clear is None else np.stack([np.asarray(chip.clear) for chip in chips])
+    data, valid, clear = composite.apply(np.stack(images), valid, clear, first.scaling)
+    chip = replace(first, data=data, valid=valid, clear=clear, inside=chips[0].inside, record=None)
+    return ChipSeries(chips=(chip,), seconds=(float(np.mean(series.seconds)),), length=1)
 
 
 def make_samples(
     spec: SampleSpec,
     queries: Sequence[Any],
     times: Sequence[slice],
-    readings: Sequence[ChipSeries],
+    batch: Sequence[ChipSeries],
     images: torch.Tensor | None,
 ) -> list[Sample]:
-    """Make the samples of a batch; where all chips have one size, their tensors are rows of one buffer per key.
+    """Make the samples of a batch; if all chips have one size, their tensors are rows of one buffer per key.
 
     Args:
-        spec: What they hold.
-        queries: What was asked for.
-        times: Its time slices.
-        readings: What was read.
-        images: The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels of all dates are in, where there is one.
+        spec: Keys and contents.
+        queries: One per sample.
+        times: Time slices of the queries.
+        batch: Chips of the queries.
+        images: Buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the chips were read to, if any.
     """
-    columns: dict[str, Sequence[Any]] = {spec.key: _pixels(spec, readings, images)}
-    columns["mask_valid"] = _validity(spec, readings)
+    columns: dict[str, Sequence[Any]] = {spec.key: _pixels(spec, batch, images)}
+    if spec.valid_per_band:
+        columns["mask_valid"] = _masks(spec, batch, len(batch[0].chips[0].valid), lambda chip: chip.valid)
+    else:
+        columns["mask_valid"] = _masks(spec, batch, 1, lambda chip: chip.valid.all(axis=0, keepdims=True))
     if spec.with_clear:
-        columns["mask_clear"] = _flags(spec, readings, 1, lambda chip: np.asarray(chip.clear)[None])
+        columns["mask_clear"] = _masks(spec, batch, 1, lambda chip: np.asarray(chip.clear)[None])
     if spec.mask_aoi:
-        columns["mask_aoi"] = [_repeated(spec, r.inside[None], r.length) for r in readings]
+        masks = [torch.from_numpy(series.inside[None]) for series in batch]
+        if spec.series:
+            masks = [mask.repeat(series.length, 1, 1, 1) for mask, series in zip(masks, batch, strict=True)]
+        columns["mask_aoi"] = masks
     if spec.mask_outside:
-        for pixels, reading in zip(columns[spec.key], readings, strict=True):
-            _fill_outside(spec, pixels, reading)
+        for pixels, series in zip(columns[spec.key], batch, strict=True):
+            fill = _fill(series) if spec.rule is None else spec.rule.invalid
+            np.copyto(pixels.numpy(), fill, where=~series.inside)
     if spec.with_scale and spec.rule is None:
-        columns["scale"] = _scales(spec, readings, "scale", 1.0)
-        columns["offset"] = _scales(spec, readings, "offset", 0.0)
-    columns |= _identity(spec, queries, times, readings)
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(readings))]
+        columns["scale"] = _scales(spec, batch, "scale", 1.0)
+        columns["offset"] = _scales(spec, batch, "offset", 0.0)
+    columns |= _metadata(spec, queries, times, batch)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(batch))]
 
 
-def _pixels(spec: SampleSpec, readings: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
-    shapes = [reading.grid.shape for reading in readings]
+def _pixels(spec: SampleSpec, batch: Sequence[ChipSeries], images: torch.Tensor | None) -> Sequence[torch.Tensor]:
     if spec.rule is not None:
-        rows = batch_rows(shapes, spec.rule.dtype)
-        for row, reading in zip(rows, readings, strict=True):
-            spec.rule.apply(reading.chips[0].data[0], reading.chips[0].valid[0], row.numpy())
+        rows = batch_rows([series.grid.shape for series in batch], spec.rule.dtype)
+        for row, series in zip(rows, batch, strict=True):
+            spec.rule.apply(series.chips[0].data[0], series.chips[0].valid[0], row.numpy())
         return rows
     if images is None and not spec.series:
-        return [torch.from_numpy(reading.chips[0].data) for reading in readings]
+        return [torch.from_numpy(series.chips[0].data) for series in batch]
     if images is None:
-        first = readings[0].chips[0].data
-        rows = batch_rows([(r.length, len(first), *r.grid.shape) for r in readings], torch_dtype(first.dtype))
-        for row, reading in zip(rows, readings, strict=True):
-            for t, chip in enumerate(reading.chips):
+        first = batch[0].chips[0].data
+        rows = batch_rows([(s.length, len(first), *s.grid.shape) for s in batch], torch_dtype(first.dtype))
+        for row, series in zip(rows, batch, strict=True):
+            for t, chip in enumerate(series.chips):
                 row[t].numpy()[:] = chip.data
     else:
         rows = images.unbind(0)
     if spec.series:
-        for row, reading in zip(rows, readings, strict=True):
-            for t in range(len(reading.chips), reading.length):  # padding
-                row[t].numpy()[:] = np.array(reading.chips[0].fill, reading.chips[0].data.dtype)[:, None, None]
+        for row, series in zip(rows, batch, strict=True):
+            for t in range(len(series.chips), series.length):  # padding
+                row[t].numpy()[:] = _fill(series)
     return rows
 
 
-def _validity(spec: SampleSpec, readings: Sequence[ChipSeries]) -> Sequence[torch.Tensor]:
-    if spec.valid_per_band:
-        return _flags(spec, readings, len(readings[0].chips[0].valid), lambda chip: chip.valid)
-    return _flags(spec, readings, 1, lambda chip: chip.valid.all(axis=0, keepdims=True))
+def _fill(series: ChipSeries) -> npt.NDArray[Any]:
+    """Return the value of missing pixels, `[C, 1, 1]`."""
+    return np.array(series.chips[0].fill, series.chips[0].data.dtype)[:, None, None]
 
 
-def _flags(spec: SampleSpec, readings: Sequence[ChipSeries], count: int, of: Any) -> Sequence[torch.Tensor]:
-    """A boolean `[count, H, W]` or `[T, count, H, W]` a sample, False where it is padded."""
-    lead = [(r.length,) if spec.series else () for r in readings]
-    rows = batch_rows([(*t, count, *r.grid.shape) for t, r in zip(lead, readings, strict=True)], torch.bool)
-    for row, reading in zip(rows, readings, strict=True):
+def _masks(
+    spec: SampleSpec, batch: Sequence[ChipSeries], channels: int, mask_of: Callable[[Chip], Any]
+) -> Sequence[torch.Tensor]:
+    """Return a bool tensor `[channels, H, W]` or `[T, channels, H, W]` per sample; padding is False."""
+    shapes = [(*((s.length,) if spec.series else ()), channels, *s.grid.shape) for s in batch]
+    rows = batch_rows(shapes, torch.bool)
+    for row, series in zip(rows, batch, strict=True):
         dates = row if spec.series else row[None]
-        for t, chip in enumerate(reading.chips):
-            dates[t].numpy()[:] = of(chip)
-        dates[len(reading.chips) :] = False
+        for t, chip in enumerate(series.chips):
+            dates[t].numpy()[:] = mask_of(chip)
+        dates[len(series.chips) :] = False
     return rows
 
 
-def _repeated(spec: SampleSpec, mask: npt.NDArray[np.bool_], length: int) -> torch.Tensor:
-    return torch.from_numpy(np.repeat(mask[None], length, axis=0) if spec.series else mask)
+def _scales(spec: SampleSpec, batch: Sequence[ChipSeries], name: str, default: float) -> Sequence[torch.Tensor]:
+    values = []
+    for series in batch:
+        dates = [[default if v is None else v for v in getattr(chip.scaling, name)] for chip in series.chips]
+        values.append(_pad(dates, series.length, [default] * len(dates[0])) if spec.series else dates[0])
+    return _tensors(values, torch.float32)
 
 
-def _fill_outside(spec: SampleSpec, pixels: torch.Tensor, reading: ChipSeries) -> None:
-    if spec.rule is not None:
-        pixels.numpy()[~reading.inside] = spec.rule.invalid
-        return
-    fill = np.array(reading.chips[0].fill, pixels.numpy().dtype)
-    np.copyto(pixels.numpy(), fill[:, None, None], where=~reading.inside)
-
-
-def _scales(spec: SampleSpec, readings: Sequence[ChipSeries], name: str, unknown: float) -> Sequence[torch.Tensor]:
-    found = []
-    for reading in readings:
-        stated = [[unknown if v is None else v for v in getattr(m.scaling, name)] for m in reading.chips]
-        stated += [[unknown] * len(stated[0])] * (reading.length - len(stated))
-        found.append(stated if spec.series else stated[0])
-    return _floats(found, torch.float32)
-
-
-def _identity(
-    spec: SampleSpec, queries: Sequence[Any], times: Sequence[slice], readings: Sequence[ChipSeries]
+def _metadata(
+    spec: SampleSpec, queries: Sequence[Any], times: Sequence[slice], batch: Sequence[ChipSeries]
 ) -> dict[str, Sequence[Any]]:
-    """Where, when, from which record and for whom."""
-    slices = [snapped_slices(reading.grid, t) for reading, t in zip(readings, times, strict=True)]
+    """Return everything but pixels and masks: place, time, record and AOI."""
+    slices = [snapped_slices(series.grid, t) for series, t in zip(batch, times, strict=True)]
     columns: dict[str, Sequence[Any]] = {}
     if TENSOR_ONLY:
-        columns["bounds"] = _floats([_bounds(part) for part in slices])
+        columns["bounds"] = _tensors([_bounds(xyt) for xyt in slices])
     else:
         columns["bounds"] = slices
-        columns["crs"] = [pyproj_crs(str(reading.grid.crs)) for reading in readings]
+        columns["crs"] = [pyproj_crs(str(series.grid.crs)) for series in batch]
     if spec.with_epsg:
-        columns["epsg"] = _integers([[epsg_code(reading.grid.crs) or 0] for reading in readings])
-    columns["transform"] = _floats([tuple(reading.grid.transform)[:9] for reading in readings])
-    padding = [r.length - len(r.chips) for r in readings]
-    columns["time"] = _floats([[*r.seconds, *[math.nan] * pad] for r, pad in zip(readings, padding, strict=True)])
-    rows = [[-1 if m.record is None else m.record.row for m in r.chips] for r in readings]
-    columns["record"] = _integers([[*row, *[-1] * pad] for row, pad in zip(rows, padding, strict=True)])
+        columns["epsg"] = _tensors([[epsg_code(series.grid.crs) or 0] for series in batch], torch.int64)
+    columns["transform"] = _tensors([tuple(series.grid.transform)[:9] for series in batch])
+    columns["time"] = _tensors([_pad(series.seconds, series.length, math.nan) for series in batch])
+    rows = [[-1 if chip.record is None else chip.record.row for chip in series.chips] for series in batch]
+    padded = [_pad(row, series.length, -1) for row, series in zip(rows, batch, strict=True)]
+    columns["record"] = _tensors(padded, torch.int64)
     if spec.series:
-        there = [[True] * len(r.chips) + [False] * pad for r, pad in zip(readings, padding, strict=True)]
-        columns["time_valid"] = [torch.tensor(flags) for flags in there]
-        columns["length"] = _integers([[len(r.chips)] for r in readings])
-    return columns | _of_aois(queries)
+        flags = [_pad([True] * len(series.chips), series.length, False) for series in batch]
+        columns["time_valid"] = _tensors(flags, torch.bool)
+        columns["length"] = _tensors([[len(series.chips)] for series in batch], torch.int64)
+    return columns | _aoi_columns(queries)
 
 
-def _of_aois(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Which AOI, its label, and its draw; only where every query has them."""
+def _aoi_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """Return `aoi`, `label` and `draw`, each only if every query has it."""
     columns = draw_columns(queries)
     rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
     if min(rows) >= 0:
-        columns["aoi"] = _integers([[row] for row in rows])
+        columns["aoi"] = _tensors([[row] for row in rows], torch.int64)
     labels = [query.label if isinstance(query, AOI) else None for query in queries]
     if None not in labels:
-        whole = all(isinstance(label, (int, np.integer)) for label in labels)
-        columns["label"] = _integers([[v] for v in labels]) if whole else _floats([[v] for v in labels], torch.float32)
+        is_class = all(isinstance(label, (int, np.integer)) for label in labels)
+        columns["label"] = _tensors([[label] for label in labels], torch.int64 if is_class else torch.float32)
     return columns
 
 
 def draw_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """`draw` int64 `[3]` of each query: the seed, epoch and position that its chip is a function of.
-
-    Nothing where a query was not drawn by a sampler.
-    """
+    """Return `draw`, int64 `[3]` (seed, epoch, position) per query; empty unless a sampler drew every query."""
     draws = [query.draw if isinstance(query, AOI) else None for query in queries]
-    return {} if None in draws else {"draw": _integers(draws)}
+    return {} if None in draws else {"draw": _tensors(draws, torch.int64)}
 
 
-def _floats(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
-    return _tensors(values, dtype)
+def _pad(values: Sequence[Any], length: int, fill: Any) -> list[Any]:
+    return [*values, *[fill] * (length - len(values))]
 
 
-def _integers(values: Sequence[Any]) -> Sequence[torch.Tensor]:
-    return _tensors(values, torch.int64)
-
-
-def _tensors(values: Sequence[Any], dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    if len({len(value) for value in values}) > 1:  # series of different lengths
+def _tensors(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Sequence[torch.Tensor]:
+    """Return a tensor per value: rows of one buffer, unless series differ in length."""
+    if len({len(value) for value in values}) > 1:
         return [torch.tensor(value, dtype=dtype) for value in values]
     return torch.tensor(values, dtype=dtype).unbind(0)
 
 
 def seconds_of(chip: Chip) -> float:
-    """When a chip's first pixels were taken, POSIX seconds UTC; NaN = undated."""
-    when = None if chip.record is None else chip.record.datetime
-    return math.nan if when is None else _posix(when)
+    """Return the time of the record that supplied the first pixels, POSIX seconds UTC; NaN = undated."""
+    time = None if chip.record is None else chip.record.datetime
+    return math.nan if time is None else _posix(time)
 
 
-def _posix(when: Any) -> float:
-    stamp = pd.Timestamp(when)
+def _posix(time: Any) -> float:
+    stamp = pd.Timestamp(time)
     return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())
 
 
 def snapped_slices(grid: Grid, t: slice) -> tuple[slice, slice, slice]:
-    """The (x, y, t) slices of a chip's own grid."""
+    """Return the (x, y, t) slices of a chip's grid, which is snapped to the dataset's pixels."""
     xmin, ymin, xmax, ymax = grid.bounds
     xres, yres = grid.res
     return slice(xmin, xmax, xres), slice(ymin, ymax, yres), t
 
 
 def bounds_tensor(slices: tuple[slice, slice, slice]) -> torch.Tensor:
-    """float64 `[9]`: start, stop and step of x, y and t (POSIX seconds), TorchGeo 0.9's layout.
+    """Return float64 `[9]`: start, stop and step of x, y and t (POSIX seconds), the layout of TorchGeo 0.9.
 
-    float64, because float32 loses half a metre of a UTM northing and minutes of a time.
+    float32 would lose half a metre of a UTM northing, and minutes of a time.
     """
     return torch.tensor(_bounds(slices), dtype=torch.float64)
 

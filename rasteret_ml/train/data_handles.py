@@ -59,7 +59,7 @@ class DatasetOptions:
             raise UsageError(f"dataset must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
         TimeSeries.of(self.given.get("series"))
         quality = self.given.get("quality")
-        self.quality_band = None if quality is None else QualityMask.of(quality).band
+        self.quality_band = None if quality is None else QualityMask.parse(quality).band
         """Band that tells clear pixels, to build into the records beside the image's bands."""
 
     @classmethod

@@ -194,7 +194,7 @@ def test_a_bit_mask_whose_file_declares_its_clear_value_as_nodata(tmp_path):
     assert not clear(bits=[1], nodata=0).any()
     assert np.array_equal(clear(cloudy=[0], nodata="ignore"), flags != 0)
     assert np.array_equal(clear(cloudy=[2], nodata=255), flags == 0)
-    with pytest.raises(UsageError, match=r"'Q' is uint8: its bits are 0 to 7, not \[8, 9\]"):
+    with pytest.raises(UsageError, match=r"'Q' is uint8: bits must be from 0 to 7, got \[8, 9\]"):
         clear(bits=[1, 8], fields={"8-9": [3]}, nodata="ignore")
 
 

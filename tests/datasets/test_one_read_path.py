@@ -13,6 +13,7 @@ import torch
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.raster import read, worker_loop
@@ -56,6 +57,7 @@ def _sample(dataset: rm.RasteretDataset, shape: Any, chip: Chip) -> dict[str, An
 corners = st.integers(-150, SIZE * 10 + 150).map(float)
 
 
+@examples(60)
 @given(
     x=st.tuples(corners, corners, corners),
     y=st.tuples(corners, corners, corners),

@@ -31,7 +31,7 @@ from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine, RequestLimiter
 from rasteret_ml.raster.execute import ExecuteResult, TileError, execute
-from rasteret_ml.raster.explain import explain
+from rasteret_ml.raster.jobs import explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.storage.open import open_reader
 from rasteret_ml.telemetry import Meter

@@ -1,4 +1,4 @@
-"""One row, and the names that bands go by."""
+"""Raster items and band names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rasteret_ml.raster.raster_info import BandRegistry, RasterInfo, asset_href
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registrations of a test end with it."""
+    """Undo registrations after each test."""
     monkeypatch.setattr(BandRegistry, "_tables", dict(BandRegistry._tables))
 
 
@@ -23,13 +23,13 @@ def _info() -> RasterInfo:
 
 
 def test_a_row_is_frozen() -> None:
-    """Nobody changes a record behind a reader's back."""
+    """Fields cannot be assigned."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         _info().id = "b"  # type: ignore[misc]
 
 
 def test_a_row_pickles() -> None:
-    """With everything in it."""
+    """All fields are kept."""
     info = dataclasses.replace(_info(), bbox=(1.0, 2.0, 3.0, 4.0), assets={"B1": {"href": "x"}}, row=7)
     other = pickle.loads(pickle.dumps(info))
     assert dataclasses.asdict(other) == dataclasses.asdict(info)
@@ -51,20 +51,20 @@ def test_a_row_pickles() -> None:
         ("unheard-of", "sentinel-2-l2a", ("unheard-of",)),
     ],
 )
-def test_names_are_itself_forward_reverse(band: str, source: str, names: tuple[str, ...]) -> None:
-    """The order in which an asset is looked for."""
+def test_names_in_order_of_lookup(band: str, source: str, names: tuple[str, ...]) -> None:
+    """The name itself, its asset key, and the code whose asset key it is."""
     assert BandRegistry.names(band, source) == names
 
 
 def test_sentinel_2_and_landsat_do_not_mix() -> None:
-    """B5 is a red edge there and near infrared here."""
+    """B05 is red edge, B5 near infrared."""
     assert BandRegistry.names("B05", "sentinel-2-l2a") == ("B05", "rededge1")
     assert BandRegistry.names("B5", "landsat-c2-l2") == ("B5", "nir08")
     assert BandRegistry.names("B5", "sentinel-2-l2a") == ("B5",)
 
 
 def test_registration_is_open() -> None:
-    """A new source, and a replaced one; the mapping given is copied."""
+    """Register and replace a source; the mapping is copied."""
     table = {"1": "pan"}
     BandRegistry.register("mine", table)
     table["1"] = "changed"
@@ -75,7 +75,7 @@ def test_registration_is_open() -> None:
     assert BandRegistry.names("B02", "sentinel-2-l2a") == ("B02", "blue")
 
 
-def test_a_source_needs_a_name() -> None:
+def test_a_data_source_needs_a_name() -> None:
     """The empty name means no registry."""
     with pytest.raises(UsageError, match="name"):
         BandRegistry.register("", {"1": "pan"})
@@ -100,6 +100,6 @@ def test_a_source_needs_a_name() -> None:
         (3, None),
     ],
 )
-def test_where_an_asset_is(asset: object, href: str | None) -> None:
+def test_href_of_an_asset(asset: object, href: str | None) -> None:
     """`href`, else an alternate, else the asset itself."""
     assert asset_href(asset) == href

@@ -30,7 +30,7 @@ from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine
 from rasteret_ml.raster.execute import TileError, execute
-from rasteret_ml.raster.explain import ReadEstimate, explain
+from rasteret_ml.raster.jobs import ReadEstimate, explain
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.testing import MemoryReader, RecordingReader, make_cog
 
@@ -338,7 +338,7 @@ def _edited(record: RasterAccessor, level: int, of_mask: bool, tile: int, **arra
     [
         ({"tile_offsets": 2**40}, "the tile reaches past the end of the file"),
         ({"tile_byte_counts": 2**31}, "the tile reaches past the end of the file"),
-        ({"tile_byte_counts": 2 * 2**20}, "its byte count is 2097152, for"),
+        ({"tile_byte_counts": 2 * 2**20}, "the byte count is 2097152, but"),
     ],
     ids=["offset", "count past the end", "count"],
 )

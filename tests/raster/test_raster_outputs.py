@@ -1,4 +1,4 @@
-"""`load_bands` as tables for people: xarray and GeoPandas."""
+"""Output of `load_bands` as xarray and GeoPandas."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _frame(record: RasterAccessor, shapes: Any, bands: list[str], **options: Any
     return run(record.load_bands(shapes, bands, for_xarray=False, geometry_crs=32633, **options))  # type: ignore[return-value]
 
 
-def test_the_dataset_is_the_files_pixels_on_its_grid(tmp_path: Path) -> None:
+def test_the_dataset_holds_the_files_pixels_on_its_grid(tmp_path: Path) -> None:
     """Variables by band, `[time, y, x]`, coordinates at pixel centres, CRS as rioxarray reads it."""
     data, record = _raster(tmp_path, "uint16", count=2)
     found = _dataset(record, [_box(5, 7, 20, 10)], ["B2", "B1"])
@@ -70,7 +70,7 @@ def test_the_dataset_is_the_files_pixels_on_its_grid(tmp_path: Path) -> None:
 
 
 def test_output_overrides_for_xarray(tmp_path: Path) -> None:
-    """Each spelling of each output."""
+    """Every way to name every output."""
     _, record = _raster(tmp_path, "uint8")
     for options, kind in [
         ({}, xr.Dataset),
@@ -120,8 +120,8 @@ def test_integers_become_float_only_where_a_mask_needs_nan(
     np.testing.assert_array_equal(cut, expected.astype(masked))
 
 
-def test_tables_are_cut_at_the_rasters_edge(tmp_path: Path) -> None:
-    """A geometry that reaches over the edge makes no rows and columns without data, unless asked to."""
+def test_tables_are_clipped_to_the_raster(tmp_path: Path) -> None:
+    """Geometries beyond the edge add no empty rows and columns, unless boundless=True."""
     data, record = _raster(tmp_path, "uint16")
     shape = _box(30, 20, 50, 50)
     found = _dataset(record, [shape], ["B1"])["B1"]
@@ -134,7 +134,7 @@ def test_tables_are_cut_at_the_rasters_edge(tmp_path: Path) -> None:
 
 
 def test_one_dataset_holds_all_geometries(tmp_path: Path) -> None:
-    """Two boxes apart: the canvas spans both, and what lies between is NaN."""
+    """The grid spans two separate boxes, and is NaN between them."""
     data, record = _raster(tmp_path, "uint16")
     found = _dataset(record, [_box(25, 20, 4, 4), _box(2, 3, 5, 6)], ["B1"])["B1"].values[0]
     expected = np.full((21, 27), np.nan, np.float32)
@@ -164,8 +164,8 @@ def test_the_frame_has_a_row_per_geometry_and_band(tmp_path: Path) -> None:
     assert not frame.iloc[2]["valid"][~inside].any()
 
 
-def test_nodata_is_told_to_xarray(tmp_path: Path) -> None:
-    """`_FillValue` is the declared value; without one there is no such attribute."""
+def test_nodata_is_the_fill_value_of_xarray(tmp_path: Path) -> None:
+    """`_FillValue` is the declared nodata; absent if none is declared."""
     _, with_nodata = _raster(tmp_path, "int16", -5)
     assert _dataset(with_nodata, [_TRIANGLE], ["B1"])["B1"].attrs["_FillValue"] == -5
     _, without = _raster(tmp_path, "uint16")
@@ -188,7 +188,7 @@ def test_target_crs_reprojects_the_tables(tmp_path: Path) -> None:
 
 
 def _two_extents(folder: Path) -> RasterAccessor:
-    """One record whose second band covers only the upper half."""
+    """Return a record whose second band covers only the upper half."""
     ones = np.ones((1, 40, 40), np.uint16)
     make_cog(folder / "s" / "A.tif", ones)
     make_cog(folder / "s" / "B.tif", ones[:, :20] + 1)
@@ -198,8 +198,8 @@ def _two_extents(folder: Path) -> RasterAccessor:
 
 
 @pytest.mark.parametrize("output", ["xarray", "geopandas"])
-def test_a_band_that_ends_early_is_nan_there_not_zero(tmp_path: Path, output: str) -> None:
-    """Band B has no pixels in the lower half: the table must not show zeros that no file holds."""
+def test_a_band_is_nan_outside_its_own_extent(tmp_path: Path, output: str) -> None:
+    """Band B has no pixels in the lower half, and the output shows no zeros there."""
     record = _two_extents(tmp_path)
     whole = [_box(0, 0, 40, 40)]
     if output == "xarray":
@@ -214,7 +214,7 @@ def test_a_band_that_ends_early_is_nan_there_not_zero(tmp_path: Path, output: st
 
 
 def _corrupt(folder: Path) -> tuple[RasterAccessor, MemoryReader]:
-    """A raster of 2 x 2 tiles without nodata, the last of which is garbage."""
+    """Return a raster of 2 x 2 tiles without nodata, the last of which is corrupt."""
     data = np.random.default_rng(3).integers(1, 9, (1, 128, 128), dtype=np.uint16)
     path = make_cog(folder / "broken.tif", data, blocksize=64, overviews="none")
     record = build_one(path, folder)
@@ -226,7 +226,7 @@ def _corrupt(folder: Path) -> tuple[RasterAccessor, MemoryReader]:
 
 
 def test_the_frame_marks_pixels_that_could_not_be_read(tmp_path: Path) -> None:
-    """`failures=` lists the tile, and `valid` is False there and only there."""
+    """`failures=` lists the tile, and `valid` is False exactly in it."""
     record, reader = _corrupt(tmp_path)
     failures: list[TileError] = []
     row = _frame(record, [_box(0, 0, 128, 128)], ["B1"], backend=reader, failures=failures).iloc[0]
@@ -238,7 +238,7 @@ def test_the_frame_marks_pixels_that_could_not_be_read(tmp_path: Path) -> None:
 
 
 def test_the_dataset_shows_no_zeros_for_pixels_that_could_not_be_read(tmp_path: Path) -> None:
-    """A Dataset has no validity: the hole is NaN where no nodata is declared, as all else that is not there."""
+    """They are NaN if no nodata is declared, because a Dataset has no validity."""
     record, reader = _corrupt(tmp_path)
     failures: list[TileError] = []
     found = _dataset(record, [_box(0, 0, 128, 128)], ["B1"], backend=reader, failures=failures)
@@ -249,8 +249,8 @@ def test_the_dataset_shows_no_zeros_for_pixels_that_could_not_be_read(tmp_path: 
 
 
 @pytest.mark.parametrize("output", ["xarray", "geopandas"])
-def test_pixels_that_the_file_masks_are_told_apart(tmp_path: Path, output: str) -> None:
-    """An internal mask is data truth: GeoPandas has `valid`; in xarray such pixels are NaN, as outside."""
+def test_pixels_masked_by_the_file(tmp_path: Path, output: str) -> None:
+    """They are not `valid` in GeoPandas, and NaN in xarray."""
     mask = np.zeros((30, 40), bool)
     mask[5:20, 5:20] = True
     record = build_one(make_cog(tmp_path / "m.tif", np.full((1, 30, 40), 9, np.uint8), mask=mask), tmp_path)

@@ -1,4 +1,4 @@
-"""Quality bands and scaling: against numpy, value by value."""
+"""Quality bands and scaling equal numpy, value by value."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rasteret_ml.raster.quality import QUALITY_PRESETS, QualityMask
 def test_scl_classes_one_by_one():
     """The twelve classes of the Sentinel-2 scene classification."""
     data = np.arange(12, dtype=np.uint8)[None]
-    clear = QualityMask.of("sentinel-2-scl").apply(data, data != 0)
+    clear = QualityMask.parse("sentinel-2-scl").apply(data, data != 0)
     assert np.flatnonzero(clear[0]).tolist() == [2, 4, 5, 6, 7, 11]
 
 
 def test_qa_pixel_values_from_the_guide():
-    """Values that the Landsat product guide spells out: clear land and water, cloud, shadow, dilated cloud, fill."""
+    """Example values of the Landsat product guide: clear land and water, cloud, shadow, dilated cloud, fill."""
     words = {21824: True, 21952: True, 22280: False, 23888: False, 21826: False, 1: False, 54596: False}
     data = np.array([list(words)], np.uint16)
     found = QUALITY_PRESETS["landsat-qa-pixel"].apply(data, np.ones(data.shape, bool))
@@ -37,12 +37,12 @@ def test_qa_pixel_values_from_the_guide():
     st.integers(0, 3),
     st.sets(st.integers(0, 7), min_size=1),
 )
-def test_bits_and_fields_are_those_of_each_number(data, bits, first, more, values):
-    """Python's own shifts."""
+def test_bits_and_fields_equal_shifts_of_python_integers(data, bits, first, more, values):
+    """Signed and unsigned types; bits beyond the type are an error."""
     values = {value for value in values if value < 2 ** (more + 1)}
     mask = QualityMask(band="q", bits=tuple(bits), fields={(first, first + more): tuple(values)})
     if max(*bits, first + more) >= 8 * data.itemsize:
-        with pytest.raises(UsageError, match=rf"'q' is {data.dtype}: its bits are 0 to {8 * data.itemsize - 1}"):
+        with pytest.raises(UsageError, match=rf"'q' is {data.dtype}: bits must be from 0 to {8 * data.itemsize - 1}"):
             mask.apply(data, np.ones(data.shape, bool))
         return
     found = mask.apply(data, np.ones(data.shape, bool))
@@ -52,7 +52,7 @@ def test_bits_and_fields_are_those_of_each_number(data, bits, first, more, value
 
 
 def test_probabilities_and_unknown_pixels():
-    """Below the limit is clear; what is invalid, or NaN, is not."""
+    """Pixels below the limit are clear; invalid and NaN pixels are not."""
     data = np.array([[0.1, 0.4, np.nan, 0.0]], np.float32)
     found = QualityMask(band="p", below=0.4).apply(data, np.array([[True, True, True, False]]))
     assert found[0].tolist() == [True, False, False, False]
@@ -75,17 +75,17 @@ def test_probabilities_and_unknown_pixels():
         {"bits": (1,), "nodata": "none"},
     ],
 )
-def test_masks_that_cannot_be(wrong):
-    """None or several ways of reading, bits that are none."""
+def test_invalid_rules_are_refused(wrong):
+    """No rule, several rules, and bits and values out of range."""
     with pytest.raises(UsageError):
         QualityMask(band="q", **wrong)
 
 
-def test_classes_that_a_band_cannot_hold_are_refused():
-    """They would match nothing: of `cloudy` all would be clear."""
+def test_classes_out_of_range_are_refused():
+    """They would match no pixel: with `cloudy`, all would be clear."""
     data = np.zeros((1, 2), np.uint8)
     for wrong in ({"cloudy": (300,)}, {"clear": (-1, 4)}):
-        with pytest.raises(UsageError, match=r"'q' is uint8, which holds no class"):
+        with pytest.raises(UsageError, match=r"'q' is uint8: classes must be"):
             QualityMask(band="q", **wrong).apply(data, np.ones(data.shape, bool))
 
 
@@ -102,8 +102,8 @@ def test_classes_that_a_band_cannot_hold_are_refused():
         ({"below": 40}, False),
     ],
 )
-def test_bits_whose_nodata_means_clear_are_refused(mask, refused):
-    """A file that declares 0 as nodata, by a mask in which 0 says that nothing was found; classes may mean it."""
+def test_nodata_that_means_clear_is_refused(mask, refused):
+    """The file declares 0 as nodata, but by the bits 0 is clear; classes are not affected."""
     quality = QualityMask(band="q", **mask)
     if refused:
         with pytest.raises(UsageError, match=r"'q'.*nodata='ignore'.*nodata=0"):
@@ -115,18 +115,18 @@ def test_bits_whose_nodata_means_clear_are_refused(mask, refused):
 
 
 def test_masks_from_yaml():
-    """Names, mappings with lists; what is unknown is named."""
-    assert QualityMask.of({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
+    """Preset names and mappings with lists; errors name unknown ones."""
+    assert QualityMask.parse({"band": "SCL", "clear": [4, 5]}) == QualityMask(band="SCL", clear=(4, 5))
     fields = {"8-9": [3], "4": [1]}
-    assert QualityMask.of({"band": "QA", "fields": fields}) == QualityMask(
+    assert QualityMask.parse({"band": "QA", "fields": fields}) == QualityMask(
         band="QA", fields={(8, 9): (3,), (4, 4): (1,)}
     )
-    with pytest.raises(UsageError, match="runs of bits"):
-        QualityMask.of({"band": "QA", "fields": {"high": [3]}})
+    with pytest.raises(UsageError, match="bit ranges"):
+        QualityMask.parse({"band": "QA", "fields": {"high": [3]}})
     with pytest.raises(UsageError, match="sentinel-2-scl"):
-        QualityMask.of("sentinel-9")
+        QualityMask.parse("sentinel-9")
     with pytest.raises(UsageError, match="classes"):
-        QualityMask.of({"band": "SCL", "classes": [4, 5]})
+        QualityMask.parse({"band": "SCL", "classes": [4, 5]})
 
 
 @examples(60)
@@ -135,8 +135,8 @@ def test_masks_from_yaml():
     st.tuples(st.sampled_from([0.0001, 0.01, 1.0, 2.5]), st.sampled_from([0.0, -0.1, 1000.0])),
     st.tuples(st.sampled_from([0.0001, 0.01, 1.0, 2.5]), st.sampled_from([0.0, -0.1, 1000.0])),
 )
-def test_restored_values_are_the_nearest_that_the_type_holds(data, one, two):
-    """Stored values of one scaling, in the units of another."""
+def test_restored_values_are_the_nearest_of_the_type(data, one, two):
+    """Convert stored values from one scaling to another."""
     a, b = Scaling((one[0],) * 2, (one[1],) * 2), Scaling((two[0], None), (None, two[1]))
     valid = data % 3 != 0
     found = b.restore(a.values(data), data, valid)

@@ -1,4 +1,4 @@
-"""A blank sample has the form of the one that it stands for, and nothing in it counts."""
+"""Blank samples: same keys, shapes and types as the original, no valid pixel and no label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rasteret_ml as rm
-from rasteret_ml.samples.blank import blank_sample
+from rasteret_ml.samples.collate import blank_sample
 
 BANDS = ("B02", "B03")
 REMAP = {1: 0, 2: 1, 3: 2, 4: 3}
@@ -33,8 +33,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_blank_batches_with_its_like_and_counts_for_nothing(scenes: Any, kind: str) -> None:
-    """Same keys, shapes and types; no pixel valid, no label; whose it is and where it lies stays."""
+def test_a_blank_sample_collates_with_the_original(scenes: Any, kind: str) -> None:
+    """Keys, shapes and types are equal, no pixel is valid, and identity and place are kept."""
     dataset = KINDS[kind](scenes)
     ignored = dataset.ignored_classes
     for query in rm.RandomAOISampler(dataset, 48, 3, seed=1):
@@ -63,8 +63,8 @@ def test_a_blank_batches_with_its_like_and_counts_for_nothing(scenes: Any, kind:
                 assert (value != ignored[key]).any()
 
 
-def test_values_that_are_not_there_say_so() -> None:
-    """Of labels, times and scales; a key that is not ours is left alone, also in a batch."""
+def test_blank_values_by_key() -> None:
+    """Labels, times and scales, in samples and batches; unknown keys are kept."""
     sample = {
         "mask": torch.ones(2, 2),
         "label": torch.tensor([3]),
@@ -93,8 +93,8 @@ def test_values_that_are_not_there_say_so() -> None:
     }
 
 
-def test_ignored_classes_are_told_by_head(scenes: Any) -> None:
-    """Of each part; polygons too; none where there are no labels."""
+def test_ignored_classes_by_key(scenes: Any) -> None:
+    """For every label dataset, including polygons; empty without labels."""
     assert KINDS["images & two heads"](scenes).ignored_classes == {"mask_a": -1, "mask_b": 255}
     assert KINDS["labels | labels"](scenes).ignored_classes == {"mask": 7}
     assert KINDS["image"](scenes).ignored_classes == {}

@@ -1,4 +1,4 @@
-"""Batches of time series, of several label heads and of columns: padded as invalid, typed, squeezed."""
+"""Collate time series, several label keys and metadata: padding, types and squeezed axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rasteret_ml.samples.buffers import batch_buffer
 
 
 def series(dates: int, height: int = 4, width: int = 5) -> dict[str, torch.Tensor]:
-    """A sample by the design, its first date the number 1, its second 2, and so on."""
+    """Return a series sample whose pixels are 1 at the first date, 2 at the second, and so on."""
     return {
         "image": (torch.arange(dates) + 1)[:, None, None, None].expand(-1, 2, height, width).to(torch.uint16),
         "mask_valid": torch.ones(dates, 1, height, width, dtype=torch.bool),
@@ -30,8 +30,8 @@ def series(dates: int, height: int = 4, width: int = 5) -> dict[str, torch.Tenso
     }
 
 
-def test_series_of_several_lengths_are_padded_at_the_end():
-    """Every key by its own word for "nothing here"; no date is lost or moved."""
+def test_series_of_different_lengths_are_padded_at_the_end():
+    """Each key with its own fill value; no date is lost or moved."""
     batch = rm.collate([series(3), series(1)])
     assert batch["image"].dtype == torch.uint16
     assert batch["image"][:, :, 0, 0, 0].tolist() == [[1, 2, 3], [1, 0, 0]]
@@ -51,8 +51,8 @@ def test_series_of_several_lengths_are_padded_at_the_end():
     assert batch["label"].tolist() == [1.5, 0.5]
 
 
-def test_series_of_several_sizes_and_lengths_are_padded_both_ways():
-    """Along T, height and width at once."""
+def test_series_of_different_sizes_and_lengths_are_padded_along_both():
+    """T, height and width at once."""
     batch = rm.collate([series(2, 4, 5), series(1, 6, 3)])
     assert batch["image"].shape == (2, 2, 2, 6, 5)
     assert batch["mask_valid"].sum((1, 2, 3, 4)).tolist() == [2 * 20, 18]
@@ -68,8 +68,8 @@ def test_series_of_several_sizes_and_lengths_are_padded_both_ways():
         ("image_radar", torch.float32, 0.0),
     ],
 )
-def test_padding_goes_by_type(key, dtype, fill):
-    """Of several heads each by its own; images with 0."""
+def test_padding_by_key_and_type(key, dtype, fill):
+    """Masks by type, images with 0."""
     batch = rm.collate([{key: torch.ones(2, 3, dtype=dtype)}, {key: torch.ones(3, 2, dtype=dtype)}], ignore_index=-1)
     assert batch[key].dtype == dtype
     expected = torch.full((2, 3, 3), fill, dtype=dtype)
@@ -78,8 +78,8 @@ def test_padding_goes_by_type(key, dtype, fill):
     torch.testing.assert_close(batch[key], expected, equal_nan=True)
 
 
-def test_equal_series_are_passed_on_without_a_copy():
-    """As single images are."""
+def test_series_of_one_buffer_are_not_copied():
+    """The batch is the buffer itself."""
     buffer = batch_buffer((2, 3, 1, 4, 4), torch.uint8)
     batch = rm.collate([{"image": row} for row in buffer.unbind(0)])
     assert batch["image"].data_ptr() == buffer.data_ptr()
@@ -99,14 +99,14 @@ def test_equal_series_are_passed_on_without_a_copy():
         ([{"mask": torch.zeros(n, n, dtype=torch.uint8)} for n in (2, 3)], "ignore_index"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_padded_is_refused(samples, text):
-    """Channels are no padding, and a byte has no -100."""
+def test_shapes_that_cannot_be_padded_are_refused(samples, text):
+    """Channels are not padded, and uint8 cannot hold -100."""
     with pytest.raises(UsageError, match=text):
         rm.collate(samples)
 
 
-def test_scales_of_other_keys_are_padded_alike() -> None:
-    """`scale_image_s1` of series of other lengths, as `scale` itself."""
+def test_scales_of_other_keys_are_padded_like_scale() -> None:
+    """`scale_image_s1` of series of different lengths."""
     samples = [{"scale_image_s1": torch.full((t, 1), 0.5), "offset_image_s1": torch.ones(t, 1)} for t in (1, 3)]
     batch = rm.collate(samples)
     assert batch["scale_image_s1"][0, :, 0].tolist() == [0.5, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Composites over time: against numpy's masked median and mean, pixel by pixel."""
+"""Composites over time equal numpy's masked median and mean, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BANDS = ("B02", "B04", "B08")
 
 @examples(60)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.booleans(), st.sampled_from([np.uint16, np.int16, np.float32]))
-def test_composites_are_those_of_each_pixel(seed, dates, with_clear, dtype):
-    """Only clear and valid dates count, where there are any; else valid ones."""
+def test_composites_equal_numpy_at_every_pixel(seed, dates, with_clear, dtype):
+    """Clear and valid dates are used if there are any, else valid ones."""
     rng = np.random.default_rng(seed)
     data = rng.integers(1, 3000, (dates, 3, 4, 5)).astype(dtype)
     valid = rng.random(data.shape) < 0.7
     clear = rng.random((dates, 4, 5)) < 0.5 if with_clear else None
-    results = {k: Composite.of(k, BANDS).apply(data, valid, clear) for k in ("median", "mean", "max_ndvi")}
+    results = {k: Composite.parse(k, BANDS).apply(data, valid, clear) for k in ("median", "mean", "max_ndvi")}
     for row in range(4):
         for col in range(5):
             pixel, good = data[:, :, row, col].astype(np.float64), valid[:, :, row, col]
@@ -47,16 +47,16 @@ def test_composites_are_those_of_each_pixel(seed, dates, with_clear, dtype):
 
 
 def test_types_of_results():
-    """Chosen pixels keep their type; worked out ones are floats."""
+    """Selected pixels keep their type; computed ones are floats."""
     data = np.ones((2, 3, 1, 1), np.uint16)
     for kind, dtype in (("median", np.float32), ("mean", np.float32), ("max_ndvi", np.uint16)):
-        assert Composite.of(kind, BANDS).apply(data, data > 0, None)[0].dtype == dtype
+        assert Composite.parse(kind, BANDS).apply(data, data > 0, None)[0].dtype == dtype
 
 
-def test_composites_that_cannot_be():
-    """Unknown names, and bands that are not there."""
+def test_unknown_composites_and_bands_are_refused():
+    """The error lists the known names."""
     with pytest.raises(UsageError, match="median"):
-        Composite.of("mode", BANDS)
+        Composite.parse("mode", BANDS)
     with pytest.raises(UsageError, match="B08"):
-        Composite.of("max_ndvi", ("B02", "B04"))
-    assert Composite.of({"max_index": ("B04", "B02")}, BANDS).bands == (1, 0)
+        Composite.parse("max_ndvi", ("B02", "B04"))
+    assert Composite.parse({"max_index": ("B04", "B02")}, BANDS).bands == (1, 0)

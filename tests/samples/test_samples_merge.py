@@ -1,4 +1,4 @@
-"""What `&` makes of two samples of a chip, and what `|` does."""
+"""Join two samples of a chip (`&`), and fill one from the other (`|`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ H, W = 3, 4
 
 
 def images(value: float, *lead: int, dtype: torch.dtype = torch.uint16, **keys: torch.Tensor):
-    """A sample of images `[*lead, H, W]`, all valid."""
+    """Return an image sample `[*lead, H, W]`, all valid."""
     return {
         "image": torch.full((*lead, H, W), value).to(dtype),
         "mask_valid": torch.ones(*lead[:-1], 1, H, W, dtype=torch.bool),
@@ -26,8 +26,8 @@ def labels(value: int, key: str = "mask"):
     return {key: torch.full((H, W), value), "mask_valid": torch.ones(1, H, W, dtype=torch.bool)}
 
 
-def test_several_heads_join_under_their_keys():
-    """And one key twice is refused with the way out."""
+def test_labels_with_different_keys_are_joined():
+    """The same key twice is an error that names key=."""
     joined = join_samples([images(1, 2), labels(1), labels(2, "mask_height")])
     assert (joined["mask"] == 1).all()
     assert (joined["mask_height"] == 2).all()
@@ -36,7 +36,7 @@ def test_several_heads_join_under_their_keys():
 
 
 def test_series_join_along_channels():
-    """torchgeo joins them along T."""
+    """TorchGeo concatenates them along T."""
     joined = join_samples([images(1, 5, 2), images(2, 5, 3)])
     assert joined["image"].shape == (5, 5, H, W)
     assert joined["image"][:, :, 0, 0].tolist() == [[1, 1, 2, 2, 2]] * 5
@@ -49,17 +49,17 @@ def test_series_join_along_channels():
         (images(1, 5, 2), images(1, 4, 2), r"5 and 4 dates.*same length=.*one dataset"),
         (images(1, 5, 2), images(1, 2), "time series and single images"),
         (images(1, 2), images(1, 2, dtype=torch.float32), "uint16 and torch.float32"),
-        (images(1, 2), {"image": torch.zeros(2, H, W + 1, dtype=torch.uint16)}, "different sizes"),
+        (images(1, 2), {"image": torch.zeros(2, H, W + 1, dtype=torch.uint16)}, "one height and width"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(left, right, text):
-    """With what to do."""
+def test_images_of_different_shapes_or_types_are_refused(left, right, text):
+    """The error says what to do."""
     with pytest.raises(UsageError, match=text):
         join_samples([left, right])
 
 
 def test_validity_and_clouds_are_joined_by_and():
-    """Per date and over bands; of a single label for each date."""
+    """Per date and over bands; the validity of a single label applies to every date."""
     left = images(1, 2, 3) | {"mask_clear": torch.ones(2, 1, H, W, dtype=torch.bool)}
     right = images(1, 2, 3) | {"mask_clear": torch.ones(2, 1, H, W, dtype=torch.bool)}
     left["mask_clear"][0, 0, 0, 0] = False
@@ -76,8 +76,8 @@ def test_validity_and_clouds_are_joined_by_and():
 
 
 @pytest.mark.parametrize("lead", [(2,), (5, 2)])
-def test_scale_covers_all_channels_where_one_side_states_it(lead):
-    """The other side's are 1 and 0."""
+def test_scale_covers_all_channels_if_one_side_has_it(lead):
+    """Scale 1 and offset 0 are added for the other side."""
     stated = images(1, *lead) | {"scale": torch.full(lead, 0.5), "offset": torch.full(lead, -3.0)}
     for samples, scale in (
         ([stated, images(1, *lead)], [0.5, 0.5, 1, 1]),
@@ -90,8 +90,8 @@ def test_scale_covers_all_channels_where_one_side_states_it(lead):
     assert "scale" not in images(1, *lead)
 
 
-def test_where_and_when_are_the_left_sides():
-    """The samples that went in stay as they were."""
+def test_place_and_time_come_from_the_left_side():
+    """The inputs are not changed."""
     places = {"transform": torch.zeros(9), "time": torch.zeros(1), "record": torch.zeros(1, dtype=torch.int64)}
     others = {key: value + 7 for key, value in places.items()} | {"epsg": torch.tensor([4326])}
     left, right = images(1, 2) | places, labels(1) | others
@@ -102,7 +102,7 @@ def test_where_and_when_are_the_left_sides():
 
 
 def test_series_are_filled_date_by_date():
-    """A gap of one date is not filled from another; dates that are only padding come whole."""
+    """A gap in one date is not filled from another date; padding is replaced by whole dates."""
 
     def dated(value: int, dates: int):
         there = torch.arange(3) < dates
@@ -130,8 +130,8 @@ def test_series_are_filled_date_by_date():
     assert merged["length"].tolist() == [3]
 
 
-def test_labels_beside_a_series_are_filled_where_it_has_nothing():
-    """They have no dates of their own."""
+def test_labels_next_to_a_series_are_filled_where_it_has_no_valid_date():
+    """Labels have no axis T."""
     left = images(1, 2, 1) | {"mask": torch.full((H, W), 1)}
     right = images(2, 2, 1) | {"mask": torch.full((H, W), 2)}
     left["mask_valid"][:, 0, 0, 0] = False
@@ -143,7 +143,7 @@ def test_labels_beside_a_series_are_filled_where_it_has_nothing():
 
 
 def test_nodata_never_wins_in_a_union():
-    """torchgeo's maximum makes 65535 of it."""
+    """TorchGeo's maximum would give 65535."""
     left, right = images(65535, 1), images(7, 1)
     left["mask_valid"][0, 0, :2] = False
     left["image"][0, 0, 2:] = 3
@@ -158,21 +158,21 @@ def test_nodata_never_wins_in_a_union():
     ("other", "text"),
     [
         (images(2, 3, 1), "same length"),
-        (images(2, 1) | {"scale": torch.tensor([0.5])}, "another scale"),
-        (images(2, 1) | {"offset": torch.tensor([-1000.0])}, "another offset"),
+        (images(2, 1) | {"scale": torch.tensor([0.5])}, "must have one scale"),
+        (images(2, 1) | {"offset": torch.tensor([-1000.0])}, "must have one offset"),
         (images(2.5, 1, dtype=torch.float32), "uint16 and torch.float32"),
     ],
 )
-def test_sides_of_a_union_that_do_not_fit_are_refused(other, text):
-    """Rather than mixed."""
+def test_union_of_different_lengths_scales_or_types_is_refused(other, text):
+    """Pixels are not mixed."""
     left = images(1, 1)
     left["mask_valid"][0, 0, 0] = False
     with pytest.raises(UsageError, match=text):
         merge_by_validity([left, other])
 
 
-def test_float_pixels_that_are_whole_take_the_left_sides_type():
-    """Stock datasets give float32 whatever is stored."""
+def test_integer_valued_floats_are_cast_to_the_left_sides_type():
+    """Stock datasets give float32, whatever is stored."""
     left = images(1, 1)
     left["mask_valid"][0, 0, 0] = False
     stock = with_validity({"image": torch.tensor([[[5.0, 0, 0, 0], [0] * 4, [0, 0, 0, 2.5]]])})
@@ -183,7 +183,7 @@ def test_float_pixels_that_are_whole_take_the_left_sides_type():
 
 
 def test_a_stock_sample_without_pixels_is_refused():
-    """There is nothing to fill from."""
+    """The error names the keys it needs."""
     with pytest.raises(UsageError, match="'image' or 'mask'"):
         with_validity({"bbox_xyxy": torch.zeros(0, 4)})
 
@@ -192,7 +192,7 @@ DAY = 86400.0
 
 
 def dated(value: int, days: list[float], length: int = 3, key: str = "image", **keys: torch.Tensor):
-    """A series of these dates, padded."""
+    """Return a series of these days, padded."""
     there = torch.arange(length) < len(days)
     return {
         key: torch.full((length, 1, H, W), value).to(torch.uint16),
@@ -206,8 +206,8 @@ def dated(value: int, days: list[float], length: int = 3, key: str = "image", **
 
 
 @pytest.mark.parametrize("key", ["image", "image_s1"])
-def test_series_of_other_dates_do_not_join(key):
-    """Places in T are no dates; a few hours are the same day, and padding has none."""
+def test_series_of_different_dates_do_not_join(key):
+    """Times within a day match, and padding matches any date."""
     with pytest.raises(UsageError, match=r"`&`.*1970-01-02 00:00 and 1970-01-03 00:00.*same series=.*bands of both"):
         join_samples([dated(1, [1, 2, 3]), dated(2, [2, 3], key=key)])
     near = join_samples([dated(1, [1, 2.9, 4]), dated(2, [1.7, 3.1], key=key)])
@@ -219,14 +219,14 @@ def test_series_of_other_dates_do_not_join(key):
     assert near["mask_valid"].flatten(1).all(1).tolist() == [True, True, False]
 
 
-def test_series_of_other_dates_do_not_fill_each_other():
-    """Not even where nothing is missing."""
+def test_series_of_different_dates_do_not_fill_each_other():
+    """Even if no pixel is missing."""
     with pytest.raises(UsageError, match=r"`\|`.*1970-01-02 00:00 and 1970-01-12 00:00.*records of both"):
         merge_by_validity([dated(1, [1], 1), dated(2, [11], 1)])
 
 
-def test_series_of_other_lengths_do_not_join_under_any_key():
-    """There is one `mask_valid`, and one `time`."""
+def test_series_of_different_lengths_do_not_join_under_any_key():
+    """They would share `mask_valid` and `time`."""
     with pytest.raises(UsageError, match=r"3 and 2 dates.*length="):
         join_samples([dated(1, [1, 2]), dated(2, [1, 2], 2, key="image_s1")])
     with pytest.raises(UsageError, match="3 and 2 dates"):
@@ -234,8 +234,8 @@ def test_series_of_other_lengths_do_not_join_under_any_key():
 
 
 @pytest.mark.parametrize("series_first", [True, False])
-def test_dates_are_the_series_wherever_it_stands(series_first):
-    """A single image beside it counts for each date."""
+def test_dates_come_from_the_series_on_either_side(series_first):
+    """The validity of a single image applies to every date."""
     single = {"image_dem": torch.ones(1, H, W), "mask_valid": torch.ones(1, H, W, dtype=torch.bool)}
     single |= {"time": torch.zeros(1, dtype=torch.float64), "record": torch.tensor([77])}
     single["mask_clear"] = torch.ones(1, H, W, dtype=torch.bool)
@@ -250,7 +250,7 @@ def test_dates_are_the_series_wherever_it_stands(series_first):
 
 
 def test_scale_belongs_to_image():
-    """That of other pixels has their name, and stays out of the image's channels."""
+    """The scale of other pixels gets their name and is not concatenated."""
     radar = {"image_s1": torch.zeros(2, H, W), "scale": torch.tensor([0.5, 0.5]), "offset": torch.tensor([1.0, 2.0])}
     for samples in ([images(1, 3), radar], [radar, images(1, 3)], [radar, labels(1)]):
         joined = join_samples(samples)
@@ -263,8 +263,8 @@ def test_scale_belongs_to_image():
     assert joined["scale_image_s1"].tolist() == [0.5, 0.5]
 
 
-def test_a_scaled_series_and_a_scaled_image_are_told_what_to_do():
-    """Not that two tensors have other axes."""
+def test_joining_a_scaled_series_and_a_scaled_image_names_the_remedy():
+    """Not just that tensor shapes differ."""
     series = dated(1, [1, 2, 3]) | {"scale": torch.ones(3, 1), "offset": torch.zeros(3, 1)}
     single = images(1, 1) | {"scale": torch.ones(1), "offset": torch.zeros(1)}
     for samples in ([series, single], [single, series]):
@@ -278,15 +278,15 @@ def test_a_scaled_series_and_a_scaled_image_are_told_what_to_do():
 
 
 @pytest.mark.parametrize("other", [{"image_x": torch.ones(1, H, W)}, {"mask": torch.ones(H, W)}])
-def test_sides_of_a_union_with_other_pixels_are_refused(other):
-    """Nothing would be filled, and yet be valid."""
+def test_union_of_different_pixel_keys_is_refused(other):
+    """Otherwise pixels would become valid without being filled."""
     left, right = images(1, 1), other | {"mask_valid": torch.ones(1, H, W, dtype=torch.bool)}
     with pytest.raises(UsageError, match=re.escape(f"['image'] and {sorted(other)}")):
         merge_by_validity([left, right])
 
 
-def test_dates_of_the_right_bring_their_scale():
-    """Padding has none of its own."""
+def test_dates_added_from_the_right_bring_their_scale():
+    """Padding has no scale of its own."""
     left = dated(1, [1, 2]) | {"scale": torch.tensor([[0.5], [0.25], [1.0]]), "offset": torch.zeros(3, 1)}
     right = dated(9, [1, 2, 3]) | {"scale": torch.tensor([[0.5], [0.25], [0.125]]), "offset": torch.full((3, 1), 0.0)}
     right["offset"][2] = -7
@@ -296,7 +296,7 @@ def test_dates_of_the_right_bring_their_scale():
     assert merged["offset"].flatten().tolist() == [0, 0, -7]
     assert merged["image"][:, 0, 0, 0].tolist() == [9, 1, 9]
     right["scale"][0] = 0.75
-    with pytest.raises(UsageError, match="another scale"):
+    with pytest.raises(UsageError, match="must have one scale"):
         merge_by_validity([left, right])
     left["mask_valid"][0] = True  # nothing to fill in that date
     assert merge_by_validity([left, right])["scale"].flatten().tolist() == [0.5, 0.25, 0.125]
@@ -304,7 +304,7 @@ def test_dates_of_the_right_bring_their_scale():
 
 @pytest.mark.parametrize("left_tells", [True, False])
 def test_unknown_is_not_clear(left_tells):
-    """Where one side tells clear pixels, those of the other are not."""
+    """If only one side has `mask_clear`, pixels of the other are not clear."""
     left, right = images(1, 1), images(2, 1)
     left["mask_valid"][0, 0, 0] = False
     (left if left_tells else right)["mask_clear"] = torch.ones(1, H, W, dtype=torch.bool)

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 import rasteret_ml as rm
 from rasteret_ml.errors import CollectionError, DataError, UsageError
 from rasteret_ml.raster import worker_loop
-from rasteret_ml.train import config, data_handles, datamodule, sources
+from rasteret_ml.train import data_handles, datamodule, datamodule_config, sources
 from rasteret_ml.train.datamodule import FixedEpochSampler
 
 BANDS = ("B02", "B03")
@@ -104,10 +104,10 @@ GIVEN = {
     "normalization": {"mean": [1.0, 2.0], "std": [3.0, 4.0]},
 }
 GROUPS = {
-    "split": config.SplitConfig,
-    "sampling": config.SamplingConfig,
-    "loading": config.LoadingConfig,
-    "normalization": config.NormalizationConfig,
+    "split": datamodule_config.SplitConfig,
+    "sampling": datamodule_config.SamplingConfig,
+    "loading": datamodule_config.LoadingConfig,
+    "normalization": datamodule_config.NormalizationConfig,
 }
 
 
@@ -178,7 +178,7 @@ def test_a_command_line_overrides_yaml(tmp_path):
     """An option of the command line changes one field of a group."""
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"images": "x", "sampling": {"size": 64, "seed": 3}}}))
     sampling = from_yaml(tmp_path / "data.yaml", "--data.sampling.size=32").sampling
-    assert (sampling.size, sampling.seed, sampling.length) == (32, 3, config.SamplingConfig().length)
+    assert (sampling.size, sampling.seed, sampling.length) == (32, 3, datamodule_config.SamplingConfig().length)
 
 
 def test_objects_are_accepted_and_not_saved(scenes):
@@ -188,8 +188,8 @@ def test_objects_are_accepted_and_not_saved(scenes):
         scenes.images,
         scenes.labels,
         bands=BANDS,
-        split=config.SplitConfig(val_aois=table),
-        sampling=config.SamplingConfig(locality=rm.Locality(blocks=2), size=32, length=8),
+        split=datamodule_config.SplitConfig(val_aois=table),
+        sampling=datamodule_config.SamplingConfig(locality=rm.Locality(blocks=2), size=32, length=8),
     )
     data.setup("fit")
     assert len(next(iter(data.train_dataloader()))["image"]) == 8
