@@ -102,9 +102,9 @@ class _Combination:
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """See `ReadableDataset`."""
-        sides = (d.version if is_readable(d) else (d.index,) for d in self.datasets)
-        return self.index, *(item for side in sides for item in side)
+        """See `ReadableDataset`: its own index, and what decides the left side's grid."""
+        left = self.datasets[0]
+        return self.index, *(left.version[1:] if is_readable(left) else ())
 
     @property
     def ignored_classes(self) -> dict[str, int]:

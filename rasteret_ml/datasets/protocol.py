@@ -48,7 +48,7 @@ class ReadableDataset(Protocol):
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """Objects that are replaced, never changed, when queries come to mean other pixels (another index or grid)."""
+        """The index, then what decides the grid: objects that are replaced, not changed, when queries get other pixels."""
 
     @property
     def ignored_classes(self) -> Mapping[str, int]:

@@ -199,7 +199,7 @@ def test_no_plans_and_no_pixels(scene: Any) -> None:
     """An empty batch, and a chip off the image, cost nothing and are not errors."""
     _, record, memory = scene
     reader = RecordingReader(memory)
-    assert run(execute([], Engine(reader=reader))).chips == ()
+    assert run(execute([], Engine(reader=reader))).chips == []
     (chip,) = run(execute(_plans(record, [(500, 500, 4, 5)], ["B1"]), Engine(reader=reader))).chips
     assert chip.data.shape == (1, 4, 5)
     assert not chip.valid.any()
