@@ -21,7 +21,7 @@ from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.chip import Chip, Scaling
 from rasteret_ml.raster.engine import ReadConfig
-from rasteret_ml.raster.read import ReadResult
+from rasteret_ml.raster.read import ReadResult, mask_geometry
 from rasteret_ml.raster.requests import ChipRequest, ChipRules
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
@@ -103,7 +103,9 @@ class ChipReader:
     def samples(self, batch: RasterBatch, result: ReadResult) -> SampleBatch:
         """Assemble the samples of a batch from its chips."""
         errors = {}
-        chips, position = iter(result.chips), 0
+        ((_, requests),) = batch.reads
+        pairs = zip(requests, result.chips, strict=True)
+        chips, position = iter([None if chip is None else mask_geometry(request, chip) for request, chip in pairs]), 0
         readings = []
         for i, dates in enumerate(batch.dates):
             found = [error for k in range(position, position + len(dates)) for error in result.errors.get(k, ())]

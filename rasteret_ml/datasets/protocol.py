@@ -48,7 +48,7 @@ class ReadableDataset(Protocol):
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """The index, then what decides the grid: objects that are replaced, not changed, when queries get other pixels."""
+        """The index, then what decides the grid: objects that are replaced when queries come to mean other pixels."""
 
     @property
     def ignored_classes(self) -> Mapping[str, int]:

@@ -24,7 +24,7 @@ from rasteret_ml.raster.execute import TileError
 from rasteret_ml.raster.outputs import to_geodataframe, to_xarray
 from rasteret_ml.raster.plan import ChipPlan, plan_chip
 from rasteret_ml.raster.raster_info import RasterInfo
-from rasteret_ml.raster.read import OnError
+from rasteret_ml.raster.read import OnError, mask_geometry
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 from rasteret_ml.raster.requests import ChipRequest, ChipRules
 from rasteret_ml.raster.source import BandSource, available_bands, find_source, locate_band, validate_bands
@@ -346,7 +346,8 @@ class RasterAccessor:
             for error in errors.values():
                 assert isinstance(error, TileError)
                 failures.append(replace(error, positions=tuple(positions[i] for i in error.positions)))
-        return result.chips
+        pairs = zip(requests, result.chips, strict=True)
+        return [None if chip is None else mask_geometry(request, chip) for request, chip in pairs]
 
 
 def _clip_window(grid: Grid, window: Window) -> Window | None:

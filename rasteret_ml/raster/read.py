@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from rasteret_ml.errors import DataError, FetchError, RasteretError
 from rasteret_ml.raster.chip import Chip
@@ -18,7 +14,7 @@ from rasteret_ml.raster.execute import TileError, execute
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.raster.requests import ChipRequest, Layer
 
-__all__ = ["OnError", "ReadResult", "read_chips"]
+__all__ = ["OnError", "ReadResult", "mask_geometry", "read_chips"]
 
 OnError = Literal["raise", "drop", "keep"]
 """What happens to a request whose data cannot be read: "raise" ends the read; "drop" gives no chip for it, "keep" a
@@ -63,8 +59,16 @@ async def read_chips(requests: Sequence[ChipRequest], engine: Engine, *, on_erro
         await read.round(layers)
         with engine.meter.track("assemble"):
             layers = read.next_layers()
-    chips = await read.finish()
-    return ReadResult(chips=chips, errors=read.errors, on_error=on_error)
+    return ReadResult(chips=read.finish(), errors=read.errors, on_error=on_error)
+
+
+def mask_geometry(request: ChipRequest, chip: Chip) -> Chip:
+    """Return a chip of a request with the pixels inside its geometry.
+
+    Not part of `read_chips`, whose work runs in threads: GDAL's rasterizer, as rasterio calls it, changes the warning
+    filters of the whole process while it runs.
+    """
+    return chip if request.geometry is None else replace(chip, inside=request.inside_mask())
 
 
 class _Read:
@@ -119,22 +123,10 @@ class _Read:
                     with self._errors_of(i):
                         self._mosaics[i].add(layer, image, quality)
 
-    async def finish(self) -> list[Chip | None]:
-        """Return the finished chips, with the pixels inside their geometries."""
-        chips: list[Chip | None] = [None] * len(self._requests)
-        for i in self._pending(self._mosaics):
-            chips[i] = self._mosaics[i].finish()
-        masked = [i for i, chip in enumerate(chips) if chip is not None and self._requests[i].geometry is not None]
-        if masked:
-            work = asyncio.get_running_loop().run_in_executor(self._engine.pool, self._inside_masks, masked)
-            for i, inside in zip(masked, await work, strict=True):
-                chip = chips[i]
-                assert chip is not None
-                chips[i] = replace(chip, inside=inside)
-        return chips
-
-    def _inside_masks(self, positions: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
-        return [self._requests[i].inside_mask() for i in positions]
+    def finish(self) -> list[Chip | None]:
+        """Return the finished chips."""
+        pending = set(self._pending(self._mosaics))
+        return [self._mosaics[i].finish() if i in pending else None for i in range(len(self._requests))]
 
     @contextmanager
     def _errors_of(self, position: int) -> Iterator[None]:
