@@ -17,6 +17,7 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 from rasteret_ml.datasets.batches import get_samples
 from rasteret_ml.datasets.dataset_grids import cut_target_grids, target_grids_beyond
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch, is_readable
+from rasteret_ml.datasets.summary import describe_grid, describe_times, summary_html
 from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
@@ -68,6 +69,16 @@ class _Combination:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stock": {}}
+
+    def __repr__(self) -> str:
+        left, right = (repr(side) if is_readable(side) else type(side).__name__ for side in self.datasets)
+        return f"({left} {'&' if isinstance(self, IntersectionDataset) else '|'} {right})"
+
+    def _repr_html_(self) -> str:
+        """Summary for notebooks, with a table for each side."""
+        rows = {"Grid": describe_grid(self), "Time": describe_times(self.index)}
+        rows |= dict(zip(("Left", "Right"), self.datasets, strict=True))
+        return summary_html(type(self).__name__, rows)
 
     @property
     def grid(self) -> Grid | None:
@@ -184,6 +195,9 @@ class RasteretIntersection(_Combination, IntersectionDataset):
 
     Images join along C and validities by AND (see `join_samples`); place, time and record are the left side's. The
     right side is copied first, so that the original keeps its CRS and resolution.
+
+    With a stock dataset on the left, TorchGeo's own `&` runs instead (and its `|`, which takes the maximum): without
+    validity, and one sample at a time.
     """
 
     def __init__(self, left: Any, right: GeoDataset, transforms: Callable[[Sample], Sample] | None = None) -> None:

@@ -23,7 +23,8 @@ from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
 from rasteret_ml.datasets.rasterize import PolygonLookup, moved_polygons, paint
-from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.datasets.summary import describe_grid, describe_times, shorten, summary_html
+from rasteret_ml.errors import NoOverlapError, UsageError, redact
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
@@ -133,6 +134,23 @@ class PolygonDataset(GeoDataset):
         other._index, other._made = self._index.copy(), None
         other._lookup, other._span = None, None
         return other
+
+    def __repr__(self) -> str:
+        classes = f"classes=[{redact(shorten(list(self.classes)))}]" if self.classes else "values"
+        return f"PolygonDataset({len(self._table):,} polygons, {classes}, [{describe_grid(self)}])"
+
+    def _repr_html_(self) -> str:
+        """Summary for notebooks. Samples are plain dicts; the last row says what they hold."""
+        classes = [f"{number} = {value}" for value, number in self.classes.items()]
+        dtype = "int64" if classes else "float32"
+        rows = {
+            "Polygons": f"{len(self._table):,}",
+            "Classes": shorten(classes) or "none: values",
+            "Grid": describe_grid(self),
+            "Time": describe_times(self.index),
+            "Samples": ", ".join([f"{self.key} [H, W] {dtype}", *sorted(self.sample_keys - {self.key})]),
+        }
+        return summary_html("PolygonDataset", rows)
 
     # Where and when -------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from rasteret_ml.datasets.index.scene_index import (
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
 from rasteret_ml.datasets.index.search import IndexBounds, checked_order
 from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
+from rasteret_ml.datasets.summary import describe_grid, describe_times, shorten, summary_html
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
@@ -206,6 +207,27 @@ class RasteretDataset(GeoDataset):
         other._index = self._index.copy()
         other._finder, other._span = None, None
         return other
+
+    def __repr__(self) -> str:
+        bands = shorten(self.bands)
+        return f"RasteretDataset({len(self.index):,} records, bands=[{bands}], {self.dtype}, [{describe_grid(self)}])"
+
+    def _repr_html_(self) -> str:
+        """Summary for notebooks. Samples are plain dicts; the last row says what they hold."""
+        spec, types = self._reader.spec, self.pixel_types
+        axes = ["H", "W"] if spec.rule is not None else [str(len(self.bands)), "H", "W"]
+        pixels = f"{spec.key} [{', '.join(['T'] * spec.series + axes)}]"
+        dtype = str(types[spec.key]).removeprefix("torch.") if types else ""
+        extra = {"mask_aoi"} if spec.mask_aoi else set()
+        rows = {
+            "Records": f"{len(self.index):,}",
+            "Bands": shorten(self.bands),
+            "Stored as": str(self.dtype),
+            "Grid": describe_grid(self),
+            "Time": describe_times(self.index),
+            "Samples": ", ".join([f"{pixels} {dtype}".rstrip(), *sorted((spec.keys | extra) - {spec.key})]),
+        }
+        return summary_html("RasteretDataset", rows)
 
     @property
     def index(self) -> gpd.GeoDataFrame:

@@ -75,7 +75,7 @@ class DistributedGroup(Ranks):
 class PredictionMap:
     """A georeferenced map of a model's predictions for a grid of chips, written as a Cloud Optimized GeoTIFF.
 
-        with rm.PredictionMap("map.tif", sampler) as prediction_map:
+        with PredictionMap("map.tif", sampler) as prediction_map:
             for batch in rm.DataLoader(dataset, 16, sampler=prediction_map.sampler):
                 prediction_map.add(batch, model(normalize(batch)["image"]))
             prediction_map.finish()

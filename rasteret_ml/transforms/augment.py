@@ -30,10 +30,18 @@ class Augmentation:
         augment = rm.Augmentation([K.RandomAffine(30.0), K.RandomGaussianNoise(std=0.1)])
         batch = augment(rm.normalize(batch, mean, std))
 
+    In YAML, for example as `data.augment` (Hydra: `_target_` instead of `class_path`, without `init_args`):
+
+        class_path: rasteret_ml.Augmentation
+        init_args:
+          transforms:
+            - class_path: kornia.augmentation.RandomAffine
+              init_args: {degrees: 30}
+
     Applies `random_flip_rot90`, then Kornia's modules sample by sample, to all dates and keys of a sample alike: T is
     folded into C, and images of several keys are concatenated along C. The result for a sample depends on its pixels
     and its `draw` (seed, epoch, position) alone, not on the batch, worker or rank. The global random state (torch,
-    CUDA, numpy, Python) is restored.
+    CUDA, numpy, Python) is restored. The price is speed: a module runs once per sample instead of once per batch.
 
     Images are interpolated as the modules define, labels take the nearest pixel, at the same coordinates. A pixel is
     valid (`mask_valid`, and every other boolean `mask_...`) if all pixels that it is interpolated from are. Pixels from

@@ -15,7 +15,7 @@ from affine import Affine
 import rasteret_ml as rm
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import DataError, NoOverlapError, UsageError
-from rasteret_ml.samplers.aoi.aoi import AOIDetails
+from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samples.min_valid import valid_share
 from rasteret_ml.testing import make_cog
 
@@ -147,14 +147,14 @@ def test_keys_tell_heads_apart(days, scenes):
             rm.RasteretDataset(days, ["A"], is_image=is_image, sample={"key": key})
 
 
-def triangle(dataset: rm.RasteretDataset) -> rm.AOI:
+def triangle(dataset: rm.RasteretDataset) -> AOI:
     """A chip with a polygon in it."""
     import shapely
 
     polygon = shapely.Polygon([(500000, 5000000), (500320, 5000000), (500000, 4999680)])
     t = dataset.bounds[2]
     details = AOIDetails(geometry=shapely.to_wkb(polygon), crs="EPSG:32633", row=3, label=2)
-    return rm.AOI((slice(500000.0, 500320.0, 10.0), slice(4999680.0, 5000000.0, 10.0), t), details)
+    return AOI((slice(500000.0, 500320.0, 10.0), slice(4999680.0, 5000000.0, 10.0), t), details)
 
 
 def test_outside_the_polygon_is_filled_where_asked(days, scenes):
@@ -215,11 +215,11 @@ def test_too_few_valid_pixels_are_drawn_again(days):
     odd = rm.RasteretDataset(days, ["A"])
     odd.index = odd.index[odd.index.rid == 0]  # the left half is empty
 
-    def asked(min_valid: float, *spares: float) -> rm.AOI:
+    def asked(min_valid: float, *spares: float) -> AOI:
         x, t = 500000.0, odd.bounds[2]
         places = tuple((500000.0 + pixel * 10, 5000000.0) for pixel in spares)
         details = AOIDetails(crs="EPSG:32633", position=1, min_valid=min_valid, spares=places)
-        return rm.AOI((slice(x, x + 80, 10.0), slice(4999920.0, 5000000.0, 10.0), t), details)
+        return AOI((slice(x, x + 80, 10.0), slice(4999920.0, 5000000.0, 10.0), t), details)
 
     enough, best, none = asked(0.7, 4, 14, 20, 24), asked(1.0, 12, 14, 4), asked(0.5)
     batch = odd.__getitems__([enough, best, none])

@@ -18,6 +18,7 @@ from property_settings import examples
 import rasteret_ml as rm
 from rasteret_ml.raster import read, worker_loop
 from rasteret_ml.raster.accessor import RasterAccessor
+from rasteret_ml.raster.chip import Chip
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.testing import make_cog
 
@@ -35,7 +36,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> rm.Collection:
     return rm.build(str(path), folder / "a.parquet")
 
 
-def _load(collection: rm.Collection, shape: Any, crs: Any, **options: Any) -> rm.Chip:
+def _load(collection: rm.Collection, shape: Any, crs: Any, **options: Any) -> Chip:
     """The chip of `load_bands`."""
     accessor = RasterAccessor(next(iter(collection.iterate_records())))
     (chip,) = asyncio.run(
@@ -45,7 +46,7 @@ def _load(collection: rm.Collection, shape: Any, crs: Any, **options: Any) -> rm
     return chip
 
 
-def _sample(dataset: rm.RasteretDataset, shape: Any, chip: rm.Chip) -> dict[str, Any]:
+def _sample(dataset: rm.RasteretDataset, shape: Any, chip: Chip) -> dict[str, Any]:
     """The dataset's sample of a polygon, on the pixels that its chip lies on."""
     xmin, ymin, xmax, ymax = chip.grid.bounds
     xres, yres = chip.grid.res

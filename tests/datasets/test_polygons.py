@@ -22,7 +22,7 @@ from pyproj import Transformer
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, NoOverlapError, UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.samplers.aoi.aoi import AOIDetails
+from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samples.sample import TENSOR_ONLY
 
 UTM = "EPSG:32633"
@@ -282,7 +282,7 @@ def test_an_aoi_in_another_crs_is_answered_in_it():
     """As native grids ask: its slices are in its own CRS."""
     dataset = rm.PolygonDataset(table([shapely.box(0, 0, 50, 50)]), res=10)
     x, y = Transformer.from_crs(UTM, "EPSG:32632", always_xy=True).transform(X + 250, Y - 250)
-    aoi = rm.AOI((slice(x - 80, x + 80, 10), slice(y - 80, y + 80, 10), EVER), AOIDetails(crs="EPSG:32632", row=7))
+    aoi = AOI((slice(x - 80, x + 80, 10), slice(y - 80, y + 80, 10), EVER), AOIDetails(crs="EPSG:32632", row=7))
     grid = dataset.chip_grid(aoi)
     assert (grid.crs, grid.shape, grid.bounds) == ("EPSG:32632", (16, 16), (x - 80, y - 80, x + 80, y + 80))
     sample = dataset[aoi]

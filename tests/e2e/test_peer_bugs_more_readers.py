@@ -22,6 +22,7 @@ from rasteret_ml.errors import (
     ReadError,
     ServerError,
 )
+from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.storage.open import open_reader
 from rasteret_ml.testing import InjectedError, RangeServer, make_cog
@@ -39,10 +40,10 @@ def _served(server: RangeServer, folder: Path, name: str = "a") -> rm.RasterAcce
     return record
 
 
-def _quickly(record: rm.RasterAccessor, *windows: tuple[int, int, int, int]) -> list[rm.Chip]:
+def _quickly(record: rm.RasterAccessor, *windows: tuple[int, int, int, int]) -> list[Chip]:
     """Read windows one after the other with one reader that soon gives up."""
 
-    async def work() -> list[rm.Chip]:
+    async def work() -> list[Chip]:
         async with open_reader(QUICK) as reader:
             return [await record.read_window(window, ["B1"], backend=reader) for window in windows]
 
@@ -113,7 +114,7 @@ def test_a_refusal_is_not_a_missing_file(server: RangeServer, tmp_path: Path, st
     record = _served(server, tmp_path)
     server.errors["a.tif"] = InjectedError(kind="status", status=status)
 
-    async def work() -> rm.Chip:
+    async def work() -> Chip:
         async with open_reader(QUICK) as reader:
             with pytest.raises(ReadError) as caught:
                 await record.read_window((0, 0, 9, 9), ["B1"], backend=reader)

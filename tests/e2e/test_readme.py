@@ -1,7 +1,8 @@
-"""What the README shows runs as it stands."""
+"""What the README shows runs unchanged, is short, and names what exists."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -19,11 +20,17 @@ import rasterio
 import torch
 from forked import run_script
 
+import rasteret_ml as rm
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+MORE = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(heading: str) -> list[tuple[str, str]]:
@@ -32,9 +39,44 @@ def blocks(heading: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
+def run_python(code: str, space: dict[str, object] | None = None) -> dict[str, object]:
+    """Run a snippet in this process; return its variables."""
+    space = {"__name__": "readme"} if space is None else space
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, "README.md", "exec"), space)
+    return space
+
+
+def test_the_readme_is_short() -> None:
+    """At most 1,200 words outside code."""
+    assert len(CODE.sub("", README).split()) <= 1200
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links lead to files, and their anchors to headings."""
+    for text, folder in ((README, ROOT), (MORE, ROOT / "examples")):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([\w-]+))?\)", text)
+        assert len(links) > 10
+        for target, anchor in links:
+            assert (folder / target).exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", (folder / target).read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
+
+
+def test_names_exist() -> None:
+    """Every `rm.name` of the two pages is a public name, and every example is listed."""
+    names = set(re.findall(r"\brm\.([A-Za-z_]\w*)", README + MORE))
+    assert names <= set(rm.__all__)
+    scripts = {path.name for path in (ROOT / "examples").glob("*.*") if path.suffix in (".py", ".ipynb")}
+    shared = {"demo_scenes.py", "demo_sets.py", "experiment.py", "figures.py"}
+    assert scripts - shared <= set(re.findall(r"\]\((\w+\.\w+)\)", MORE))
+
+
 def test_the_fifteen_lines_run(tmp_path: Path) -> None:
     """In an empty folder, by an interpreter of their own."""
-    ((language, code),) = blocks("In fifteen lines")
+    language, code = blocks("In fifteen lines")[0]
     assert language == "python"
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     done = subprocess.run(
@@ -57,6 +99,7 @@ def clone(tmp_path, monkeypatch):
     for name in ("examples", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "argv", sys.argv)
     root = logging.getLogger()
@@ -84,13 +127,13 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
-    """A plain loop, Lightning, Hydra with a sweep, LightningCLI, and a map: each command, in their order."""
+    """A plain loop, Lightning, Hydra with a sweep and a map, LightningCLI: each command, in their order."""
+    ((_, demo),) = [block for block in blocks("In fifteen lines") if block[0] == "sh"]
+    run_command(demo, monkeypatch)
     commands = 0
     for language, text in blocks("Training"):
         if language == "python":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+            run_python(text)
             continue
         for line in text.replace("\\\n", " ").splitlines():
             run_command(line, monkeypatch)
@@ -111,6 +154,52 @@ def test_the_doors_run_as_printed(clone, monkeypatch, capsys):
         assert found.colormap(1)[0] == (38, 110, 180, 255)
     with rasterio.open(clone / "logs" / "first" / "prediction.tif") as trained, rasterio.open("map.tif") as found:
         np.testing.assert_array_equal(trained.read(1), found.read(1))
+
+
+def test_pixels_of_polygons(clone, capsys):
+    """`load_bands` as printed: the one scene that the polygon is in."""
+    importlib.import_module("demo_scenes").make_scenes(clone / "scenes")
+    ((language, code),) = blocks("Pixels of polygons")
+    assert language == "python"
+    run_python(code)
+    record, ndvi = capsys.readouterr().out.split()
+    assert record == "T33_00_20230815"
+    assert 0 < float(ndvi) < 1
+
+
+def test_the_recipes_run(clone):
+    """Each in its turn, on the Collections and datasets that their introduction names."""
+    demo = importlib.import_module("demo_sets")
+    demo.make_fields(clone)
+    zones, _ = demo.make_zones(clone / "zones")
+    season = demo.make_season(clone / "season")
+    scenes = rm.build("T33_*.tif", "scenes.parquet", bands=demo.BANDS)
+    labels = rm.build("land_cover.tif", "labels.parquet", datetime=None)
+    found = {
+        "rm": rm,
+        "scenes": scenes,
+        "season": rm.build([str(path) for path in season], "season.parquet", bands=[*demo.BANDS, "SCL"]),
+        "zones": rm.build(zones, "zones.parquet", bands=demo.BANDS),
+        "images": rm.RasteretDataset(scenes, scenes.bands),
+        "cover": rm.RasteretDataset(labels, labels.bands, is_image=False),
+    }
+    recipes = blocks("Recipes")
+    assert len(recipes) == 5
+    for language, code in recipes:
+        assert language == "python"
+        run_python(code, found)
+    size = slice(500_000, 500_640), slice(5_099_000, 5_099_640)
+    assert found["series"][size]["image"].shape == (4, 2, 64, 64)
+    assert found["median"][size]["image"].shape == (2, 64, 64)
+    assert set(found["segmentation"][size]) >= {"image", "mask", "mask_valid"}
+    sampler = rm.RandomAOISampler(found["native"], 32, 16, seed=1)
+    batch = next(iter(rm.DataLoader(found["native"], batch_size=16, sampler=sampler)))
+    assert set(batch["epsg"].tolist()) == {32632, 32633}
+    assert len(next(iter(rm.DataLoader(found["images"], batch_size=8, sampler=found["classification"])))["label"]) == 8
+    found["data"].setup("fit")
+    assert len(next(iter(found["data"].train_dataloader()))["image"]) == 16
+    assert (clone / "statistics.yaml").exists()
+    found["loader"].close()
 
 
 def test_the_demo_trains_and_writes_a_map(tmp_path: Path) -> None:

@@ -29,10 +29,11 @@ from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.collate import blank_sample
+from rasteret_ml.storage.limits import RetryPolicy
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")
-ONCE = rm.FetchLimits(retry=rm.RetryPolicy(attempts=1), timeouts=PATIENT)
+ONCE = rm.FetchLimits(retry=RetryPolicy(attempts=1), timeouts=PATIENT)
 REMAP = {0: 3, 1: 0, 2: 1}
 SECRET = "sig=HUSH"
 

@@ -17,6 +17,7 @@ from rasterio.warp import transform as moved_points
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
+from rasteret_ml.predict.prediction_map import PredictionMap
 from rasteret_ml.testing import make_cog
 
 NAMES = ["water", "wood", "field", "town"]
@@ -273,7 +274,7 @@ def test_batches_that_do_not_say_where_they_lie_are_refused(scene, tmp_path):
     """Made by hand."""
     _, dataset = scene
     sampler, images = rm.GridAOISampler(dataset, 64), torch.zeros(1, 4, 64, 64)
-    with rm.PredictionMap(tmp_path / "map.tif", sampler) as found, pytest.raises(UsageError, match="draw"):
+    with PredictionMap(tmp_path / "map.tif", sampler) as found, pytest.raises(UsageError, match="draw"):
         found.add({"image": images}, images)
 
 

@@ -16,6 +16,7 @@ import torch
 
 import rasteret_ml as rm
 from rasteret_ml.errors import DataError, UsageError
+from rasteret_ml.predict.prediction_map import PredictionMap
 from rasteret_ml.testing import make_cog
 
 CHIPS = 70
@@ -250,11 +251,11 @@ def test_another_number_of_planes_is_refused(dataset, tmp_path):
 def test_one_writer_at_a_time(dataset, tmp_path):
     """A second one is told, and the first goes on."""
     path, sampler = tmp_path / "map.tif", rm.GridAOISampler(dataset, 64, 40)
-    with rm.PredictionMap(path, sampler) as first:
+    with PredictionMap(path, sampler) as first:
         for batch in rm.DataLoader(dataset, batch_size=3, sampler=first.sampler):
             first.add(batch, batch["image"].float())
             if first.count_missing() == CHIPS - 3:
-                with rm.PredictionMap(path, sampler) as second, pytest.raises(UsageError, match="Another process"):
+                with PredictionMap(path, sampler) as second, pytest.raises(UsageError, match="Another process"):
                     second.add(batch, batch["image"].float())
         assert first.count_missing() == 0
         first.finish()
@@ -264,15 +265,15 @@ def test_one_writer_at_a_time(dataset, tmp_path):
 def test_missing_chips(dataset, tmp_path):
     """Are an error and kept, unless a partial map is asked for."""
     path, sampler = tmp_path / "map.tif", rm.GridAOISampler(dataset, 64, 40)
-    with rm.PredictionMap(path, sampler) as found:
+    with PredictionMap(path, sampler) as found:
         batch = next(iter(rm.DataLoader(dataset, batch_size=3, sampler=found.sampler)))
         with pytest.raises(UsageError, match=r"70 of 70 chips.*\(positions 0, 1, 2, 3, 4 …\)"):
             found.finish(allow_missing=True)
-    with rm.PredictionMap(path, sampler) as found:
+    with PredictionMap(path, sampler) as found:
         found.add(batch, batch["image"].float())
         with pytest.raises(UsageError, match=r"67 of 70 chips.*\(positions 3, 4, 5, 6, 7 …\)"):
             found.finish()
-    with rm.PredictionMap(path, sampler) as found:
+    with PredictionMap(path, sampler) as found:
         assert found.chip_count == 67
         assert found.finish(allow_missing=True) == [str(path)]
     known = pixels_of(path)[0] != 255

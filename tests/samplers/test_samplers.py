@@ -17,6 +17,7 @@ from rasterio.features import geometry_mask
 
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError, UsageError
+from rasteret_ml.geo.grid import Grid
 from rasteret_ml.samplers.ranks import epoch_random, parse_seed, uniforms
 
 CRS = "EPSG:32633"
@@ -263,7 +264,7 @@ def test_mask_aoi_equals_rasterios_mask(shared_data: Path, tmp_path):
             seen = set()
             for aoi in rm.GridAOISampler(dataset, 96, aois=str(path)):
                 sample = dataset[aoi]
-                transform = rm.Grid(crs=None, transform=_affine(sample), shape=(96, 96)).transform
+                transform = Grid(crs=None, transform=_affine(sample), shape=(96, 96)).transform
                 expected = geometry_mask(
                     [table.geometry[aoi.row]], (96, 96), transform, all_touched=all_touched, invert=True
                 )

@@ -13,6 +13,7 @@ import yaml
 import rasteret_ml as rm
 from rasteret_ml.errors import SplitLeakError, UsageError
 from rasteret_ml.transforms.normalize import normalize
+from rasteret_ml.transforms.statistics import DatasetStatistics
 
 BANDS = ("B02", "B03")
 HALVES = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -107,7 +108,7 @@ def test_statistics_are_written_once_and_then_read(scenes, tmp_path):
     path = tmp_path / "statistics.yaml"
     first = module(scenes, normalization={"statistics": path})
     first.setup()
-    found = rm.DatasetStatistics.load(path)
+    found = DatasetStatistics.load(path)
     assert found.mean == first.mean
     assert found.std == first.std
     assert set(found.classes) == {1, 2, 3, 4}

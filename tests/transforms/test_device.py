@@ -11,6 +11,7 @@ import torch
 
 import rasteret_ml as rm
 from rasteret_ml.errors import DataError
+from rasteret_ml.transforms.device import to_device
 
 
 class Loader:
@@ -80,7 +81,7 @@ def test_errors_arrive_in_their_place():
 
 def test_another_device_gets_tensors_in_their_types_and_draw_stays():
     """Torch's `meta` device stands in for one: it has dtypes and shapes but no pixels."""
-    moved = rm.to_device(next(iter(Loader(1))), "meta")
+    moved = to_device(next(iter(Loader(1))), "meta")
     assert (moved["image"].device.type, moved["image"].dtype) == ("meta", torch.uint16)
     assert moved["draw"].device.type == "cpu"
     assert moved["name"] == "batch 0"

@@ -20,7 +20,7 @@ from property_settings import examples
 import rasteret_ml as rm
 from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.testing import make_cog
-from rasteret_ml.transforms.statistics import accumulator_for
+from rasteret_ml.transforms.statistics import DatasetStatistics, accumulator_for
 
 BANDS = ("B02", "B03")
 
@@ -189,7 +189,7 @@ def test_a_file_keeps_all_of_it(rng, tmp_path):
     labels = rng.integers(0, 3, (100, 300))
     found = rm.dataset_statistics(Pixels(images("float32", (2, 100, 300), rng), valid, labels), size=64, seed=5)
     path = found.save(tmp_path / "new" / "statistics.yaml")
-    assert rm.DatasetStatistics.load(path) == found
+    assert DatasetStatistics.load(path) == found
     plain = yaml.safe_load((tmp_path / "new" / "statistics.yaml").read_text())
     assert plain["bands"]["red"]["mean"] == found.mean[0]
     assert plain["classes"] == found.classes
@@ -199,7 +199,7 @@ def test_a_file_keeps_all_of_it(rng, tmp_path):
     for broken in ("", "bands: 3", "{", "bands: {red: {mean: x}}"):
         (tmp_path / "broken.yaml").write_text(broken)
         with pytest.raises(DataError, match=r"broken\.yaml is not a statistics YAML"):
-            rm.DatasetStatistics.load(tmp_path / "broken.yaml")
+            DatasetStatistics.load(tmp_path / "broken.yaml")
 
 
 def test_what_cannot_be_measured_is_refused(rng):
@@ -299,7 +299,7 @@ def test_what_doubles_make_of_constants(tmp_path):
         assert found.std == (1.0,)
         assert found.mean == (value,)
         found.save(tmp_path / "s.yaml")
-        assert rm.DatasetStatistics.load(tmp_path / "s.yaml").mean == (value,)
+        assert DatasetStatistics.load(tmp_path / "s.yaml").mean == (value,)
     nearly = np.full((1, 100, 100), 0.3)
     nearly[0, 0, 0] = 0.1 + 0.2
     assert sum(rm.dataset_statistics(Pixels(nearly, valid), size=32).bands["band_0"].histogram) == 100 * 100

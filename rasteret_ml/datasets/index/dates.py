@@ -29,6 +29,10 @@ class TimeSeries:
 
     Raises:
         UsageError: a length below 1, invalid months, or an unknown choice or group.
+
+    Example:
+        >>> summer = TimeSeries(length=12, choose="even", months=(6, 7, 8), max_cloud=60)
+        >>> images = RasteretDataset("scenes.parquet", ["B04", "B08"], series=summer)  # doctest: +SKIP
     """
 
     length: int | None = None
