@@ -246,7 +246,9 @@ def test_a_rewritten_file_of_another_size_is_noticed(tmp_path: Path) -> None:
     path = make_cog(tmp_path / "a.tif", np.ones((1, 64, 64), np.uint8))
     dataset = dataset_of(path, tmp_path)
     make_cog(path, noise("uint8", (2, 64, 64)))
-    with pytest.raises(ReadError, match=rf"the file has {os.path.getsize(path)} bytes, but had \d+ when it was indexed"):
+    with pytest.raises(
+        ReadError, match=rf"the file has {os.path.getsize(path)} bytes, but had \d+ when it was indexed"
+    ):
         dataset[slices(0, 0, 8, 8)]
 
 
