@@ -20,7 +20,7 @@ The packages, in import order; a file imports only from its own package or from 
     train         Lightning: datamodule, tasks, losses, callbacks
     cli           `rasteret-ml`                             testing       servers, files and checks for tests
 
-The way of a batch in a worker of a `DataLoader`:
+How a batch flows through a `DataLoader` worker:
 
     loader        PrefetchingDataset.__getitems__        takes the batch, and starts those that follow
     datasets      RasteretDataset.requests               finds the records of each query

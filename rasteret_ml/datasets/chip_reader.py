@@ -59,7 +59,7 @@ class ChipReader:
     rules: ChipRules
     """How chips are filled."""
     series: TimeSeries | None
-    """How dates are chosen; None = dates are not told apart."""
+    """How dates are chosen; None = ignore dates: all records fill one chip."""
     composite: Composite | None
     """Makes one image of the dates; None = they stay apart."""
     spec: SampleSpec

@@ -35,7 +35,7 @@ class SampleBatch:
     """The samples of a batch, and which of them could not be read."""
 
     samples: list[Sample]
-    """One per query; those with errors have the right keys and shapes, but no meaning."""
+    """One per query; those with errors have correct keys and shapes, but placeholder values."""
     errors: dict[int, list[TileError | RasteretError]] = field(default_factory=dict)
     """Why samples could not be read, by position; empty unless the read allowed errors."""
 

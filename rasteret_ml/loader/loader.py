@@ -85,7 +85,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             raise UsageError("errors= needs batches: give batch_size=, or leave errors= at 'raise'.")
         if self.errors.action == "replace" and self.batch_size == 1:
             raise UsageError(
-                "errors='replace' replaces a failed sample by another one of its batch, and batch_size=1 has no other; "
+                "errors='replace' replaces a failed sample with another from the same batch, but batch_size=1 has none; "
                 "choose 'fill', or larger batches."
             )
         self._board = StatsBoard(self.num_workers)

@@ -80,7 +80,7 @@ class _Prefetched(_Planned):
 class PrefetchingDataset:
     """A dataset as torch's fetcher sees it in the process that reads: it prefetches, and recovers failed samples.
 
-    The loader makes one for each set of workers; it travels to them empty.
+    The loader makes one for each set of workers; it is pickled to them without any prefetch state.
 
     Args:
         dataset: Any map-style dataset; one that is not of this library is read as it is.

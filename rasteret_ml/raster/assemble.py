@@ -21,17 +21,17 @@ _NEAR = 2 * float(np.finfo(np.float32).eps)
 
 def valid_pixels(
     data: npt.NDArray[Any],
-    masked: npt.NDArray[np.bool_] | None,
+    file_valid: npt.NDArray[np.bool_] | None,
     nodata: int | float | None,
 ) -> npt.NDArray[np.bool_]:
     """Return the validity of pixels `[H, W]`.
 
     Args:
         data: Stored values.
-        masked: The file's mask or alpha (True = valid); None = the file has none.
+        file_valid: The file's mask or alpha (True = valid); None = the file has none.
         nodata: The nodata value; None = the mask decides alone.
     """
-    valid = np.ones(data.shape, bool) if masked is None else masked.copy()
+    valid = np.ones(data.shape, bool) if file_valid is None else file_valid.copy()
     if nodata is not None:
         valid &= ~equals_nodata(data, nodata)
     if data.dtype.kind in "fc":

@@ -54,7 +54,7 @@ class ChipRules:
     categories: bool = False
     """Whether values are classes, which are never averaged."""
     quality: QualityMask | None = None
-    """Tells clear pixels; None = every pixel counts alike."""
+    """Identifies clear pixels; None = treat all pixels equally."""
     clear_first: bool = False
     """Whether clear pixels of later records replace valid pixels that are not clear."""
     harmonize: bool = False
