@@ -14,8 +14,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rasteret_ml.datasets.batches import finish_batch, process_loop, read_batch
-from rasteret_ml.datasets.protocol import BatchRequest, ReadableDataset, SampleBatch, is_readable
+from rasteret_ml.datasets.batches import (
+    BatchRequest,
+    ReadableDataset,
+    SampleBatch,
+    finish_batch,
+    is_readable,
+    process_loop,
+    read_batch,
+)
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import SampleError
 from rasteret_ml.loader.recovery import FailureRecovery

@@ -266,5 +266,5 @@ def test_native_chips_find_their_record_at_every_place(tmp_path, rng):
             np.testing.assert_array_equal(sample["image"][0].numpy()[inside], wanted[inside])
         assert seen == {"p", "q", "r"}
     for change in ({"crs": 3857}, {"res": 30.0}):
-        with pytest.raises(UsageError, match="common grid"):
+        with pytest.raises(UsageError, match="grid='common'"):
             [setattr(dataset, key, value) for key, value in change.items()]

@@ -71,7 +71,8 @@ def test_labels_are_rasterios_in_order_of_painting(shapes, all_touched, backgrou
     rank = data.draw(st.permutations(range(n)))
     frame = table(shapes, cls=[int(i % 3) for i in range(n)], rank=rank)
     dataset = rm.PolygonDataset(
-        frame, "cls", classes={0: 0, 1: 1, 2: 2}, order=order, all_touched=all_touched, background=background,
+        frame, "cls", classes={0: 0, 1: 1, 2: 2}, background=background,
+        rasterize={"order": order, "all_touched": all_touched},
         extent=shapely.box(X - 1000, Y - 2000, X + 2000, Y + 1000), res=10,
     )  # fmt: skip
     sample = dataset[chip(3, 5, 40, 30)]
@@ -227,7 +228,7 @@ def test_a_grid_in_another_crs_gets_the_polygons_there(crs, rng):
     transform = Affine(res[0], 0, middle[0] - 64 * res[0], 0, -res[1], middle[1] + 64 * res[1])
     grid = Grid(crs=crs, transform=transform, shape=(128, 128))
     dataset = rm.PolygonDataset(frame, "v", classes={1: 1, 2: 2}, background=0, extent=(4e5, 56e5, 46e4, 57e5))
-    (sample,) = dataset.finish([(slice(None), slice(None), EVER)], [grid], None)
+    (sample,) = dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
     cols, rows = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
     x, y = transform @ (cols, rows)
     px, py = Transformer.from_crs(crs, "EPSG:32631", always_xy=True).transform(x, y)
@@ -248,12 +249,14 @@ def test_polygons_at_the_antimeridian_are_found_from_both_sides():
         dataset = rm.PolygonDataset(gpd.GeoDataFrame(geometry=[shape], crs=4326), res=0.1)
         for west in (178, -182):
             grid = Grid(crs="EPSG:4326", transform=Affine(0.1, 0, west, 0, -0.1, 13), shape=(40, 40))
-            (sample,) = dataset.finish([(slice(None), slice(None), EVER)], [grid], None)
+            (sample,) = dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
             expected = np.zeros((40, 40), bool)
             expected[10:30, 10:30] = True
             np.testing.assert_array_equal(sample["mask_valid"][0].numpy(), expected)
     utm = Grid(crs="EPSG:32601", transform=Affine(100, 0, 170000, 0, -100, 1217000), shape=(20, 20))
-    assert dataset.finish([(slice(None), slice(None), EVER)], [utm], None)[0]["mask_valid"].any()
+    assert (
+        dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [utm]), []).samples[0]["mask_valid"].any()
+    )
 
 
 def test_a_coastline_of_very_many_points_is_painted_as_it_is():
@@ -361,7 +364,7 @@ def test_what_a_split_cuts_away_is_not_painted():
     np.testing.assert_array_equal(cut, np.broadcast_to(np.arange(40) < 10, (20, 40)))
     left.crs = "EPSG:32632"
     grid = Grid(crs=UTM, transform=Affine(10, 0, X, 0, -10, Y), shape=(20, 40))
-    (again,) = left.finish([(slice(None), slice(None), EVER)], [grid], None)
+    (again,) = left.samples(left.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
     assert (again["mask_valid"][0].numpy() != cut).sum() <= 20  # the cut edge went to another CRS and back
 
 
@@ -408,18 +411,18 @@ BOXES = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 5)]
         ({"a": [None, None]}, {"label": "a"}, UsageError, "holds nothing"),
         ({"a": [[1], [2]]}, {"label": "a"}, UsageError, "without an order"),
         ({"a": [1.0, 1e300]}, {"label": "a", "continuous": True}, UsageError, r"Polygons \[1\] have a 'a'"),
-        ({"a": [1.0, 2.0]}, {"label": "a", "continuous": True, "background": "x"}, UsageError, "is a number"),
+        ({"a": [1.0, 2.0]}, {"label": "a", "continuous": True, "background": "x"}, UsageError, "must be a number"),
         ({}, {"classes": ["x"]}, UsageError, "label="),
         ({}, {"continuous": True}, UsageError, "label="),
-        ({"a": [1, None]}, {"order": "a"}, UsageError, "polygon 1 has no value"),
+        ({"a": [1, None]}, {"rasterize": {"order": "a"}}, UsageError, "polygon 1 has no value"),
         ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, r"polygons \[0, 1\] must be ISO.*yesterday"),
         ({"t": [2020, 2021]}, {"time": "t"}, UsageError, "years or seconds"),
         ({"s": ["2021"] * 2, "e": ["2022", "2020"]}, {"time": ("s", "e")}, UsageError, r"polygons \[1\] end before"),
-        ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "two: "),
-        ({}, {"key": "labels"}, UsageError, "begins with 'mask'"),
+        ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "or of two: "),
+        ({}, {"key": "labels"}, UsageError, "begin with 'mask'"),
         ({}, {"key": "mask_valid"}, UsageError, "none of"),
-        ({}, {"res": -1}, UsageError, "positive"),
-        ({}, {"polygons_crs": 4326}, GeometryError, "drop one"),
+        ({}, {"res": -1}, UsageError, "pixel size > 0"),
+        ({}, {"polygons_crs": 4326}, GeometryError, "crs must be that of the geometries"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_at_the_door(columns, arguments, error, text):
