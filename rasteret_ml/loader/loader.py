@@ -16,7 +16,7 @@ import torch.utils.data
 from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_fingerprint
-from rasteret_ml.loader.bottleneck import knobs_of
+from rasteret_ml.loader.bottleneck import loader_settings
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
 from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
@@ -201,7 +201,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _get_iterator(self) -> Any:
         # torch's iterators take these from the loader when they are made, and send them to the workers.
         init, collate_fn, dataset = self.worker_init_fn, self.collate_fn, self.dataset
-        self.worker_init_fn = self._board.reporting(init)
+        self.worker_init_fn = self._board.worker_init(init)
         self.collate_fn = TimedCollate(collate_fn)
         if not isinstance(dataset, torch.utils.data.IterableDataset):
             policy = self.errors if self._tolerates_errors else None
@@ -223,7 +223,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def stats(self) -> LoaderStats:
         """Return where the time of the current or last pass went; `stats().bottleneck` puts it in a sentence."""
-        return self._board.snapshot(knobs_of(self), self._budget.report.failed)
+        return self._board.snapshot(loader_settings(self), self._budget.report.failed)
 
     @property
     def failures(self) -> FailureReport:
@@ -318,17 +318,17 @@ class _EpochIterator:
     def __next__(self) -> Any:
         loader = self._loader
         if self._batches is None:
-            loader._board.begin()
-            loader._board.asked()
+            loader._board.start_pass()
+            loader._board.start_wait()
             self._budget = loader._budget = FailureBudget(loader.errors)
             weakref.finalize(self, self._budget.log_summary)
             self._batches = loader._begin()
             # A pass may be left before its end: what this process prefetches for it is then cancelled.
             if loader._prefetching is not None:
                 weakref.finalize(self, loader._prefetching.close, loader._schedule.epoch).atexit = False
-            weakref.finalize(self, loader._board.left, loader._board.passes).atexit = False
+            weakref.finalize(self, loader._board.abandon, loader._board.passes).atexit = False
         else:
-            loader._board.asked()
+            loader._board.start_wait()
         try:
             batch = self._budget.receive(next(self._batches))
         except StopIteration:
@@ -337,5 +337,5 @@ class _EpochIterator:
             raise
         self._count += 1
         loader._handed_over(self._count)
-        loader._board.handed(samples_in(batch) if loader._auto_collation else 1)
+        loader._board.end_wait(samples_in(batch) if loader._auto_collation else 1)
         return batch
