@@ -42,8 +42,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         dataset: A dataset of this library, or any other (which is not prefetched).
         batch_size: As torch's.
         shuffle: As torch's.
-        lookahead: Batches that each worker (or the main process, if there are none) reads before they are asked for;
-            0 = none.
+        lookahead: Batches that each worker (or the main process, if there are none) reads in advance; 0 = none.
         lookahead_bytes: Memory that all workers together may fill with prefetched batches; each prefetches one batch in
             any case.
         errors: What is done about samples that cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
@@ -261,7 +260,7 @@ class _Counted:
 
 
 class _HintedBatches:
-    """Batches of indices, each with those that its worker will be asked for next."""
+    """Batches of indices, each with the next ones of the same worker."""
 
     def __init__(self, schedule: _Schedule, batches: Iterable[Any]) -> None:
         self._schedule = schedule
