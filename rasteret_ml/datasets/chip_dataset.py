@@ -1,33 +1,29 @@
-"""The part of a TorchGeo dataset that rasters and polygons share: its index, batches, `&` and `|`."""
+"""What `RasteretDataset` and `PolygonDataset` share: an index that TorchGeo may replace, and queries by slices."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import geopandas as gpd
 from torchgeo.datasets import GeoDataset
 
-from rasteret_ml.datasets.batches import ReadableDataset, get_samples
-from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
+from rasteret_ml.datasets.combine import BatchedDataset
 from rasteret_ml.datasets.index.scene_index import pack_index, restore_index, unpack_index
 from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.errors import UsageError
-from rasteret_ml.samples.sample import Sample
 
 __all__ = ["ChipDataset", "same_res"]
 
 Slices = tuple[slice, slice, slice]
 
 
-class ChipDataset(GeoDataset):
+class ChipDataset(BatchedDataset, GeoDataset):
     """A `ReadableDataset` with an index of its own; subclasses set `_index` and `transforms`, and plan and read.
 
     Whatever they compute from the index they compute again once another index is assigned.
     """
 
-    transforms: Callable[[Sample], Sample] | None
     _index: gpd.GeoDataFrame
     _index_bounds: IndexBounds | None = None
 
@@ -68,27 +64,6 @@ class ChipDataset(GeoDataset):
             self._index_bounds = IndexBounds(self._index)
         return self._index_bounds.slices(self.res)
 
-    def __getitem__(self, query: Any) -> Sample:
-        """Read one sample; see the class.
-
-        Raises:
-            NoOverlapError: (an IndexError) nothing at this place and time.
-            ReadError: a tile could not be read.
-        """
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Read a sample per query, all together: each tile is fetched and decoded once."""
-        return get_samples(cast(ReadableDataset, self), queries)
-
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        """Both at once: batching kept, validities joined by AND, the other side on this side's grid."""
-        return RasteretIntersection(self, other)
-
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        """Either: batching kept, gaps of this side filled from the other by validity."""
-        return RasteretUnion(self, other)
-
     def _slices(self, query: Any) -> Slices:
         """Return (x, y, t) of a query, checked, open slices filled.
 
@@ -109,9 +84,6 @@ class ChipDataset(GeoDataset):
             return query[0], query[1], query[2]
         slices: Slices = super()._disambiguate_slice(query)
         return slices
-
-    def _transformed(self, samples: list[Sample]) -> list[Sample]:
-        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
 
 
 def same_res(steps: tuple[float, float], res: tuple[float, float]) -> bool:

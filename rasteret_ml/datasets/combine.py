@@ -7,7 +7,7 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import geopandas as gpd
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.datasets.batches import BatchRequest, SampleBatch, get_samples, is_readable
+from rasteret_ml.datasets.batches import BatchRequest, ReadableDataset, SampleBatch, get_samples, is_readable
 from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
@@ -35,7 +35,7 @@ from rasteret_ml.samples.sample import Sample, snapped_slices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
+__all__ = ["BatchedDataset", "RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
 
 Geometries = npt.NDArray[np.object_]
 
@@ -58,12 +58,41 @@ class _CombinedBatch(BatchRequest):
     """Left and right."""
 
 
-class _Combination:
+class BatchedDataset:
+    """A `ReadableDataset` as TorchGeo and torch use it: by one query, by a batch of queries, and with `&` and `|`."""
+
+    transforms: Callable[[Sample], Sample] | None
+
+    def __getitem__(self, query: Any) -> Sample:
+        """Read one sample; see the class.
+
+        Raises:
+            NoOverlapError: (an IndexError) nothing at this place and time.
+            ReadError: a tile could not be read.
+        """
+        return self.__getitems__([query])[0]
+
+    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
+        """Read a sample per query, all together: each tile is fetched and decoded once."""
+        return get_samples(cast(ReadableDataset, self), queries)
+
+    def __and__(self, other: GeoDataset) -> RasteretIntersection:
+        """Both at once: batching kept, validities joined by AND, the other side on this side's grid."""
+        return RasteretIntersection(self, other)
+
+    def __or__(self, other: GeoDataset) -> RasteretUnion:
+        """Either: batching kept, gaps of this side filled from the other by validity."""
+        return RasteretUnion(self, other)
+
+    def _transformed(self, samples: list[Sample]) -> list[Sample]:
+        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
+
+
+class _Combination(BatchedDataset):
     """What `&` and `|` share: one batch for both sides, on the left side's grid."""
 
     datasets: list[Any]
     index: Any
-    transforms: Callable[[Sample], Sample] | None
     _stock: dict[tuple[int, str], Any]
 
     if TYPE_CHECKING:  # defined by the two combinations
@@ -111,18 +140,6 @@ class _Combination:
         """Plot one of its samples; options as for `samples.plots.plot_sample`."""
         return plot_from(self.parts, sample, options)
 
-    def __getitem__(self, query: Any) -> Sample:
-        """Read one sample."""
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Read a sample per query, both sides together.
-
-        Raises:
-            NoOverlapError: a query that the combination does not cover.
-        """
-        return get_samples(self, queries)
-
     def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
         """Plan the read of a batch (pure); see `ReadableDataset`."""
         if grids is None:
@@ -169,9 +186,6 @@ class _Combination:
             samples.append(self._in_crs_of(side, grid)[snapped_slices(grid, time)])
         return samples
 
-    def _transformed(self, samples: list[Sample]) -> list[Sample]:
-        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
-
     def _side_has(self, side: int, query: Any, grid: Grid) -> bool:
         """Return whether a side has data, and enough dates, for a chip."""
         dataset = self._in_crs_of(side, grid)
@@ -180,12 +194,6 @@ class _Combination:
         t, index = dataset._disambiguate_slice(query)[2], dataset.index
         current = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]
         return bool(current.geometry.intersects(grid.footprint).any())
-
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        return RasteretIntersection(self, other)
-
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        return RasteretUnion(self, other)
 
     def _in_crs_of(self, side: int, grid: Grid) -> Any:
         """Return a side's dataset for a grid in any CRS: of a stock dataset a copy per CRS (ours take any grid)."""
