@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raster = rm.RasteretDataset(cover, ["cover"], is_image=False, labels={"remap": REMAP})
     fields = gpd.read_file(options.aois)  # the extent also covers what lies between fields
     polygons = rm.PolygonDataset(
-        fields, options.label, order="area", extent=tuple(fields.total_bounds), key="mask_fields"
+        fields, options.label, rasterize={"order": "area"}, extent=tuple(fields.total_bounds), key="mask_fields"
     )
     both = images & raster & polygons
     print(f"classes of polygons  {polygons.classes}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import numpy.typing as npt
 import torch
 from shapely.geometry.base import BaseGeometry
 
+from rasteret_ml.datasets.batches import BatchRequest, SampleBatch
 from rasteret_ml.datasets.index.dates import TimeSeries
-from rasteret_ml.datasets.index.query import RecordQuery
 from rasteret_ml.datasets.index.scene_table import RecordStore
-from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
+from rasteret_ml.datasets.index.search import RecordQuery
 from rasteret_ml.errors import DataError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.grid import Grid
@@ -61,7 +60,7 @@ class ChipReader:
     series: TimeSeries | None
     """How dates are chosen; None = ignore dates: all records fill one chip."""
     composite: Composite | None
-    """Makes one image of the dates; None = they stay apart."""
+    """Makes one image of the dates; None = they stay separate."""
     spec: SampleSpec
     """What samples hold."""
     reading: ReadConfig
@@ -70,22 +69,26 @@ class ChipReader:
     """Type of the stored pixels."""
 
     def requests(
-        self, finder: RecordQuery, queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]
+        self, search: RecordQuery, queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]
     ) -> RasterBatch:
         """Plan a batch: one chip request per query and date.
 
         Raises:
             NoOverlapError: a query without records, or with too few dates.
         """
-        dates = [finder.dates(*query) for query in zip(grids, queries, times, strict=True)]
+        dates = [search.dates(*chip) for chip in zip(grids, queries, times, strict=True)]
         images = self._buffer(grids, [self._length(found) for found in dates])
         requests = []
         for i, (query, grid, found) in enumerate(zip(queries, grids, dates, strict=True)):
             geometry = self._geometry(query, grid)
             for rows, target in zip(found, self._targets(images, i, len(found)), strict=True):
-                records = self.store.records(rows)
                 request = ChipRequest.plan(
-                    grid, records, self.rules, geometry=geometry, all_touched=self.spec.all_touched, into=target
+                    grid,
+                    self.store.records(rows),
+                    self.rules,
+                    geometry=geometry,
+                    all_touched=self.spec.all_touched,
+                    into=target,
                 )
                 requests.append(request)
                 geometry = None  # the first date's mask serves all dates
@@ -96,24 +99,24 @@ class ChipReader:
             nbytes=self.nbytes(grids),
             times=times,
             dates=dates,
-            seconds=[None if self.series is None else finder.seconds(found) for found in dates],
+            seconds=[None if self.series is None else search.seconds(found) for found in dates],
             images=images,
         )
 
     def samples(self, batch: RasterBatch, result: ReadResult) -> SampleBatch:
         """Assemble the samples of a batch from its chips."""
-        errors = {}
+        errors: dict[int, list[Any]] = {}
         ((_, requests),) = batch.reads
         pairs = zip(requests, result.chips, strict=True)
-        chips, position = iter([None if chip is None else mask_geometry(request, chip) for request, chip in pairs]), 0
-        readings = []
+        chips = [None if chip is None else mask_geometry(request, chip) for request, chip in pairs]
+        readings, start = [], 0
         for i, dates in enumerate(batch.dates):
-            found = [error for k in range(position, position + len(dates)) for error in result.errors.get(k, ())]
-            position += len(dates)
-            if found:
-                errors[i] = found
-            reading = self._reading(batch, i, list(islice(chips, len(dates))), errors, result.on_error == "raise")
-            readings.append(reading)
+            stop = start + len(dates)
+            failed = [error for k in range(start, stop) for error in result.errors.get(k, ())]
+            if failed:
+                errors[i] = failed
+            readings.append(self._reading(batch, i, chips[start:stop], errors, result.on_error == "raise"))
+            start = stop
         samples = make_samples(self.spec, batch.queries, batch.times, readings, batch.images)
         return SampleBatch(samples=samples, errors=errors)
 
@@ -166,11 +169,9 @@ class ChipReader:
         geometry = query.geometry if isinstance(query, AOI) and self.spec.uses_aoi else None
         if geometry is None or query.crs is None or query.crs == grid.crs:
             return geometry
-        moved = transform_geometries(
-            np.array([geometry], dtype=object), query.crs, crs_text(grid.crs), near=grid.bounds
-        )
-        shape: BaseGeometry = moved[0]
-        return shape
+        shapes = np.array([geometry], dtype=object)
+        moved: BaseGeometry = transform_geometries(shapes, query.crs, crs_text(grid.crs), near=grid.bounds)[0]
+        return moved
 
     def _targets(
         self, images: torch.Tensor | None, position: int, count: int

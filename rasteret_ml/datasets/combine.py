@@ -6,23 +6,25 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
+import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import shapely
 import torch
+from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.datasets.batches import get_samples
-from rasteret_ml.datasets.dataset_grids import cut_target_grids, target_grids_beyond
-from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch, is_readable
+from rasteret_ml.datasets.batches import BatchRequest, ReadableDataset, SampleBatch, get_samples, is_readable
 from rasteret_ml.datasets.summary import describe_grid, describe_times, summary_html
 from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
-from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs
+from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
+from rasteret_ml.geo.regions import clip_polygons, polygonal_each, union_polygons
 from rasteret_ml.geo.times import INSTANT
 from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
@@ -34,7 +36,9 @@ from rasteret_ml.samples.sample import Sample, snapped_slices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
+__all__ = ["BatchedDataset", "RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
+
+Geometries = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +59,37 @@ class _CombinedBatch(BatchRequest):
     """Left and right."""
 
 
-class _Combination:
+class BatchedDataset:
+    """A `ReadableDataset` as TorchGeo and torch use it: by one query, by a batch of queries, and with `&` and `|`."""
+
+    transforms: Callable[[Sample], Sample] | None
+
+    def __getitem__(self, query: Any) -> Sample:
+        """Read one sample; see the class.
+
+        Raises:
+            NoOverlapError: (an IndexError) nothing at this place and time.
+            ReadError: a tile could not be read.
+        """
+        return self.__getitems__([query])[0]
+
+    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
+        """Read a sample per query, all together: each tile is fetched and decoded once."""
+        return get_samples(cast(ReadableDataset, self), queries)
+
+    def __and__(self, other: GeoDataset) -> RasteretIntersection:
+        """Both at once: batching kept, validities joined by AND, the other side on this side's grid."""
+        return RasteretIntersection(self, other)
+
+    def __or__(self, other: GeoDataset) -> RasteretUnion:
+        """Either: batching kept, gaps of this side filled from the other by validity."""
+        return RasteretUnion(self, other)
+
+    def _transformed(self, samples: list[Sample]) -> list[Sample]:
+        return samples if self.transforms is None else [self.transforms(sample) for sample in samples]
+
+
+class _Combination(BatchedDataset):
     """What `&` and `|` share: one batch for both sides, on the left side's grid."""
 
     datasets: list[Any]
@@ -93,7 +127,10 @@ class _Combination:
 
     def target_grids(self) -> list[TargetGrid]:
         """Return the left side's CRSs and pixels, and what the combination covers in each; for samplers."""
-        return cut_target_grids(target_grids_of(self.datasets[0]), self.index)
+        grids, index = target_grids_of(self.datasets[0]), self.index
+        if len(grids) == 1 and same_crs(grids[0].crs, crs_text(index.crs)):
+            return [replace(grids[0], shapes=np.asarray(index.geometry, dtype=object))]
+        return _cut_target_grids(grids, index)
 
     @property
     def parts(self) -> list[Any]:
@@ -102,9 +139,8 @@ class _Combination:
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """See `ReadableDataset`: its own index, and what decides the left side's grid."""
-        left = self.datasets[0]
-        return self.index, *(left.version[1:] if is_readable(left) else ())
+        """See `ReadableDataset`; as in TorchGeo, the combined index does not follow those of its sides."""
+        return self.index, *(item for side in self.datasets if is_readable(side) for item in side.version[1:])
 
     @property
     def ignored_classes(self) -> dict[str, int]:
@@ -114,18 +150,6 @@ class _Combination:
     def plot(self, sample: Sample, **options: Any) -> Figure:
         """Plot one of its samples; options as for `samples.plots.plot_sample`."""
         return plot_from(self.parts, sample, options)
-
-    def __getitem__(self, query: Any) -> Sample:
-        """Read one sample."""
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Read a sample per query, both sides together.
-
-        Raises:
-            NoOverlapError: a query that the combination does not cover.
-        """
-        return get_samples(self, queries)
 
     def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
         """Plan the read of a batch (pure); see `ReadableDataset`."""
@@ -146,24 +170,24 @@ class _Combination:
         return range(len(queries)), range(len(queries))
 
     def _side(self, side: int, positions: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> _Side:
-        own, lie = [queries[i] for i in positions], [grids[i] for i in positions]
+        queries, grids = [queries[i] for i in positions], [grids[i] for i in positions]
         dataset = self.datasets[side]
-        reads = own and is_readable(dataset)
-        batch = dataset.requests(own, lie) if reads else BatchRequest(queries=own, grids=lie)
-        return _Side(positions=positions, batch=batch)
+        if queries and is_readable(dataset):
+            return _Side(positions=positions, batch=dataset.requests(queries, grids))
+        return _Side(positions=positions, batch=BatchRequest(queries=queries, grids=grids))
 
     def _side_samples(self, batch: _CombinedBatch, results: Sequence[ReadResult]) -> list[SampleBatch]:
         """Return the samples of both sides, left and right, each of its own queries."""
-        split, found = len(batch.sides[0].batch.reads), []
-        for side, own in enumerate((results[:split], results[split:])):
-            part, dataset = batch.sides[side].batch, self.datasets[side]
-            if not part.queries:
-                found.append(SampleBatch(samples=[]))
+        split, samples = len(batch.sides[0].batch.reads), []
+        for side, own_results in enumerate((results[:split], results[split:])):
+            own, dataset = batch.sides[side].batch, self.datasets[side]
+            if not own.queries:
+                samples.append(SampleBatch(samples=[]))
             elif is_readable(dataset):
-                found.append(dataset.samples(part, own))
+                samples.append(dataset.samples(own, own_results))
             else:
-                found.append(SampleBatch(samples=self._stock_samples(side, part)))
-        return found
+                samples.append(SampleBatch(samples=self._stock_samples(side, own)))
+        return samples
 
     def _stock_samples(self, side: int, batch: BatchRequest) -> list[Sample]:
         """Read a stock dataset, at the snapped slices, so that its pixels lie where ours do."""
@@ -173,11 +197,14 @@ class _Combination:
             samples.append(self._in_crs_of(side, grid)[snapped_slices(grid, time)])
         return samples
 
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        return RasteretIntersection(self, other)
-
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        return RasteretUnion(self, other)
+    def _side_has(self, side: int, query: Any, grid: Grid) -> bool:
+        """Return whether a side has data, and enough dates, for a chip."""
+        dataset = self._in_crs_of(side, grid)
+        if hasattr(dataset, "has"):
+            return bool(dataset.has(query, grid))
+        t, index = dataset._disambiguate_slice(query)[2], dataset.index
+        current = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]
+        return bool(current.geometry.intersects(grid.footprint).any())
 
     def _in_crs_of(self, side: int, grid: Grid) -> Any:
         """Return a side's dataset for a grid in any CRS: of a stock dataset a copy per CRS (ours take any grid)."""
@@ -225,14 +252,12 @@ class RasteretIntersection(_Combination, IntersectionDataset):
         assert isinstance(batch, _CombinedBatch)
         left, right = self._side_samples(batch, results)
         samples = [self.collate_fn(list(pair)) for pair in zip(left.samples, right.samples, strict=True)]
-        if self.transforms is not None:
-            samples = [self.transforms(sample) for sample in samples]
         errors = {i: [*left.errors.get(i, ()), *right.errors.get(i, ())] for i in {*left.errors, *right.errors}}
-        return SampleBatch(samples=samples, errors=errors)
+        return SampleBatch(samples=self._transformed(samples), errors=errors)
 
     def has(self, query: Any, grid: Grid) -> bool:
         """Return whether both sides have data, and enough dates, for a chip."""
-        return all(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
+        return all(self._side_has(side, query, grid) for side in (0, 1))
 
 
 class RasteretUnion(_Combination, UnionDataset):
@@ -263,8 +288,8 @@ class RasteretUnion(_Combination, UnionDataset):
         Raises:
             NoOverlapError: on native grids: no record of the left side there, and the right side has no grid.
         """
-        whole = self._disambiguate_slice(query)
-        query = AOI(whole, query.details) if isinstance(query, AOI) else whole
+        slices = self._disambiguate_slice(query)
+        query = AOI(slices, query.details) if isinstance(query, AOI) else slices
         left, right = self.datasets
         try:
             grid: Grid = left.chip_grid(query)
@@ -289,7 +314,7 @@ class RasteretUnion(_Combination, UnionDataset):
             return super().target_grids()
         own = target_grids_of(left)
         others = target_grids_of(right) if is_readable(right) and len(right.index) else []
-        return cut_target_grids(own + target_grids_beyond(others, own), self.index)
+        return _cut_target_grids(own + _target_grids_beyond(others, own), self.index)
 
     def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
         """Merge both sides' samples by validity, with the keys of both; a query fails where either side does."""
@@ -297,15 +322,14 @@ class RasteretUnion(_Combination, UnionDataset):
         found: list[list[Sample]] = [[] for _ in batch.queries]
         errors: dict[int, list[Any]] = {}
         keys, types, ignored = self.sample_keys, getattr(self.datasets[0], "pixel_types", {}), ignored_class(self)
-        for part, side, dataset in zip(self._side_samples(batch, results), batch.sides, self.datasets, strict=True):
-            stock = not is_readable(dataset)
-            for k, (i, sample) in enumerate(zip(side.positions, part.samples, strict=True)):
+        for own, side, dataset in zip(self._side_samples(batch, results), batch.sides, self.datasets, strict=True):
+            for k, (i, sample) in enumerate(zip(side.positions, own.samples, strict=True)):
                 grid, sample = batch.grids[i], with_validity(sample)
-                if stock:
+                if not is_readable(dataset):
                     sample = stock_sample(sample, grid, self._disambiguate_slice(batch.queries[i])[2], ignored)
                 found[i].append(fill_missing_keys(sample, keys, types, grid))
-                if k in part.errors:
-                    errors.setdefault(i, []).extend(part.errors[k])
+                if k in own.errors:
+                    errors.setdefault(i, []).extend(own.errors[k])
         for i, samples in enumerate(found):
             if not samples:
                 raise NoOverlapError(f"Neither dataset has data at {batch.queries[i]}.")
@@ -313,19 +337,15 @@ class RasteretUnion(_Combination, UnionDataset):
                 del samples[1:]  # a failed sample fills nothing, and states nothing that could contradict
         merged = [self.collate_fn(samples) for samples in found]
         add_query_keys(merged, batch.queries)
-        if self.transforms is not None:
-            merged = [self.transforms(sample) for sample in merged]
-        return SampleBatch(samples=merged, errors=errors)
+        return SampleBatch(samples=self._transformed(merged), errors=errors)
 
     def has(self, query: Any, grid: Grid) -> bool:
         """Return whether either side has data, and enough dates, for a chip."""
-        return any(_has(self._in_crs_of(side, grid), query, grid) for side in (0, 1))
+        return any(self._side_has(side, query, grid) for side in (0, 1))
 
     def _positions(self, queries: Sequence[Any], grids: Sequence[Grid]) -> tuple[Sequence[int], Sequence[int]]:
         pairs = list(enumerate(zip(queries, grids, strict=True)))
-        left, right = (
-            [i for i, (query, grid) in pairs if _has(self._in_crs_of(side, grid), query, grid)] for side in (0, 1)
-        )
+        left, right = ([i for i, pair in pairs if self._side_has(side, *pair)] for side in (0, 1))
         return left, right
 
 
@@ -333,8 +353,8 @@ def ignored_class(dataset: Any) -> int | None:
     """Return `ignore_index` of a dataset, or of the first part of a combination that has one; None without labels."""
     if isinstance(dataset, (IntersectionDataset, UnionDataset)):
         return next((found for part in dataset.datasets if (found := ignored_class(part)) is not None), None)
-    found = getattr(dataset, "ignore_index", None)
-    return found if isinstance(found, int) else None
+    ignore_index = getattr(dataset, "ignore_index", None)
+    return ignore_index if isinstance(ignore_index, int) else None
 
 
 def dataset_fingerprint(dataset: Any) -> list[str]:
@@ -348,9 +368,9 @@ def dataset_fingerprint(dataset: Any) -> list[str]:
 
 def _part_fingerprint(part: Any) -> str:
     index = getattr(part, "index", None)
-    where = "" if index is None else f"{len(index)}:{_index_digest(index)}"
-    own = part.fingerprint() if hasattr(part, "fingerprint") else ""
-    return f"{type(part).__name__} {where} {own}".rstrip()
+    extent = "" if index is None else f"{len(index)}:{_index_digest(index)}"
+    content = part.fingerprint() if hasattr(part, "fingerprint") else ""
+    return f"{type(part).__name__} {extent} {content}".rstrip()
 
 
 def _index_digest(index: Any) -> str:
@@ -401,10 +421,40 @@ def _set_crs(dataset: Any, crs: str) -> None:
         dataset.crs = pyproj_crs(crs)
 
 
-def _has(dataset: Any, query: Any, grid: Grid) -> bool:
-    if hasattr(dataset, "has"):
-        return bool(dataset.has(query, grid))
-    t = dataset._disambiguate_slice(query)[2]
-    index = dataset.index
-    here = index[(index.index.left <= t.stop) & (index.index.right >= t.start)]
-    return bool(here.geometry.intersects(grid.footprint).any())
+def _cut_target_grids(grids: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
+    """Cut grids to what an index covers; grids without any area left are dropped."""
+    shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
+    return _with_shapes(grids, lambda grid: clip_polygons(grid.shapes, _union(shapes, crs, grid)), inset=0)
+
+
+def _target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGrid]) -> list[TargetGrid]:
+    """Cut grids to what others do not cover.
+
+    Shapes narrower than two pixels are dropped: reprojected edges of the others leave such slivers.
+    """
+
+    def difference(grid: TargetGrid) -> Geometries:
+        shapes = grid.shapes
+        for other in others:
+            shapes = polygonal_each(shapely.difference(shapes, _union(other.shapes, other.crs, grid)))
+        return shapes
+
+    return _with_shapes(grids, difference, inset=1)
+
+
+def _union(shapes: Geometries, crs: str, grid: TargetGrid) -> BaseGeometry:
+    """Return the union of shapes in a grid's CRS."""
+    return union_polygons(transform_geometries(shapes, crs, grid.crs, near=tuple(shapely.total_bounds(grid.shapes))))
+
+
+def _with_shapes(
+    grids: Sequence[TargetGrid], cut: Callable[[TargetGrid], Geometries], inset: float
+) -> list[TargetGrid]:
+    """Return grids with their shapes cut, without shapes that have no area `inset` pixels inside their edge."""
+    kept = []
+    for grid in grids:
+        shapes = cut(grid)
+        large = shapely.area(shapely.buffer(shapes, -inset * min(grid.res)) if inset else shapes) > 0
+        if large.any():
+            kept.append(replace(grid, shapes=shapes[large]))
+    return kept

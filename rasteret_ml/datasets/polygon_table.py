@@ -1,4 +1,4 @@
-"""Polygons with a class or value, a span of time and a place in the order of painting: one table."""
+"""A table of polygons: their classes or values, their times, and which covers which."""
 
 from __future__ import annotations
 
@@ -27,112 +27,125 @@ Classes = Sequence[Any] | Mapping[Any, int] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelValues:
-    """What each polygon is painted with."""
+    """The labels of polygons."""
 
     values: npt.NDArray[Any]
-    """int64 class or float32 value of each `[N]`; `nothing` where it has none."""
+    """int64 class or float32 value of each polygon `[N]`; `unknown` where it has none."""
     classes: dict[Any, int]
     """Value in the table to class; empty for continuous labels."""
     background: float | int | None
-    """What is outside all polygons; None = nothing is known there."""
-    nothing: float | int
-    """Where no label is known: `ignore_index`, or NaN."""
+    """Class or value outside all polygons; None = unknown."""
+    unknown: float | int
+    """Label of unknown pixels: `ignore_index`, or NaN."""
 
 
 def label_values(
-    found: GeometryArray, label: str | None, classes: Classes, continuous: bool, background: Any, ignore_index: int
+    polygons: GeometryArray, label: str | None, classes: Classes, continuous: bool, background: Any, ignore_index: int
 ) -> LabelValues:
-    """The class or value of each polygon.
+    """Return the class or value of each polygon.
+
+    Args:
+        polygons: The polygons and their table.
+        label: Column of classes or values; None = every polygon is class 1.
+        classes: Column values by class, or column value to class; None = the sorted distinct values.
+        continuous: Whether the column holds numbers, not classes.
+        background: Class or value outside all polygons; None = unknown.
+        ignore_index: Class of unknown pixels.
 
     Raises:
-        UsageError: no such column, values that are no classes (or no numbers), classes that none of them has, or a
-            background that is also the class of something else.
+        UsageError: an unknown column, values that are no classes (or no numbers), classes that no polygon has, or a
+            background or `ignore_index` that is also a class of polygons.
     """
     if continuous:
         if classes is not None or label is None:
-            raise UsageError("continuous=True takes its values from label=, a column of numbers, and no classes=.")
-        values = _numbers(found, label)
+            raise UsageError("continuous=True needs label=, a column of numbers, and no classes=.")
         if background is not None and (isinstance(background, bool) or not isinstance(background, _NUMBER)):
-            raise UsageError(f"background={background!r}: of continuous labels it is a number.")
-        outside = None if background is None else float(background)
-        return LabelValues(values=values, classes={}, background=outside, nothing=float("nan"))
+            raise UsageError(f"background must be a number for continuous labels, got {background!r}.")
+        value = None if background is None else float(background)
+        return LabelValues(values=_numbers(polygons, label), classes={}, background=value, unknown=float("nan"))
     if label is None:
         if classes is not None:
-            raise UsageError("classes= are those of label=, a column; without one every polygon is class 1.")
-        numbers = {"polygon": 1}
-        column = pd.Series(["polygon"] * len(found))
+            raise UsageError("classes= needs label=, the column that holds them; without it every polygon is class 1.")
+        numbers, column = {"polygon": 1}, pd.Series(["polygon"] * len(polygons))
     else:
-        column = _class_column(found, label)
+        column = _class_column(polygons, label)
         numbers = _class_numbers(column, classes, background, label)
-    outside_class = _background_class(background, numbers, classes)
-    if ignore_index in {*numbers.values(), outside_class}:
-        raise UsageError(f"ignore_index={ignore_index} is also a class; choose another number for one of them.")
-    drawn = column.map(numbers)
-    if drawn.isna().all():
+    outside = _background_class(background, numbers, classes)
+    if ignore_index in {*numbers.values(), outside}:
+        raise UsageError(f"ignore_index={ignore_index} is also a class; choose another number for either.")
+    values = column.map(numbers)
+    if values.isna().all():
         raise UsageError(
             f"No polygon has any of the classes {list(numbers)[:10]}; the column {label!r} holds "
-            f"{_some(column) or 'nothing'} ({column.dtype})."
+            f"{_examples(column) or 'nothing'} ({column.dtype})."
         )
-    values = drawn.fillna(ignore_index).to_numpy(np.int64)
-    return LabelValues(values=values, classes=numbers, background=outside_class, nothing=ignore_index)
+    return LabelValues(
+        values=values.fillna(ignore_index).to_numpy(np.int64),
+        classes=numbers,
+        background=outside,
+        unknown=ignore_index,
+    )
 
 
-def polygon_table(found: GeometryArray, order: str | None, time: Any) -> gpd.GeoDataFrame:
-    """The polygons, valid, in their own CRS, with `rank`; their index is the time that each is for.
+def polygon_table(polygons: GeometryArray, order: str | None, time: Any) -> gpd.GeoDataFrame:
+    """Return valid polygons in their own CRS, indexed by the time at which each holds, with a column `rank`.
 
-    The rank is the place in the order of painting; the last one is on top.
+    Polygons of a higher rank cover those of a lower one.
 
     Raises:
-        UsageError: no such column, or one with missing values (of an order) or with times that cannot be.
+        UsageError: a polygon without area, an unknown column, missing values of `order`, or invalid times.
     """
-    shapes = polygonal_each(shapely.force_2d(found.geometries))
-    lost = shapely.is_empty(shapes) | ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
-    if lost.any():
-        raise UsageError(f"Polygon {int(np.argmax(lost))} encloses no area; drop it, or mend it first.")
+    shapes = polygonal_each(shapely.force_2d(polygons.geometries))
+    empty = shapely.is_empty(shapes) | ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
+    if empty.any():
+        raise UsageError(f"Polygon {int(np.argmax(empty))} encloses no area; drop it, or repair it first.")
     rank = np.empty(len(shapes), np.int64)
-    rank[np.argsort(_height(found, shapes, order), kind="stable")] = np.arange(len(shapes))
-    times = _times(found, time)
-    return gpd.GeoDataFrame({"rank": rank}, geometry=shapes, crs=found.crs, index=times)
+    rank[np.argsort(_sort_keys(polygons, shapes, order), kind="stable")] = np.arange(len(shapes))
+    times = _times(polygons, time)
+    return gpd.GeoDataFrame({"rank": rank}, geometry=shapes, crs=polygons.crs, index=times)
 
 
-def _column(found: GeometryArray, name: str, what: str) -> pd.Series:
-    table = found.table
+def _column(polygons: GeometryArray, name: str, argument: str) -> pd.Series:
+    table = polygons.table
     if table is None:
         raise UsageError(
-            f"{what}={name!r} is a column, and these polygons come without any; give a GeoDataFrame, an Arrow table, "
-            "or a GeoParquet or GeoJSON file."
+            f"{argument}={name!r} is a column, and these polygons have none; give a GeoDataFrame, an Arrow table, or a "
+            "GeoParquet or GeoJSON file."
         )
     if name not in table.columns or name == table.geometry.name:
-        have = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
-        raise UsageError(f"{what}={name!r} is no column of the polygons; they have: {have or 'none'}.")
-    return get_column(table, name, what).reset_index(drop=True)
+        names = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
+        raise UsageError(f"{argument}={name!r} is no column of the polygons; they have: {names or 'none'}.")
+    return get_column(table, name, argument).reset_index(drop=True)
 
 
-def _some(column: pd.Series) -> str:
+def _examples(column: pd.Series) -> str:
     return ", ".join(dict.fromkeys(repr(value) for value in column.dropna().head(1000).tolist()[:10]))
 
 
-def _numbers(found: GeometryArray, label: str) -> npt.NDArray[np.float32]:
-    column = _column(found, label, "label")
+def _numbers(polygons: GeometryArray, label: str) -> npt.NDArray[np.float32]:
+    column = _column(polygons, label, "label")
     if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
-        raise UsageError(f"The column {label!r} holds {_some(column)} ({column.dtype}); continuous labels are numbers.")
+        raise UsageError(f"continuous=True needs a column of numbers; {label!r} holds {_examples(column)}.")
     values = np.asarray(column.to_numpy(np.float64, na_value=np.nan))
-    beyond = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-    if len(beyond):
-        raise UsageError(f"Polygons {format_rows(beyond)} have a {label!r} that float32 does not hold; correct them.")
+    too_large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(too_large):
+        raise UsageError(f"Polygons {format_rows(too_large)} have a {label!r} beyond the range of float32; correct it.")
     return values.astype(np.float32)
 
 
-def _class_column(found: GeometryArray, label: str) -> pd.Series:
-    """The column as text, whole numbers or truth values, its missing values missing."""
-    column = _column(found, label, "label")
+def _class_column(polygons: GeometryArray, label: str) -> pd.Series:
+    """Return the column as text, integers or booleans; missing values stay missing."""
+    column = _column(polygons, label, "label")
     if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(object).infer_objects()  # not the categories' type: it may not know missing values
+        column = column.astype(object).infer_objects()  # the categories' own type may have no missing values
     if pd.api.types.is_float_dtype(column.dtype):
         known = column.dropna()
         if not (np.isfinite(known) & (known == known.round())).all():
-            raise UsageError(f"The column {label!r} holds {_some(column)}; say continuous=True, or give whole numbers.")
-        column = column.astype("Int64")  # whole numbers with gaps are read as floats
+            raise UsageError(
+                f"Classes must be text or whole numbers, but the column {label!r} holds {_examples(column)}; round "
+                "them, or use continuous=True."
+            )
+        column = column.astype("Int64")  # integers with missing values are read as floats
     return column
 
 
@@ -140,20 +153,20 @@ def _class_numbers(column: pd.Series, classes: Classes, background: Any, label: 
     if isinstance(classes, Mapping):
         for key, value in classes.items():
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise UsageError(f"classes maps values to class numbers; {key!r} is mapped to {value!r}.")
+                raise UsageError(f"classes must map values to whole numbers, but {key!r} is mapped to {value!r}.")
         return {key: int(value) for key, value in classes.items()}
     if classes is not None:
         if isinstance(classes, str) or len(set(classes)) != len(classes):
             raise UsageError(
-                f"classes is a list of different values, or a mapping of values to classes, not {classes!r}."
+                f"classes must be a list of different values, or a mapping of values to classes, got {classes!r}."
             )
         return {value: i for i, value in enumerate(classes)}
     try:
         values = sorted(column.dropna().unique().tolist())
     except TypeError:
         raise UsageError(
-            f"The column {label!r} holds {_some(column)}, of several types or of one without an order; make them "
-            "one first, or give classes=."
+            f"The column {label!r} holds {_examples(column)}: values of several types, or of a type without an order; "
+            "convert them, or give classes=."
         ) from None
     free = (i for i in range(len(values) + 1) if background is None or i != background)
     return dict(zip(values, free, strict=False))
@@ -165,44 +178,44 @@ def _background_class(background: Any, numbers: Mapping[Any, int], classes: Clas
     if not isinstance(background, (int, np.integer)) or isinstance(background, bool):
         if background not in numbers:
             raise UsageError(
-                f"background={background!r} is a class number, or one of the classes {list(numbers)[:10]}."
+                f"background must be a class number or one of {list(numbers)[:10]}, got background={background!r}."
             )
         return numbers[background]
     taken = [value for value, number in numbers.items() if number == background]
     if taken and not isinstance(classes, Mapping):
         raise UsageError(
-            f"background={background} is also the class of {taken[0]!r}. If that is meant, say "
-            f"background={taken[0]!r}; else number the classes with a mapping."
+            f"background={background} is also the class of {taken[0]!r}. If that is intended, use "
+            f"background={taken[0]!r}; if not, number the classes with a mapping."
         )
     return int(background)
 
 
-def _height(found: GeometryArray, shapes: npt.NDArray[np.object_], order: str | None) -> npt.NDArray[Any]:
-    """What polygons are sorted by: of two that overlap the higher one is on top."""
+def _sort_keys(polygons: GeometryArray, shapes: npt.NDArray[np.object_], order: str | None) -> npt.NDArray[Any]:
+    """Return a key per polygon; those with a larger key cover others."""
     if order is None:
         return np.zeros(len(shapes))
     if order == "area":
         return -np.asarray(shapely.area(shapes))
-    column = _column(found, order, "order")
+    column = _column(polygons, order, "order")
     missing = column.isna().to_numpy()
     if missing.any():
-        raise UsageError(f"order={order!r}: polygon {int(np.argmax(missing))} has no value, so it has no place in it.")
+        raise UsageError(f"order={order!r}: polygon {int(np.argmax(missing))} has no value; fill it, or drop the row.")
     codes, _ = pd.factorize(column, sort=True)
     return np.asarray(codes)
 
 
-def _times(found: GeometryArray, time: Any) -> pd.IntervalIndex:
-    """Closed intervals, tz-naive UTC; what is missing is open to that side."""
+def _times(polygons: GeometryArray, time: Any) -> pd.IntervalIndex:
+    """Return closed intervals, tz-naive UTC; missing ends are open."""
     start: npt.NDArray[np.datetime64]
     stop: npt.NDArray[np.datetime64]
     if time is None:
-        start, stop = (np.full(len(found), np.datetime64("NaT", "ns")) for _ in range(2))
+        start, stop = (np.full(len(polygons), np.datetime64("NaT", "ns")) for _ in range(2))
     else:
         names = [time] if isinstance(time, str) else list(time)
         if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
-            raise UsageError(f"time is the name of a column of times, or of two: (start, end); not {time!r}.")
-        first, *last = (_column(found, name, "time") for name in names)
-        start, stop = parse_windows(first, last[0] if last else None, lambda at: f"polygons {format_rows(at)}")
+            raise UsageError(f"time must be the name of a column, or of two: (start, end), got {time!r}.")
+        first, *last = (_column(polygons, name, "time") for name in names)
+        start, stop = parse_windows(first, last[0] if last else None, lambda rows: f"polygons {format_rows(rows)}")
     start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
     stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
     stop[start == stop] += INSTANT.to_timedelta64()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import geopandas as gpd
 import numpy as np
 import torch
-from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import records_digest
-from rasteret_ml.datasets.batches import get_samples
+from rasteret_ml.datasets.batches import BatchRequest, SampleBatch
+from rasteret_ml.datasets.chip_dataset import ChipDataset, same_res
 from rasteret_ml.datasets.chip_reader import ChipReader, RasterBatch
-from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.datasets.config import (
+from rasteret_ml.datasets.dataset_config import (
     GridKind,
     LabelConfig,
     MosaicConfig,
@@ -27,21 +24,16 @@ from rasteret_ml.datasets.config import (
     label_key,
     resolve_series,
 )
-from rasteret_ml.datasets.dataset_grids import native_target_grids
 from rasteret_ml.datasets.index.dates import TimeSeries
-from rasteret_ml.datasets.index.query import QuerySpec, RecordQuery
 from rasteret_ml.datasets.index.scene_index import (
     TileLayout,
-    moved_index,
-    pack_index,
-    restore_index,
+    native_target_grids,
+    reproject_index,
     scene_index,
     tile_layout,
-    unpack_index,
 )
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
-from rasteret_ml.datasets.index.search import IndexBounds, checked_order
-from rasteret_ml.datasets.protocol import BatchRequest, SampleBatch
+from rasteret_ml.datasets.index.search import QuerySpec, RecordQuery, parse_order
 from rasteret_ml.datasets.summary import describe_grid, describe_times, shorten, summary_html
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
@@ -66,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["RasteretDataset"]
 
 
-class RasteretDataset(GeoDataset):
+class RasteretDataset(ChipDataset):
     """Chips of a Collection as native-dtype samples with validity, for TorchGeo, torch and Lightning.
 
     `ds[x, y, t]` takes slices in the dataset's CRS (any of them may be left out, or open) or an `AOI`. The chip lies on
@@ -85,7 +77,7 @@ class RasteretDataset(GeoDataset):
         crs: CRS of the grid (any form). Default the records' own; required on a common grid where they have several.
         res: Pixel size in CRS units, one number or (x, y). Default that of the first record's first band.
         mosaic: How overlapping records fill a chip: a `MosaicConfig`, or a mapping of its fields.
-        quality: A band that tells clear pixels, as a `QualityMask` or the name of a preset ("sentinel-2-scl",
+        quality: A band that says which pixels are clear, as a `QualityMask` or the name of a preset ("sentinel-2-scl",
             "landsat-qa-pixel"): adds `mask_clear`, which is never mixed into `mask_valid`.
         series: A `TimeSeries`, or its length: samples `[T, C, H, W]` with `time [T]`.
         composite: "median", "mean", "max_ndvi" or {"max_index": (band, band)}: the dates of `series` (default all) as
@@ -141,7 +133,7 @@ class RasteretDataset(GeoDataset):
         self._scenes = scene_table(self.collection, self.bands, stored)
         check_quality(self.collection, clear, config)
         dates = resolve_series(series, composite, self._scenes)
-        self._query = QuerySpec(order=checked_order(config.order), series=dates, native=grid == "native")
+        self._query = QuerySpec(order=parse_order(config.order), series=dates, native=grid == "native")
         self._grid = self._choose_grid(crs, res)
         self._reader = ChipReader(
             store=RecordStore(self.collection, stored),
@@ -153,8 +145,7 @@ class RasteretDataset(GeoDataset):
             dtype=self._scenes.dtype,
         )
         self._index = scene_index(self._scenes, str(self._grid.crs))
-        self._finder: RecordQuery | None = None
-        self._span: IndexBounds | None = None
+        self._records: RecordQuery | None = None
 
     def _choose_grid(self, crs: Any, res: float | tuple[float, float] | None) -> Grid:
         several = len(self._scenes.crs_texts) > 1 or not self._scenes.grid(0).is_axis_aligned
@@ -191,22 +182,7 @@ class RasteretDataset(GeoDataset):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_finder": None, "_span": None, "_index": pack_index(self._index)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_index": unpack_index(state["_index"])})
-
-    def __copy__(self) -> RasteretDataset:
-        other = object.__new__(type(self))  # not by way of __getstate__, which packs the index
-        other.__dict__.update(self.__dict__)
-        return other
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RasteretDataset:
-        # TorchGeo's splitters deep-copy a dataset and give it another index; the records are shared.
-        other = copy.copy(self)
-        other._index = self._index.copy()
-        other._finder, other._span = None, None
-        return other
+        return super().__getstate__() | {"_records": None}
 
     def __repr__(self) -> str:
         bands = shorten(self.bands)
@@ -228,15 +204,6 @@ class RasteretDataset(GeoDataset):
             "Samples": ", ".join([f"{pixels} {dtype}".rstrip(), *sorted((spec.keys | extra) - {spec.key})]),
         }
         return summary_html("RasteretDataset", rows)
-
-    @property
-    def index(self) -> gpd.GeoDataFrame:
-        """TorchGeo's index: geometries, closed time intervals and `rid`, rows of the Collection. May be assigned."""
-        return self._index
-
-    @index.setter
-    def index(self, new: gpd.GeoDataFrame) -> None:
-        self._index = restore_index(new, self._index)
 
     # The grid ---------------------------------------------------------------------------------------------
 
@@ -262,14 +229,7 @@ class RasteretDataset(GeoDataset):
             return
         self._refuse_another_grid()
         self._grid = choose_grid(self._scenes, text, None)
-        self._index = moved_index(self._index, text)
-
-    @property
-    def bounds(self) -> tuple[slice, slice, slice]:
-        """(x, y, t) of the whole index, as in TorchGeo; computed once per index."""
-        if self._span is None or self._span.index is not self.index:
-            self._span = IndexBounds(self.index)
-        return self._span.slices(self.res)
+        self._index = reproject_index(self._index, text)
 
     @property
     def res(self) -> tuple[float, float]:
@@ -298,9 +258,9 @@ class RasteretDataset(GeoDataset):
     def target_grids(self) -> list[TargetGrid]:
         """Return the CRSs and pixels that chips lie on, and what is covered in each; for samplers."""
         if self._query.native:
-            return native_target_grids(self.index, self._scenes)
+            return native_target_grids(self._index, self._scenes)
         t = self._grid.transform
-        shapes = np.asarray(self.index.geometry, dtype=object)
+        shapes = np.asarray(self._index.geometry, dtype=object)
         return [TargetGrid(crs=str(self._grid.crs), res=self._grid.res, origin=(t.c, t.f), shapes=shapes)]
 
     def chip_grid(self, query: Any) -> Grid:
@@ -310,13 +270,7 @@ class RasteretDataset(GeoDataset):
             UsageError: not a spatial query, or one in another CRS than the grid's.
             NoOverlapError: on native grids: no record there.
         """
-        parts = query if isinstance(query, tuple) else (query,)
-        if not parts or not all(isinstance(part, slice) for part in parts):
-            raise UsageError(
-                f"A dataset is indexed by place, as ds[x, y, t] with slices or with an AOI, got {query!r}; give the "
-                "loader a sampler, such as RandomAOISampler(ds, size, length) or GridAOISampler(ds, size)."
-            )
-        x, y, t = self._disambiguate_slice(query)
+        x, y, t = self._slices(query)
         own = str(self._grid.crs)
         crs = own if not isinstance(query, AOI) or query.crs is None else query.crs
         if self._query.native:
@@ -324,34 +278,12 @@ class RasteretDataset(GeoDataset):
         if crs != own:
             raise UsageError(f"The AOI is in {crs}, the dataset in {own}; make the sampler from this dataset.")
         grid = self._grid
-        if x.step is not None and y.step is not None and not self._is_own_res(float(x.step), float(y.step)):
-            grid = grid.with_res((float(x.step), float(y.step)))
+        steps = float(x.step), float(y.step)
+        if not same_res(steps, grid.res):
+            grid = grid.with_res(steps)
         return grid.snap((float(x.start), float(y.start), float(x.stop), float(y.stop)))
 
-    def _is_own_res(self, x: float, y: float) -> bool:
-        return all(abs(step - res) <= 1e-9 * res for step, res in zip((x, y), self._grid.res, strict=True))
-
-    def _disambiguate_slice(self, query: Any) -> tuple[slice, slice, slice]:
-        """(x, y, t) with open slices filled from the bounds of the whole index, as in TorchGeo."""
-        if isinstance(query, tuple) and len(query) == 3 and not any(_is_open(part) for part in query):
-            return query[0], query[1], query[2]
-        slices: tuple[slice, slice, slice] = super()._disambiguate_slice(query)
-        return slices
-
     # Reading ------------------------------------------------------------------------------------------------
-
-    def __getitem__(self, query: Any) -> Sample:
-        """Read one sample; see the class.
-
-        Raises:
-            NoOverlapError: (an IndexError) no record at this place and time.
-            ReadError: a tile could not be read.
-        """
-        return self.__getitems__([query])[0]
-
-    def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Read a sample per query, all together: each tile is fetched and decoded once."""
-        return get_samples(self, queries)
 
     @property
     def version(self) -> tuple[Any, ...]:
@@ -369,10 +301,8 @@ class RasteretDataset(GeoDataset):
         """Turn the chips of a batch into samples (pure); see `ReadableDataset`."""
         assert isinstance(batch, RasterBatch)
         (result,) = results
-        found = self._reader.samples(batch, result)
-        if self.transforms is None:
-            return found
-        return SampleBatch(samples=[self.transforms(sample) for sample in found.samples], errors=found.errors)
+        read = self._reader.samples(batch, result)
+        return SampleBatch(samples=self._transformed(read.samples), errors=read.errors)
 
     def explain(self, queries: Sequence[Any]) -> ReadEstimate:
         """Estimate what reading these queries as one batch would fetch, without a request.
@@ -383,9 +313,9 @@ class RasteretDataset(GeoDataset):
         return explain([plan for request in requests for plan in request.plans])
 
     def _record_query(self) -> RecordQuery:
-        if self._finder is None or self._finder.index is not self.index:
-            self._finder = RecordQuery(self.index, self._scenes, self._query)
-        return self._finder
+        if self._records is None or self._records.index is not self._index:
+            self._records = RecordQuery(self._index, self._scenes, self._query)
+        return self._records
 
     def has(self, query: Any, grid: Grid) -> bool:
         """Return whether there are records, and enough dates, for a chip."""
@@ -447,17 +377,3 @@ class RasteretDataset(GeoDataset):
     def plot(self, sample: Sample, **options: Any) -> Figure:
         """Plot one of its samples; options as for `samples.plots.plot_sample`."""
         return plot_from([self], sample, options)
-
-    # Combining ----------------------------------------------------------------------------------------------
-
-    def __and__(self, other: GeoDataset) -> RasteretIntersection:
-        """Both at once: batching kept, validities joined by AND, the other side on this side's grid."""
-        return RasteretIntersection(self, other)
-
-    def __or__(self, other: GeoDataset) -> RasteretUnion:
-        """Either: batching kept, gaps of this side filled from the other by validity."""
-        return RasteretUnion(self, other)
-
-
-def _is_open(part: Any) -> bool:
-    return not isinstance(part, slice) or part.start is None or part.stop is None or part.step is None

@@ -1,4 +1,4 @@
-"""Polygons to pixels: which of very many lie at a chip, and which is on top."""
+"""Polygons to pixels: which polygons lie at a chip, and which is on top at each pixel."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.geo.times import clamp_ns
 
-__all__ = ["PlacedShapes", "PolygonLookup", "moved_polygons", "paint"]
+__all__ = ["PolygonLookup", "PolygonSearch", "rasterize_positions", "reproject_polygons"]
 
 Shapes = npt.NDArray[np.object_]
 Positions = npt.NDArray[np.int64]
 
-_MANY_POINTS = 5000
-"""Vertices from which a polygon is cut to the surroundings of a chip before it is painted."""
+_MANY_VERTICES = 5000
+"""Larger polygons are cut to the surroundings of a chip before they are rasterized."""
 
 
-def paint(shapes: Shapes, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.int32]:
-    """Which polygon is on top at each pixel, int32 `[H, W]`: its place in `shapes` plus one, 0 = none.
+def rasterize_positions(shapes: Shapes, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.int32]:
+    """Return which polygon is on top at each pixel, int32 `[H, W]`: its position in `shapes` plus 1, 0 = none.
 
-    Later ones cover earlier ones; the rule for the edge is that of `rasterio.features.rasterize`, whose burn this
-    is. `shapes` are in the grid's CRS.
+    Later polygons cover earlier ones. Pixels are inside by the rule of `rasterio.features.rasterize`.
+
+    Args:
+        shapes: Polygons in the grid's CRS.
+        grid: The pixels.
+        all_touched: Whether pixels that a polygon touches are inside, not only those whose centre is.
     """
     if not len(shapes):
         return np.zeros(grid.shape, np.int32)
-    burnt: npt.NDArray[np.int32] = rasterize(
+    positions: npt.NDArray[np.int32] = rasterize(
         ((shape, i + 1) for i, shape in enumerate(shapes)),
         out_shape=grid.shape,
         transform=grid.transform,
@@ -41,18 +45,18 @@ def paint(shapes: Shapes, grid: Grid, *, all_touched: bool = False) -> npt.NDArr
         all_touched=all_touched,
         dtype=np.int32,
     )
-    return burnt
+    return positions
 
 
-def moved_polygons(shapes: Shapes, source: str, target: str) -> Shapes:
-    """Very many polygons in another CRS, for an index: valid, edges densified less than where they are painted."""
+def reproject_polygons(shapes: Shapes, source: str, target: str) -> Shapes:
+    """Return polygons in another CRS, valid, for an index: edges are densified less than for rasterizing."""
     if same_crs(source, target):
         return shapes
     return polygonal_each(transform_geometries(shapes, source, target, segments=8))
 
 
-class PlacedShapes:
-    """Polygons with times, to be looked up by the place and time of a chip.
+class PolygonSearch:
+    """Polygons with times, searched by the place and time of a chip.
 
     Args:
         shapes: Valid polygons `[N]`.
@@ -66,38 +70,38 @@ class PlacedShapes:
         self._right = times.right.to_numpy().astype("datetime64[ns]").astype(np.int64)
         self._tree = shapely.STRtree(shapes)
 
-    def near(self, grid: Grid, t: slice) -> tuple[Positions, Shapes]:
-        """Positions, ascending, of what meets the chip in place and time, and those polygons in the chip's CRS.
+    def at(self, grid: Grid, t: slice) -> tuple[Positions, Shapes]:
+        """Return the positions, ascending, of polygons that overlap a chip and a time, and these in the chip's CRS.
 
         Raises:
-            GeometryError: a polygon that has no image in the chip's CRS.
+            GeometryError: a polygon that cannot be projected to the chip's CRS.
         """
         start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
-        found = self._candidates(grid)
-        found = found[(self._left[found] <= stop) & (self._right[found] >= start)]
-        if not len(found):
-            return found, self.shapes[:0]
+        near = self._near(grid)
+        near = near[(self._left[near] <= stop) & (self._right[near] >= start)]
+        if not len(near):
+            return near, self.shapes[:0]
         crs = str(grid.crs)
-        shapes = transform_geometries(self.shapes[found], self.crs, crs, near=grid.bounds)
+        shapes = transform_geometries(self.shapes[near], self.crs, crs, near=grid.bounds)
         if not same_crs(self.crs, crs):
             shapes = polygonal_each(shapes)
         bounds = shapely.bounds(shapes)
-        lost = np.isinf(bounds).any(axis=1)
-        if lost.any():
+        unprojected = np.isinf(bounds).any(axis=1)
+        if unprojected.any():
             raise GeometryError(
-                f"Polygon {int(found[np.argmax(lost)])} has no image in {crs}; cut it to your area first."
+                f"Polygon {int(near[np.argmax(unprojected)])} cannot be projected to {crs}; cut it to your area first."
             )
         xmin, ymin, xmax, ymax = grid.bounds
-        here = (bounds[:, 0] < xmax) & (bounds[:, 2] > xmin) & (bounds[:, 1] < ymax) & (bounds[:, 3] > ymin)
-        outline = grid.footprint
-        shapely.prepare(outline)
-        here[here] = shapely.intersects(outline, shapes[here])
-        return found[here], _without_far_points(shapes[here], grid)
+        overlaps = (bounds[:, 0] < xmax) & (bounds[:, 2] > xmin) & (bounds[:, 1] < ymax) & (bounds[:, 3] > ymin)
+        footprint = grid.footprint
+        shapely.prepare(footprint)
+        overlaps[overlaps] = shapely.intersects(footprint, shapes[overlaps])
+        return near[overlaps], _without_far_vertices(shapes[overlaps], grid)
 
-    def _candidates(self, grid: Grid) -> Positions:
-        """What may meet the chip."""
-        outline = transform_geometries(np.array([grid.footprint], dtype=object), str(grid.crs), self.crs)
-        bounds = shapely.bounds(shapely.get_parts(outline))
+    def _near(self, grid: Grid) -> Positions:
+        """Return the positions of polygons whose bounds may overlap a chip."""
+        footprint = transform_geometries(np.array([grid.footprint], dtype=object), str(grid.crs), self.crs)
+        bounds = shapely.bounds(shapely.get_parts(footprint))
         bounds = bounds[np.isfinite(bounds).all(axis=1)]
         if not same_crs(self.crs, grid.crs):  # straight edges of one CRS are curves in another
             margin = 0.05 * (bounds[:, 2:] - bounds[:, :2])
@@ -109,54 +113,55 @@ class PlacedShapes:
 
 
 class PolygonLookup:
-    """The polygons of one index of a dataset; made anew when TorchGeo's splitters assign another.
+    """The polygons of a dataset, as far as one of its indexes holds them; another index needs another lookup.
 
     Args:
         index: Where labels are known, in the dataset's CRS.
-        table: The polygons in their own (see `polygon_table`).
-        bounded: The index is an extent around polygons; else its rows are polygons, named by its column `polygon`.
-        whole: It is as it was made, row for row the table.
+        table: The polygons in their own CRS (see `polygon_table`).
+        has_extent: Whether the index is an extent around the polygons; else its rows are polygons, which its column
+            `polygon` names.
+        unchanged: Whether the index is as it was made, with all rows of the table in their order.
     """
 
-    def __init__(self, index: gpd.GeoDataFrame, table: gpd.GeoDataFrame, *, bounded: bool, whole: bool) -> None:
+    def __init__(self, index: gpd.GeoDataFrame, table: gpd.GeoDataFrame, *, has_extent: bool, unchanged: bool) -> None:
         self.index = index
-        own, crs = crs_text(table.crs), crs_text(index.crs)
+        own_crs, crs = crs_text(table.crs), crs_text(index.crs)
         shapes, times = np.asarray(table.geometry, dtype=object), table.index
         self.rows: Positions = np.arange(len(table))
         """Row of the table of each of `polygons`."""
         self.rank: Positions = table["rank"].to_numpy()
-        """Place of each row of the table in the order of painting."""
-        self.known: PlacedShapes | None = None
-        """The extent; None = the polygons themselves."""
-        if bounded:
-            self.known = PlacedShapes(np.asarray(index.geometry, dtype=object), crs, index.index)
-        elif not whole:
+        """Drawing rank of each row of the table; higher ones cover lower ones."""
+        self.extent: PolygonSearch | None = None
+        """Where labels are known; None = inside the polygons."""
+        if has_extent:
+            self.extent = PolygonSearch(np.asarray(index.geometry, dtype=object), crs, index.index)
+        elif not unchanged:
             if "polygon" not in index.columns:
                 raise UsageError("The dataset's index lost its 'polygon' column; keep it when assigning a new index.")
             self.rows = index["polygon"].to_numpy().astype(np.int64)
-            shapes, times = _as_cut(shapes[self.rows], own, index, crs), index.index
-        self.polygons = PlacedShapes(shapes, own, times)
+            shapes, times = _cut_as_in(index, shapes[self.rows], own_crs, crs), index.index
+        self.polygons = PolygonSearch(shapes, own_crs, times)
 
 
-def _as_cut(shapes: Shapes, own: str, index: gpd.GeoDataFrame, crs: str) -> Shapes:
-    """The polygons as an index has them, in their own CRS: whole ones as they were, to the last digit."""
-    given = np.asarray(index.geometry, dtype=object)
-    if same_crs(own, crs):
-        return polygonal_each(given)
-    cut = ~shapely.equals_exact(given, moved_polygons(shapes, own, crs))
+def _cut_as_in(index: gpd.GeoDataFrame, shapes: Shapes, own_crs: str, crs: str) -> Shapes:
+    """Return polygons in their own CRS, cut where the index cut them; others keep their exact coordinates."""
+    indexed = np.asarray(index.geometry, dtype=object)
+    if same_crs(own_crs, crs):
+        return polygonal_each(indexed)
+    cut = ~shapely.equals_exact(indexed, reproject_polygons(shapes, own_crs, crs))
     out = shapes.copy()
-    out[cut] = polygonal_each(transform_geometries(given[cut], crs, own))
+    out[cut] = polygonal_each(transform_geometries(indexed[cut], crs, own_crs))
     return out
 
 
-def _without_far_points(shapes: Shapes, grid: Grid) -> Shapes:
-    """Polygons of very many points (a coastline) cut to where the chip is: painting reads every point."""
-    large = shapely.get_num_coordinates(shapes) > _MANY_POINTS
+def _without_far_vertices(shapes: Shapes, grid: Grid) -> Shapes:
+    """Return polygons, large ones (a coastline) cut to the surroundings of a chip: rasterizing reads every vertex."""
+    large = shapely.get_num_coordinates(shapes) > _MANY_VERTICES
     if not large.any():
         return shapes
     xmin, ymin, xmax, ymax = grid.bounds
     width, height = xmax - xmin, ymax - ymin
-    around = shapely.box(xmin - width, ymin - height, xmax + width, ymax + height)
+    surroundings = shapely.box(xmin - width, ymin - height, xmax + width, ymax + height)
     cut = shapes.copy()
-    cut[large] = polygonal_each(shapely.intersection(shapely.make_valid(shapes[large]), around))
+    cut[large] = polygonal_each(shapely.intersection(shapely.make_valid(shapes[large]), surroundings))
     return cut

@@ -1,4 +1,4 @@
-"""Samples of one side of an `|`, with all keys that samples of either side have, so that they batch together."""
+"""Gives the samples of both sides of an `|` the same keys, so that they batch together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["add_query_keys", "fill_missing_keys", "stock_sample"]
 
 
 def stock_sample(sample: Sample, grid: Grid, t: slice, ignore_index: int | None) -> Sample:
-    """A stock dataset's sample in our terms: pixels, validity, and the chip's place in float64.
+    """Return the pixels and validity of a stock dataset's sample, with the chip's bounds and transform in float64.
 
-    Labels that are not valid become `ignore_index`: with a stock dataset they are 0, as a class may be.
+    Invalid labels become `ignore_index`; in a stock dataset they are 0, which may also be a class.
     """
     kept = {key: value for key, value in sample.items() if key.startswith(("image", "mask")) or key == "crs"}
     kept["bounds"] = bounds_tensor(snapped_slices(grid, t)) if TENSOR_ONLY else snapped_slices(grid, t)
@@ -35,44 +35,44 @@ def stock_sample(sample: Sample, grid: Grid, t: slice, ignore_index: int | None)
 
 
 def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dtype], grid: Grid) -> Sample:
-    """A sample with all of these keys.
+    """Return a sample with all keys of both sides, and pixels of the given types.
 
-    What it does not know is neutral: `scale` 1, `offset` 0, `record` -1, `time` NaN, nothing clear in `mask_clear`
-    (unknown is not clear); `epsg` and `transform` are the grid's.
+    Missing values are neutral: `scale` 1, `offset` 0, `record` -1, `time` NaN, `mask_clear` False (unknown is not
+    clear); `epsg` and `transform` are the grid's.
 
     Args:
-        sample: With `mask_valid`.
-        keys: The keys that the samples of both sides have.
-        types: Of its pixels, where they are known.
-        grid: Where it lies.
+        sample: The sample of one side, with `mask_valid`.
+        keys: The keys of the samples of both sides.
+        types: Types of the pixels by key; empty where they are not known.
+        grid: The chip's grid.
 
     Raises:
-        UsageError: single images where the other side gives a series, other pixels, or another type.
+        UsageError: single images where the other side gives a series, or pixels under other keys or of another type.
     """
-    whole, count = dict(sample), num_dates(sample)
+    filled, count = dict(sample), num_dates(sample)
     if "time_valid" in keys and count is None:
         raise UsageError("One side of an `|` gives a time series, the other single images; give both the same series=.")
     if types and set(types) != set(pixel_keys(sample)):
         raise UsageError(
-            f"The sides of an `|` give different pixels, {sorted(types)} and {sorted(pixel_keys(sample))}, which do "
-            "not fill each other; give both the same key= (or rename with transforms=), or join them with `&`."
+            f"The sides of an `|` give different pixels, {sorted(types)} and {sorted(pixel_keys(sample))}, which "
+            "cannot fill each other; use the same key for both (or rename with transforms=), or combine them with `&`."
         )
     for key, dtype in types.items():
         valid = sample["mask_valid"].all(-3, keepdim=sample[key].ndim >= sample["mask_valid"].ndim)
-        whole[key] = cast_exactly(key, sample[key], dtype, valid)
+        filled[key] = cast_exactly(key, sample[key], dtype, valid)
     for key in sorted(keys - set(sample)):
         value = _neutral(key, sample, grid, count)
         if value is not None:
-            whole[key] = value
-    return whole
+            filled[key] = value
+    return filled
 
 
 def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.Tensor | None:
     dates = 1 if count is None else count
     if key in ("scale", "offset") or key.startswith(("scale_", "offset_")):
-        kind, _, name = key.partition("_")
+        prefix, _, name = key.partition("_")
         images = [name] if name in sample else [k for k in pixel_keys(sample) if k.startswith("image")]
-        return torch.full(sample[images[0]].shape[:-2], 1.0 if kind == "scale" else 0.0) if images else None
+        return torch.full(sample[images[0]].shape[:-2], 1.0 if prefix == "scale" else 0.0) if images else None
     if key == "mask_clear":
         return torch.zeros_like(sample["mask_valid"].all(-3, keepdim=True))
     values: dict[str, torch.Tensor] = {
@@ -87,13 +87,13 @@ def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.T
 
 
 def add_query_keys(samples: Sequence[Sample], queries: Sequence[Any]) -> None:
-    """`aoi`, `label` and `draw` in all samples of a batch, or in none: a side gives them where its queries do."""
+    """Add `aoi`, `label` and `draw` to all samples of a batch, or remove them from all: sides may differ in them."""
     rows = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
     labels = [query.label if isinstance(query, AOI) else None for query in queries]
-    whole = all(isinstance(label, int) for label in labels)
+    are_classes = all(isinstance(label, int) for label in labels)
     columns: tuple[tuple[str, list[Any], torch.dtype], ...] = (
         ("aoi", rows, torch.int64),
-        ("label", [None if v is None else [v] for v in labels], torch.int64 if whole else torch.float32),
+        ("label", [None if v is None else [v] for v in labels], torch.int64 if are_classes else torch.float32),
         ("draw", [query.draw if isinstance(query, AOI) else None for query in queries], torch.int64),
     )
     for key, values, dtype in columns:

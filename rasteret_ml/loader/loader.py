@@ -16,7 +16,7 @@ import torch.utils.data
 from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_fingerprint
-from rasteret_ml.loader.bottleneck import knobs_of
+from rasteret_ml.loader.bottleneck import loader_settings
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
 from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
@@ -42,8 +42,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         dataset: A dataset of this library, or any other (which is not prefetched).
         batch_size: As torch's.
         shuffle: As torch's.
-        lookahead: Batches that each worker (or the main process, if there are none) reads before they are asked for;
-            0 = none.
+        lookahead: Batches that each worker (or the main process, if there are none) reads in advance; 0 = none.
         lookahead_bytes: Memory that all workers together may fill with prefetched batches; each prefetches one batch in
             any case.
         errors: What is done about samples that cannot be read: an `ErrorPolicy`, its action ("raise", "retry",
@@ -85,7 +84,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             raise UsageError("errors= needs batches: give batch_size=, or leave errors= at 'raise'.")
         if self.errors.action == "replace" and self.batch_size == 1:
             raise UsageError(
-                "errors='replace' replaces a failed sample with another from the same batch, but batch_size=1 has none; "
+                "errors='replace' replaces a failed sample with another from its batch, but batch_size=1 has none; "
                 "choose 'fill', or larger batches."
             )
         self._board = StatsBoard(self.num_workers)
@@ -201,7 +200,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _get_iterator(self) -> Any:
         # torch's iterators take these from the loader when they are made, and send them to the workers.
         init, collate_fn, dataset = self.worker_init_fn, self.collate_fn, self.dataset
-        self.worker_init_fn = self._board.reporting(init)
+        self.worker_init_fn = self._board.worker_init(init)
         self.collate_fn = TimedCollate(collate_fn)
         if not isinstance(dataset, torch.utils.data.IterableDataset):
             policy = self.errors if self._tolerates_errors else None
@@ -223,7 +222,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def stats(self) -> LoaderStats:
         """Return where the time of the current or last pass went; `stats().bottleneck` puts it in a sentence."""
-        return self._board.snapshot(knobs_of(self), self._budget.report.failed)
+        return self._board.snapshot(loader_settings(self), self._budget.report.failed)
 
     @property
     def failures(self) -> FailureReport:
@@ -261,7 +260,7 @@ class _Counted:
 
 
 class _HintedBatches:
-    """Batches of indices, each with those that its worker will be asked for next."""
+    """Batches of indices, each with the next ones of the same worker."""
 
     def __init__(self, schedule: _Schedule, batches: Iterable[Any]) -> None:
         self._schedule = schedule
@@ -318,17 +317,17 @@ class _EpochIterator:
     def __next__(self) -> Any:
         loader = self._loader
         if self._batches is None:
-            loader._board.begin()
-            loader._board.asked()
+            loader._board.start_pass()
+            loader._board.start_wait()
             self._budget = loader._budget = FailureBudget(loader.errors)
             weakref.finalize(self, self._budget.log_summary)
             self._batches = loader._begin()
             # A pass may be left before its end: what this process prefetches for it is then cancelled.
             if loader._prefetching is not None:
                 weakref.finalize(self, loader._prefetching.close, loader._schedule.epoch).atexit = False
-            weakref.finalize(self, loader._board.left, loader._board.passes).atexit = False
+            weakref.finalize(self, loader._board.abandon, loader._board.passes).atexit = False
         else:
-            loader._board.asked()
+            loader._board.start_wait()
         try:
             batch = self._budget.receive(next(self._batches))
         except StopIteration:
@@ -337,5 +336,5 @@ class _EpochIterator:
             raise
         self._count += 1
         loader._handed_over(self._count)
-        loader._board.handed(samples_in(batch) if loader._auto_collation else 1)
+        loader._board.end_wait(samples_in(batch) if loader._auto_collation else 1)
         return batch

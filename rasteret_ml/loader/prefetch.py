@@ -1,4 +1,4 @@
-"""Read batches before they are asked for.
+"""Read batches before they are requested.
 
 The order of batches is known, so the indices of each batch bring those of the batches that the same worker will be
 asked for later; they are read while the last batch is collated and the model trains. A wrong hint costs bytes, never a
@@ -14,8 +14,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rasteret_ml.datasets.batches import finish_batch, process_loop, read_batch
-from rasteret_ml.datasets.protocol import BatchRequest, ReadableDataset, SampleBatch, is_readable
+from rasteret_ml.datasets.batches import (
+    BatchRequest,
+    ReadableDataset,
+    SampleBatch,
+    finish_batch,
+    is_readable,
+    process_loop,
+    read_batch,
+)
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import SampleError
 from rasteret_ml.loader.recovery import FailureRecovery
@@ -39,7 +46,7 @@ class Hints:
     number: int
     """Number of the batch in the pass."""
     ahead: tuple[tuple[int, list[Any]], ...]
-    """Later batches of the same worker that it was not told before: number and indices of each, ascending."""
+    """Later batches of the same worker that no hint named before: number and indices of each, ascending."""
 
 
 class BatchIndices(list[Any]):
@@ -193,7 +200,7 @@ class PrefetchingDataset:
                     return
                 self._prefetched[number] = self._start(planned, loop)
                 size += planned.batch.nbytes
-            except Exception:  # a hint is not a request: its errors are raised when the batch is asked for
+            except Exception:  # the errors are raised when the batch itself is requested
                 _log.debug("batch %d was not prefetched", number, exc_info=True)
             del self._ahead[number]
             self._planned.pop(number, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rasteret_ml.datasets.protocol import SampleBatch
+from rasteret_ml.datasets.batches import SampleBatch
 from rasteret_ml.errors import RasteretError, ReadError
 from rasteret_ml.loader.error_policy import ErrorPolicy
 from rasteret_ml.loader.failures import SampleError, detached

@@ -1,4 +1,4 @@
-"""Where a loader's time and bytes went, by worker: counters in shared memory, written after each batch."""
+"""How a loader spent its time, and what its workers read: counters in shared memory, written after each batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rasteret_ml.loader.bottleneck import Bottleneck, LoaderKnobs, TimeShares, find_bottleneck, time_shares
+from rasteret_ml.loader.bottleneck import Bottleneck, LoaderSettings, TimeShares, find_bottleneck, time_shares
 from rasteret_ml.raster.worker_loop import current_meter, relax_gc
 from rasteret_ml.telemetry import ReadStats
 
@@ -22,32 +22,32 @@ _COUNTERS = len(fields(ReadStats))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderStats:
-    """One pass over a loader, as far as it has come; or a part of one, or several together (`since` and `+`)."""
+    """A pass over a loader so far; or a part of one (`since`), or several together (`+`)."""
 
     batches: int
     """Batches handed over."""
     samples: int = 0
     """Samples in them."""
     waiting_seconds: float
-    """Wall time that the consumer waited for batches, the first one's wait (workers start) included."""
+    """Wall time that the consumer waited for batches, the wait for the first one (workers start) included."""
     consumer_seconds: float
-    """Wall time between batches, until now: the consumer's own."""
+    """Wall time of the consumer itself: between batches, and since the last one."""
     first_seconds: float
-    """The wait for the first batch alone."""
+    """Wall time that the consumer waited for the first batch."""
     first_samples: int = 0
     """Samples in the first batch."""
     first_read: ReadStats = ReadStats()
     """What all workers had read when the first batch was handed over."""
     first_batches: int = 0
-    """1 where the first batch of a pass is among these; more in a sum."""
+    """Number of batches that are the first of a pass: 0 or 1; more in a sum."""
     workers: tuple[ReadStats, ...]
-    """What each worker read; of the main process alone where there are none."""
-    knobs: LoaderKnobs = LoaderKnobs()
-    """How the loader was set."""
+    """What each worker read; without workers, what the main process read."""
+    settings: LoaderSettings = LoaderSettings()
+    """The loader's options."""
     failures: int = 0
-    """Samples that could not be read as they were asked for, where the loader's `errors` lets the pass go on."""
+    """Samples that could not be read as requested, where the loader's `errors` lets the pass go on."""
     passes: int = 1
-    """Passes begun over the loader, this one included."""
+    """Number of passes over the loader, this one included."""
 
     @property
     def total(self) -> ReadStats:
@@ -56,39 +56,39 @@ class LoaderStats:
 
     @property
     def seconds(self) -> float:
-        """Wall time from the first batch on, which all rates and shares are of: starting is no matter of speed."""
+        """Wall time since the first batch, to which all rates and shares refer; the time to start does not count."""
         return max(0.0, self.waiting_seconds - self.first_seconds) + self.consumer_seconds
 
     @property
     def wait_share(self) -> float:
-        """Waiting over waiting and consuming, from the second batch on; NaN before."""
+        """Share of `seconds` that the consumer waited; NaN before the second batch."""
         waited = max(0.0, self.waiting_seconds - self.first_seconds)
         return waited / self.seconds if self.batches > self.first_batches and self.seconds else float("nan")
 
     @property
     def samples_per_second(self) -> float:
-        """Samples handed over a second; NaN before the second batch."""
+        """Samples per second; NaN before the second batch."""
         samples = self.samples - self.first_samples
         return samples / self.seconds if samples and self.seconds else float("nan")
 
     @property
     def megabytes_per_second(self) -> float:
-        """Million bytes received a second; NaN before the second batch."""
+        """Megabytes (10**6) received per second; NaN before the second batch."""
         received = (self.total - self.first_read).bytes_fetched
         return received / 1e6 / self.seconds if self.seconds else float("nan")
 
     @property
     def shares(self) -> TimeShares:
-        """Where the time went: to the model, or to what it waited for."""
+        """Shares of the time: the model's own, and what it waited for."""
         return time_shares(self.wait_share, self.total - self.first_read)
 
     @property
     def bottleneck(self) -> Bottleneck:
-        """What limits the speed, and which knob to turn; its text is one sentence."""
-        return find_bottleneck(self.wait_share, self.total - self.first_read, self.knobs)
+        """What limits the speed, and which option to change; as text, one sentence."""
+        return find_bottleneck(self.wait_share, self.total - self.first_read, self.settings)
 
     def since(self, before: LoaderStats) -> LoaderStats:
-        """What came after `before`; all of it, where that is of another pass."""
+        """Return what came after `before`; if that is of another pass, all of this one."""
         if before.passes != self.passes:
             return self
         return replace(
@@ -110,17 +110,17 @@ _SUMS = (
 
 
 class StatsBoard:
-    """A row of counters per worker, read by the process that made them.
+    """Times of the consumer, and a row of counters per worker in shared memory.
 
     Args:
-        workers: Processes that write; 0 = this one reads by itself.
+        workers: Processes that write rows; 0 = this process reads by itself.
     """
 
     def __init__(self, workers: int) -> None:
         rows = torch.zeros((workers, _COUNTERS), dtype=torch.float64) if workers else None
         self._rows = rows if rows is None else rows.share_memory_()  # type: ignore[no-untyped-call]
         self._passes = 0
-        self.begin()
+        self.start_pass()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_workers": 0 if self._rows is None else len(self._rows)}
@@ -128,55 +128,64 @@ class StatsBoard:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_workers"])  # type: ignore[misc]
 
-    def begin(self) -> None:
-        """A new pass: everything counts from here."""
+    def start_pass(self) -> None:
+        """Start a pass: reset all counts."""
         self._before = self._read()
         self._passes += 1
         self._batches, self._waited, self._consumed = 0, 0.0, 0.0
         self._samples, self._first_samples = 0, 0
         self._first, self._first_read = 0.0, ReadStats()
-        self._asked = 0.0
-        self._handed: float | None = None
+        self._wait_began = 0.0
+        self._consuming_since: float | None = None
 
-    def asked(self) -> None:
-        """The consumer begins to wait for a batch."""
-        self._asked = time.perf_counter()
-        if self._handed is not None:
-            self._consumed += self._asked - self._handed
-            self._handed = None
+    def start_wait(self) -> None:
+        """Note that the consumer begins to wait for a batch."""
+        self._wait_began = time.perf_counter()
+        if self._consuming_since is not None:
+            self._consumed += self._wait_began - self._consuming_since
+            self._consuming_since = None
 
-    def handed(self, samples: int) -> None:
-        """It has its batch, of so many samples."""
+    def end_wait(self, samples: int) -> None:
+        """Note that the consumer has its batch, and its number of samples."""
         now = time.perf_counter()
-        self._waited += now - self._asked
+        self._waited += now - self._wait_began
         self._samples += samples
         if not self._batches:
             self._first, self._first_samples = self._waited, samples
-            self._first_read = sum(self._of_this_pass(), ReadStats())
+            self._first_read = sum(self._pass_reads(), ReadStats())
         self._batches += 1
-        self._handed = now
+        self._consuming_since = now
 
-    def left(self, passes: int) -> None:
-        """Nobody takes batches of that pass any more: what happens from now on is not its consumer's."""
+    def abandon(self, passes: int) -> None:
+        """Note that nobody takes batches of a pass any more: time from now on is not its consumer's."""
         if passes == self._passes:
-            self._handed = None
+            self._consuming_since = None
 
     @property
     def passes(self) -> int:
-        """Passes begun."""
+        """Number of passes started."""
         return self._passes
 
-    def reporting(self, also: Callable[[int], Any] | None) -> Any:
-        """A `worker_init_fn` that makes a worker write here, and search for cycles rarely; it calls `also`."""
-        if self._rows is None:
-            return also
-        self._rows.zero_()  # new workers count from nothing
-        self._before = self._read()
-        return partial(_start_worker, self._rows, also)
+    def worker_init(self, init: Callable[[int], Any] | None) -> Any:
+        """Return a `worker_init_fn` that lets a worker write its row and run Python's cyclic GC less often.
 
-    def snapshot(self, knobs: LoaderKnobs | None = None, failures: int = 0) -> LoaderStats:
-        """The pass as it stands, of a loader that is set like this, and with so many failures."""
-        consuming = 0.0 if self._handed is None else time.perf_counter() - self._handed
+        Args:
+            init: The loader's own, which it calls.
+        """
+        if self._rows is None:
+            return init
+        self._rows.zero_()  # new workers count from 0
+        self._before = self._read()
+        return partial(_init_worker, self._rows, init)
+
+    def snapshot(self, settings: LoaderSettings | None = None, failures: int = 0) -> LoaderStats:
+        """Return the statistics of the pass so far.
+
+        Args:
+            settings: The loader's options.
+            failures: Samples that could not be read.
+        """
+        consuming = 0.0 if self._consuming_since is None else time.perf_counter() - self._consuming_since
         return LoaderStats(
             batches=self._batches,
             samples=self._samples,
@@ -186,13 +195,13 @@ class StatsBoard:
             first_samples=self._first_samples,
             first_read=self._first_read,
             first_batches=min(1, self._batches),
-            workers=self._of_this_pass(),
-            knobs=knobs or LoaderKnobs(),
+            workers=self._pass_reads(),
+            settings=settings or LoaderSettings(),
             failures=failures,
             passes=self._passes,
         )
 
-    def _of_this_pass(self) -> tuple[ReadStats, ...]:
+    def _pass_reads(self) -> tuple[ReadStats, ...]:
         return tuple(after - before for after, before in zip(self._read(), self._before, strict=True))
 
     def _read(self) -> list[ReadStats]:
@@ -202,29 +211,29 @@ class StatsBoard:
 
 
 _row: torch.Tensor | None = None
-"""Of this process, where it is a worker."""
+"""The counters of this process, if it is a worker."""
 
 
-def _start_worker(rows: torch.Tensor, also: Callable[[int], Any] | None, worker: int) -> None:
+def _init_worker(rows: torch.Tensor, init: Callable[[int], Any] | None, worker: int) -> None:
     global _row
     _row = rows[worker]
     relax_gc()
-    if also is not None:
-        also(worker)
+    if init is not None:
+        init(worker)
 
 
 class TimedCollate:
-    """A `collate_fn` that is timed, and after which a worker's counters are written where its loader looks.
+    """A `collate_fn` that measures another one, and then writes a worker's counters for its loader.
 
     Args:
-        collate: The one that does the work.
+        collate: The function that collates.
     """
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self._collate = collate
 
     def __call__(self, samples: Any) -> Any:
-        """The batch."""
+        """Collate."""
         began, meter = time.perf_counter(), current_meter()
         batch = self._collate(samples)
         meter.add(collate_seconds=time.perf_counter() - began)
@@ -234,7 +243,7 @@ class TimedCollate:
 
 
 def samples_in(batch: Any) -> int:
-    """Samples of a batch, by the first axis of its image or else of its first tensor; 0 where there is none."""
+    """Return the number of samples of a batch: the length of its image, or else of its first tensor; 0 without any."""
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.ndim else 0
     if isinstance(batch, Mapping):

@@ -14,7 +14,7 @@ import shapely
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from rasteret_ml.datasets.config import config_from
+from rasteret_ml.datasets.dataset_config import config_from
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from, polygons_from

@@ -82,13 +82,13 @@ class LoaderMonitor(pl.Callback):
         self._loader = loader if isinstance(loader, DataLoader) else None
         self._since, self._window, self._epoch = None, None, None
         self._failures = 0
-        self._board.begin()
-        self._board.asked()
+        self._board.start_pass()
+        self._board.start_wait()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         """Note that a batch has arrived."""
         if self._loader is None:
-            self._board.handed(samples_in(batch))
+            self._board.end_wait(samples_in(batch))
         if self._since is None:
             self._since = self._now()
 
@@ -99,7 +99,7 @@ class LoaderMonitor(pl.Callback):
         if self._steps % (self.every_n_steps or trainer.log_every_n_steps or 50) == 0:
             self._log(trainer)
         if self._loader is None:
-            self._board.asked()
+            self._board.start_wait()
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         """Pause measuring during validation."""
@@ -108,7 +108,7 @@ class LoaderMonitor(pl.Callback):
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         """Resume measuring."""
         if self._window is not None:
-            self._board.asked()
+            self._board.start_wait()
             self._since = self._now()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import shapely
 import yaml
 
-from rasteret_ml.datasets.config import MASK_KEYS
+from rasteret_ml.datasets.dataset_config import MASK_KEYS
 from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.samplers.ranks import uniforms
 from rasteret_ml.transforms.chip_pass import ChipPass, CountedChip

@@ -314,7 +314,7 @@ def test_a_failed_tile_raises_with_all_its_names(tmp_path):
         (lambda s: rm.RasteretDataset(s.images.subset(bbox=(0, 0, 1, 1)), BANDS), UsageError, "empty"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, labels={"remap": {1: 0}}), UsageError, "is_image=False"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, is_image=False), UsageError, "one band"),
-        (lambda s: rm.RasteretDataset(s.images, BANDS, res=0), UsageError, "positive"),
+        (lambda s: rm.RasteretDataset(s.images, BANDS, res=0), UsageError, "pixel size > 0"),
         (lambda s: rm.RasteretDataset(s.images, BANDS, crs="nonsense"), UsageError, "nonsense"),
     ],
 )

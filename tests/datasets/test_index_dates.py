@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from property_settings import examples
 
 from rasteret_ml.datasets.index.dates import TimeSeries, choose_dates
-from rasteret_ml.datasets.index.search import checked_order, preference
+from rasteret_ml.datasets.index.search import parse_order, preference
 from rasteret_ml.errors import NoOverlapError, UsageError
 
 HOUR = 3_600_000_000_000
@@ -148,12 +148,12 @@ def test_orders_are_those_of_a_plain_sort(data):
         "1970-01-09T00:00": lambda i: (undated[i], 0 if undated[i] else abs(times[i] - 8 * DAY), *newest(i)),
     }
     for order, key in keys.items():
-        sort = preference(checked_order(order), times, cover, ids)
+        sort = preference(parse_order(order), times, cover, ids)
         assert sort(found, start, stop).tolist() == sorted(range(count), key=key), order
 
 
 def test_an_order_that_is_none():
     """Names those that are."""
     with pytest.raises(UsageError, match="newest, oldest"):
-        checked_order("best")
-    assert checked_order("2021-05-01T00:00:00Z") == pd.Timestamp("2021-05-01")
+        parse_order("best")
+    assert parse_order("2021-05-01T00:00:00Z") == pd.Timestamp("2021-05-01")

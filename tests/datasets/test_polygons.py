@@ -65,13 +65,14 @@ def polygons(draw):
 
 @examples(60)
 @given(polygons(), st.booleans(), st.sampled_from([None, 7]), st.sampled_from([None, "area", "rank"]), st.data())
-def test_labels_are_rasterios_in_order_of_painting(shapes, all_touched, background, order, data):
-    """Any overlap, any order, both rules for the edge, with and without a background."""
+def test_labels_equal_rasterio_in_drawing_order(shapes, all_touched, background, order, data):
+    """For any overlap and order, with and without `all_touched` and a background."""
     n = len(shapes)
     rank = data.draw(st.permutations(range(n)))
     frame = table(shapes, cls=[int(i % 3) for i in range(n)], rank=rank)
     dataset = rm.PolygonDataset(
-        frame, "cls", classes={0: 0, 1: 1, 2: 2}, order=order, all_touched=all_touched, background=background,
+        frame, "cls", classes={0: 0, 1: 1, 2: 2}, background=background,
+        rasterize={"order": order, "all_touched": all_touched},
         extent=shapely.box(X - 1000, Y - 2000, X + 2000, Y + 1000), res=10,
     )  # fmt: skip
     sample = dataset[chip(3, 5, 40, 30)]
@@ -86,7 +87,7 @@ def test_labels_are_rasterios_in_order_of_painting(shapes, all_touched, backgrou
 
 
 def test_sample_keys_types_and_shapes():
-    """The table of the design, no 0-d tensor among them."""
+    """As documented; no 0-d tensor among them."""
     dataset = rm.PolygonDataset(table([shapely.box(0, 0, 50, 50)]), res=10)
     sample = dataset[chip(0, 0, 20, 10)]
     found = {k: (v.dtype, tuple(v.shape)) for k, v in sample.items() if isinstance(v, torch.Tensor)}
@@ -137,8 +138,8 @@ def test_text_becomes_classes(options, classes, painted):
         ([True, False, True], {False: 0, True: 1}),
     ],
 )
-def test_numbers_categories_and_truth_values_are_classes(values, classes):
-    """Whole numbers with gaps are read as floats by every tool, and are whole numbers all the same."""
+def test_numbers_categories_and_booleans_are_classes(values, classes):
+    """Integers with missing values are read as floats, and are still classes."""
     dataset = rm.PolygonDataset(table([shapely.box(i, 0, i + 1, 1) for i in range(3)], v=values), "v", res=10)
     assert dataset.classes == classes
     expected = [-100 if pd.isna(v) else classes[v] for v in values]
@@ -146,7 +147,7 @@ def test_numbers_categories_and_truth_values_are_classes(values, classes):
 
 
 def test_continuous_labels_are_float_with_nan():
-    """Outside, and where the value is missing, NaN."""
+    """NaN outside, and where the value is missing."""
     frame = table([shapely.box(0, 0, 1, 1), shapely.box(1, 0, 2, 1)], height=[2.5, np.nan])
     sample = rm.PolygonDataset(frame, "height", continuous=True, res=10, key="mask_height")[chip(0, 0, 3, 1)]
     assert sample["mask_height"].dtype == torch.float32
@@ -157,7 +158,7 @@ def test_continuous_labels_are_float_with_nan():
 
 
 def test_a_place_without_polygons():
-    """An error by default; background, or nothing known, where there is an extent; an error outside it."""
+    """An error by default and outside an extent; inside it background, or unknown."""
     frame = table([shapely.box(0, 0, 5, 5), shapely.box(95, 95, 100, 100)])
     empty = chip(40, 40, 10, 10)
     with pytest.raises(NoOverlapError, match="background="):
@@ -180,7 +181,7 @@ def test_a_place_without_polygons():
 
 
 def test_the_index_is_the_polygons_or_the_extent():
-    """One row a polygon; with an extent one row a time."""
+    """One row per polygon; with an extent one row per time."""
     shapes = [shapely.box(i, 0, i + 1, 1) for i in range(3)]
     start, end = ["2021-01-01", "2022-01-01", None], ["2021-12-31", "2022-06-30", None]
     frame = table(shapes, start=start, end=end)
@@ -198,8 +199,8 @@ def test_the_index_is_the_polygons_or_the_extent():
     assert len(rm.PolygonDataset(frame, background=0, res=10).index) == 1
 
 
-def test_polygons_are_painted_in_their_time():
-    """Both ends count, instants match themselves, zones become UTC, what is missing is open."""
+def test_polygons_are_rasterized_at_their_time():
+    """Both ends are included, instants match, time zones become UTC, missing ends are open."""
     shapes = [shapely.box(i, 0, i + 1, 1) for i in range(4)]
     stamps = ["2021-05-01T12:00+02:00", "2021-06-01T00:00Z", None, "2021-07-01"]
     dataset = rm.PolygonDataset(table(shapes, when=stamps), time="when", res=10)
@@ -216,8 +217,8 @@ def test_polygons_are_painted_in_their_time():
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:4326", "EPSG:3035"])
-def test_a_grid_in_another_crs_gets_the_polygons_there(crs, rng):
-    """By pixel centres: those well inside a polygon by an exact transform of the point are painted, and no others."""
+def test_polygons_are_rasterized_on_a_grid_in_another_crs(crs, rng):
+    """By pixel centres: those well inside a polygon by an exact transform of the point are labelled, and no others."""
     frame = gpd.GeoDataFrame(
         {"v": [1, 2]}, crs="EPSG:32631",
         geometry=[shapely.Point(430000, 5650000).buffer(800), shapely.box(431000, 5648000, 433000, 5651000)],
@@ -227,7 +228,7 @@ def test_a_grid_in_another_crs_gets_the_polygons_there(crs, rng):
     transform = Affine(res[0], 0, middle[0] - 64 * res[0], 0, -res[1], middle[1] + 64 * res[1])
     grid = Grid(crs=crs, transform=transform, shape=(128, 128))
     dataset = rm.PolygonDataset(frame, "v", classes={1: 1, 2: 2}, background=0, extent=(4e5, 56e5, 46e4, 57e5))
-    (sample,) = dataset.finish([(slice(None), slice(None), EVER)], [grid], None)
+    (sample,) = dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
     cols, rows = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
     x, y = transform @ (cols, rows)
     px, py = Transformer.from_crs(crs, "EPSG:32631", always_xy=True).transform(x, y)
@@ -240,7 +241,7 @@ def test_a_grid_in_another_crs_gets_the_polygons_there(crs, rng):
 
 
 def test_polygons_at_the_antimeridian_are_found_from_both_sides():
-    """Written past 180 degrees, or in two parts, or a chip that reaches across."""
+    """Polygons past 180 degrees or in two parts, and a chip across it."""
     for shape in (
         shapely.box(179, 10, 181, 12),
         shapely.MultiPolygon([shapely.box(179, 10, 180, 12), shapely.box(-180, 10, -179, 12)]),
@@ -248,15 +249,17 @@ def test_polygons_at_the_antimeridian_are_found_from_both_sides():
         dataset = rm.PolygonDataset(gpd.GeoDataFrame(geometry=[shape], crs=4326), res=0.1)
         for west in (178, -182):
             grid = Grid(crs="EPSG:4326", transform=Affine(0.1, 0, west, 0, -0.1, 13), shape=(40, 40))
-            (sample,) = dataset.finish([(slice(None), slice(None), EVER)], [grid], None)
+            (sample,) = dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
             expected = np.zeros((40, 40), bool)
             expected[10:30, 10:30] = True
             np.testing.assert_array_equal(sample["mask_valid"][0].numpy(), expected)
     utm = Grid(crs="EPSG:32601", transform=Affine(100, 0, 170000, 0, -100, 1217000), shape=(20, 20))
-    assert dataset.finish([(slice(None), slice(None), EVER)], [utm], None)[0]["mask_valid"].any()
+    assert (
+        dataset.samples(dataset.requests([(slice(None), slice(None), EVER)], [utm]), []).samples[0]["mask_valid"].any()
+    )
 
 
-def test_a_coastline_of_very_many_points_is_painted_as_it_is():
+def test_a_polygon_with_many_vertices_is_rasterized_exactly():
     """Cutting it to the chip's surroundings changes no pixel."""
     angles = np.linspace(0, 2 * np.pi, 20001)
     radius = 300 + 5 * np.sin(500 * angles)
@@ -268,7 +271,7 @@ def test_a_coastline_of_very_many_points_is_painted_as_it_is():
     np.testing.assert_array_equal(sample["mask_valid"][0].numpy(), expected == 1)
 
 
-def test_a_chip_lies_where_it_was_asked_for():
+def test_a_chip_lies_at_the_requested_bounds():
     """Polygons have no pixels of their own: nothing is rounded but the size."""
     dataset = rm.PolygonDataset(table([shapely.box(-50, -50, 50, 50)]), res=10)
     sample = dataset[slice(X + 3.25, X + 83.25), slice(Y - 47.5, Y + 2.5)]
@@ -278,8 +281,8 @@ def test_a_chip_lies_where_it_was_asked_for():
     assert fine["mask"].shape == (10, 16)
 
 
-def test_an_aoi_in_another_crs_is_answered_in_it():
-    """As native grids ask: its slices are in its own CRS."""
+def test_an_aoi_in_another_crs_gets_a_chip_in_it():
+    """As on native grids: its slices are in its own CRS."""
     dataset = rm.PolygonDataset(table([shapely.box(0, 0, 50, 50)]), res=10)
     x, y = Transformer.from_crs(UTM, "EPSG:32632", always_xy=True).transform(X + 250, Y - 250)
     aoi = AOI((slice(x - 80, x + 80, 10), slice(y - 80, y + 80, 10), EVER), AOIDetails(crs="EPSG:32632", row=7))
@@ -290,7 +293,7 @@ def test_an_aoi_in_another_crs_is_answered_in_it():
     assert sample["aoi"].tolist() == [7]
 
 
-def test_a_resolution_of_its_own_is_kept_on_the_left(scenes):
+def test_an_own_resolution_is_kept_on_the_left(scenes):
     """Without one the polygons take the images' pixels, corner and all."""
     images = rm.RasteretDataset(scenes.images, ["B02"])
     frame = table([shapely.box(0, 0, 50, 50)])
@@ -300,7 +303,7 @@ def test_a_resolution_of_its_own_is_kept_on_the_left(scenes):
     assert both[chip(3, 4, 8, 8)]["transform"].tolist()[:6] == [10, 0, X + 30, 0, -10, Y - 40]
 
 
-def test_workers_paint_the_same(scenes):
+def test_workers_rasterize_the_same(scenes):
     """Polygons and images in one batch, read in other processes."""
     images = rm.RasteretDataset(scenes.images, ["B02"])
     frame = table([shapely.box(i, i, i + 40, i + 60) for i in range(0, 240, 30)], v=range(8))
@@ -316,8 +319,8 @@ def test_workers_paint_the_same(scenes):
         assert torch.equal(one["image"].int(), other["image"].int())
 
 
-def test_bow_ties_are_mended():
-    """And named where nothing is left."""
+def test_bow_ties_are_repaired():
+    """A polygon without area is named."""
     tie = shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])
     sample = rm.PolygonDataset(table([tie]), res=10)[chip(0, 0, 4, 4)]
     mended = shapely.make_valid(table([tie]).geometry[0])
@@ -329,7 +332,7 @@ def test_bow_ties_are_mended():
 
 
 def test_pickles_are_small_and_whole():
-    """About 100 bytes a polygon, whatever its index; splits and other CRSs survive."""
+    """About 100 bytes per polygon, for any index; splits and other CRSs are kept."""
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 1000, (5000, 2))
     frame = table(
@@ -350,8 +353,8 @@ def test_pickles_are_small_and_whole():
     assert moved.crs.to_epsg() == pickle.loads(pickle.dumps(moved)).crs.to_epsg() == 32632
 
 
-def test_what_a_split_cuts_away_is_not_painted():
-    """Of rows, and of parts of a polygon; also after the CRS was changed."""
+def test_what_a_split_removes_is_not_rasterized():
+    """Whole rows, and parts of a polygon; also after a change of CRS."""
     dataset = rm.PolygonDataset(table([shapely.box(0, 0, 20, 20), shapely.box(20, 0, 40, 20)]), res=10)
     whole = dataset[chip(0, 0, 40, 20)]["mask_valid"][0].numpy()
     assert whole.all()
@@ -361,7 +364,7 @@ def test_what_a_split_cuts_away_is_not_painted():
     np.testing.assert_array_equal(cut, np.broadcast_to(np.arange(40) < 10, (20, 40)))
     left.crs = "EPSG:32632"
     grid = Grid(crs=UTM, transform=Affine(10, 0, X, 0, -10, Y), shape=(20, 40))
-    (again,) = left.finish([(slice(None), slice(None), EVER)], [grid], None)
+    (again,) = left.samples(left.requests([(slice(None), slice(None), EVER)], [grid]), []).samples
     assert (again["mask_valid"][0].numpy() != cut).sum() <= 20  # the cut edge went to another CRS and back
 
 
@@ -408,22 +411,22 @@ BOXES = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 5)]
         ({"a": [None, None]}, {"label": "a"}, UsageError, "holds nothing"),
         ({"a": [[1], [2]]}, {"label": "a"}, UsageError, "without an order"),
         ({"a": [1.0, 1e300]}, {"label": "a", "continuous": True}, UsageError, r"Polygons \[1\] have a 'a'"),
-        ({"a": [1.0, 2.0]}, {"label": "a", "continuous": True, "background": "x"}, UsageError, "is a number"),
+        ({"a": [1.0, 2.0]}, {"label": "a", "continuous": True, "background": "x"}, UsageError, "must be a number"),
         ({}, {"classes": ["x"]}, UsageError, "label="),
         ({}, {"continuous": True}, UsageError, "label="),
-        ({"a": [1, None]}, {"order": "a"}, UsageError, "polygon 1 has no value"),
+        ({"a": [1, None]}, {"rasterize": {"order": "a"}}, UsageError, "polygon 1 has no value"),
         ({"t": ["yesterday", "now?"]}, {"time": "t"}, UsageError, r"polygons \[0, 1\] must be ISO.*yesterday"),
         ({"t": [2020, 2021]}, {"time": "t"}, UsageError, "years or seconds"),
         ({"s": ["2021"] * 2, "e": ["2022", "2020"]}, {"time": ("s", "e")}, UsageError, r"polygons \[1\] end before"),
-        ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "two: "),
-        ({}, {"key": "labels"}, UsageError, "begins with 'mask'"),
+        ({"s": ["2021"] * 2}, {"time": ("s",)}, UsageError, "or of two: "),
+        ({}, {"key": "labels"}, UsageError, "begin with 'mask'"),
         ({}, {"key": "mask_valid"}, UsageError, "none of"),
-        ({}, {"res": -1}, UsageError, "positive"),
-        ({}, {"polygons_crs": 4326}, GeometryError, "drop one"),
+        ({}, {"res": -1}, UsageError, "pixel size > 0"),
+        ({}, {"polygons_crs": 4326}, GeometryError, "crs must be that of the geometries"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_at_the_door(columns, arguments, error, text):
-    """With the name of the column or row, and what would do."""
+def test_bad_arguments_are_refused(columns, arguments, error, text):
+    """The message names the column or row, and a remedy."""
     with pytest.raises(error, match=text):
         rm.PolygonDataset(table(BOXES, **columns), **({"res": 10} | arguments))
 
@@ -448,7 +451,7 @@ def test_points_and_columnless_geometries_are_refused():
         ((slice(np.nan, X), slice(Y - 10, Y)), "finite"),
     ],
 )
-def test_queries_that_are_no_place_are_refused(query, text):
+def test_bad_queries_are_refused(query, text):
     """As of rasters."""
     with pytest.raises(UsageError, match=text):
         rm.PolygonDataset(table(BOXES), res=10)[query]
@@ -456,7 +459,7 @@ def test_queries_that_are_no_place_are_refused(query, text):
         rm.PolygonDataset(table(BOXES))[slice(X, X + 10), slice(Y - 10, Y)]
 
 
-def test_an_end_without_a_time_of_day_is_its_whole_day():
+def test_an_end_that_names_a_day_includes_the_day():
     """As in AOI tables and `subset`."""
     table = gpd.GeoDataFrame(
         {"s": ["2023-01-01", "2023-01-01"], "e": ["2023-01-03", "2023-01-03T06:00"]},

@@ -82,7 +82,7 @@ def test_the_sentence_names_what_was_made_slow(stage: Stage, kind: str, workers:
     stats = loader.stats()
     found = stats.bottleneck
     assert found.kind == kind, f"{found}\n{stats.shares}\n{stats.total}"
-    assert KNOBS.get(kind, "only a faster step") in str(found)
+    assert KNOBS.get(kind, "only a faster training step") in str(found)
     cores = len(os.sched_getaffinity(0))
     if kind == "collate" and workers < cores:
         assert f"num_workers= (now {workers}, with {cores} core" in str(found)

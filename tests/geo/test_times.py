@@ -13,7 +13,7 @@ import shapely
 
 import rasteret_ml as rm
 from rasteret_ml.collection.filters import parse_date_range
-from rasteret_ml.datasets.index.search import checked_order, preference
+from rasteret_ml.datasets.index.search import parse_order, preference
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.times import clamp_ns, midpoint, parse_time, parse_windows
 
@@ -142,9 +142,9 @@ def test_nearest_to_a_day_is_within_it():
     """Eleven in the evening before is nearer to midnight, and yet of another day."""
     stamps = pd.to_datetime(["2023-05-03T23:00", "2023-05-04T11:00", "2023-05-04T20:00", "2023-05-05T01:00"])
     times = stamps.as_unit("ns").to_numpy().astype(np.int64)
-    sort = preference(checked_order("2023-05-04"), times, np.zeros(4), np.arange(4))
+    sort = preference(parse_order("2023-05-04"), times, np.zeros(4), np.arange(4))
     assert sort(np.arange(4), 0, 0).tolist() == [1, 2, 3, 0]  # as far away: the newest
-    sort = preference(checked_order(dt.datetime(2023, 5, 4)), times, np.zeros(4), np.arange(4))
+    sort = preference(parse_order(dt.datetime(2023, 5, 4)), times, np.zeros(4), np.arange(4))
     assert sort(np.arange(4), 0, 0).tolist() == [0, 1, 2, 3]
 
 
@@ -159,7 +159,7 @@ def test_open_and_far_ends_everywhere():
     assert index.left[1] == pd.Timestamp.min
     assert parse_time("9999-12-31", last=True) == pd.Timestamp.max == clamp_ns(dt.datetime(9999, 12, 31))
     assert parse_time("9999-12-31T23:00:00-05:00", last=True) == pd.Timestamp.max
-    with pytest.raises(UsageError, match="must be within"):
+    with pytest.raises(UsageError, match="must be within 1677"):
         parse_time("9999-12-31")
     assert parse_date_range("../2023") == (dt.datetime.min, dt.datetime(2023, 12, 31, 23, 59, 59, 999999))
     assert parse_date_range(("2023", None))[1] == dt.datetime.max

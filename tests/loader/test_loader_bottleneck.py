@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rasteret_ml.loader.bottleneck import Kind, LoaderKnobs, find_bottleneck, time_shares
+from rasteret_ml.loader.bottleneck import Kind, LoaderSettings, find_bottleneck, time_shares
 from rasteret_ml.loader.loader import DataLoader
 from rasteret_ml.loader.stats import LoaderStats
 from rasteret_ml.telemetry import ReadStats
@@ -24,7 +24,7 @@ reads = st.builds(
     **{field.name: counts if field.type == "int" else seconds for field in dataclasses.fields(ReadStats)},
 )
 settings_of_loaders = st.builds(
-    LoaderKnobs,
+    LoaderSettings,
     num_workers=st.integers(0, 64),
     lookahead=st.none() | st.integers(0, 64),
     lookahead_bytes=st.none() | st.integers(0, 2**40),
@@ -37,11 +37,11 @@ settings_of_loaders = st.builds(
 )
 
 
-@given(wait=st.floats(0, 1) | st.just(math.nan), read=reads, knobs=settings_of_loaders)
-def test_any_counters_give_one_clean_sentence(wait: float, read: ReadStats, knobs: LoaderKnobs) -> None:
+@given(wait=st.floats(0, 1) | st.just(math.nan), read=reads, settings=settings_of_loaders)
+def test_any_counters_give_one_clean_sentence(wait: float, read: ReadStats, settings: LoaderSettings) -> None:
     """One of the kinds, shares that sum to 1, and no figure that is none."""
     shares = time_shares(wait, read)
-    found = find_bottleneck(wait, read, knobs)
+    found = find_bottleneck(wait, read, settings)
     assert found.kind in get_args(Kind)
     assert str(found) == found.sentence
     assert found.sentence.endswith(".")
@@ -61,14 +61,14 @@ def test_any_counters_give_one_clean_sentence(wait: float, read: ReadStats, knob
         assert shares.other == max(parts[1:])
 
 
-@given(knobs=settings_of_loaders, read=reads, wait=st.floats(0.1, 1))
-def test_only_knobs_that_the_loader_has_are_named(knobs: LoaderKnobs, read: ReadStats, wait: float) -> None:
+@given(settings=settings_of_loaders, read=reads, wait=st.floats(0.1, 1))
+def test_only_settings_that_the_loader_has_are_named(settings: LoaderSettings, read: ReadStats, wait: float) -> None:
     """With what they are now; no worker more than there are cores."""
-    sentence = find_bottleneck(wait, read, knobs).sentence
+    sentence = find_bottleneck(wait, read, settings).sentence
     for name in ("lookahead", "lookahead_bytes", "max_concurrent", "connections", "cache_bytes"):
-        if getattr(knobs, name) is None:
+        if getattr(settings, name) is None:
             assert f" {name}=" not in sentence
-    if knobs.num_workers >= knobs.cores:
+    if settings.num_workers >= settings.cores:
         assert "num_workers=" not in sentence
 
 
@@ -80,21 +80,43 @@ def _read(**seconds: float) -> ReadStats:
     ("wait", "read", "kind", "says"),
     [
         (0.04, _read(blocked_seconds=9, blocked_network_seconds=9), "model", "The model waits 4 % of the time: the"),
-        (0.6, _read(blocked_seconds=9, blocked_network_seconds=8), "network", "(200 ms a request of 100 kB, 4 at once"),
-        (0.6, _read(blocked_seconds=9, blocked_decode_seconds=8), "decode", "(100 ms a tile, 2.0 tiles a chip, on 2 "),
-        (0.6, _read(plan_seconds=1, collate_seconds=8, sample_seconds=1), "collate", "(collate_fn is 80 % of it"),
-        (0.6, _read(sample_seconds=8, collate_seconds=2), "collate", "(validity, labels and masks are 80 % of it"),
-        (0.6, _read(plan_seconds=9, collate_seconds=1), "collate", "(finding records and tiles is 90 % of it"),
+        (
+            0.6,
+            _read(blocked_seconds=9, blocked_network_seconds=8),
+            "network",
+            "(200 ms per request of 100 kB, 4 in flight",
+        ),
+        (
+            0.6,
+            _read(blocked_seconds=9, blocked_decode_seconds=8),
+            "decode",
+            "(100 ms per tile, 2.0 tiles per chip, on 2 ",
+        ),
+        (0.6, _read(plan_seconds=1, collate_seconds=8, sample_seconds=1), "collate", "(80 % of it in collate_fn"),
+        (0.6, _read(sample_seconds=8, collate_seconds=2), "collate", "(80 % of it for validity, labels and masks"),
+        (0.6, _read(plan_seconds=9, collate_seconds=1), "collate", "(90 % of it for finding records and tiles"),
         (0.6, _read(blocked_seconds=9, blocked_assemble_seconds=8, plan_seconds=1), "collate", 'grid="native"'),
-        (0.6, _read(blocked_seconds=9, plan_seconds=1), "unknown", "the readers do not get the 2 cores they need"),
-        (0.6, ReadStats(collate_seconds=1), "unknown", "do not say for what: raise num_workers= (now 0, with 2 cores)"),
-        (math.nan, ReadStats(), "unknown", "Too few batches"),
+        (
+            0.6,
+            _read(blocked_seconds=9, plan_seconds=1),
+            "unknown",
+            "the readers share 2 cores with other",
+        ),
+        (
+            0.6,
+            ReadStats(collate_seconds=1),
+            "unknown",
+            "does not measure what for: raise num_workers= (now 0, with 2 cores)",
+        ),
+        (math.nan, ReadStats(), "unknown", "Not enough batches"),
     ],
 )
 def test_each_limit_has_its_sentence(wait: float, read: ReadStats, kind: str, says: str) -> None:
     """Clear cases."""
-    knobs = LoaderKnobs(cores=2, max_concurrent=50, connections=64, lookahead=4, lookahead_bytes=10**9, cache_bytes=0)
-    found = find_bottleneck(wait, read, knobs)
+    settings = LoaderSettings(
+        cores=2, max_concurrent=50, connections=64, lookahead=4, lookahead_bytes=10**9, cache_bytes=0
+    )
+    found = find_bottleneck(wait, read, settings)
     assert found.kind == kind
     assert says in found.sentence
 
@@ -102,40 +124,40 @@ def test_each_limit_has_its_sentence(wait: float, read: ReadStats, kind: str, sa
 def test_work_that_late_batches_hide_is_no_limit() -> None:
     """6 s of work and 3 s of waiting for batches that are read ahead and late: reading takes 9 s in any case."""
     read = {"blocked_seconds": 3.0, "blocked_decode_seconds": 3.0, "collate_seconds": 6.0}
-    assert find_bottleneck(1.0, _read(**read), LoaderKnobs()).kind == "collate"
-    late = find_bottleneck(1.0, _read(**read, batches_late=10), LoaderKnobs())
+    assert find_bottleneck(1.0, _read(**read), LoaderSettings()).kind == "collate"
+    late = find_bottleneck(1.0, _read(**read, batches_late=10), LoaderSettings())
     assert (late.kind, late.share) == ("decode", pytest.approx(1))
-    some = find_bottleneck(1.0, _read(**read, batches_late=3), LoaderKnobs())
+    some = find_bottleneck(1.0, _read(**read, batches_late=3), LoaderSettings())
     assert (some.kind, some.share) == ("decode", pytest.approx((3 + 0.3 * 6) / 9))
     hardly = _read(blocked_seconds=0.1, blocked_decode_seconds=0.1, collate_seconds=6.0, batches_late=10)
-    assert find_bottleneck(1.0, hardly, LoaderKnobs()).kind == "collate"
+    assert find_bottleneck(1.0, hardly, LoaderSettings()).kind == "collate"
 
 
 @pytest.mark.parametrize(
-    ("read", "knobs", "says"),
+    ("read", "settings", "says"),
     [
         ({}, {"lookahead": 0}, ": set lookahead= (now 0)."),
         ({}, {"lookahead": 3}, ": raise lookahead= (now 3)."),
         (
             {"batches_deferred": 1},
             {"lookahead": 3, "lookahead_bytes": 10**9},
-            ": raise lookahead_bytes= (now 1 GB), which",
+            ": raise lookahead_bytes= (now 1 GB, all of it in use)",
         ),
         ({}, {"lookahead": 3, "max_concurrent": 4, "connections": 64}, ": raise max_concurrent= (now 4)."),
         ({}, {"max_concurrent": 64, "connections": 4}, "max_concurrent= (now 64) and connections= of FetchLimits."),
         ({}, {"lookahead": 3, "max_concurrent": 50, "num_workers": 1, "cores": 4}, "num_workers= (now 1, with 4 cores"),
-        ({"body_seconds": 15}, {"cache_bytes": 0}, "whose bandwidth is the limit: let chips share tiles, with "),
-        ({"retries": 25}, {"lookahead": 3}, "20 % tried again"),
-        ({"fetch_seconds": 0}, {"cache_bytes": 10**6, "num_workers": 9}, "files to be read (100 kB a read): raise c"),
+        ({"body_seconds": 15}, {"cache_bytes": 0}, "limited by its bandwidth: let chips share tiles, with "),
+        ({"retries": 25}, {"lookahead": 3}, "20 % of them retried"),
+        ({"fetch_seconds": 0}, {"cache_bytes": 10**6, "num_workers": 9}, "local files (100 kB per read): raise c"),
         ({"requests": 0}, {"lookahead": 2}, "mostly for the store: raise lookahead= (now 2)."),
     ],
 )  # fmt: skip
-def test_the_network_has_several_knobs(read: dict[str, float], knobs: dict[str, Any], says: str) -> None:
+def test_the_network_has_several_settings(read: dict[str, float], settings: dict[str, Any], says: str) -> None:
     """The one that holds requests back, or what makes them fewer."""
     found = find_bottleneck(
         0.9,
         _read(blocked_seconds=9, blocked_network_seconds=8, **read),
-        LoaderKnobs(**({"num_workers": 1} | knobs)),
+        LoaderSettings(**({"num_workers": 1} | settings)),
     )
     assert found.kind == "network"
     assert says in found.sentence

@@ -169,7 +169,7 @@ def test_a_sampler_that_cannot_be_taken_up_says_so(scenes: Scenes) -> None:
     dataset = rm.RasteretDataset(scenes.images, BANDS)
     plain = rm.DataLoader(dataset, sampler=list(rm.GridAOISampler(dataset, 200)))
     state = json.loads(json.dumps(plain.state_dict()))
-    with pytest.warns(UserWarning, match="begins anew"):
+    with pytest.warns(UserWarning, match="starts anew"):
         plain.load_state_dict(state)
     assert len(list(plain)) == len(plain)
 

@@ -173,7 +173,7 @@ def test_the_sentence_is_said_once_and_failures_are_counted(
         trainer.fit(Model(), loader)
     said = [record.message for record in caplog.records if "The model waits" in record.message]
     assert len(said) == 1
-    assert "mostly for batches to be collated" in said[0]
+    assert "mostly for collating" in said[0]
     logged = [metrics["data/failures"] for _, metrics in recorder.seen]
     assert reports[0] > 0
     assert [sum(logged[:3]), sum(logged[3:])] == reports

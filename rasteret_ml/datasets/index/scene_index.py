@@ -1,4 +1,4 @@
-"""TorchGeo's index of records, and where their tiles lie; vectorized over all records."""
+"""TorchGeo's index of records, and the grids and tiles that samplers need; vectorized over all records."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ import pandas as pd
 import shapely
 
 from rasteret_ml.collection.column_arrays import iterate_footprints
-from rasteret_ml.datasets.index.scene_table import SceneTable, dump_compressed, load_compressed
+from rasteret_ml.datasets.index.scene_table import SceneTable, dump_compressed, load_compressed, pixel_sizes
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, same_crs, transform_geometries, transform_points
 from rasteret_ml.geo.times import INSTANT
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
 __all__ = [
     "TileLayout",
     "cut_to_footprints",
     "follows_the_edge",
     "grid_outlines",
-    "moved_index",
+    "native_target_grids",
     "pack_index",
+    "reproject_index",
     "restore_index",
     "scene_index",
     "tile_layout",
     "unpack_index",
 ]
 
+_CHUNK = 8192
+"""Records per job of a thread."""
+_THREADS = 4
 _POLYGON = 3
 _SLACK = 0.25
 """Tolerance in pixels for simplifying a cut outline, which would else be as long as its densified footprint."""
@@ -66,21 +71,21 @@ def cut_to_footprints(
     A footprint that follows the extent's edge within `pixel` is that edge, rounded: intersecting with it would open
     hairline gaps between neighbours. A footprint that misses the extent is wrong and is ignored.
     """
-    prints = _valid(transform_geometries(footprints, LONLAT, crs))
-    cut = shapely.intersection(extents, prints)
-    lost = shapely.area(extents) - shapely.area(cut)
-    whole = (lost <= 0) | (shapely.area(cut) == 0)
-    # What lies within a pixel of an outline is no larger than this: most need no closer look.
-    band = 1.01 * (pixel * shapely.length(prints) + np.pi * pixel**2)
-    unsure = np.flatnonzero(~whole & (lost <= band))
-    whole[unsure] = shapely.covers(shapely.buffer(prints[unsure], pixel), extents[unsure])
+    footprints = _valid(transform_geometries(footprints, LONLAT, crs))
+    cut = shapely.intersection(extents, footprints)
+    removed = shapely.area(extents) - shapely.area(cut)
+    whole = (removed <= 0) | (shapely.area(cut) == 0)
+    # The strip within a pixel of an outline is no larger than this; if more is removed, the footprint is a real cut.
+    strip = 1.01 * (pixel * shapely.length(footprints) + np.pi * pixel**2)
+    unsure = np.flatnonzero(~whole & (removed <= strip))
+    whole[unsure] = shapely.covers(shapely.buffer(footprints[unsure], pixel), extents[unsure])
     cut[~whole] = shapely.simplify(cut[~whole], pixel * _SLACK)
     return np.where(whole, extents, cut)
 
 
 def _valid(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    wrong = ~shapely.is_valid(geometries)
-    geometries[wrong] = shapely.make_valid(geometries[wrong])
+    invalid = ~shapely.is_valid(geometries)
+    geometries[invalid] = shapely.make_valid(geometries[invalid])
     return geometries
 
 
@@ -111,7 +116,7 @@ def follows_the_edge(
         for right, bottom in ((0, 0), (1, 0), (1, 1), (0, 1)):
             at_corner = (abs(u - right * width) <= 1) & (abs(v - bottom * height) <= 1)
             follows &= np.bincount(owner, at_corner, count) > 0
-        # A dent from edge to edge has all its points on the edges: only the area reveals it.
+        # The points of a notch from edge to edge all lie on the edges; only the area reveals it.
         cross = np.append(u[:-1] * v[1:] - u[1:] * v[:-1], 0.0)
         cross[:-1][owner[:-1] != owner[1:]] = 0.0
         enclosed = abs(np.bincount(owner, np.nan_to_num(cross), count)) / 2
@@ -139,27 +144,6 @@ def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(typed, geometry=new.geometry.to_numpy(), crs=crs, index=new.index)
 
 
-_CHUNK = 8192
-"""Records per job of a thread."""
-_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TileLayout:
-    """Where the tiles of scenes lie, in the dataset's CRS: arrays `[N]` in the order of `rows`."""
-
-    rows: npt.NDArray[np.int64]
-    """Rows of the Collection, ascending."""
-    x0: npt.NDArray[np.float64]
-    """Left edge of the first tile."""
-    y0: npt.NDArray[np.float64]
-    """Upper edge of the first tile."""
-    tile_width: npt.NDArray[np.float64]
-    """Width of a tile in CRS units."""
-    tile_height: npt.NDArray[np.float64]
-    """Height of a tile in CRS units."""
-
-
 def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
     """Return TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
 
@@ -169,11 +153,11 @@ def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
         UsageError: a record that cannot be projected to `crs`.
     """
     geometry = _extents(scenes, crs)
-    lost = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
-    if lost.any():
+    unprojected = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
+    if unprojected.any():
         raise UsageError(
-            f"Record {scenes.id_of(int(np.argmax(lost)))} cannot be projected to {crs}; choose another crs=, or leave "
-            "the record out."
+            f"Record {scenes.id_of(int(np.argmax(unprojected)))} cannot be projected to {crs}; choose another crs=, or "
+            "leave the record out."
         )
     first = scenes.grid(0)
     pixel = max(first.res if first.crs == crs else reprojected_grid(first, crs).res)
@@ -198,10 +182,7 @@ def _extents(scenes: SceneTable, crs: str) -> npt.NDArray[np.object_]:
     geometry = grid_outlines(scenes.transforms, scenes.shapes)
     for code, name in enumerate(scenes.crs_texts):
         here = scenes.crs_codes == code
-        moved = transform_geometries(geometry[here], name, crs)
-        wrong = ~shapely.is_valid(moved)
-        moved[wrong] = shapely.make_valid(moved[wrong])
-        geometry[here] = moved
+        geometry[here] = _valid(transform_geometries(geometry[here], name, crs))
     return geometry
 
 
@@ -235,6 +216,22 @@ def _cut(
     return extents
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TileLayout:
+    """Where the tiles of scenes lie, in the dataset's CRS: arrays `[N]` in the order of `rows`."""
+
+    rows: npt.NDArray[np.int64]
+    """Rows of the Collection, ascending."""
+    x0: npt.NDArray[np.float64]
+    """Left edge of the first tile."""
+    y0: npt.NDArray[np.float64]
+    """Upper edge of the first tile."""
+    tile_width: npt.NDArray[np.float64]
+    """Width of a tile in CRS units."""
+    tile_height: npt.NDArray[np.float64]
+    """Height of a tile in CRS units."""
+
+
 def tile_layout(scenes: SceneTable, crs: str) -> TileLayout:
     """Return where the tiles of the first bands lie in `crs`; approximate for records in another CRS, or rotated.
 
@@ -259,8 +256,26 @@ def tile_layout(scenes: SceneTable, crs: str) -> TileLayout:
     return TileLayout(rows=scenes.rows, x0=x0, y0=y0, tile_width=tile_width, tile_height=tile_height)
 
 
-def moved_index(index: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
-    """Return the index reprojected to another CRS."""
+def native_target_grids(index: gpd.GeoDataFrame, scenes: SceneTable) -> list[TargetGrid]:
+    """Return, for each CRS and pixel size of the scenes, their extent and the first one's pixels, in record order."""
+    positions = np.searchsorted(scenes.rows, index["rid"].to_numpy().astype(np.int64))
+    shapes = np.asarray(index.geometry, dtype=object)
+    sizes = np.round(np.log(pixel_sizes(scenes.transforms[positions])), 6)
+    keys = np.column_stack([scenes.crs_codes[positions], sizes])
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    grids = []
+    for number in np.argsort(positions[first], kind="stable"):
+        here = group.reshape(-1) == number
+        grid = scenes.grid(int(positions[here].min()))
+        crs = str(grid.crs)
+        moved = transform_geometries(shapes[here], crs_text(index.crs), crs)
+        origin = float(grid.transform.c), float(grid.transform.f)
+        grids.append(TargetGrid(crs=crs, res=grid.res, origin=origin, shapes=moved))
+    return grids
+
+
+def reproject_index(index: gpd.GeoDataFrame, crs: str) -> gpd.GeoDataFrame:
+    """Return an index in another CRS."""
     geometry = transform_geometries(np.asarray(index.geometry, dtype=object), crs_text(index.crs), crs)
     columns = {name: index[name] for name in index.columns if name != index.geometry.name}
     return gpd.GeoDataFrame(columns, geometry=geometry, crs=crs, index=index.index)

@@ -51,7 +51,7 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SceneTable:
-    """What a dataset knows of its records without their tile tables: arrays, no object per record."""
+    """Metadata of a dataset's records without their tile tables: arrays, no object per record."""
 
     collection: Collection
     """The records."""
@@ -129,42 +129,35 @@ def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str
     """
     if not len(collection):
         raise UsageError("The Collection is empty: no record matches its filters.")
-    arrays = [band_arrays(collection, band_column(collection, band)) for band in bands]
-    others = [band_arrays(collection, band_column(collection, band)) for band in also if band not in bands]
-    required = [*bands, *(band for band in also if band not in bands)]
-    present = np.all(np.stack([f.present for f in (*arrays, *others)]), axis=0)
+    columns = {band: band_arrays(collection, band_column(collection, band)) for band in (*bands, *also)}
+    present = np.all([column.present for column in columns.values()], axis=0)
     if not present.any():
-        raise UnknownBandError(f"No record has all of the bands {required}.")
+        raise UnknownBandError(f"No record has all of the bands {list(columns)}.")
     rows = np.flatnonzero(present).astype(np.int64)
     if len(rows) < len(present):
-        listing = ", ".join(record_id(collection, int(row)) for row in np.flatnonzero(~present)[:_MAX_NAMED])
-        more = " ..." if (~present).sum() > _MAX_NAMED else ""
-        _log.warning(
-            "%d of %d records lack one of %s and are not used: %s%s",
-            (~present).sum(),
-            len(present),
-            required,
-            listing,
-            more,
-        )
-    arrays = [f.take(rows) for f in arrays]
+        missing = np.flatnonzero(~present)
+        names = ", ".join(record_id(collection, int(row)) for row in missing[:_MAX_NAMED])
+        names += " ..." if len(missing) > _MAX_NAMED else ""
+        message = "%d of %d records lack one of %s and are not used: %s"
+        _log.warning(message, len(missing), len(present), list(columns), names)
+    arrays = [columns[band].take(rows) for band in bands]
     texts, codes = collection.crs_codes()
     codes, transforms = codes[rows], arrays[0].transforms
-    lost = np.isnan(transforms).any(axis=1) | np.isin(codes, [i for i, text in enumerate(texts) if text is None])
-    if lost.any():
+    unplaced = np.isnan(transforms).any(axis=1) | np.isin(codes, [i for i, text in enumerate(texts) if text is None])
+    if unplaced.any():
         raise UsageError(
-            f"Row {rows[np.argmax(lost)]} of the Collection is not georeferenced (no transform or CRS), so it cannot "
-            "be in a GeoDataset; read it with RasterAccessor.read_window."
+            f"Row {rows[np.argmax(unplaced)]} of the Collection is not georeferenced (no transform or CRS), so it "
+            "cannot be in a GeoDataset; read it with RasterAccessor.read_window."
         )
     used, first = np.unique(codes, return_index=True)
     order = used[np.argsort(first)]
-    places = np.zeros(len(texts), np.int32)
-    places[order] = np.arange(len(order))
+    new_codes = np.zeros(len(texts), np.int32)
+    new_codes[order] = np.arange(len(order))
     return SceneTable(
         collection=collection,
         rows=rows,
         crs_texts=tuple(str(texts[i]) for i in order),
-        crs_codes=places[codes],
+        crs_codes=new_codes[codes],
         transforms=transforms,
         shapes=arrays[0].shapes,
         tiles=arrays[0].tiles,
@@ -172,7 +165,7 @@ def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str
         clouds=record_cloud_cover(collection)[rows],
         id_ranks=id_ranks(collection)[rows],
         dtype=_one_dtype(bands, arrays),
-        has_scale=any(f.has_scale for f in arrays),
+        has_scale=any(band.has_scale for band in arrays),
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of `RasteretDataset`, grouped by what they are about, and the checks that they fit together."""
+"""Grouped options of datasets, and the checks that they fit together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.collection.column_arrays import dtypes_and_nodata
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
-from rasteret_ml.datasets.index.search import RecordOrder, checked_order
+from rasteret_ml.datasets.index.search import RecordOrder, parse_order
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.resample.warp import Resampling
 from rasteret_ml.raster.quality import QualityMask
@@ -22,6 +22,7 @@ __all__ = [
     "GridKind",
     "LabelConfig",
     "MosaicConfig",
+    "RasterizeConfig",
     "SampleConfig",
     "check_grid",
     "check_quality",
@@ -62,7 +63,7 @@ class MosaicConfig:
 
     def __post_init__(self) -> None:
         """Check."""
-        checked_order(self.order)
+        parse_order(self.order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,17 @@ class LabelConfig:
     """Stored value to class; values that are not listed become `ignore_index`. None = values are classes."""
     ignore_index: int = -100
     """Class of invalid pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RasterizeConfig:
+    """How polygons become pixels."""
+
+    order: Literal["area"] | str | None = None
+    """Which of overlapping polygons is on top: None = the later one in the table, "area" = the smaller one, or a
+    column: the one with the larger value."""
+    all_touched: bool = False
+    """Whether pixels that a polygon touches are inside, not only those whose centre is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,20 +148,20 @@ def check_grid(grid: str, crs: Any, res: Any) -> None:
 
 
 def check_quality(collection: Collection, quality: QualityMask | None, mosaic: MosaicConfig) -> None:
-    """Refuse a quality band that cannot tell clear pixels, or `clear_first` without one.
+    """Refuse a quality band whose values cannot be decoded, or `clear_first` without one.
 
     Raises:
         UsageError: the message says which.
     """
     if mosaic.clear_first and quality is None:
-        raise UsageError("clear_first= needs quality=, the band that tells clear pixels.")
+        raise UsageError("clear_first= needs quality=, the band that says which pixels are clear.")
     if quality is not None:
         for kind, nodata in dtypes_and_nodata(collection, band_column(collection, quality.band)):
             quality.check(None if kind is None else np.dtype(kind), nodata)
 
 
 def resolve_series(series: Any, composite: Any, scenes: SceneTable) -> TimeSeries | None:
-    """Return how dates are chosen; None = records are not told apart by date.
+    """Return how dates are chosen; None = the records of a query are not separated by date.
 
     Raises:
         UsageError: a record without a date.
