@@ -556,7 +556,7 @@ def test_policies_that_have_nothing_to_work_on_are_refused(served: Served) -> No
     dataset = _images(served)
     with pytest.raises(UsageError, match="batch_size="):
         rm.DataLoader(dataset, None, sampler=[], errors="fill")
-    with pytest.raises(UsageError, match="batch_size=1 has no other"):
+    with pytest.raises(UsageError, match="batch_size=1 has none"):
         rm.DataLoader(dataset, sampler=[], errors="replace")
 
 
