@@ -242,7 +242,7 @@ def _assert_complete(s: Served, report: Any) -> None:
         (2, "fork", 0, "fill"),
         (2, "fork", 2, "replace"),
         (1, "forkserver", 3, "replace"),
-        (1, "spawn", 0, "fill"),
+        pytest.param(1, "spawn", 0, "fill", marks=pytest.mark.slow),
     ],
 )
 def test_workers_and_lookahead_change_nothing(
