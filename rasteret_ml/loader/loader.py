@@ -6,7 +6,7 @@ import functools
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -206,6 +206,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             policy = self.errors if self._tolerates_errors else None
             self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // self._schedule.workers, policy)
             self.__dict__["dataset"] = self._prefetching
+            if self.num_workers:
+                self.worker_init_fn = functools.partial(_init_worker, self.worker_init_fn)
             if policy is not None:
                 self.collate_fn = CollateWithErrors(self.collate_fn, self._prefetching.take_errors)
         try:
@@ -228,6 +230,15 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def failures(self) -> FailureReport:
         """What could not be read in the current or last pass, and what was done about it."""
         return self._budget.report
+
+
+def _init_worker(init: Callable[[int], Any] | None, worker: int) -> None:
+    """Let `get_worker_info().dataset` be the loader's dataset, which a `worker_init_fn` may configure; then call it."""
+    info = torch.utils.data.get_worker_info()
+    if info is not None and isinstance(info.dataset, PrefetchingDataset):
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # read-only to others
+    if init is not None:
+        init(worker)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -127,7 +127,7 @@ class PrefetchingDataset:
         """Return the samples of a batch."""
         self._errors.clear()
         if isinstance(queries, BatchIndices):
-            if is_readable(self.dataset):
+            if is_readable(self.dataset) and not _overrides_getitems(self.dataset):
                 return self.read(self.dataset, queries)
             queries.reader = self
         batched = getattr(self.dataset, "__getitems__", None)
@@ -212,3 +212,8 @@ class PrefetchingDataset:
         for prefetched in self._prefetched.values():
             prefetched.reading.cancel()
         self._forget()
+
+
+def _overrides_getitems(dataset: Any) -> bool:
+    """Return whether a user's subclass has a `__getitems__` of its own, which then reads by way of `queries.reader`."""
+    return not type(dataset).__getitems__.__module__.startswith("rasteret_ml.")

@@ -264,6 +264,38 @@ def test_torch_own_loader_and_a_stock_dataset_need_no_hints(scenes: Any) -> None
     assert [int(item[0]) for item in rm.DataLoader(numbers, None, collate_fn=None)] == list(range(10))
 
 
+class _Marked(rm.RasteretDataset):
+    """Adds a key to each sample of a batch."""
+
+    def __getitems__(self, queries: Sequence[Any]) -> list[Any]:
+        """Mark the samples."""
+        return [sample | {"marked": torch.tensor([1])} for sample in super().__getitems__(queries)]
+
+
+def test_a_subclass_may_override_how_a_batch_is_read(scenes: Any) -> None:
+    """Its `__getitems__` is called, and batches are prefetched all the same."""
+    dataset = _Marked(scenes.images, BANDS)
+    sampler = rm.RandomAOISampler(dataset, 32, 8, seed=1)
+    loader = rm.DataLoader(dataset, 2, sampler=sampler)
+    assert all("marked" in batch for batch in loader)
+    assert loader.stats().total.batches_prefetched == 3
+
+
+def _configure(worker: int) -> None:
+    info = torch.utils.data.get_worker_info()
+    assert isinstance(info.dataset, rm.RasteretDataset)
+    info.dataset.transforms = lambda sample: sample | {"worker": torch.tensor([worker + 7])}
+
+
+def test_a_worker_init_function_configures_the_loaders_own_dataset(scenes: Any) -> None:
+    """`get_worker_info().dataset` is the dataset that the loader was given, as with torch's."""
+    dataset = _images(scenes)
+    sampler = rm.RandomAOISampler(dataset, 32, 4, seed=1)
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "worker_init_fn": _configure}
+    (batch,) = rm.DataLoader(dataset, 4, sampler=sampler, **options)
+    assert batch["worker"].unique().tolist() == [7]
+
+
 def test_an_error_is_raised_for_the_batch_that_has_it(tmp_path: Path) -> None:
     """A broken tile ahead does not spoil the batches before it, nor those after."""
     data = np.random.default_rng(3).integers(1, 999, (1, 64, 256), np.uint16)
