@@ -180,8 +180,10 @@ def _span(value: Any) -> Span:
     if isinstance(value, np.datetime64):
         if not 1 <= value.astype("datetime64[Y]").astype(int) + 1970 <= 9999:
             raise ValueError("not in the years 1 to 9999")
-        is_date = np.datetime_data(value.dtype)[0] in ("Y", "M", "D")
-        stop = (value + 1).astype("datetime64[us]") - 1 if is_date else value.astype("datetime64[us]")
+        unit, _ = np.datetime_data(value.dtype)
+        stop = value.astype("datetime64[us]")
+        if unit in ("Y", "M", "D"):  # the last microsecond of the day, month or year
+            stop = (value + np.timedelta64(1, unit)).astype("datetime64[us]") - np.timedelta64(1, "us")
         return pd.Timestamp(value.astype("datetime64[us]")), pd.Timestamp(stop)
     if isinstance(value, (int, float, np.number)):
         raise ValueError("a number could be years or seconds; convert it, as by pandas.to_datetime(years, format='%Y')")
