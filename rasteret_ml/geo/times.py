@@ -180,7 +180,7 @@ def _span(value: Any) -> Span:
     if isinstance(value, np.datetime64):
         if not 1 <= value.astype("datetime64[Y]").astype(int) + 1970 <= 9999:
             raise ValueError("not in the years 1 to 9999")
-        unit, _ = np.datetime_data(value.dtype)
+        unit: Any = np.datetime_data(value.dtype)[0]
         stop = value.astype("datetime64[us]")
         if unit in ("Y", "M", "D"):  # the last microsecond of the day, month or year
             stop = (value + np.timedelta64(1, unit)).astype("datetime64[us]") - np.timedelta64(1, "us")
