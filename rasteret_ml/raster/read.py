@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -87,19 +87,19 @@ class _Read:
             with self._errors_of(i):
                 if request.error is not None:
                     raise request.error
-        return [(i, layer) for i in self._pending(self._mosaics) for layer in self._mosaics[i].request.layers]
+        return [(i, layer) for i in self._pending() for layer in self._mosaics[i].request.layers]
 
     def next_layers(self) -> list[tuple[int, Layer]]:
         """Plan the next layers of the requests that have pixels missing."""
         layers: list[tuple[int, Layer]] = []
-        for i in self._pending(self._mosaics):
+        for i in self._pending():
             if not self._mosaics[i].is_complete:
                 with self._errors_of(i):
                     layers += [(i, layer) for layer in self._mosaics[i].next_layers()]
         return layers
 
-    def _pending(self, positions: Iterable[int]) -> list[int]:
-        return [i for i in positions if self._on_error == "keep" or i not in self.errors]
+    def _pending(self) -> list[int]:
+        return [i for i in self._mosaics if self._on_error == "keep" or i not in self.errors]
 
     async def round(self, layers: Sequence[tuple[int, Layer]]) -> None:
         """Read layers and add them to their mosaics."""
@@ -125,7 +125,7 @@ class _Read:
 
     def finish(self) -> list[Chip | None]:
         """Return the finished chips."""
-        pending = set(self._pending(self._mosaics))
+        pending = set(self._pending())
         return [self._mosaics[i].finish() if i in pending else None for i in range(len(self._requests))]
 
     @contextmanager
