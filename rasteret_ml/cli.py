@@ -11,8 +11,6 @@ from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import RasteretError
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, or 1 if it failed or `build` skipped files."""

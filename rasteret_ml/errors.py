@@ -32,33 +32,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "AccessDeniedError",
-    "ClosedError",
-    "CollectionError",
-    "CorruptTiffError",
-    "DataError",
-    "ErrorBudgetError",
-    "FetchError",
-    "FetchNotFoundError",
-    "FetchTimeoutError",
-    "FileChangedError",
-    "GeometryError",
-    "MixedCRSError",
-    "NoOverlapError",
-    "NotATiffError",
-    "RangeNotSupportedError",
-    "RasteretError",
-    "ReadError",
-    "ResumeError",
-    "ServerError",
-    "SplitLeakError",
-    "UnknownBandError",
-    "UnsupportedTiffError",
-    "UsageError",
-    "redact",
-]
-
 
 class RasteretError(Exception):
     """Base class of every error that this library raises on purpose."""

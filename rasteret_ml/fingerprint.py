@@ -10,13 +10,9 @@ import numpy as np
 
 from rasteret_ml.errors import ResumeError
 
-__all__ = ["Fingerprint", "check_fingerprint", "differences", "digest"]
+Fingerprint = dict[str, Any]  #: Values by name: numbers, short text, and digests of what is long. Survives JSON.
 
-Fingerprint = dict[str, Any]
-"""Values by name: numbers, short text, and digests of what is long. Survives JSON."""
-
-_DIGITS = 12
-"""Hexadecimal digits of a digest: 48 bits tell things apart, but do not prevent forgery."""
+_DIGITS = 12  # Hexadecimal digits of a digest: 48 bits tell things apart, but do not prevent forgery.
 
 
 def digest(*values: Any) -> str:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["ByteRange", "CoalesceLimits", "MergedRange", "coalesce"]
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:
     """Consecutive bytes of a file."""
 
-    start: int
-    """Offset of the first byte."""
-    length: int
-    """Number of bytes, at least 1."""
+    start: int  #: Offset of the first byte.
+    length: int  #: Number of bytes, at least 1.
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.length < 1:
@@ -40,24 +36,18 @@ class CoalesceLimits:
     carries 60 to 95 MB/s. Tiles of COGs are 8 bytes apart (leader and trailer).
     """
 
-    gap: int = 64 * 1024
-    """Largest gap in bytes that is read and discarded."""
-    touching: int = 16
-    """A gap up to this many bytes is merged whatever the waste (leader and trailer of COG blocks)."""
-    waste: float = 0.25
-    """Largest ratio of discarded to used bytes of a request."""
-    span: int = 8 * 1024 * 1024
-    """Largest merged request in bytes; a single range may be larger."""
+    gap: int = 64 * 1024  #: Largest gap in bytes that is read and discarded.
+    touching: int = 16  #: A gap up to this many bytes is merged whatever the waste (leader and trailer of COG blocks).
+    waste: float = 0.25  #: Largest ratio of discarded to used bytes of a request.
+    span: int = 8 * 1024 * 1024  #: Largest merged request in bytes; a single range may be larger.
 
 
 @dataclass(frozen=True, slots=True)
 class MergedRange:
     """One request that covers several ranges."""
 
-    span: ByteRange
-    """The requested bytes."""
-    parts: tuple[int, ...]
-    """Positions of the covered ranges in the argument of `coalesce`."""
+    span: ByteRange  #: The requested bytes.
+    parts: tuple[int, ...]  #: Positions of the covered ranges in the argument of `coalesce`.
 
 
 def coalesce(ranges: Sequence[ByteRange], limits: CoalesceLimits) -> list[MergedRange]:

@@ -13,64 +13,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-__all__ = ["Activity", "Meter", "ReadStats"]
-
+#: What a meter measures the wall time of: waiting for a batch, a request in flight, a thread decoding or assembling.
 Activity = Literal["wait", "fetch", "decode", "assemble"]
-"""What a meter measures the wall time of: waiting for a batch, a request in flight, a thread decoding or assembling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadStats:
     """A snapshot of one process's counters."""
 
-    requests: int = 0
-    """Range requests that were answered."""
-    retries: int = 0
-    """Attempts after the first."""
-    bytes_fetched: int = 0
-    """Body bytes received."""
-    bytes_used: int = 0
-    """Compressed bytes of decoded tiles; the rest of `bytes_fetched` is merge waste or headers."""
-    tiles_decoded: int = 0
-    """Tiles decoded by a codec."""
+    requests: int = 0  #: Range requests that were answered.
+    retries: int = 0  #: Attempts after the first.
+    bytes_fetched: int = 0  #: Body bytes received.
+    bytes_used: int = 0  #: Compressed bytes of decoded tiles; the rest of `bytes_fetched` is merge waste or headers.
+    tiles_decoded: int = 0  #: Tiles decoded by a codec.
+    #: Tiles taken from another batch that was reading them at the time: neither fetched nor decoded again.
     tiles_shared: int = 0
-    """Tiles taken from another batch that was reading them at the time: neither fetched nor decoded again."""
-    cache_hits: int = 0
-    """Tiles taken from the cache of decoded tiles."""
-    batches_read: int = 0
-    """Batches requested."""
-    batches_prefetched: int = 0
-    """Batches whose read had started before they were requested."""
-    batches_late: int = 0
-    """Prefetched batches that were incomplete when they were requested."""
-    batches_deferred: int = 0
-    """Times that no batch was prefetched because those in progress filled `lookahead_bytes`."""
-    chips: int = 0
-    """Chips assembled."""
-    fetch_seconds: float = 0.0
-    """Summed over concurrent HTTP requests, so it may exceed the wall time."""
+    cache_hits: int = 0  #: Tiles taken from the cache of decoded tiles.
+    batches_read: int = 0  #: Batches requested.
+    batches_prefetched: int = 0  #: Batches whose read had started before they were requested.
+    batches_late: int = 0  #: Prefetched batches that were incomplete when they were requested.
+    batches_deferred: int = 0  #: Times that no batch was prefetched because those in progress filled `lookahead_bytes`.
+    chips: int = 0  #: Chips assembled.
+    fetch_seconds: float = 0.0  #: Summed over concurrent HTTP requests, so it may exceed the wall time.
+    #: Part of `fetch_seconds` from the first byte of a response to its last: bandwidth. The rest is latency.
     body_seconds: float = 0.0
-    """Part of `fetch_seconds` from the first byte of a response to its last: bandwidth. The rest is latency."""
-    fetching_seconds: float = 0.0
-    """Wall time with at least one request in flight."""
-    decode_seconds: float = 0.0
-    """Summed over decoding threads."""
-    assemble_seconds: float = 0.0
-    """Validity and resampling, summed over threads."""
+    fetching_seconds: float = 0.0  #: Wall time with at least one request in flight.
+    decode_seconds: float = 0.0  #: Summed over decoding threads.
+    assemble_seconds: float = 0.0  #: Validity and resampling, summed over threads.
+    #: Wall time that the requesting thread spent on planning batches, prefetched ones included.
     plan_seconds: float = 0.0
-    """Wall time that the requesting thread spent on planning batches, prefetched ones included."""
-    blocked_seconds: float = 0.0
-    """Wall time that it waited for a batch to be read."""
+    blocked_seconds: float = 0.0  #: Wall time that it waited for a batch to be read.
+    #: Part of `blocked_seconds` with requests in flight and decoding threads idle.
     blocked_network_seconds: float = 0.0
-    """Part of `blocked_seconds` with requests in flight and decoding threads idle."""
-    blocked_decode_seconds: float = 0.0
-    """Part of `blocked_seconds` with threads decoding."""
+    blocked_decode_seconds: float = 0.0  #: Part of `blocked_seconds` with threads decoding.
+    #: Part of `blocked_seconds` with threads assembling chips. In the remainder none of these went on.
     blocked_assemble_seconds: float = 0.0
-    """Part of `blocked_seconds` with threads assembling chips. In the remainder none of these went on."""
-    sample_seconds: float = 0.0
-    """Wall time that it spent on making samples of chips, `transforms` included."""
-    collate_seconds: float = 0.0
-    """Wall time of `collate_fn`."""
+    sample_seconds: float = 0.0  #: Wall time that it spent on making samples of chips, `transforms` included.
+    collate_seconds: float = 0.0  #: Wall time of `collate_fn`.
 
     @property
     def merge_waste(self) -> int:

@@ -17,7 +17,7 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
-from rasteret_ml.storage.limits import FetchLimits, RetryPolicy, Timeouts
+from rasteret_ml.storage.reader import FetchLimits, RetryPolicy, Timeouts
 
 _T = TypeVar("_T")
 

@@ -128,32 +128,6 @@ def test_functions_are_short_and_constructors_take_few_arguments() -> None:
     assert not [where for where, count in arguments.items() if where.endswith("__init__") and count > 14]
 
 
-def test_all_names_what_a_file_defines() -> None:
-    """`__all__` names what the file defines, and every public class and function is in it; ruff sorts it."""
-    for path, tree in TREES.items():
-        if path.name in ("__init__.py", "__main__.py"):
-            continue
-        defined = {node.name for node in tree.body if isinstance(node, (*FUNCTION, ast.ClassDef))}
-        public = {name for name in defined if not name.startswith("_")}
-        named = {target.id for node in tree.body for target in _targets(node) if isinstance(target, ast.Name)}
-        listed = [
-            ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "__all__" for t in node.targets)
-        ]
-        assert listed, f"{path} has no __all__"
-        assert public <= set(listed[0]) <= defined | named | _imported(tree), path
-
-
-def _targets(node: ast.stmt) -> list[ast.expr]:
-    return node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-
-
-def _imported(tree: ast.Module) -> set[str]:
-    found = (alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names)
-    return {alias.asname or alias.name for alias in found}
-
-
 def test_the_package_is_lazy_and_opens() -> None:
     """Importing it loads neither torch nor aiohttp, and every name of `__all__` is there."""
     code = (

@@ -38,10 +38,9 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from rasteret_ml.geo.crs import transform_points
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import needed_window, pixel_ratio, positions
-from rasteret_ml.geo.resample.warp import Resampling, warp
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.resample.positions import Resampling, needed_window, pixel_ratio, positions
+from rasteret_ml.geo.resample.warp import warp
 
 KERNELS: tuple[Resampling, ...] = ("nearest", "bilinear", "cubic", "average")
 EXACT = {"tolerance": 0.0} if "tolerance" in inspect.signature(reproject).parameters else {}

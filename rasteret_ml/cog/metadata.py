@@ -15,8 +15,6 @@ from rasteret_ml.cog.tile_table import TileTable, slice_plane
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
 
-__all__ = ["CogMetadata", "Level", "transform_from_list", "transform_to_list"]
-
 
 def _image_field(name: str, doc: str) -> Any:
     return property(operator.attrgetter(f"image.{name}"), doc=doc)
@@ -26,14 +24,11 @@ def _image_field(name: str, doc: str) -> Any:
 class Level:
     """A resolution at which a band can be read."""
 
-    number: int
-    """0 = full resolution, 1 = the first overview …"""
-    image: TileTable
-    """Its pixels."""
+    number: int  #: 0 = full resolution, 1 = the first overview …
+    image: TileTable  #: Its pixels.
+    #: Its validity mask (non-zero = valid); None if the file has neither a mask nor an alpha band.
     mask: TileTable | None
-    """Its validity mask (non-zero = valid); None if the file has neither a mask nor an alpha band."""
-    grid: Grid
-    """The full extent divided into this level's columns and rows."""
+    grid: Grid  #: The full extent divided into this level's columns and rows.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # no slots: cached properties need a __dict__
@@ -45,38 +40,25 @@ class CogMetadata:
     (10980, dtype('uint16'), 5)
     """
 
-    image: TileTable
-    """Full resolution."""
+    image: TileTable  #: Full resolution.
+    #: (column, row) of pixel corners to (x, y), PixelIsArea; None = the file is not georeferenced.
     transform: Affine | None
-    """(column, row) of pixel corners to (x, y), PixelIsArea; None = the file is not georeferenced."""
-    crs: str | None = None
-    """CRS text of the record; None = unknown."""
-    nodata: int | float | None = None
-    """Declared nodata value, exact for integers; None = none declared."""
-    mask: TileTable | None = None
-    """Validity mask of the full resolution image (non-zero = valid)."""
-    overviews: tuple[TileTable, ...] = ()
-    """Reduced images, largest first."""
-    overview_masks: tuple[TileTable, ...] = ()
-    """Masks of the overviews, matched to them by size."""
-    mask_sample: int = 0
-    """Sample of the mask that applies to this band, if its tiles interleave several."""
+    crs: str | None = None  #: CRS text of the record; None = unknown.
+    nodata: int | float | None = None  #: Declared nodata value, exact for integers; None = none declared.
+    mask: TileTable | None = None  #: Validity mask of the full resolution image (non-zero = valid).
+    overviews: tuple[TileTable, ...] = ()  #: Reduced images, largest first.
+    overview_masks: tuple[TileTable, ...] = ()  #: Masks of the overviews, matched to them by size.
+    mask_sample: int = 0  #: Sample of the mask that applies to this band, if its tiles interleave several.
+    #: Whether the masks are an alpha band; a declared nodata value then takes precedence over them.
     mask_is_alpha: bool = False
-    """Whether the masks are an alpha band; a declared nodata value then takes precedence over them."""
+    #: Resampling method of the overviews (GDAL's name, lower case); None = not stored in the file.
     overview_resampling: str | None = None
-    """Resampling method of the overviews (GDAL's name, lower case); None = not stored in the file."""
-    scale: float | None = None
-    """Factor from stored to physical values; never applied here."""
-    offset: float | None = None
-    """Added after `scale`; never applied here."""
-    file_size: int | None = None
-    """Bytes of the file when it was indexed; None = unknown."""
-    etag: str | None = None
-    """The server's ETag when it was indexed."""
-    pixel_scale: tuple[float, ...] = ()
-    """TIFF tag 33550 as stored."""
-    tiepoint: tuple[float, ...] = ()
-    """TIFF tag 33922 as stored."""
+    scale: float | None = None  #: Factor from stored to physical values; never applied here.
+    offset: float | None = None  #: Added after `scale`; never applied here.
+    file_size: int | None = None  #: Bytes of the file when it was indexed; None = unknown.
+    etag: str | None = None  #: The server's ETag when it was indexed.
+    pixel_scale: tuple[float, ...] = ()  #: TIFF tag 33550 as stored.
+    tiepoint: tuple[float, ...] = ()  #: TIFF tag 33922 as stored.
 
     # Fields of the full resolution image, under the names that rasteret's `CogMetadata` has too.
     width = _image_field("width", "Columns at full resolution.")

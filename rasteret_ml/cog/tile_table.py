@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rasteret_ml.errors import CollectionError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange
 
-__all__ = ["BT601_COEFFICIENTS", "Sidecar", "TileRead", "TileTable", "plan_tiles", "slice_plane"]
-
+#: Default of TIFF tag 529 (ITU-R BT.601): the shares of red, green and blue in Y.
 BT601_COEFFICIENTS = (0.299, 0.587, 0.114)
-"""Default of TIFF tag 529 (ITU-R BT.601): the shares of red, green and blue in Y."""
 _LEADER_BYTES = 4
 
 
@@ -25,62 +23,39 @@ _LEADER_BYTES = 4
 class Sidecar:
     """A file next to the raster that holds its overviews or its mask."""
 
-    suffix: str
-    """Appended to the path of the raster: ".ovr", ".msk" or ".msk.ovr"."""
-    size: int | None = None
-    """Bytes of the file when it was indexed; None = unknown."""
-    etag: str | None = None
-    """Its ETag when it was indexed."""
+    suffix: str  #: Appended to the path of the raster: ".ovr", ".msk" or ".msk.ovr".
+    size: int | None = None  #: Bytes of the file when it was indexed; None = unknown.
+    etag: str | None = None  #: Its ETag when it was indexed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileTable:
     """One image of a TIFF (full resolution, overview or mask), as one band needs it."""
 
-    width: int
-    """Columns."""
-    height: int
-    """Rows."""
-    tile_width: int
-    """Columns of a tile; in a striped image, columns of the image."""
-    tile_height: int
-    """Rows of a tile; in a striped image, rows per strip."""
-    dtype: np.dtype[Any]
-    """Sample type as returned, native byte order."""
+    width: int  #: Columns.
+    height: int  #: Rows.
+    tile_width: int  #: Columns of a tile; in a striped image, columns of the image.
+    tile_height: int  #: Rows of a tile; in a striped image, rows per strip.
+    dtype: np.dtype[Any]  #: Sample type as returned, native byte order.
+    #: Byte offset of each tile, row-major; 0 with count 0 = sparse. In a planar file, of this band's plane only.
     tile_offsets: npt.NDArray[np.int64]
-    """Byte offset of each tile, row-major; 0 with count 0 = sparse. In a planar file, of this band's plane only."""
-    tile_byte_counts: npt.NDArray[np.int64]
-    """Compressed bytes of each tile."""
-    compression: int = 1
-    """TIFF tag 259."""
-    predictor: int = 1
-    """TIFF tag 317: 1 none, 2 horizontal, 3 floating point."""
-    samples_per_pixel: int = 1
-    """TIFF tag 277."""
-    planar_configuration: int = 1
-    """TIFF tag 284: 1 samples interleaved, 2 one plane per sample."""
-    photometric: int | None = None
-    """TIFF tag 262."""
-    extra_samples: tuple[int, ...] = ()
-    """TIFF tag 338."""
-    bits_per_sample: int = 0
-    """TIFF tag 258; 0 = the dtype's own width."""
-    big_endian: bool = False
-    """Whether samples wider than a byte are stored most significant byte first."""
-    fill_order: int = 1
-    """TIFF tag 266; 2 = the bits of each byte are reversed."""
-    striped: bool = False
-    """Whether the last row of tiles ends with the image (strips) and is not padded (tiles)."""
-    jpeg_tables: bytes | None = None
-    """TIFF tag 347."""
+    tile_byte_counts: npt.NDArray[np.int64]  #: Compressed bytes of each tile.
+    compression: int = 1  #: TIFF tag 259.
+    predictor: int = 1  #: TIFF tag 317: 1 none, 2 horizontal, 3 floating point.
+    samples_per_pixel: int = 1  #: TIFF tag 277.
+    planar_configuration: int = 1  #: TIFF tag 284: 1 samples interleaved, 2 one plane per sample.
+    photometric: int | None = None  #: TIFF tag 262.
+    extra_samples: tuple[int, ...] = ()  #: TIFF tag 338.
+    bits_per_sample: int = 0  #: TIFF tag 258; 0 = the dtype's own width.
+    big_endian: bool = False  #: Whether samples wider than a byte are stored most significant byte first.
+    fill_order: int = 1  #: TIFF tag 266; 2 = the bits of each byte are reversed.
+    striped: bool = False  #: Whether the last row of tiles ends with the image (strips) and is not padded (tiles).
+    jpeg_tables: bytes | None = None  #: TIFF tag 347.
+    #: TIFF tag 530 of YCbCr pixels outside JPEG: (columns, rows) of luma per chroma sample.
     ycbcr_subsampling: tuple[int, int] = (1, 1)
-    """TIFF tag 530 of YCbCr pixels outside JPEG: (columns, rows) of luma per chroma sample."""
-    ycbcr_coefficients: tuple[float, float, float] = BT601_COEFFICIENTS
-    """TIFF tag 529 of YCbCr pixels outside JPEG."""
-    block_leaders: bool = False
-    """Whether the 4 bytes before each tile repeat its byte count (GDAL's COG layout)."""
-    sidecar: Sidecar | None = None
-    """The file that holds the tiles; None = the raster itself."""
+    ycbcr_coefficients: tuple[float, float, float] = BT601_COEFFICIENTS  #: TIFF tag 529 of YCbCr pixels outside JPEG.
+    block_leaders: bool = False  #: Whether the 4 bytes before each tile repeat its byte count (GDAL's COG layout).
+    sidecar: Sidecar | None = None  #: The file that holds the tiles; None = the raster itself.
 
     @property
     def bits(self) -> int:
@@ -182,8 +157,8 @@ _DEFAULTS = {
 }  # fmt: skip
 _FLAGS = ("big_endian", "striped", "block_leaders")
 _SIZES = ("image_width", "width", "image_height", "height", "tile_width", "tile_height")
+# Keys whose values most files of a Collection share.
 _LAYOUT_KEYS = (*_SIZES, "dtype", "photometric", *_DEFAULTS, *_FLAGS)
-"""Keys whose values most files of a Collection share."""
 
 
 @lru_cache(maxsize=1024)
@@ -238,22 +213,15 @@ def slice_plane(table: TileTable, sample: int) -> TileTable:
 class TileRead:
     """The part of a window that one tile covers."""
 
-    index: int
-    """Position in the tile table, row-major."""
+    index: int  #: Position in the tile table, row-major.
+    #: Bytes to fetch: the tile, and its block leader if the file has those. None = sparse, nothing is stored.
     range: ByteRange | None
-    """Bytes to fetch: the tile, and its block leader if the file has those. None = sparse, nothing is stored."""
-    leader: int
-    """Bytes of `range` before the tile itself: 4 or 0."""
-    source: Window
-    """The required pixels, relative to the tile."""
-    target: Window
-    """Where they go, relative to the window."""
-    stored_rows: int
-    """Rows that the tile stores: `tile_height`, or fewer in the last strip."""
-    image_rows: int
-    """Rows of the tile that lie in the image."""
-    image_cols: int
-    """Columns of the tile that lie in the image."""
+    leader: int  #: Bytes of `range` before the tile itself: 4 or 0.
+    source: Window  #: The required pixels, relative to the tile.
+    target: Window  #: Where they go, relative to the window.
+    stored_rows: int  #: Rows that the tile stores: `tile_height`, or fewer in the last strip.
+    image_rows: int  #: Rows of the tile that lie in the image.
+    image_cols: int  #: Columns of the tile that lie in the image.
 
 
 def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
@@ -283,10 +251,8 @@ def plan_tiles(table: TileTable, window: Window) -> tuple[TileRead, ...]:
     return tuple(reads)
 
 
-_Layout = tuple[int, int, int, int]
-"""Rows and columns of the image, and of a tile."""
-_Overlap = tuple[Window, Window, int, int]
-"""`source`, `target`, `image_rows` and `image_cols` of a `TileRead`."""
+_Layout = tuple[int, int, int, int]  # Rows and columns of the image, and of a tile.
+_Overlap = tuple[Window, Window, int, int]  # `source`, `target`, `image_rows` and `image_cols` of a `TileRead`.
 
 
 @lru_cache(maxsize=64)  # the bands of a chip, and its mask, need the same

@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 
     from rasteret_ml.collection.build.build import BuildReport
 
-__all__ = ["Collection"]
-
-_MAX_SHOWN = 8
-"""Bands and CRSs that `repr` lists; `_repr_html_` lists twice as many."""
+_MAX_SHOWN = 8  # Bands and CRSs that `repr` lists; `_repr_html_` lists twice as many.
 
 
 class Collection:
@@ -78,11 +75,10 @@ class Collection:
         check_schema(dataset.schema, "the table" if path is None else redact(path))
         self._dataset = dataset
         self._filter = filter
-        self.path = path
-        """Path or URI that it was opened from; None for a table in memory."""
+        self.path = path  #: Path or URI that it was opened from; None for a table in memory.
         self._data_source = data_source
+        #: The `BuildReport` of a Collection that `build` just returned; else None.
         self.report: BuildReport | None = None
-        """The `BuildReport` of a Collection that `build` just returned; else None."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, data_source: str | None = None) -> Collection:

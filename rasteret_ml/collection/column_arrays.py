@@ -15,31 +15,18 @@ from rasteret_ml.collection.collection import Collection
 from rasteret_ml.errors import CollectionError
 from rasteret_ml.fingerprint import digest
 
-__all__ = [
-    "BandArrays",
-    "band_arrays",
-    "dtypes_and_nodata",
-    "id_ranks",
-    "iterate_footprints",
-    "record_cloud_cover",
-    "record_id",
-    "record_times",
-    "records_digest",
-]
-
+# `width` and `height` are the names that older files use.
 _BAND_FIELDS = (
     "image_width", "width", "image_height", "height", "tile_width", "tile_height", "dtype", "transform", "scale",
     "offset",
 )  # fmt: skip
-"""`width` and `height` are the names that older files use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandArrays:
     """One band of every record."""
 
-    table: pa.Table
-    """The band's header fields, see `Collection.band_table`."""
+    table: pa.Table  #: The band's header fields, see `Collection.band_table`.
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:

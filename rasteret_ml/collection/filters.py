@@ -14,8 +14,6 @@ import pyarrow.dataset as ds
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.times import parse_time
 
-__all__ = ["bbox_overlaps", "datetime_between", "parse_date_range", "parse_lonlat_bbox"]
-
 
 def parse_lonlat_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     """Validate (xmin, ymin, xmax, ymax) in degrees; xmin > xmax crosses the antimeridian (RFC 7946, section 5.2).

@@ -16,10 +16,7 @@ import pyarrow.compute as pc
 from rasteret_ml.collection.schema import METADATA_SUFFIX
 from rasteret_ml.raster.raster_info import RasterInfo
 
-__all__ = ["LazyMapping", "RecordReader"]
-
-RowReader = Callable[[int], Any]
-"""Returns a column's value at a row."""
+RowReader = Callable[[int], Any]  #: Returns a column's value at a row.
 
 
 def _row_reader(array: pa.Array | None, kind: pa.DataType) -> RowReader:
@@ -109,8 +106,8 @@ def _presence(array: pa.Array | None) -> Callable[[int], bool]:
     return lambda i: bool(valid[i])
 
 
+#: Array and type by name; None = a column that is null throughout.
 Columns = Mapping[str, tuple[pa.Array | None, pa.DataType]]
-"""Array and type by name; None = a column that is null throughout."""
 
 
 def _children(structs: pa.StructArray | None, kind: pa.StructType) -> Columns:

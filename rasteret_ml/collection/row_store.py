@@ -32,30 +32,22 @@ from rasteret_ml.raster.raster_info import RasterInfo
 if TYPE_CHECKING:
     from rasteret_ml.collection.collection import Collection
 
-__all__ = ["ParquetBlock", "RowBlocks", "RowStore", "cache_folder"]
-
 _log = logging.getLogger(__name__)
 _FORMAT_VERSION = 2
 _BATCH_ROWS = 4096
 _MAX_OPEN_BLOCKS = 256
-_MAX_UNMAPPED_BYTES = 256 * 2**20
-"""Blocks kept in this process's memory if they cannot be copied to the cache folder."""
-_CACHE_SECONDS = 14 * 24 * 3600
-"""Copies that have not been opened for this long are removed."""
+_MAX_UNMAPPED_BYTES = 256 * 2**20  # Blocks kept in this process's memory if they cannot be copied to the cache folder.
+_CACHE_SECONDS = 14 * 24 * 3600  # Copies that have not been opened for this long are removed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ParquetBlock:
     """One row group of a Parquet file."""
 
-    fragment: ds.ParquetFileFragment
-    """The file."""
-    number: int
-    """Index of the row group in the file."""
-    num_rows: int
-    """Number of rows."""
-    key: tuple[Any, ...]
-    """Identity of the row group: file system, path, file size, modification time, index."""
+    fragment: ds.ParquetFileFragment  #: The file.
+    number: int  #: Index of the row group in the file.
+    num_rows: int  #: Number of rows.
+    key: tuple[Any, ...]  #: Identity of the row group: file system, path, file size, modification time, index.
 
     def batches(self, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield the named columns in small batches; struct children that are null throughout may be missing."""

@@ -14,23 +14,9 @@ import pyarrow as pa
 
 from rasteret_ml.errors import CollectionError, UsageError
 
-__all__ = [
-    "BAND_STRUCT",
-    "BBOX_STRUCT",
-    "METADATA_SUFFIX",
-    "bbox_array",
-    "check_schema",
-    "geo_metadata",
-    "geoarrow_schema",
-    "header_fields",
-    "is_reserved",
-    "set_column",
-    "to_column",
-]
+METADATA_SUFFIX = "_metadata"  #: Ending of the columns that hold a band's header and tile table.
 
-METADATA_SUFFIX = "_metadata"
-"""Ending of the columns that hold a band's header and tile table."""
-
+# rasteret's COG_BAND_METADATA_STRUCT, in its order.
 _RASTERET_FIELDS = [
     ("image_width", pa.int32()),
     ("image_height", pa.int32()),
@@ -50,7 +36,6 @@ _RASTERET_FIELDS = [
     ("photometric", pa.int32()),
     ("extra_samples", pa.list_(pa.int32())),
 ]
-"""rasteret's COG_BAND_METADATA_STRUCT, in its order."""
 
 _STORAGE_FIELDS = [
     ("bits_per_sample", pa.int32()),
@@ -64,9 +49,10 @@ _STORAGE_FIELDS = [
     ("sidecar", pa.struct([("suffix", pa.string()), ("size", pa.int64()), ("etag", pa.string())])),
 ]
 _BAND_ONLY = {"transform", "pixel_scale", "tiepoint", "nodata"}
+# Type of a mask or an overview.
 _TILE_TABLE = pa.struct([(n, t) for n, t in _RASTERET_FIELDS if n not in _BAND_ONLY] + _STORAGE_FIELDS)
-"""Type of a mask or an overview."""
 
+#: Type of a `{band}_metadata` column.
 BAND_STRUCT = pa.struct(
     [
         *_RASTERET_FIELDS,
@@ -84,16 +70,14 @@ BAND_STRUCT = pa.struct(
         ("etag", pa.string()),
     ]
 )
-"""Type of a `{band}_metadata` column."""
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-BBOX_STRUCT = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
-"""Type of the `bbox` column."""
+BBOX_STRUCT = pa.struct([(corner, pa.float64()) for corner in _CORNERS])  #: Type of the `bbox` column.
 
 _TILE_ARRAYS = {"tile_offsets", "tile_byte_counts", "mask", "overviews", "overview_masks", "jpeg_tables"}
 _REQUIRED = {"id": pa.types.is_string, "datetime": pa.types.is_timestamp, "assets": pa.types.is_struct}
+# Columns that this library writes (`year` and `month` are the folders of the hive layout).
 _RESERVED = {"id", "datetime", "bbox", "geometry", "assets", "collection", "crs", "proj:epsg", "year", "month"}
-"""Columns that this library writes (`year` and `month` are the folders of the hive layout)."""
 
 
 def check_schema(schema: pa.Schema, source: str) -> None:

@@ -18,11 +18,9 @@ import pyarrow.parquet as pq
 from rasteret_ml.collection.schema import set_column
 from rasteret_ml.errors import UsageError
 
-__all__ = ["check_output_path", "write_collection", "write_view"]
-
+# Uncompressed bytes of a row group. Smaller groups give single rows sooner; larger ones a shorter footer, which takes
+# about 110 bytes per group for each of a band's hundred columns.
 _GROUP_BYTES = 16 * 2**20
-"""Uncompressed bytes of a row group. Smaller groups give single rows sooner; larger ones a shorter footer, which takes
-about 110 bytes per group for each of a band's hundred columns."""
 _MIN_GROUP_ROWS, _MAX_GROUP_ROWS = 512, 50_000
 _ZSTD_LEVEL = 3
 _LOW_MEMORY_SCAN = {"batch_readahead": 2, "fragment_readahead": 1}

@@ -23,47 +23,30 @@ from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 
-__all__ = [
-    "BatchRequest",
-    "ReadableDataset",
-    "SampleBatch",
-    "finish_batch",
-    "get_samples",
-    "is_readable",
-    "process_loop",
-    "read_batch",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BatchRequest:
     """Everything that a batch needs to read; datasets subclass it with what their `samples` needs to know."""
 
-    queries: Sequence[Any]
-    """The queries."""
-    grids: Sequence[Grid]
-    """The grid of each query's chip."""
-    reads: Reads = ()
-    """Chip requests, and how they are read."""
-    nbytes: int = 0
-    """Memory that the batch takes while it is read, roughly."""
+    queries: Sequence[Any]  #: The queries.
+    grids: Sequence[Grid]  #: The grid of each query's chip.
+    reads: Reads = ()  #: Chip requests, and how they are read.
+    nbytes: int = 0  #: Memory that the batch takes while it is read, roughly.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleBatch:
     """The samples of a batch, and which of them could not be read."""
 
-    samples: list[Sample]
-    """One per query; those with errors have the right keys and shapes, but no meaning."""
+    samples: list[Sample]  #: One per query; those with errors have the right keys and shapes, but no meaning.
+    #: Why samples could not be read, by position; empty unless the read allowed errors.
     errors: dict[int, list[TileError | RasteretError]] = field(default_factory=dict)
-    """Why samples could not be read, by position; empty unless the read allowed errors."""
 
 
 class ReadableDataset(Protocol):
     """A dataset whose batches can be planned, read and assembled apart, by a loader or a combination of datasets."""
 
-    index: Any
-    """TorchGeo's index."""
+    index: Any  #: TorchGeo's index.
 
     @property
     def version(self) -> tuple[Any, ...]:

@@ -13,8 +13,6 @@ from rasteret_ml.datasets.index.scene_index import pack_index, restore_index, un
 from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.errors import UsageError
 
-__all__ = ["ChipDataset", "same_res"]
-
 Slices = tuple[slice, slice, slice]
 
 

@@ -27,10 +27,7 @@ from rasteret_ml.samples.buffers import batch_buffer, torch_dtype
 from rasteret_ml.samples.composite import Composite
 from rasteret_ml.samples.sample import ChipSeries, SampleSpec, apply_composite, make_samples, seconds_of
 
-__all__ = ["ChipReader", "RasterBatch"]
-
-_TYPICAL_DATES = 8
-"""Dates assumed for a series without a fixed length, to estimate its memory."""
+_TYPICAL_DATES = 8  # Dates assumed for a series without a fixed length, to estimate its memory.
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,34 +36,24 @@ Rows = npt.NDArray[np.int64]
 class RasterBatch(BatchRequest):
     """A batch of chips of a Collection."""
 
-    times: Sequence[slice]
-    """The time slice of each query."""
-    dates: Sequence[Sequence[Rows]]
-    """Per query, the rows of the records of each date, best first."""
-    seconds: Sequence[tuple[float, ...] | None]
-    """Per query, the time of each date of a series."""
+    times: Sequence[slice]  #: The time slice of each query.
+    dates: Sequence[Sequence[Rows]]  #: Per query, the rows of the records of each date, best first.
+    seconds: Sequence[tuple[float, ...] | None]  #: Per query, the time of each date of a series.
+    #: The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels are read to, where there is one.
     images: torch.Tensor | None
-    """The buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the pixels are read to, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipReader:
     """How a dataset reads, whatever its index and grid."""
 
-    store: RecordStore
-    """The records."""
-    rules: ChipRules
-    """How chips are filled."""
-    series: TimeSeries | None
-    """How dates are chosen; None = ignore dates: all records fill one chip."""
-    composite: Composite | None
-    """Makes one image of the dates; None = they stay separate."""
-    spec: SampleSpec
-    """What samples hold."""
-    reading: ReadConfig
-    """How bytes are read."""
-    dtype: np.dtype[Any]
-    """Type of the stored pixels."""
+    store: RecordStore  #: The records.
+    rules: ChipRules  #: How chips are filled.
+    series: TimeSeries | None  #: How dates are chosen; None = ignore dates: all records fill one chip.
+    composite: Composite | None  #: Makes one image of the dates; None = they stay separate.
+    spec: SampleSpec  #: What samples hold.
+    reading: ReadConfig  #: How bytes are read.
+    dtype: np.dtype[Any]  #: Type of the stored pixels.
 
     def requests(
         self, search: RecordQuery, queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]

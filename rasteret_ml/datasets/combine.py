@@ -19,7 +19,6 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
 from rasteret_ml.datasets.batches import BatchRequest, ReadableDataset, SampleBatch, get_samples, is_readable
 from rasteret_ml.datasets.summary import describe_grid, describe_times, summary_html
-from rasteret_ml.datasets.union_defaults import add_query_keys, fill_missing_keys, stock_sample
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
@@ -29,14 +28,20 @@ from rasteret_ml.geo.times import INSTANT
 from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
-from rasteret_ml.samples.merge import join_samples, merge_by_validity, scale_name, with_validity
+from rasteret_ml.samples.merge import (
+    add_query_keys,
+    fill_missing_keys,
+    join_samples,
+    merge_by_validity,
+    scale_name,
+    stock_sample,
+    with_validity,
+)
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample, snapped_slices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["BatchedDataset", "RasteretIntersection", "RasteretUnion", "dataset_fingerprint", "ignored_class"]
 
 Geometries = npt.NDArray[np.object_]
 
@@ -45,18 +50,15 @@ Geometries = npt.NDArray[np.object_]
 class _Side:
     """The part of a batch that one side reads."""
 
-    positions: Sequence[int]
-    """Positions of its queries in the batch."""
-    batch: BatchRequest
-    """Its own batch; without reads for a stock dataset, which reads in `samples`."""
+    positions: Sequence[int]  # Positions of its queries in the batch.
+    batch: BatchRequest  # Its own batch; without reads for a stock dataset, which reads in `samples`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _CombinedBatch(BatchRequest):
     """A batch of a combination."""
 
-    sides: tuple[_Side, _Side]
-    """Left and right."""
+    sides: tuple[_Side, _Side]  # Left and right.
 
 
 class BatchedDataset:

@@ -14,30 +14,14 @@ from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
 from rasteret_ml.datasets.index.search import RecordOrder, parse_order
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.resample.warp import Resampling
+from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.quality import QualityMask
-
-__all__ = [
-    "MASK_KEYS",
-    "GridKind",
-    "LabelConfig",
-    "MosaicConfig",
-    "RasterizeConfig",
-    "SampleConfig",
-    "check_grid",
-    "check_quality",
-    "config_from",
-    "label_key",
-    "resolve_series",
-]
 
 _T = TypeVar("_T")
 
-GridKind = Literal["common", "native"]
-"""Whether all chips lie on one grid, or each on that of its own scene."""
+GridKind = Literal["common", "native"]  #: Whether all chips lie on one grid, or each on that of its own scene.
 
-MASK_KEYS = ("mask_valid", "mask_aoi", "mask_clear")
-"""Keys of masks that are not labels."""
+MASK_KEYS = ("mask_valid", "mask_aoi", "mask_clear")  #: Keys of masks that are not labels.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,18 +32,17 @@ class MosaicConfig:
         UsageError: an unknown order.
     """
 
+    #: Which record comes first: "newest", "oldest", "clearest" (least cloud), "nearest" (to the middle of the query's
+    #: time), or a date: nearest to it.
     order: RecordOrder = "newest"
-    """Which record comes first: "newest", "oldest", "clearest" (least cloud), "nearest" (to the middle of the query's
-    time), or a date: nearest to it."""
+    #: Kernel for records or bands on other grids; None = nearest for labels, colour tables and bits, else bilinear.
     resampling: Resampling | None = None
-    """Kernel for records or bands on other grids; None = nearest for labels, colour tables and bits, else bilinear."""
-    nodata: int | float | None = None
-    """Overrides the files' nodata."""
+    nodata: int | float | None = None  #: Overrides the files' nodata.
+    #: Whether records with another scale or offset are converted to the first one's; else such records in one chip are
+    #: refused.
     harmonize: bool = False
-    """Whether records with another scale or offset are converted to the first one's; else such records in one chip are
-    refused."""
+    #: With `quality=`: whether clear pixels of later records replace valid pixels that are not clear.
     clear_first: bool = False
-    """With `quality=`: whether clear pixels of later records replace valid pixels that are not clear."""
 
     def __post_init__(self) -> None:
         """Check."""
@@ -70,37 +53,33 @@ class MosaicConfig:
 class LabelConfig:
     """How stored values become classes (`is_image=False`)."""
 
+    #: Stored value to class; values that are not listed become `ignore_index`. None = values are classes.
     remap: Mapping[int, int] | None = None
-    """Stored value to class; values that are not listed become `ignore_index`. None = values are classes."""
-    ignore_index: int = -100
-    """Class of invalid pixels."""
+    ignore_index: int = -100  #: Class of invalid pixels.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RasterizeConfig:
     """How polygons become pixels."""
 
+    #: Which of overlapping polygons is on top: None = the later one in the table, "area" = the smaller one, or a
+    #: column: the one with the larger value.
     order: Literal["area"] | str | None = None
-    """Which of overlapping polygons is on top: None = the later one in the table, "area" = the smaller one, or a
-    column: the one with the larger value."""
-    all_touched: bool = False
-    """Whether pixels that a polygon touches are inside, not only those whose centre is."""
+    all_touched: bool = False  #: Whether pixels that a polygon touches are inside, not only those whose centre is.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleConfig:
     """What samples hold beside the pixels and their validity."""
 
+    #: Key of the pixels, beginning with "image" or "mask"; None = exactly that. For several label heads in an `&`.
     key: str | None = None
-    """Key of the pixels, beginning with "image" or "mask"; None = exactly that. For several label heads in an `&`."""
-    mask_aoi: bool = False
-    """Whether `mask_aoi`, the AOI's own polygon, is in each sample."""
+    mask_aoi: bool = False  #: Whether `mask_aoi`, the AOI's own polygon, is in each sample.
+    #: For the polygon: whether pixels that it touches are inside, not only those whose centre is.
     all_touched: bool = False
-    """For the polygon: whether pixels that it touches are inside, not only those whose centre is."""
+    #: Whether pixels outside the polygon are filled: with nodata or 0, of labels with `ignore_index` or NaN.
     mask_outside: bool = False
-    """Whether pixels outside the polygon are filled: with nodata or 0, of labels with `ignore_index` or NaN."""
-    valid_per_band: bool = False
-    """Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`."""
+    valid_per_band: bool = False  #: Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`.
 
 
 def config_from(cls: type[_T], value: _T | Mapping[str, Any] | None, argument: str) -> _T:

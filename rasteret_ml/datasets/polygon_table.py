@@ -18,8 +18,6 @@ from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.geo.times import INSTANT, parse_windows
 from rasteret_ml.samplers.aoi.aoi_table import format_rows, get_column
 
-__all__ = ["LabelValues", "label_values", "polygon_table"]
-
 _NUMBER = (int, float, np.integer, np.floating)
 
 Classes = Sequence[Any] | Mapping[Any, int] | None
@@ -29,14 +27,10 @@ Classes = Sequence[Any] | Mapping[Any, int] | None
 class LabelValues:
     """The labels of polygons."""
 
-    values: npt.NDArray[Any]
-    """int64 class or float32 value of each polygon `[N]`; `unknown` where it has none."""
-    classes: dict[Any, int]
-    """Value in the table to class; empty for continuous labels."""
-    background: float | int | None
-    """Class or value outside all polygons; None = unknown."""
-    unknown: float | int
-    """Label of unknown pixels: `ignore_index`, or NaN."""
+    values: npt.NDArray[Any]  #: int64 class or float32 value of each polygon `[N]`; `unknown` where it has none.
+    classes: dict[Any, int]  #: Value in the table to class; empty for continuous labels.
+    background: float | int | None  #: Class or value outside all polygons; None = unknown.
+    unknown: float | int  #: Label of unknown pixels: `ignore_index`, or NaN.
 
 
 def label_values(

@@ -33,8 +33,6 @@ from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows
 from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
 
-__all__ = ["PolygonDataset"]
-
 
 class PolygonDataset(ChipDataset):
     """Label samples `mask [H, W]` and `mask_valid [1, H, W]`, rasterized from polygons onto the requested chip.

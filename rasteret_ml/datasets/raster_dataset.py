@@ -55,8 +55,6 @@ from rasteret_ml.samples.sample import LabelRule, Sample, SampleSpec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RasteretDataset"]
-
 
 class RasteretDataset(ChipDataset):
     """Chips of a Collection as native-dtype samples with validity, for TorchGeo, torch and Lightning.

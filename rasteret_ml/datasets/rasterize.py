@@ -16,13 +16,10 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.geo.times import clamp_ns
 
-__all__ = ["PolygonLookup", "PolygonSearch", "rasterize_positions", "reproject_polygons"]
-
 Shapes = npt.NDArray[np.object_]
 Positions = npt.NDArray[np.int64]
 
-_MANY_VERTICES = 5000
-"""Larger polygons are cut to the surroundings of a chip before they are rasterized."""
+_MANY_VERTICES = 5000  # Larger polygons are cut to the surroundings of a chip before they are rasterized.
 
 
 def rasterize_positions(shapes: Shapes, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.int32]:
@@ -127,12 +124,10 @@ class PolygonLookup:
         self.index = index
         own_crs, crs = crs_text(table.crs), crs_text(index.crs)
         shapes, times = np.asarray(table.geometry, dtype=object), table.index
-        self.rows: Positions = np.arange(len(table))
-        """Row of the table of each of `polygons`."""
+        self.rows: Positions = np.arange(len(table))  #: Row of the table of each of `polygons`.
+        #: Drawing rank of each row of the table; higher ones cover lower ones.
         self.rank: Positions = table["rank"].to_numpy()
-        """Drawing rank of each row of the table; higher ones cover lower ones."""
-        self.extent: PolygonSearch | None = None
-        """Where labels are known; None = inside the polygons."""
+        self.extent: PolygonSearch | None = None  #: Where labels are known; None = inside the polygons.
         if has_extent:
             self.extent = PolygonSearch(np.asarray(index.geometry, dtype=object), crs, index.index)
         elif not unchanged:

@@ -12,10 +12,7 @@ import pandas as pd
 from rasteret_ml.errors import redact
 from rasteret_ml.geo.crs import crs_text
 
-__all__ = ["describe_grid", "describe_times", "shorten", "summary_html"]
-
-_MAX_SHOWN = 8
-"""Bands or classes that a table lists."""
+_MAX_SHOWN = 8  # Bands or classes that a table lists.
 
 
 def summary_html(title: str, rows: Mapping[str, Any]) -> str:

@@ -18,8 +18,6 @@ import shapely
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-__all__ = ["close_slits", "fold", "move_near", "rejoin", "repeat_turns", "split_crossings"]
-
 Geometries = npt.NDArray[np.object_]
 
 _NOISE = 1e-9

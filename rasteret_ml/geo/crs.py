@@ -18,21 +18,14 @@ import shapely
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import close_slits, fold, move_near, rejoin, repeat_turns, split_crossings
 
-__all__ = [
-    "LONLAT", "crs_text", "epsg_code", "full_turn", "pyproj_crs", "same_crs", "transform_bounds",
-    "transform_geometries", "transform_points",
-]  # fmt: skip
-
 Floats = npt.NDArray[np.float64]
 Geometries = npt.NDArray[np.object_]
 Bounds = tuple[float, float, float, float]
 
-LONLAT = "EPSG:4326"
-"""Longitude/latitude in degrees, longitude first (OGC:CRS84 axis order)."""
+LONLAT = "EPSG:4326"  #: Longitude/latitude in degrees, longitude first (OGC:CRS84 axis order).
 
 _DEGREES = 360.0
-_MARGIN = 5.0
-"""Degrees around its area of use within which a projection still returns sensible coordinates."""
+_MARGIN = 5.0  # Degrees around its area of use within which a projection still returns sensible coordinates.
 _local = threading.local()
 
 

@@ -20,11 +20,6 @@ from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import LONLAT, crs_text
 from rasteret_ml.geo.grid import Grid
 
-__all__ = [
-    "GeometryArray", "are_finite", "geometries_from", "object_array", "polygon_mask", "polygons_from",
-    "unpack_geometries",
-]  # fmt: skip
-
 Geometries = npt.NDArray[np.object_]
 
 
@@ -46,12 +41,9 @@ def polygon_mask(geometry: BaseGeometry, grid: Grid, *, all_touched: bool = Fals
 class GeometryArray:
     """Geometries and the CRS of their coordinates."""
 
-    geometries: Geometries
-    """Shapely geometries `[N]`, none missing, none empty."""
-    crs: str
-    """CRS text."""
-    table: gpd.GeoDataFrame | None = None
-    """The table that they came from, if any."""
+    geometries: Geometries  #: Shapely geometries `[N]`, none missing, none empty.
+    crs: str  #: CRS text.
+    table: gpd.GeoDataFrame | None = None  #: The table that they came from, if any.
 
     def __len__(self) -> int:
         return len(self.geometries)

@@ -1,4 +1,4 @@
-"""Pixel grids: a CRS, an affine transform and a shape."""
+"""Windows of whole pixels, and pixel grids: a CRS, an affine transform and a shape."""
 
 from __future__ import annotations
 
@@ -13,16 +13,62 @@ from affine import Affine
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import full_turn, same_crs
-from rasteret_ml.geo.window import Window
 
-__all__ = ["ALIGNMENT_TOLERANCE", "Bounds", "Grid", "full_turns", "pixel_size", "round_half_up"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A rectangle of pixels; it may reach past the image (boundless), with negative rows and columns."""
+
+    row: int  #: First row.
+    col: int  #: First column.
+    height: int  #: Rows, at least 1.
+    width: int  #: Columns, at least 1.
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UsageError(f"A window must have at least one row and column, got {self.height} x {self.width}.")
+
+    @property
+    def row_stop(self) -> int:
+        """Row just past the last one (exclusive)."""
+        return self.row + self.height
+
+    @property
+    def col_stop(self) -> int:
+        """Column just past the last one (exclusive)."""
+        return self.col + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """(rows, columns), to index an array that starts at row 0 and column 0."""
+        return slice(self.row, self.row_stop), slice(self.col, self.col_stop)
+
+    def intersection(self, other: Window) -> Window | None:
+        """Return the shared pixels, None if there are none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height = min(self.row_stop, other.row_stop) - row
+        width = min(self.col_stop, other.col_stop) - col
+        if height < 1 or width < 1:
+            return None
+        return Window(row=row, col=col, height=height, width=width)
+
+    def relative_to(self, origin: Window) -> Window:
+        """Return the same pixels, counted from the first row and column of `origin`."""
+        return Window(row=self.row - origin.row, col=self.col - origin.col, height=self.height, width=self.width)
+
+    def __str__(self) -> str:
+        return f"rows {self.row}:{self.row_stop}, columns {self.col}:{self.col_stop}"
+
 
 Floats = npt.NDArray[np.float64]
-Bounds = tuple[float, float, float, float]
-"""(xmin, ymin, xmax, ymax) in the units of a CRS."""
+Bounds = tuple[float, float, float, float]  #: (xmin, ymin, xmax, ymax) in the units of a CRS.
 
-ALIGNMENT_TOLERANCE = 1e-3
-"""Pixels by which two grids may drift apart over a chip and still be the same grid."""
+ALIGNMENT_TOLERANCE = 1e-3  #: Pixels by which two grids may drift apart over a chip and still be the same grid.
 
 
 def round_half_up(value: float) -> int:
@@ -55,12 +101,9 @@ class Grid:
     grid.bounds  # (500000.0, 4997440.0, 502560.0, 5000000.0)
     """
 
-    crs: str | None
-    """CRS text (see `geo.crs`), None if the file has none."""
-    transform: Affine
-    """From (column, row) of a pixel's upper-left corner to (x, y)."""
-    shape: tuple[int, int]
-    """(height, width) in pixels."""
+    crs: str | None  #: CRS text (see `geo.crs`), None if the file has none.
+    transform: Affine  #: From (column, row) of a pixel's upper-left corner to (x, y).
+    shape: tuple[int, int]  #: (height, width) in pixels.
 
     @property
     def height(self) -> int:

@@ -20,28 +20,17 @@ from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.geo.geometries import object_array
 
-__all__ = [
-    "TriangleRegion", "boxes_of", "clip_polygons", "dilate_by_box", "erode_by_box", "erode_each", "map_in_threads",
-    "polygonal", "polygonal_each", "union_polygons",
-]  # fmt: skip
-
 Geometries = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_FEW = 1000
-"""Shapes up to which GEOS takes them as a whole."""
-_PAIR_COST = 10_000_000
-"""Shapes times vertices up to which each shape is cut by the whole region."""
-_MAX_CELLS = 1 << 24
-"""Cells of a grid that boxes are drawn on."""
-_CHUNK = 65536
-"""Shapes processed at once."""
-_PER_TASK = 2048
-"""Geometries in a task of a thread pool: enough to hide Python's share of the work."""
-_HULLS_PER_TASK = 1 << 17
-"""Swept edges in a task of a thread pool."""
+_FEW = 1000  # Shapes up to which GEOS takes them as a whole.
+_PAIR_COST = 10_000_000  # Shapes times vertices up to which each shape is cut by the whole region.
+_MAX_CELLS = 1 << 24  # Cells of a grid that boxes are drawn on.
+_CHUNK = 65536  # Shapes processed at once.
+_PER_TASK = 2048  # Geometries in a task of a thread pool: enough to hide Python's share of the work.
+_HULLS_PER_TASK = 1 << 17  # Swept edges in a task of a thread pool.
 
 
 def map_in_threads(function: Callable[[Geometries], Geometries], geometries: Geometries) -> Geometries:
@@ -233,14 +222,10 @@ class TriangleRegion:
 class _Triangles:
     """Some regions as triangles."""
 
-    numbers: Integers
-    """Numbers of the regions, ascending `[K]`."""
-    corners: Floats
-    """Corners of the triangles, region by region `[M, 3, 2]`."""
-    reach: Floats
-    """Rank of the triangle's region, plus the share of the region's area up to the triangle's end `[M]`."""
-    last: Integers
-    """Last triangle of each region `[K]`."""
+    numbers: Integers  # Numbers of the regions, ascending `[K]`.
+    corners: Floats  # Corners of the triangles, region by region `[M, 3, 2]`.
+    reach: Floats  # Rank of the triangle's region, plus the share of the region's area up to the triangle's end `[M]`.
+    last: Integers  # Last triangle of each region `[K]`.
 
     @classmethod
     def from_regions(cls, regions: Geometries, numbers: Integers) -> _Triangles:

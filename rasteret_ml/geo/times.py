@@ -18,18 +18,15 @@ import pandas as pd
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["INSTANT", "clamp_ns", "midpoint", "parse_time", "parse_windows"]
-
+#: Length of an instant in an index: TorchGeo's `time_series_split` takes a microsecond off every interval, and its
+#: datasets find nothing at an interval of length 0.
 INSTANT = pd.Timedelta(1, unit="us")
-"""Length of an instant in an index: TorchGeo's `time_series_split` takes a microsecond off every interval, and its
-datasets find nothing at an interval of length 0."""
 
 Times = npt.NDArray[np.datetime64]
 Span = tuple[pd.Timestamp, pd.Timestamp]
 Describe = Callable[[npt.NDArray[np.int64]], str]
 
-_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?|(\d{4})(\d\d)(\d\d)")
-"""ISO 8601 year, month or day."""
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?|(\d{4})(\d\d)(\d\d)")  # ISO 8601 year, month or day.
 _MIN, _MAX = pd.Timestamp.min, pd.Timestamp.max  # looked up once: pandas builds them on each access
 _MIN_UTC, _MAX_UTC = _MIN.tz_localize("UTC"), _MAX.tz_localize("UTC")
 _MIN_US, _MAX_US = (end.as_unit("us").to_datetime64() for end in (_MIN.ceil("us"), _MAX.floor("us")))

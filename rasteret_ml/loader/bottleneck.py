@@ -16,68 +16,47 @@ from typing import Any, Literal
 
 from rasteret_ml.telemetry import ReadStats
 
-__all__ = ["Bottleneck", "LoaderSettings", "TimeShares", "find_bottleneck", "loader_settings", "time_shares"]
-
 Kind = Literal["network", "decode", "collate", "model", "unknown"]
 
-_MODEL_BOUND = 0.1
-"""Share of the time that a model may wait and still be the limit."""
+_MODEL_BOUND = 0.1  # Share of the time that a model may wait and still be the limit.
+# Seconds of work that one second of waiting for late batches can hide; limits the effect of a chance wait.
 _MAX_HIDDEN = 4.0
-"""Seconds of work that one second of waiting for late batches can hide; limits the effect of a chance wait."""
-_NEAR_LIMIT = 0.8
-"""Share of `max_concurrent` from which on it is what limits the requests in flight."""
+_NEAR_LIMIT = 0.8  # Share of `max_concurrent` from which on it is what limits the requests in flight.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
     """The options of a loader that affect speed; None = it has no such option, or its value is not known."""
 
-    num_workers: int = 0
-    """Processes that read; 0 = the consumer's own."""
-    lookahead: int | None = None
-    """Batches that each of them prefetches."""
-    lookahead_bytes: int | None = None
-    """Memory for prefetched batches, in all processes together."""
-    max_concurrent: int | None = None
-    """Requests in flight in each process."""
-    connections: int | None = None
-    """Open connections in each process."""
-    cache_bytes: int | None = None
-    """Memory for decoded tiles in each process."""
-    transforms: bool = False
-    """Whether samples go through a caller's function."""
-    own_collate: bool = True
-    """Whether `collate_fn` is the library's."""
-    cores: int = 1
-    """Cores that this process may use."""
+    num_workers: int = 0  #: Processes that read; 0 = the consumer's own.
+    lookahead: int | None = None  #: Batches that each of them prefetches.
+    lookahead_bytes: int | None = None  #: Memory for prefetched batches, in all processes together.
+    max_concurrent: int | None = None  #: Requests in flight in each process.
+    connections: int | None = None  #: Open connections in each process.
+    cache_bytes: int | None = None  #: Memory for decoded tiles in each process.
+    transforms: bool = False  #: Whether samples go through a caller's function.
+    own_collate: bool = True  #: Whether `collate_fn` is the library's.
+    cores: int = 1  #: Cores that this process may use.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeShares:
     """Shares of the time; their sum is 1, or all but `model` are NaN where the reason for waiting is not known."""
 
-    model: float
-    """The consumer's own time; NaN before the second batch."""
-    network: float
-    """Waiting for bytes."""
-    decode: float
-    """Waiting for tiles to be decoded."""
-    collate: float
-    """Waiting for planning, assembling of chips, making of samples and `collate_fn`."""
-    other: float
-    """Waiting while none of these was in progress: runnable threads had no core."""
+    model: float  #: The consumer's own time; NaN before the second batch.
+    network: float  #: Waiting for bytes.
+    decode: float  #: Waiting for tiles to be decoded.
+    collate: float  #: Waiting for planning, assembling of chips, making of samples and `collate_fn`.
+    other: float  #: Waiting while none of these was in progress: runnable threads had no core.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bottleneck:
     """What limits the samples per second; as text, its sentence."""
 
-    kind: Kind
-    """The limit."""
-    share: float
-    """Its share of the time; NaN where unknown."""
-    sentence: str
-    """What the model waits for, with figures, and what to do about it."""
+    kind: Kind  #: The limit.
+    share: float  #: Its share of the time; NaN where unknown.
+    sentence: str  #: What the model waits for, with figures, and what to do about it.
 
     def __str__(self) -> str:
         return self.sentence

@@ -1,38 +1,116 @@
-"""Samples that could not be read: what was wrong, what was done, and how many failures a pass allows."""
+"""Samples that could not be read: what to do about them, what was done, and how many failures a pass allows."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from rasteret_ml.errors import ErrorBudgetError, RasteretError, redact
-from rasteret_ml.loader.error_policy import ErrorPolicy
+from rasteret_ml.errors import ErrorBudgetError, RasteretError, UsageError, redact
 from rasteret_ml.raster.execute import TileError
 
-__all__ = [
-    "BatchWithErrors",
-    "CollateWithErrors",
-    "FailureBudget",
-    "FailureReport",
-    "SampleError",
-    "detached",
-]
+ErrorAction = Literal["raise", "retry", "replace", "fill"]  #: See `ErrorPolicy.action`.
+
+# A budget that is a share refers to at least so many samples, since one failure at the start says little.
+_MIN_SAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPolicy:
+    """What a `DataLoader` does about samples whose data cannot be read.
+
+    A policy covers failures of the network and of files: a tile that does not arrive, or cannot be decoded. Wrong
+    arguments, errors in code and errors of other libraries' datasets always raise. No sample is ever left out, so
+    batches, ranks and epochs keep their length. `DataLoader.failures` lists what was done; it is also logged at the end
+    of the pass.
+
+    Raises:
+        UsageError: an unknown action, or invalid numbers.
+
+    Example:
+        >>> policy = rm.ErrorPolicy(action="replace", retries=2, budget=0.01)  # doctest: +SKIP
+        >>> loader = rm.DataLoader(images, 16, sampler=sampler, errors=policy)  # doctest: +SKIP
+    """
+
+    #: "raise": the error ends the pass. "retry": the sample is read again, up to `retries` times, then the error is
+    #: raised (each request was retried before that, see `RetryPolicy`). "replace": after the retries, another sample
+    #: takes its place: from the next spare place of its AOI if it has any (`min_valid=`), else a copy of the next good
+    #: sample of its batch, with that one's `draw`, `aoi` and `label`; if the batch has none, the error is raised.
+    #: "fill": after the retries, a sample of the same shape without a valid pixel (see `collate.blank_sample`); choose
+    #: it for validation, where "replace" would count a sample twice.
+    action: ErrorAction = "raise"
+    retries: int = 1  #: How often a failed sample is read again.
+    #: Samples of a pass (of each rank, under DDP) that may be replaced, filled or, with "retry", read again before
+    #: `ErrorBudgetError` ends it: an int is a count, a float a share (1 is one sample, 1.0 all), None any number. A
+    #: share refers to the samples so far, but at least to 200 until the pass has ended, and always allows one, unless
+    #: it is 0.
+    budget: int | float | None = 0.05
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.action not in get_args(ErrorAction):
+            raise UsageError(f"errors= must be one of {', '.join(get_args(ErrorAction))}, got {self.action!r}.")
+        if not _is_count(self.retries) or (self.action == "retry" and not self.retries):
+            raise UsageError(f"retries= must be an integer >= {int(self.action == 'retry')}, got {self.retries!r}.")
+        share = isinstance(self.budget, float) and 0 <= self.budget <= 1
+        if self.budget is not None and not _is_count(self.budget) and not share:
+            raise UsageError(f"budget= must be a count, a share from 0.0 to 1.0, or None, got {self.budget!r}.")
+        if self.action == "raise" and (self.retries, self.budget) != (1, 0.05):
+            raise UsageError("retries= and budget= need errors='retry', 'replace' or 'fill'; 'raise' uses neither.")
+
+    @classmethod
+    def of(cls, errors: ErrorPolicy | str | Mapping[str, Any] | None) -> ErrorPolicy:
+        """Return a policy from itself, its action, or a mapping of its fields (as in YAML); None = "raise".
+
+        Raises:
+            UsageError: another type, or unknown fields.
+        """
+        if errors is None or isinstance(errors, ErrorPolicy):
+            return errors or cls()
+        if isinstance(errors, str):
+            return cls(action=errors)  # type: ignore[arg-type]
+        known = {field.name for field in fields(cls)}
+        if not isinstance(errors, Mapping) or not set(errors) <= known:
+            raise UsageError(f"errors= must be an action or a mapping of {', '.join(sorted(known))}, got {errors!r}.")
+        return cls(**errors)
+
+    def allows(self, failed: int, samples: int, *, ended: bool = False) -> bool:
+        """Return whether the budget allows a number of failures.
+
+        Args:
+            failed: Samples that the action was applied to.
+            samples: Samples of the pass so far, failed ones included.
+            ended: Whether the pass has ended.
+        """
+        if self.budget is None:
+            return True
+        if isinstance(self.budget, int):
+            return failed <= self.budget
+        allowed = self.budget * (samples if ended else max(samples, _MIN_SAMPLES))
+        return failed <= (max(1.0, allowed) if self.budget else 0)
+
+    def __str__(self) -> str:
+        if self.budget is None:
+            return f"{self.action}, any number"
+        count = isinstance(self.budget, int)
+        return f"{self.action}, at most {self.budget if count else format(self.budget, '.2%')} of the samples"
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+
 
 _log = logging.getLogger(__name__)
 
-_MAX_FILES = 1000
-"""Files that are counted by name."""
-_MAX_KEPT = 1000
-"""Errors that are kept whole; all are counted."""
-_MAX_SHOWN = 5
-"""Names in a summary."""
+_MAX_FILES = 1000  # Files that are counted by name.
+_MAX_KEPT = 1000  # Errors that are kept whole; all are counted.
+_MAX_SHOWN = 5  # Names in a summary.
+# The outcomes that count against each action's budget.
 _COUNTED = {"retry": ("retried",), "replace": ("replaced",), "fill": ("filled",), "raise": ()}
-"""The outcomes that count against each action's budget."""
 
 
 def detached(error: TileError | RasteretError) -> TileError | RasteretError:
@@ -46,27 +124,19 @@ def detached(error: TileError | RasteretError) -> TileError | RasteretError:
 class SampleError:
     """A sample that could not be read as requested."""
 
-    batch: int
-    """Number of the batch in the pass."""
-    position: int
-    """Position of the sample in the batch."""
+    batch: int  #: Number of the batch in the pass.
+    position: int  #: Position of the sample in the batch.
+    #: (seed, epoch, position) of the sample; None where no sampler of this library drew it.
     draw: tuple[int, int, int] | None
-    """(seed, epoch, position) of the sample; None where no sampler of this library drew it."""
-    aoi: int | None
-    """Row of its AOI's table; None where it has none."""
+    aoi: int | None  #: Row of its AOI's table; None where it has none.
+    #: "retried": it was read again successfully. "replaced", "filled": see `ErrorPolicy`. "passed over": the sample is
+    #: right, but a spare place of it that `min_valid=` needed could not be read.
     outcome: Literal["retried", "replaced", "filled", "passed over"]
-    """"retried": it was read again successfully. "replaced", "filled": see `ErrorPolicy`. "passed over": the sample is
-    right, but a spare place of it that `min_valid=` needed could not be read."""
-    replacement: str | None
-    """What took its place."""
-    attempts: int
-    """Failed reads, spare places included."""
-    errors: tuple[TileError | RasteretError, ...] = field(compare=False)
-    """What was wrong, each once."""
-    more: int
-    """Errors beyond these."""
-    causes: tuple[str, ...] = field(init=False, repr=False)
-    """`errors` as text; exceptions do not compare, these do."""
+    replacement: str | None  #: What took its place.
+    attempts: int  #: Failed reads, spare places included.
+    errors: tuple[TileError | RasteretError, ...] = field(compare=False)  #: What was wrong, each once.
+    more: int  #: Errors beyond these.
+    causes: tuple[str, ...] = field(init=False, repr=False)  #: `errors` as text; exceptions do not compare, these do.
 
     def __post_init__(self) -> None:
         """Describe the errors."""
@@ -86,18 +156,14 @@ class SampleError:
 class FailureReport:
     """What a pass over a loader could not read so far."""
 
+    #: Samples handed over, failed ones included; 0 where `errors` is "raise", which hands over none that failed.
     samples: int
-    """Samples handed over, failed ones included; 0 where `errors` is "raise", which hands over none that failed."""
-    failed: int
-    """Samples that could not be read as requested."""
-    outcomes: dict[str, int]
-    """How many of them were "retried", "replaced", "filled" and "passed over"."""
-    kinds: dict[str, int]
-    """How often each class of error occurred, most frequent first."""
+    failed: int  #: Samples that could not be read as requested.
+    outcomes: dict[str, int]  #: How many of them were "retried", "replaced", "filled" and "passed over".
+    kinds: dict[str, int]  #: How often each class of error occurred, most frequent first.
+    #: How often each file failed, most frequent first; of the first thousand files, the others as "others".
     files: dict[str, int]
-    """How often each file failed, most frequent first; of the first thousand files, the others as "others"."""
-    failures: tuple[SampleError, ...]
-    """The first of them, in the order of the pass."""
+    failures: tuple[SampleError, ...]  #: The first of them, in the order of the pass.
 
     def __str__(self) -> str:
         if not self.failed:
@@ -114,12 +180,9 @@ class FailureReport:
 class BatchWithErrors:
     """A collated batch on its way from the process that read it to the loader's."""
 
-    batch: Any
-    """What the collate function returned."""
-    samples: int
-    """Number of samples."""
-    errors: tuple[SampleError, ...]
-    """Those of them that failed."""
+    batch: Any  #: What the collate function returned.
+    samples: int  #: Number of samples.
+    errors: tuple[SampleError, ...]  #: Those of them that failed.
 
     def pin_memory(self) -> BatchWithErrors:
         """Pin the batch's memory; called by torch's pinning thread."""

@@ -17,17 +17,13 @@ from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_fingerprint
 from rasteret_ml.loader.bottleneck import loader_settings
-from rasteret_ml.loader.error_policy import ErrorPolicy
-from rasteret_ml.loader.failures import CollateWithErrors, FailureBudget, FailureReport
+from rasteret_ml.loader.failures import CollateWithErrors, ErrorPolicy, FailureBudget, FailureReport
 from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
 from rasteret_ml.loader.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.collate import collate
 
-__all__ = ["DataLoader"]
-
-_VERSION = 2
-"""Version of a state; 1 had other fingerprints of datasets."""
+_VERSION = 2  # Version of a state; 1 had other fingerprints of datasets.
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
@@ -247,11 +243,9 @@ class _Schedule:
 
     workers: int
     lookahead: int
-    hinted: bool
-    """Whether batches carry hints even without lookahead, as recovery needs their numbers."""
+    hinted: bool  # Whether batches carry hints even without lookahead, as recovery needs their numbers.
     epoch: int = -1
-    ends: list[int] = field(default_factory=list)
-    """Samples of the pass up to the end of each batch of indices."""
+    ends: list[int] = field(default_factory=list)  # Samples of the pass up to the end of each batch of indices.
 
 
 class _Counted:

@@ -23,16 +23,13 @@ from rasteret_ml.datasets.batches import (
     process_loop,
     read_batch,
 )
-from rasteret_ml.loader.error_policy import ErrorPolicy
-from rasteret_ml.loader.failures import SampleError
+from rasteret_ml.loader.failures import ErrorPolicy, SampleError
 from rasteret_ml.loader.recovery import FailureRecovery
 from rasteret_ml.raster.read import OnError, ReadResult
 from rasteret_ml.raster.worker_loop import WorkerLoop
 from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
-
-__all__ = ["BatchIndices", "Hints", "PrefetchingDataset"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,20 +38,18 @@ _log = logging.getLogger(__name__)
 class Hints:
     """What a batch's indices say about later batches."""
 
-    epoch: int
-    """Number of the loader's pass."""
-    number: int
-    """Number of the batch in the pass."""
+    epoch: int  #: Number of the loader's pass.
+    number: int  #: Number of the batch in the pass.
+    #: Later batches of the same worker that no hint named before: number and indices of each, ascending.
     ahead: tuple[tuple[int, list[Any]], ...]
-    """Later batches of the same worker that no hint named before: number and indices of each, ascending."""
 
 
 class BatchIndices(list[Any]):
     """A batch's indices with hints; a plain list to any other dataset."""
 
     hints: Hints
+    #: Reads the batch, for a wrapping dataset that hands it on to one of this library.
     reader: PrefetchingDataset | None = None
-    """Reads the batch, for a wrapping dataset that hands it on to one of this library."""
 
     def __init__(self, indices: Sequence[Any], hints: Hints) -> None:
         super().__init__(indices)

@@ -10,34 +10,25 @@ import torch
 
 from rasteret_ml.datasets.batches import SampleBatch
 from rasteret_ml.errors import RasteretError, ReadError
-from rasteret_ml.loader.error_policy import ErrorPolicy
-from rasteret_ml.loader.failures import SampleError, detached
+from rasteret_ml.loader.failures import ErrorPolicy, SampleError, detached
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.collate import blank_sample
 from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["FailureRecovery"]
-
-_MAX_ERRORS = 16
-"""Errors that are kept of a sample."""
+_MAX_ERRORS = 16  # Errors that are kept of a sample.
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Case:
     """What went wrong with a sample."""
 
-    errors: dict[str, TileError | RasteretError] = field(default_factory=dict)
-    """Each once, by its text."""
-    attempts: int = 0
-    """Failed reads."""
-    lost: bool = False
-    """Whether the sample itself could not be read in any attempt."""
-    lost_spares: int = 0
-    """Spare places of it that could not be read in any attempt."""
-    replacement: str | None = None
-    """What took its place."""
+    errors: dict[str, TileError | RasteretError] = field(default_factory=dict)  # Each once, by its text.
+    attempts: int = 0  # Failed reads.
+    lost: bool = False  # Whether the sample itself could not be read in any attempt.
+    lost_spares: int = 0  # Spare places of it that could not be read in any attempt.
+    replacement: str | None = None  # What took its place.
 
     @property
     def sorted_errors(self) -> list[TileError | RasteretError]:

@@ -15,8 +15,6 @@ from rasteret_ml.loader.bottleneck import Bottleneck, LoaderSettings, TimeShares
 from rasteret_ml.raster.worker_loop import current_meter, relax_gc
 from rasteret_ml.telemetry import ReadStats
 
-__all__ = ["LoaderStats", "StatsBoard", "TimedCollate", "samples_in"]
-
 _COUNTERS = len(fields(ReadStats))
 
 
@@ -24,30 +22,19 @@ _COUNTERS = len(fields(ReadStats))
 class LoaderStats:
     """A pass over a loader so far; or a part of one (`since`), or several together (`+`)."""
 
-    batches: int
-    """Batches handed over."""
-    samples: int = 0
-    """Samples in them."""
+    batches: int  #: Batches handed over.
+    samples: int = 0  #: Samples in them.
+    #: Wall time that the consumer waited for batches, the wait for the first one (workers start) included.
     waiting_seconds: float
-    """Wall time that the consumer waited for batches, the wait for the first one (workers start) included."""
-    consumer_seconds: float
-    """Wall time of the consumer itself: between batches, and since the last one."""
-    first_seconds: float
-    """Wall time that the consumer waited for the first batch."""
-    first_samples: int = 0
-    """Samples in the first batch."""
-    first_read: ReadStats = ReadStats()
-    """What all workers had read when the first batch was handed over."""
-    first_batches: int = 0
-    """Number of batches that are the first of a pass: 0 or 1; more in a sum."""
-    workers: tuple[ReadStats, ...]
-    """What each worker read; without workers, what the main process read."""
-    settings: LoaderSettings = LoaderSettings()
-    """The loader's options."""
-    failures: int = 0
-    """Samples that could not be read as requested, where the loader's `errors` lets the pass go on."""
-    passes: int = 1
-    """Number of passes over the loader, this one included."""
+    consumer_seconds: float  #: Wall time of the consumer itself: between batches, and since the last one.
+    first_seconds: float  #: Wall time that the consumer waited for the first batch.
+    first_samples: int = 0  #: Samples in the first batch.
+    first_read: ReadStats = ReadStats()  #: What all workers had read when the first batch was handed over.
+    first_batches: int = 0  #: Number of batches that are the first of a pass: 0 or 1; more in a sum.
+    workers: tuple[ReadStats, ...]  #: What each worker read; without workers, what the main process read.
+    settings: LoaderSettings = LoaderSettings()  #: The loader's options.
+    failures: int = 0  #: Samples that could not be read as requested, where the loader's `errors` lets the pass go on.
+    passes: int = 1  #: Number of passes over the loader, this one included.
 
     @property
     def total(self) -> ReadStats:
@@ -210,8 +197,7 @@ class StatsBoard:
         return [ReadStats.from_row(row) for row in self._rows.tolist()]
 
 
-_row: torch.Tensor | None = None
-"""The counters of this process, if it is a worker."""
+_row: torch.Tensor | None = None  # The counters of this process, if it is a worker.
 
 
 def _init_worker(rows: torch.Tensor, init: Callable[[int], Any] | None, worker: int) -> None:

@@ -19,38 +19,27 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.plotting.colours import ColourTable, class_colours, class_names
 from rasteret_ml.plotting.figure import add_legend, panels
 
-__all__ = ["ChipLayers", "ChipStyle", "date_texts", "draw_chips", "stretch", "stretch_limits", "validity_text"]
+PERCENTILES = (2.0, 98.0)  #: Default percentiles of the usable pixels that become black and white.
 
-PERCENTILES = (2.0, 98.0)
-"""Default percentiles of the usable pixels that become black and white."""
-
-_NO_DATA = (0.93, 0.93, 0.93)
-"""Colour of pixels that are not valid."""
+_NO_DATA = (0.93, 0.93, 0.93)  # Colour of pixels that are not valid.
 _HATCHES = {"not valid": ("////", (0.6, 0.6, 0.6)), "not clear": ("...", (0.86, 0.15, 0.5))}
-_MAX_NAMES = 24
-"""Classes named in a legend; it counts the others."""
+_MAX_NAMES = 24  # Classes named in a legend; it counts the others.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipLayers:
     """What can be drawn of one chip; every layer is `[H, W]` except the image, None = absent."""
 
+    #: Bands to show, `[1, H, W]` in grey or `[3, H, W]` as red, green, blue, of any real type.
     image: npt.NDArray[Any] | None = None
-    """Bands to show, `[1, H, W]` in grey or `[3, H, W]` as red, green, blue, of any real type."""
-    valid: npt.NDArray[np.bool_] | None = None
-    """Data truth; False is hatched and does not affect the stretch."""
+    valid: npt.NDArray[np.bool_] | None = None  #: Data truth; False is hatched and does not affect the stretch.
+    #: Not cloud; False is dotted where valid, and does not affect the stretch.
     clear: npt.NDArray[np.bool_] | None = None
-    """Not cloud; False is dotted where valid, and does not affect the stretch."""
-    inside: npt.NDArray[np.bool_] | None = None
-    """Inside the AOI, which is outlined."""
-    labels: npt.NDArray[Any] | None = None
-    """Classes (integers) or values (floats, NaN = none)."""
-    prediction: npt.NDArray[Any] | None = None
-    """Classes or values, as `labels`."""
-    aspect: float = 1.0
-    """Height of a pixel over its width, on the ground."""
-    north_up: bool = True
-    """Whether row 0 is the northernmost; else the picture is flipped to put north at the top."""
+    inside: npt.NDArray[np.bool_] | None = None  #: Inside the AOI, which is outlined.
+    labels: npt.NDArray[Any] | None = None  #: Classes (integers) or values (floats, NaN = none).
+    prediction: npt.NDArray[Any] | None = None  #: Classes or values, as `labels`.
+    aspect: float = 1.0  #: Height of a pixel over its width, on the ground.
+    north_up: bool = True  #: Whether row 0 is the northernmost; else the picture is flipped to put north at the top.
 
     @property
     def usable(self) -> npt.NDArray[np.bool_] | None:
@@ -64,18 +53,13 @@ class ChipLayers:
 class ChipStyle:
     """How chips are drawn."""
 
+    #: Names of classes, by number or as a list from class 0 on.
     classes: Mapping[int, str] | Sequence[str] | None = None
-    """Names of classes, by number or as a list from class 0 on."""
-    colours: ColourTable | None = None
-    """Colours of classes; those not listed have the palette's."""
-    ignore_index: int = -100
-    """Class that is not drawn."""
-    percentiles: tuple[float, float] = PERCENTILES
-    """Percentiles of the usable pixels that become black and white."""
-    joint: bool = False
-    """One stretch for all bands, which keeps their balance, instead of one for each."""
-    legend: bool = True
-    """Whether to explain colours and hatches below the picture."""
+    colours: ColourTable | None = None  #: Colours of classes; those not listed have the palette's.
+    ignore_index: int = -100  #: Class that is not drawn.
+    percentiles: tuple[float, float] = PERCENTILES  #: Percentiles of the usable pixels that become black and white.
+    joint: bool = False  #: One stretch for all bands, which keeps their balance, instead of one for each.
+    legend: bool = True  #: Whether to explain colours and hatches below the picture.
 
 
 def draw_chips(

@@ -18,35 +18,21 @@ from matplotlib.dates import date2num
 
 from rasteret_ml.errors import UsageError
 
-__all__ = [
-    "NAMED_PALETTE",
-    "NO_VALUE",
-    "Colour",
-    "ColourTable",
-    "ColumnScale",
-    "class_colours",
-    "class_names",
-    "column_scale",
-    "palette_colour",
-]
-
+#: A name ("forestgreen"), a hex code ("#228b22"), or red, green, blue (and alpha) in 0..1 or 0..255.
 Colour = str | Sequence[float]
-"""A name ("forestgreen"), a hex code ("#228b22"), or red, green, blue (and alpha) in 0..1 or 0..255."""
-ColourTable = Mapping[int, Colour] | Sequence[Colour]
-"""Colours by class number; a sequence starts at class 0."""
+ColourTable = Mapping[int, Colour] | Sequence[Colour]  #: Colours by class number; a sequence starts at class 0.
 RGBA = tuple[float, float, float, float]
 
+#: Paul Tol's "muted" scheme (SRON/EPS/TN/09-002, issue 3.2, figure 5), distinct with any kind of colour vision.
 NAMED_PALETTE = {
     "indigo": "#332288", "sand": "#DDCC77", "green": "#117733", "rose": "#CC6677", "cyan": "#88CCEE",
     "wine": "#882255", "teal": "#44AA99", "olive": "#999933", "purple": "#AA4499",
 }  # fmt: skip
-"""Paul Tol's "muted" scheme (SRON/EPS/TN/09-002, issue 3.2, figure 5), distinct with any kind of colour vision."""
-NO_VALUE = (0.62, 0.62, 0.62, 1.0)
-"""Colour of rows without a value."""
+NO_VALUE = (0.62, 0.62, 0.62, 1.0)  #: Colour of rows without a value.
 
 _BASE = to_rgba_array(list(NAMED_PALETTE.values()))
+# For each pass through the palette: the share of a grey that is mixed in, and that grey (0 black, 1 white).
 _SHADES = ((0.0, 0.0), (0.5, 1.0), (0.4, 0.0))
-"""For each pass through the palette: the share of a grey that is mixed in, and that grey (0 black, 1 white)."""
 _MAX_TEXTS = 20
 _MAX_CATEGORIES = 8
 _KINDS = {str: "texts", bool: "texts", np.bool_: "texts", dt.date: "dates", numbers.Real: "numbers"}
@@ -111,14 +97,10 @@ def _rgba(number: int, colour: Any, in_bytes: bool) -> RGBA:
 class ColumnScale:
     """The colours of a column's values, and what its legend or colour bar shows."""
 
-    colours: npt.NDArray[np.float64]
-    """RGBA of each row `[N, 4]`, `NO_VALUE` where there is none."""
-    legend: Mapping[str, RGBA]
-    """Colour by legend text; with a bar, only that of missing values."""
-    bar: ScalarMappable | None = None
-    """What the colour bar shows; None = categories."""
-    dates: bool = False
-    """Whether the bar's numbers are days since 1970, matplotlib's dates."""
+    colours: npt.NDArray[np.float64]  #: RGBA of each row `[N, 4]`, `NO_VALUE` where there is none.
+    legend: Mapping[str, RGBA]  #: Colour by legend text; with a bar, only that of missing values.
+    bar: ScalarMappable | None = None  #: What the colour bar shows; None = categories.
+    dates: bool = False  #: Whether the bar's numbers are days since 1970, matplotlib's dates.
 
 
 def column_scale(columns: Sequence[npt.NDArray[Any]], name: str) -> ColumnScale:

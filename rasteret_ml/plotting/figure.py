@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["Picture", "add_legend", "panels"]
-
 
 class Picture(Figure):  # type: ignore[misc]
     """A figure that pyplot does not manage: it is freed with its last reference, and notebooks still display it."""

@@ -28,16 +28,12 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.plotting.colours import ColumnScale, column_scale
 from rasteret_ml.plotting.figure import panels
 
-__all__ = ["draw_footprints"]
-
 Geometries = npt.NDArray[np.object_]
 
 _BLUE = (0.2, 0.35, 0.6, 1.0)
 _RED = (0.75, 0.1, 0.35, 1.0)
-_FILL = 0.22
-"""Opacity of a footprint's fill."""
-_MANY = 2000
-"""From this many geometries on, lines are thin and fills faint."""
+_FILL = 0.22  # Opacity of a footprint's fill.
+_MANY = 2000  # From this many geometries on, lines are thin and fills faint.
 
 
 def draw_footprints(

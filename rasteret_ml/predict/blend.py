@@ -12,19 +12,15 @@ import numpy.typing as npt
 from rasteret_ml.errors import UsageError
 from rasteret_ml.predict.block_store import Arrays, Layout
 
-__all__ = ["Blend", "Centre", "Merge", "Output", "OutputSpec", "merging_for"]
-
 Mask = npt.NDArray[np.bool_]
+#: How overlapping chips are merged: "blend", the mean of their scores, weighted with a window that falls smoothly to a
+#: chip's edges; or "centre", each pixel from the one chip in which it is nearest the centre.
 Merge = Literal["blend", "centre"]
-"""How overlapping chips are merged: "blend", the mean of their scores, weighted with a window that falls smoothly to a
-chip's edges; or "centre", each pixel from the one chip in which it is nearest the centre."""
+#: What a map holds: the class of each pixel, or one band of scores for each channel of the model's output.
 Output = Literal["classes", "scores"]
-"""What a map holds: the class of each pixel, or one band of scores for each channel of the model's output."""
 
-_THRESHOLD = 0.5
-"""The score above which a single channel means class 1."""
-_POSITION_BITS = 36
-"""Lower bits of a key of `Centre`, for the chip's position."""
+_THRESHOLD = 0.5  # The score above which a single channel means class 1.
+_POSITION_BITS = 36  # Lower bits of a key of `Centre`, for the chip's position.
 
 
 @lru_cache(4)
@@ -85,8 +81,7 @@ class Centre:
     The methods are those of `Blend`.
     """
 
-    dtype: str
-    """Dtype of values."""
+    dtype: str  #: Dtype of values.
 
     def layout(self, channels: int, block: int) -> Layout:
         """Values `[K, H, W]`, and their keys `[H, W]`; the greater key wins."""
@@ -130,20 +125,13 @@ def merging_for(merge: str, dtype: str) -> Blend | Centre:
 class OutputSpec:
     """What a map holds; known with the first chip, and the same for all chips of a map."""
 
-    output: Output
-    """What the file holds."""
-    merge: Merge
-    """How overlapping chips are merged."""
-    class_indices: bool
-    """Whether chips are class indices `[1, H, W]`; else scores `[K, H, W]`."""
-    channels: int
-    """K."""
-    dtype: str
-    """Dtype of the file."""
-    nodata: float
-    """The file's value where nothing was predicted."""
-    block: int
-    """Side of a block in pixels."""
+    output: Output  #: What the file holds.
+    merge: Merge  #: How overlapping chips are merged.
+    class_indices: bool  #: Whether chips are class indices `[1, H, W]`; else scores `[K, H, W]`.
+    channels: int  #: K.
+    dtype: str  #: Dtype of the file.
+    nodata: float  #: The file's value where nothing was predicted.
+    block: int  #: Side of a block in pixels.
 
     @classmethod
     def for_predictions(

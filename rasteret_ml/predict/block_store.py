@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Arrays", "BlockStore", "Layout", "block_bytes", "read_block"]
-
 Integers = npt.NDArray[np.int64]
-Arrays = tuple[npt.NDArray[Any], ...]
-"""Arrays of a block."""
-Layout = tuple[tuple[tuple[int, ...], str], ...]
-"""Shape and dtype of each array of a block."""
+Arrays = tuple[npt.NDArray[Any], ...]  #: Arrays of a block.
+Layout = tuple[tuple[tuple[int, ...], str], ...]  #: Shape and dtype of each array of a block.
 
 
 class BlockStore:

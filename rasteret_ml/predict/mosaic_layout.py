@@ -17,17 +17,14 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import epsg_code
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
 from rasteret_ml.samplers.aoi.aoi import AOI
-
-__all__ = ["MAX_SHIFT", "MapExtent", "SubsetSampler", "map_extents", "map_paths"]
 
 Integers = npt.NDArray[np.int64]
 
+#: Pixels by which a chip may lie beside its planned place: on native grids it keeps the pixels of its own scene, which
+#: may be a fraction of a pixel off the map's.
 MAX_SHIFT = 1
-"""Pixels by which a chip may lie beside its planned place: on native grids it keeps the pixels of its own scene, which
-may be a fraction of a pixel off the map's."""
 
 
 class SubsetSampler(DistributedSampler[AOI]):
@@ -42,8 +39,7 @@ class SubsetSampler(DistributedSampler[AOI]):
 
     def __init__(self, sampler: Any, positions: Integers) -> None:
         self._sampler = sampler
-        self.positions = positions
-        """Positions in the sampler's order `[N]`."""
+        self.positions = positions  #: Positions in the sampler's order `[N]`.
         super().__init__(range(len(positions)), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -57,18 +53,12 @@ class SubsetSampler(DistributedSampler[AOI]):
 class MapExtent:
     """One map, its blocks, and the chips that it is made of."""
 
-    grid: Grid
-    """The map's pixels."""
-    block: int
-    """Side of its square blocks in pixels; the last ones of a row or column reach past the map."""
-    first_block: int
-    """Number of its first block; blocks are numbered through all maps, row by row."""
-    chip_size: tuple[int, int]
-    """Height and width of chips in pixels."""
-    positions: Integers
-    """Positions of its chips in the sampler's order `[N]`, ascending."""
-    corners: Integers
-    """Row and column of each chip's upper left pixel on the map `[N, 2]`; may lie outside it."""
+    grid: Grid  #: The map's pixels.
+    block: int  #: Side of its square blocks in pixels; the last ones of a row or column reach past the map.
+    first_block: int  #: Number of its first block; blocks are numbered through all maps, row by row.
+    chip_size: tuple[int, int]  #: Height and width of chips in pixels.
+    positions: Integers  #: Positions of its chips in the sampler's order `[N]`, ascending.
+    corners: Integers  #: Row and column of each chip's upper left pixel on the map `[N, 2]`; may lie outside it.
 
     @property
     def block_grid(self) -> tuple[int, int]:

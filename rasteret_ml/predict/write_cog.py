@@ -14,21 +14,16 @@ from rasterio.shutil import copy as gdal_copy
 from rasterio.windows import Window as RasterioWindow
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.predict.blend import OutputSpec
 from rasteret_ml.predict.mosaic_layout import MapExtent
-from rasteret_ml.predict.progress import saved_shards
-from rasteret_ml.predict.rank_shard import SavedShard
+from rasteret_ml.predict.rank_shard import SavedShard, saved_shards
 
-__all__ = ["Colour", "Legend", "checked_colours", "write_maps"]
-
-Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
+Colour = tuple[int, int, int]  #: Red, green and blue, 0 to 255.
+#: Names of classes, or of the bands of scores, and colours of classes.
 Legend = tuple[Sequence[str], Mapping[int, Colour]]
-"""Names of classes, or of the bands of scores, and colours of classes."""
 
-_GDAL_CACHE_BYTES = 32 * 1024 * 1024
-"""GDAL's default is a twentieth of the machine's memory."""
+_GDAL_CACHE_BYTES = 32 * 1024 * 1024  # GDAL's default is a twentieth of the machine's memory.
 
 
 def write_maps(folder: Path, extents: Sequence[MapExtent], paths: Sequence[str], legend: Legend) -> None:

@@ -15,9 +15,8 @@ from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygons_from
-from rasteret_ml.geo.grid import Grid, pixel_size
-from rasteret_ml.geo.resample.warp import Resampling
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window, pixel_size
+from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.chip import Chip, to_tensors
 from rasteret_ml.raster.engine import ReadConfig
 from rasteret_ml.raster.execute import TileError
@@ -35,10 +34,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
     import xarray as xr
 
-__all__ = ["Output", "RasterAccessor"]
-
-Output = Literal["xarray", "geopandas", "tensor"]
-"""What `RasterAccessor.load_bands` returns."""
+Output = Literal["xarray", "geopandas", "tensor"]  #: What `RasterAccessor.load_bands` returns.
 
 
 class RasterAccessor:

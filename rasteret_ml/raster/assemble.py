@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.geo.resample.warp import warp
-from rasteret_ml.geo.window import Window
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import BandPlan, ChipPlan, fill_value
-
-__all__ = ["BandBuffers", "ChipBuffers", "allocate", "empty_chip", "equals_nodata", "finish_chip", "valid_pixels"]
 
 _LERC = 34887
 _NEAR = 2 * float(np.finfo(np.float32).eps)
@@ -75,24 +73,22 @@ def equals_nodata(data: npt.NDArray[Any], nodata: int | float) -> npt.NDArray[np
 class BandBuffers:
     """Arrays that the tiles of one band of a chip are copied to, on the band's grid."""
 
-    data: npt.NDArray[Any]
-    """Pixels `[H, W]` of the plan's window; the fill value where no tile is copied."""
+    data: npt.NDArray[Any]  #: Pixels `[H, W]` of the plan's window; the fill value where no tile is copied.
+    #: Pixels `[H, W]` of stored tiles not copied yet (stays True for failed tiles); None = not tracked.
     unread: npt.NDArray[np.bool_] | None = None
-    """Pixels `[H, W]` of stored tiles not copied yet (stays True for failed tiles); None = not tracked."""
+    #: Pixels that the codec marks invalid (LERC); None for other codecs.
     codec_invalid: npt.NDArray[np.bool_] | None = None
-    """Pixels that the codec marks invalid (LERC); None for other codecs."""
+    #: The file's mask or alpha (True = valid), False in sparse tiles; None = the file has none.
     mask: npt.NDArray[np.bool_] | None = None
-    """The file's mask or alpha (True = valid), False in sparse tiles; None = the file has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipBuffers:
     """Arrays that the tiles of one chip are copied to."""
 
+    #: Pixels of the chip `[C, H, W]`; bands that are not resampled are copied to its channels directly.
     data: npt.NDArray[Any]
-    """Pixels of the chip `[C, H, W]`; bands that are not resampled are copied to its channels directly."""
-    bands: tuple[BandBuffers, ...]
-    """One per band."""
+    bands: tuple[BandBuffers, ...]  #: One per band.
 
 
 def allocate(plan: ChipPlan, data: npt.NDArray[Any] | None = None, *, track_unread: bool = False) -> ChipBuffers:

@@ -16,17 +16,13 @@ from rasteret_ml.raster.raster_info import RasterInfo
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Chip", "Scaling", "scaling_of", "to_tensors"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
     """Scale and offset of a record's bands: value = stored * scale + offset."""
 
-    scale: tuple[float | None, ...]
-    """Per band; None = unknown, applied as 1."""
-    offset: tuple[float | None, ...]
-    """Per band; None = unknown, applied as 0."""
+    scale: tuple[float | None, ...]  #: Per band; None = unknown, applied as 1.
+    offset: tuple[float | None, ...]  #: Per band; None = unknown, applied as 0.
 
     def __str__(self) -> str:
         return f"scale {list(self.scale)}, offset {list(self.offset)}"
@@ -82,28 +78,18 @@ def scaling_of(plan: ChipPlan) -> Scaling:
 class Chip:
     """Pixels and their validity on a grid: numpy arrays, or torch tensors after `to_tensors`."""
 
-    data: Any
-    """Pixels `[C, H, W]` in the stored type; `fill` where there are none."""
-    valid: Any
-    """Validity `[C, H, W]`: True = inside the raster, not nodata, not masked by the file."""
-    inside: Any
-    """Pixels inside the geometry that was read `[H, W]`; all True for a window."""
-    grid: Grid
-    """Grid of the pixels."""
-    bands: tuple[str, ...]
-    """Band names along C."""
-    nodata: tuple[int | float | None, ...]
-    """Nodata value of each band."""
-    covered: Any
-    """Pixels inside a raster `[H, W]`, valid or not."""
+    data: Any  #: Pixels `[C, H, W]` in the stored type; `fill` where there are none.
+    valid: Any  #: Validity `[C, H, W]`: True = inside the raster, not nodata, not masked by the file.
+    inside: Any  #: Pixels inside the geometry that was read `[H, W]`; all True for a window.
+    grid: Grid  #: Grid of the pixels.
+    bands: tuple[str, ...]  #: Band names along C.
+    nodata: tuple[int | float | None, ...]  #: Nodata value of each band.
+    covered: Any  #: Pixels inside a raster `[H, W]`, valid or not.
+    #: Clear pixels `[H, W]`, according to the record that supplied each; None without a quality band.
     clear: Any = None
-    """Clear pixels `[H, W]`, according to the record that supplied each; None without a quality band."""
-    record: RasterInfo | None = None
-    """Record that supplied the first valid pixels; None if none did."""
-    scaling: Scaling = Scaling((), ())
-    """Scale and offset of each band of that record."""
-    fill: tuple[int | float, ...] = ()
-    """Value of missing pixels of each band: the first record's nodata, or 0."""
+    record: RasterInfo | None = None  #: Record that supplied the first valid pixels; None if none did.
+    scaling: Scaling = Scaling((), ())  #: Scale and offset of each band of that record.
+    fill: tuple[int | float, ...] = ()  #: Value of missing pixels of each band: the first record's nodata, or 0.
 
     @property
     def valid_all(self) -> npt.NDArray[np.bool_]:

@@ -13,12 +13,9 @@ from typing import Any
 from rasteret_ml.errors import UsageError
 from rasteret_ml.ranges import CoalesceLimits
 from rasteret_ml.raster.tile_cache import TileCache
-from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
-from rasteret_ml.storage.reader import RangeReader, as_reader
+from rasteret_ml.storage.reader import FetchLimits, RangeReader, as_reader
 from rasteret_ml.telemetry import Meter
-
-__all__ = ["Engine", "ReadConfig", "RequestLimiter", "gather_or_cancel", "open_engine"]
 
 
 async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -101,23 +98,18 @@ class RequestLimiter:
 class Engine:
     """The shared machinery of reads on one event loop."""
 
-    reader: RangeReader
-    """Where bytes come from."""
-    pool: Executor | None = None
-    """Where tiles are decoded; None = the loop's default threads."""
+    reader: RangeReader  #: Where bytes come from.
+    pool: Executor | None = None  #: Where tiles are decoded; None = the loop's default threads.
+    #: Requests and bytes in flight; shared by all reads on the loop.
     limiter: RequestLimiter = field(default_factory=RequestLimiter)
-    """Requests and bytes in flight; shared by all reads on the loop."""
+    #: Tiles in flight and cached; shared by all reads of the same files on the loop.
     tiles: TileCache = field(default_factory=TileCache)
-    """Tiles in flight and cached; shared by all reads of the same files on the loop."""
+    #: Whether to decode a tile only down to its last needed row: a third less work for chips smaller than tiles, but an
+    #: error in the rest of the tile, and a checksum at its end, go unnoticed.
     stop_early: bool = False
-    """Whether to decode a tile only down to its last needed row: a third less work for chips smaller than tiles, but an
-    error in the rest of the tile, and a checksum at its end, go unnoticed."""
-    coalesce: CoalesceLimits = CoalesceLimits()
-    """When neighbouring ranges become one request."""
-    meter: Meter = field(default_factory=Meter)
-    """Counters."""
-    progress: Callable[[int], object] | None = None
-    """Called with the number of tiles of each request as they land."""
+    coalesce: CoalesceLimits = CoalesceLimits()  #: When neighbouring ranges become one request.
+    meter: Meter = field(default_factory=Meter)  #: Counters.
+    progress: Callable[[int], object] | None = None  #: Called with the number of tiles of each request as they land.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,17 +120,15 @@ class ReadConfig:
         UsageError: a limit below its minimum.
     """
 
+    #: Called with each href just before it is read (must pickle, for spawned workers); the result is never stored.
     sign: SignHook | None = None
-    """Called with each href just before it is read (must pickle, for spawned workers); the result is never stored."""
+    #: Another source of bytes (see `as_reader`), such as an obstore store; None = the library's own reader.
     backend: Any = None
-    """Another source of bytes (see `as_reader`), such as an obstore store; None = the library's own reader."""
-    limits: FetchLimits = FetchLimits()
-    """Timeouts, retries and connections."""
-    max_concurrent: int = 50
-    """Range requests in flight, in each process."""
+    limits: FetchLimits = FetchLimits()  #: Timeouts, retries and connections.
+    max_concurrent: int = 50  #: Range requests in flight, in each process.
+    #: Decoded tiles kept in each process, in bytes; 0 = none. Useful where chips of nearby batches share tiles: see
+    #: `Locality`, and `DataLoader.stats()` for the hits.
     cache_bytes: int = 0
-    """Decoded tiles kept in each process, in bytes; 0 = none. Useful where chips of nearby batches share tiles: see
-    `Locality`, and `DataLoader.stats()` for the hits."""
 
     def __post_init__(self) -> None:
         """Check."""

@@ -44,38 +44,28 @@ from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.tile_cache import DecodedTile, InFlightTile, TileCache, TileSchedule
 from rasteret_ml.storage.reader import RangeResponse
 
-__all__ = ["ExecuteResult", "TileError", "execute"]
-
 _T = TypeVar("_T")
 
+# Compressed bytes per job of the decode pool; smaller jobs cost more to hand over than to run.
 _CHUNK_BYTES = 256 * 1024
-"""Compressed bytes per job of the decode pool; smaller jobs cost more to hand over than to run."""
-_CHUNK_CHIPS = 4
-"""Chips, or cached tiles, per job of the pool."""
+_CHUNK_CHIPS = 4  # Chips, or cached tiles, per job of the pool.
+# Errors that every request for the same file would meet.
 _FILE_ERRORS = (DataError, FetchNotFoundError, AccessDeniedError, RangeNotSupportedError)
-"""Errors that every request for the same file would meet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileError:
     """One tile that could not be read."""
 
-    record: str
-    """Record id."""
-    band: str
-    """Band name."""
-    href: str
-    """Address without secrets."""
-    image: str
-    """Which image of the file: "full resolution", "overview 1", "mask of overview 1" …"""
-    tile: int
-    """Tile index in that image, row-major."""
-    range: ByteRange
-    """Its bytes."""
-    error: RasteretError
-    """Why."""
+    record: str  #: Record id.
+    band: str  #: Band name.
+    href: str  #: Address without secrets.
+    image: str  #: Which image of the file: "full resolution", "overview 1", "mask of overview 1" …
+    tile: int  #: Tile index in that image, row-major.
+    range: ByteRange  #: Its bytes.
+    error: RasteretError  #: Why.
+    #: What needed it, by position: plans in `execute`, requests in `read_chips`, geometries in `load_bands`.
     positions: tuple[int, ...] = ()
-    """What needed it, by position: plans in `execute`, requests in `read_chips`, geometries in `load_bands`."""
 
     def __str__(self) -> str:
         return (
@@ -88,10 +78,8 @@ class TileError:
 class ExecuteResult:
     """Chips in the order of their plans, and the tiles that failed."""
 
-    chips: list[Chip]
-    """One per plan."""
-    errors: list[TileError]
-    """Tiles that could not be read; empty unless errors were allowed."""
+    chips: list[Chip]  #: One per plan.
+    errors: list[TileError]  #: Tiles that could not be read; empty unless errors were allowed.
 
 
 async def execute(

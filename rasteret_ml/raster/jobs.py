@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rasteret_ml.cog.tile_table import TileRead, TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
 from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
@@ -19,54 +19,30 @@ from rasteret_ml.raster.source import BandSource
 from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.storage.urls import sidecar_href
 
-__all__ = [
-    "ReadEstimate",
-    "TileCopy",
-    "TileJob",
-    "bounding_window",
-    "check_tile",
-    "check_unchanged",
-    "copy_tile",
-    "explain",
-    "tile_jobs",
-    "tile_payload",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileCopy:
     """A copy from a decoded tile to a chip."""
 
-    target: npt.NDArray[Any]
-    """Channel of the chip, or its mask."""
-    unread: npt.NDArray[np.bool_] | None
-    """Set to False where pixels are copied; None = not tracked."""
+    target: npt.NDArray[Any]  #: Channel of the chip, or its mask.
+    unread: npt.NDArray[np.bool_] | None  #: Set to False where pixels are copied; None = not tracked.
+    #: Set to True where the codec marks pixels invalid; None = the codec has no validity.
     invalid: npt.NDArray[np.bool_] | None
-    """Set to True where the codec marks pixels invalid; None = the codec has no validity."""
-    read: TileRead
-    """Source window in the tile and target window in the chip."""
-    sample: int
-    """Sample of a pixel-interleaved tile."""
+    read: TileRead  #: Source window in the tile and target window in the chip.
+    sample: int  #: Sample of a pixel-interleaved tile.
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TileJob:
     """A stored tile and the copies of its pixels."""
 
-    source: BandSource
-    """The first band that needs the tile (bands of a pixel-interleaved file share tiles)."""
-    image: str
-    """Image of the file, such as "overview 1"."""
-    table: TileTable
-    """Tile table to decode it with."""
-    read: TileRead
-    """The tile."""
-    range: ByteRange
-    """Bytes to fetch: the block leader, if any, and the tile."""
-    href: str
-    """File that holds the tile: the band's, or a sidecar."""
-    copies: list[TileCopy] = field(default_factory=list)
-    """Where its pixels go."""
+    source: BandSource  #: The first band that needs the tile (bands of a pixel-interleaved file share tiles).
+    image: str  #: Image of the file, such as "overview 1".
+    table: TileTable  #: Tile table to decode it with.
+    read: TileRead  #: The tile.
+    range: ByteRange  #: Bytes to fetch: the block leader, if any, and the tile.
+    href: str  #: File that holds the tile: the band's, or a sidecar.
+    copies: list[TileCopy] = field(default_factory=list)  #: Where its pixels go.
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -209,22 +185,14 @@ def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
 class ReadEstimate:
     """Cost of reading chips together."""
 
-    chips: int
-    """Number of chips."""
-    files: int
-    """Number of files."""
-    tiles: int
-    """Stored tiles to fetch and decode."""
-    sparse_tiles: int
-    """Tiles that are not stored and cost nothing."""
-    requests: int
-    """Range requests."""
-    bytes_wanted: int
-    """Compressed bytes of the tiles."""
-    bytes_fetched: int
-    """Bytes to transfer, including gaps between merged ranges."""
-    levels: Mapping[str, tuple[int, ...]]
-    """Resolutions read, by band: 0 = full, 1 = first overview, …"""
+    chips: int  #: Number of chips.
+    files: int  #: Number of files.
+    tiles: int  #: Stored tiles to fetch and decode.
+    sparse_tiles: int  #: Tiles that are not stored and cost nothing.
+    requests: int  #: Range requests.
+    bytes_wanted: int  #: Compressed bytes of the tiles.
+    bytes_fetched: int  #: Bytes to transfer, including gaps between merged ranges.
+    levels: Mapping[str, tuple[int, ...]]  #: Resolutions read, by band: 0 = full, 1 = first overview, …
 
 
 def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:

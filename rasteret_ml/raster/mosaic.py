@@ -14,8 +14,6 @@ from rasteret_ml.raster.chip import Chip, Scaling, scaling_of
 from rasteret_ml.raster.plan import fill_value
 from rasteret_ml.raster.requests import ChipRequest, Layer, next_layers
 
-__all__ = ["Mosaic"]
-
 
 class Mosaic:
     """The state of one chip between rounds of reading.

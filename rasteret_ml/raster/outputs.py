@@ -13,13 +13,10 @@ import xarray as xr
 
 from rasteret_ml.geo.crs import pyproj_crs
 from rasteret_ml.geo.geometries import GeometryArray
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.plan import fill_value
 from rasteret_ml.raster.raster_info import RasterInfo
-
-__all__ = ["to_geodataframe", "to_xarray"]
 
 
 def to_xarray(info: RasterInfo, chips: Sequence[Chip | None]) -> xr.Dataset:

@@ -11,54 +11,39 @@ import numpy as np
 from rasteret_ml.cog.metadata import CogMetadata, Level
 from rasteret_ml.cog.tile_table import TileRead, TileTable, plan_tiles
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import needed_window, steady_ratio
-from rasteret_ml.geo.resample.warp import Resampling
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.resample.positions import Resampling, needed_window, steady_ratio
 from rasteret_ml.raster.source import BandSource
-
-__all__ = ["BandPlan", "ChipPlan", "fill_value", "plan_chip"]
 
 _PALETTE = 3
 _MAX_CHIP_VALUES = 2**32
+# Overview sizes are rounded up, so overview pixels are rarely exactly twice as large as those of the level below.
 _TOLERANCE = 1.01
-"""Overview sizes are rounded up, so overview pixels are rarely exactly twice as large as those of the level below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandPlan:
     """How to read one band of a chip."""
 
-    source: BandSource
-    """The band."""
-    level: Level
-    """The resolution to read."""
-    window: Window | None
-    """Window to read on the level's grid; None if the chip lies outside the image."""
+    source: BandSource  #: The band.
+    level: Level  #: The resolution to read.
+    window: Window | None  #: Window to read on the level's grid; None if the chip lies outside the image.
+    #: `window` in image coordinates: itself, and shifted by 360 degrees where it wraps around a global raster.
     parts: tuple[Window, ...]
-    """`window` in image coordinates: itself, and shifted by 360 degrees where it wraps around a global raster."""
-    tiles: tuple[TileRead, ...]
-    """Image tiles that intersect `window`."""
-    mask_tiles: tuple[TileRead, ...]
-    """Mask tiles that intersect `window`."""
-    resampling: Resampling | None
-    """Resampling kernel; None if the grids are aligned and pixels are copied."""
-    ratio: tuple[float, float]
-    """Level pixels per chip pixel (across, down); constant for all chips of a scene."""
-    covers: bool
-    """Whether the image holds every pixel that the chip needs."""
+    tiles: tuple[TileRead, ...]  #: Image tiles that intersect `window`.
+    mask_tiles: tuple[TileRead, ...]  #: Mask tiles that intersect `window`.
+    resampling: Resampling | None  #: Resampling kernel; None if the grids are aligned and pixels are copied.
+    ratio: tuple[float, float]  #: Level pixels per chip pixel (across, down); constant for all chips of a scene.
+    covers: bool  #: Whether the image holds every pixel that the chip needs.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipPlan:
     """How to read one chip of one record."""
 
-    grid: Grid
-    """Grid of the chip; its shape is the chip's."""
-    bands: tuple[BandPlan, ...]
-    """Bands, in channel order."""
-    dtype: np.dtype[Any]
-    """Data type of the chip."""
+    grid: Grid  #: Grid of the chip; its shape is the chip's.
+    bands: tuple[BandPlan, ...]  #: Bands, in channel order.
+    dtype: np.dtype[Any]  #: Data type of the chip.
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["QUALITY_PRESETS", "QualityMask"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityMask:
@@ -28,22 +26,17 @@ class QualityMask:
         >>> clouds = QualityMask(band="SCL", cloudy=(3, 8, 9, 10))
     """
 
-    band: str
-    """Name of the band; it is resampled with nearest neighbour."""
-    clear: tuple[int, ...] = ()
-    """Clear classes; all others are not clear."""
-    cloudy: tuple[int, ...] = ()
-    """Classes that are not clear; all others are."""
-    bits: tuple[int, ...] = ()
-    """Bit numbers, from 0 = lowest; a pixel with any of these bits set is not clear."""
+    band: str  #: Name of the band; it is resampled with nearest neighbour.
+    clear: tuple[int, ...] = ()  #: Clear classes; all others are not clear.
+    cloudy: tuple[int, ...] = ()  #: Classes that are not clear; all others are.
+    bits: tuple[int, ...] = ()  #: Bit numbers, from 0 = lowest; a pixel with any of these bits set is not clear.
+    #: Values by bit range (first, last), both inclusive; a pixel with one of these values is not clear.
     fields: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
-    """Values by bit range (first, last), both inclusive; a pixel with one of these values is not clear."""
-    below: float | None = None
-    """For probabilities and percentages: pixels below this value are clear."""
+    below: float | None = None  #: For probabilities and percentages: pixels below this value are clear.
+    #: Value of unknown quality. None = the nodata value of the file, as in Sentinel-2's SCL (0) and Landsat's QA_PIXEL
+    #: (1); a number overrides it; "ignore" = no value is nodata. Required for bit masks whose file declares 0 as nodata
+    #: although 0 means "no flag is set": they are refused otherwise, because no pixel would be clear.
     nodata: int | float | Literal["ignore"] | None = None
-    """Value of unknown quality. None = the nodata value of the file, as in Sentinel-2's SCL (0) and Landsat's QA_PIXEL
-    (1); a number overrides it; "ignore" = no value is nodata. Required for bit masks whose file declares 0 as nodata
-    although 0 means "no flag is set": they are refused otherwise, because no pixel would be clear."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -160,13 +153,11 @@ def _bit_range(bits: Any) -> tuple[int, int]:
     return first, last
 
 
+#: Masks by name. sentinel-2-scl: dark areas (2), vegetation (4), bare soil (5), water (6), unclassified (7) and snow
+#: (11) are clear; no data (0), saturated (1), cloud shadow (3), cloud (8, 9) and cirrus (10) are not (Sentinel-2
+#: Products Specification, L2A SCL). landsat-qa-pixel: fill (bit 0), dilated cloud (1), cirrus (2), cloud (3) and cloud
+#: shadow (4) are not clear (Landsat 8-9 Collection 2 Level 2 Science Product Guide, table 6-2).
 QUALITY_PRESETS = {
     "sentinel-2-scl": QualityMask(band="SCL", clear=(2, 4, 5, 6, 7, 11)),
     "landsat-qa-pixel": QualityMask(band="QA_PIXEL", bits=(0, 1, 2, 3, 4)),
 }
-"""Masks by name.
-
-sentinel-2-scl: dark areas (2), vegetation (4), bare soil (5), water (6), unclassified (7) and snow (11) are clear; no
-data (0), saturated (1), cloud shadow (3), cloud (8, 9) and cirrus (10) are not (Sentinel-2 Products Specification, L2A
-SCL). landsat-qa-pixel: fill (bit 0), dilated cloud (1), cirrus (2), cloud (3) and cloud shadow (4) are not clear
-(Landsat 8-9 Collection 2 Level 2 Science Product Guide, table 6-2)."""

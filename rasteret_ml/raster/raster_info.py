@@ -9,33 +9,23 @@ from typing import Any, ClassVar
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["BandRegistry", "RasterInfo", "asset_href"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RasterInfo:
     """Metadata of one raster item; frozen and picklable."""
 
-    id: str
-    """Identifier; not necessarily unique."""
-    datetime: dt.datetime | None
-    """Acquisition time, UTC without tzinfo; None = undated."""
-    bbox: tuple[float, float, float, float] | None
-    """(xmin, ymin, xmax, ymax) in longitude/latitude."""
-    footprint: bytes | None = field(repr=False)
-    """Outline as WKB in longitude/latitude."""
-    crs: int | str | None
-    """CRS of the pixels: an EPSG code, else WKT."""
-    cloud_cover: float | None = None
-    """Percent; None = unknown, which is not the same as 0."""
+    id: str  #: Identifier; not necessarily unique.
+    datetime: dt.datetime | None  #: Acquisition time, UTC without tzinfo; None = undated.
+    bbox: tuple[float, float, float, float] | None  #: (xmin, ymin, xmax, ymax) in longitude/latitude.
+    footprint: bytes | None = field(repr=False)  #: Outline as WKB in longitude/latitude.
+    crs: int | str | None  #: CRS of the pixels: an EPSG code, else WKT.
+    cloud_cover: float | None = None  #: Percent; None = unknown, which is not the same as 0.
+    #: By asset key, a mapping with `href` and, for one band of a file, `band_index`; or a plain href.
     assets: Mapping[str, Any] = field(default_factory=dict, repr=False)  # hrefs may hold secrets
-    """By asset key, a mapping with `href` and, for one band of a file, `band_index`; or a plain href."""
+    #: By `{band}_metadata`, the tile table struct; None if the row lacks the band.
     band_metadata: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict, repr=False)
-    """By `{band}_metadata`, the tile table struct; None if the row lacks the band."""
-    collection: str = ""
-    """STAC collection of the item."""
-    row: int = -1
-    """Row of the Collection; -1 = not from a Collection."""
+    collection: str = ""  #: STAC collection of the item.
+    row: int = -1  #: Row of the Collection; -1 = not from a Collection.
 
     @property
     def stored_bands(self) -> list[str]:

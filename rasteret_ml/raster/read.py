@@ -14,23 +14,18 @@ from rasteret_ml.raster.execute import TileError, execute
 from rasteret_ml.raster.mosaic import Mosaic
 from rasteret_ml.raster.requests import ChipRequest, Layer
 
-__all__ = ["OnError", "ReadResult", "mask_geometry", "read_chips"]
-
+#: What happens to a request whose data cannot be read: "raise" ends the read; "drop" gives no chip for it, "keep" a
+#: chip in which the missing tiles are invalid, and both list the errors. "keep" is for requests of one record.
 OnError = Literal["raise", "drop", "keep"]
-"""What happens to a request whose data cannot be read: "raise" ends the read; "drop" gives no chip for it, "keep" a
-chip in which the missing tiles are invalid, and both list the errors. "keep" is for requests of one record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadResult:
     """Chips in the order of their requests, and what could not be read."""
 
-    chips: list[Chip | None]
-    """One per request; None where it failed and `on_error` is "drop"."""
-    errors: dict[int, list[TileError | RasteretError]]
-    """Why requests failed, by position."""
-    on_error: OnError
-    """The policy of the read."""
+    chips: list[Chip | None]  #: One per request; None where it failed and `on_error` is "drop".
+    errors: dict[int, list[TileError | RasteretError]]  #: Why requests failed, by position.
+    on_error: OnError  #: The policy of the read.
 
     def part(self, start: int, stop: int) -> ReadResult:
         """Return the result of the requests `start` to `stop` (exclusive)."""

@@ -15,13 +15,10 @@ from rasteret_ml.geo.crs import full_turn, same_crs
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.positions import contiguous, pixel_ratio, to_source
 
-__all__ = ["reprojected_grid"]
-
 _STEPS = np.linspace(0.0, 1.0, 65)
+#: Largest plausible decrease of rows and columns, and increase of pixels; more means the edge of a projection.
 _MAX_SHRINK, _MAX_GROWTH = 10, 100
-"""Largest plausible decrease of rows and columns, and increase of pixels; more means the edge of a projection."""
-_MAX_SIDE = 1_000_000
-"""Rows or columns beyond which GDAL's grid is preferred to our own."""
+_MAX_SIDE = 1_000_000  # Rows or columns beyond which GDAL's grid is preferred to our own.
 
 
 def reprojected_grid(grid: Grid, crs: str) -> Grid:

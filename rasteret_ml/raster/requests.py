@@ -13,19 +13,16 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import DataError, FetchError, NoOverlapError
 from rasteret_ml.geo.geometries import polygon_mask
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.warp import Resampling
+from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.raster.raster_info import RasterInfo
-
-__all__ = ["ChipRequest", "ChipRules", "Layer", "PlannableRecord", "next_layers"]
 
 
 class PlannableRecord(Protocol):
     """A record that can plan the read of a grid, such as a `RasterAccessor`."""
 
-    info: RasterInfo
-    """The row."""
+    info: RasterInfo  #: The row.
 
     def plan(
         self,
@@ -45,36 +42,25 @@ class PlannableRecord(Protocol):
 class ChipRules:
     """How chips are filled; the same for all chips of a dataset."""
 
-    bands: tuple[str, ...]
-    """Along C."""
-    resampling: Resampling | None = None
-    """Kernel for records on other grids; None = as `plan_chip` chooses."""
-    nodata: int | float | None = None
-    """Overrides the files' nodata."""
-    categories: bool = False
-    """Whether values are classes, which are never averaged."""
-    quality: QualityMask | None = None
-    """Identifies clear pixels; None = treat all pixels equally."""
-    clear_first: bool = False
-    """Whether clear pixels of later records replace valid pixels that are not clear."""
+    bands: tuple[str, ...]  #: Along C.
+    resampling: Resampling | None = None  #: Kernel for records on other grids; None = as `plan_chip` chooses.
+    nodata: int | float | None = None  #: Overrides the files' nodata.
+    categories: bool = False  #: Whether values are classes, which are never averaged.
+    quality: QualityMask | None = None  #: Identifies clear pixels; None = treat all pixels equally.
+    clear_first: bool = False  #: Whether clear pixels of later records replace valid pixels that are not clear.
+    #: Whether records with another scale or offset are converted to the first one's; else they are refused.
     harmonize: bool = False
-    """Whether records with another scale or offset are converted to the first one's; else they are refused."""
-    wrap: bool = True
-    """Whether a chip that crosses the edge of a global raster continues at the opposite edge."""
-    level: int | None = None
-    """Read from this overview; None = the coarsest one that is fine enough."""
+    wrap: bool = True  #: Whether a chip that crosses the edge of a global raster continues at the opposite edge.
+    level: int | None = None  #: Read from this overview; None = the coarsest one that is fine enough.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layer:
     """The plans of what one record contributes to a chip."""
 
-    record: RasterInfo
-    """The record."""
-    image: ChipPlan
-    """Its bands."""
-    quality: ChipPlan | None
-    """Its quality band, where the rules have one."""
+    record: RasterInfo  #: The record.
+    image: ChipPlan  #: Its bands.
+    quality: ChipPlan | None  #: Its quality band, where the rules have one.
 
     @property
     def plans(self) -> tuple[ChipPlan, ...]:
@@ -91,22 +77,14 @@ class Layer:
 class ChipRequest:
     """One chip to read: a grid, the records that may fill it, and the plan of the first round."""
 
-    grid: Grid
-    """The chip's grid."""
-    records: Sequence[PlannableRecord]
-    """Best first."""
-    rules: ChipRules
-    """How they fill the chip."""
-    geometry: BaseGeometry | None = None
-    """Polygon in the grid's CRS whose pixels are `inside`; None = all pixels."""
-    all_touched: bool = False
-    """Whether pixels that the polygon touches are inside, not only those whose centre is."""
-    into: npt.NDArray[Any] | None = None
-    """An array `[C, H, W]` that the pixels are read to; None = a new one."""
-    layers: tuple[Layer, ...] = ()
-    """The records up to the first that covers the chip."""
-    error: DataError | FetchError | None = None
-    """Why the request could not be planned."""
+    grid: Grid  #: The chip's grid.
+    records: Sequence[PlannableRecord]  #: Best first.
+    rules: ChipRules  #: How they fill the chip.
+    geometry: BaseGeometry | None = None  #: Polygon in the grid's CRS whose pixels are `inside`; None = all pixels.
+    all_touched: bool = False  #: Whether pixels that the polygon touches are inside, not only those whose centre is.
+    into: npt.NDArray[Any] | None = None  #: An array `[C, H, W]` that the pixels are read to; None = a new one.
+    layers: tuple[Layer, ...] = ()  #: The records up to the first that covers the chip.
+    error: DataError | FetchError | None = None  #: Why the request could not be planned.
 
     @classmethod
     def plan(cls, grid: Grid, records: Sequence[PlannableRecord], rules: ChipRules, **fields: Any) -> ChipRequest:

@@ -12,27 +12,18 @@ from rasteret_ml.errors import CollectionError, UnknownBandError, UnsupportedTif
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.raster.raster_info import BandRegistry, RasterInfo, asset_href
 
-__all__ = ["BandSource", "available_bands", "find_source", "locate_band", "validate_bands"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BandSource:
     """One band of one record."""
 
-    record: str
-    """Record id, for error messages."""
-    band: str
-    """Band name as the caller gave it."""
-    href: str
-    """Unsigned address of its file."""
-    metadata: CogMetadata
-    """Its tile table."""
-    sample: int
-    """Index of the band in the file, from 0: its sample in pixel-interleaved tiles."""
-    nodata: int | float | None
-    """Nodata value: the caller's, else the file's."""
-    nodata_given: bool = False
-    """Whether `nodata` is the caller's; it then applies in addition to a mask."""
+    record: str  #: Record id, for error messages.
+    band: str  #: Band name as the caller gave it.
+    href: str  #: Unsigned address of its file.
+    metadata: CogMetadata  #: Its tile table.
+    sample: int  #: Index of the band in the file, from 0: its sample in pixel-interleaved tiles.
+    nodata: int | float | None  #: Nodata value: the caller's, else the file's.
+    nodata_given: bool = False  #: Whether `nodata` is the caller's; it then applies in addition to a mask.
 
     @property
     def uses_mask(self) -> bool:

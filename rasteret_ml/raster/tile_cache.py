@@ -19,17 +19,13 @@ import numpy.typing as npt
 from rasteret_ml.errors import RasteretError
 from rasteret_ml.raster.jobs import TileCopy, TileJob
 
-__all__ = ["DecodedTile", "InFlightTile", "TileCache", "TileSchedule"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedTile:
     """A decoded tile; read-only."""
 
-    pixels: npt.NDArray[Any]
-    """`[rows, columns, samples]`."""
-    valid: npt.NDArray[np.bool_] | None
-    """Validity that the codec states (LERC), same shape; None = it states none."""
+    pixels: npt.NDArray[Any]  #: `[rows, columns, samples]`.
+    valid: npt.NDArray[np.bool_] | None  #: Validity that the codec states (LERC), same shape; None = it states none.
 
     @property
     def nbytes(self) -> int:
@@ -48,20 +44,17 @@ class InFlightTile:
         self.copies: list[TileCopy] = job.copies
         self.taken = False
         self.abandoned = False
+        #: None once the pixels are in place; an error where the tile failed; cancelled where its batch gave up.
         self.ended: asyncio.Future[RasteretError | None] = asyncio.get_running_loop().create_future()
-        """None once the pixels are in place; an error where the tile failed; cancelled where its batch gave up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileSchedule:
     """How the tiles of a batch will be read."""
 
-    own: list[InFlightTile]
-    """Read by this batch."""
-    joined: list[tuple[TileJob, InFlightTile]]
-    """Being read by another batch."""
-    cached: list[tuple[TileJob, DecodedTile]]
-    """In the cache."""
+    own: list[InFlightTile]  #: Read by this batch.
+    joined: list[tuple[TileJob, InFlightTile]]  #: Being read by another batch.
+    cached: list[tuple[TileJob, DecodedTile]]  #: In the cache.
 
 
 class TileCache:

@@ -23,31 +23,17 @@ from rasteret_ml.raster.engine import Engine, ReadConfig, RequestLimiter, gather
 from rasteret_ml.raster.read import OnError, ReadResult, read_chips
 from rasteret_ml.raster.requests import ChipRequest
 from rasteret_ml.raster.tile_cache import TileCache
-from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SchemeReader, open_reader
-from rasteret_ml.storage.reader import as_reader
+from rasteret_ml.storage.reader import FetchLimits, as_reader
 from rasteret_ml.telemetry import Meter
-
-__all__ = [
-    "Reads",
-    "WorkerLoop",
-    "close_idle_loop",
-    "current_loop",
-    "current_meter",
-    "decode_threads",
-    "read_in_process",
-    "relax_gc",
-    "relaxed_gc",
-]
 
 _T = TypeVar("_T")
 
-Reads = Sequence[tuple[ReadConfig, Sequence[ChipRequest]]]
-"""Requests, and how each group of them is read."""
+Reads = Sequence[tuple[ReadConfig, Sequence[ChipRequest]]]  #: Requests, and how each group of them is read.
 
+# Allocations between two collections of the youngest generation; with Python's default of 700, collections take a fifth
+# of the time of reading headers and a tenth of that of reading batches in a worker.
 _GC_THRESHOLD = 10_000
-"""Allocations between two collections of the youngest generation; with Python's default of 700, collections take a
-fifth of the time of reading headers and a tenth of that of reading batches in a worker."""
 
 
 def relax_gc() -> None:

@@ -20,28 +20,20 @@ from rasteret_ml.samplers.random import overlaps, parse_share
 from rasteret_ml.samplers.ranks import Remainder
 from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, parse_size
 
-__all__ = ["ChipGrid", "GridAOISampler", "grid_chips"]
-
 Geometries = npt.NDArray[np.object_]
 
-_CHUNK = 1 << 18
-"""Chips to test at a time."""
-_TOLERANCE = 1e-6
-"""Share of a pixel, or of a stride, that rounding errors may reach."""
+_CHUNK = 1 << 18  # Chips to test at a time.
+_TOLERANCE = 1e-6  # Share of a pixel, or of a stride, that rounding errors may reach.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipGrid:
     """Pixel grid, size and stride of chips in CRS units, each (x, y)."""
 
-    origin: tuple[float, float]
-    """A corner of a pixel."""
-    res: tuple[float, float]
-    """Pixel size."""
-    size: tuple[float, float]
-    """Width and height of a chip."""
-    stride: tuple[float, float]
-    """Steps to the right and down."""
+    origin: tuple[float, float]  #: A corner of a pixel.
+    res: tuple[float, float]  #: Pixel size.
+    size: tuple[float, float]  #: Width and height of a chip.
+    stride: tuple[float, float]  #: Steps to the right and down.
 
 
 def grid_chips(shapes: Geometries, grid: ChipGrid) -> tuple[Floats, Integers]:

@@ -21,20 +21,8 @@ from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 from rasteret_ml.samplers.sampler import Floats, Integers, parse_options
 
-__all__ = [
-    "BatchDiversity",
-    "GridTileLookup",
-    "Locality",
-    "TileLookup",
-    "TilePositions",
-    "batch_diversity",
-    "local_order",
-]
-
-_TILE = 512
-"""Tile side in pixels that is assumed for datasets without `tile_layout()` (most COGs have it)."""
-_CHUNK = 65536
-"""Chips to look up at a time: where scenes overlap, each may intersect hundreds."""
+_TILE = 512  # Tile side in pixels that is assumed for datasets without `tile_layout()` (most COGs have it).
+_CHUNK = 65536  # Chips to look up at a time: where scenes overlap, each may intersect hundreds.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +39,17 @@ class Locality:
         >>> sampler = RandomAOISampler(dataset, 256, 10_000, locality=Locality(blocks=16, lanes=4, batch_size=16))
     """
 
+    #: Active blocks, from as many scenes as possible. With as many as a batch has chips, batches hold as many scenes
+    #: and tiles as uniform draws do.
     blocks: int = 16
-    """Active blocks, from as many scenes as possible. With as many as a batch has chips, batches hold as many scenes
-    and tiles as uniform draws do."""
+    #: Side of a block in tiles (in chips, if these are larger). A block is traversed from one of its four sides, the
+    #: chips in a row of tiles in random order.
     tiles: int = 3
-    """Side of a block in tiles (in chips, if these are larger). A block is traversed from one of its four sides, the
-    chips in a row of tiles in random order."""
+    #: Batches that alternate, each with its own active blocks. With as many lanes as workers (or a multiple), each
+    #: worker keeps to its own blocks and every tile is decoded by one worker only. The order depends on this number,
+    #: not on the actual number of workers.
     lanes: int = 1
-    """Batches that alternate, each with its own active blocks. With as many lanes as workers (or a multiple), each
-    worker keeps to its own blocks and every tile is decoded by one worker only. The order depends on this number, not
-    on the actual number of workers."""
-    batch_size: int = 16
-    """Chips in a batch; only used with several lanes."""
+    batch_size: int = 16  #: Chips in a batch; only used with several lanes.
 
     def __post_init__(self) -> None:
         for name in ("blocks", "tiles", "lanes", "batch_size"):
@@ -87,12 +74,9 @@ class Locality:
 class TilePositions:
     """The tile that holds each chip's upper left corner."""
 
-    scene: Integers
-    """Index of the scene that holds the chip's centre; -1 = none `[N]`."""
-    row: Integers
-    """Row of tiles in that scene, downwards; for scene -1, in the whole dataset `[N]`."""
-    column: Integers
-    """Column of tiles, to the right `[N]`."""
+    scene: Integers  #: Index of the scene that holds the chip's centre; -1 = none `[N]`.
+    row: Integers  #: Row of tiles in that scene, downwards; for scene -1, in the whole dataset `[N]`.
+    column: Integers  #: Column of tiles, to the right `[N]`.
 
     def blocks(self, side: int) -> Integers:
         """Return the index from 0 of each chip's block of `side` x `side` tiles `[N]`."""
@@ -268,14 +252,10 @@ def _size(indices: Integers) -> int:
 class BatchDiversity:
     """Distinct scenes and tiles in a batch, and the expected numbers for a random order of the same chips."""
 
-    scenes: float
-    """Mean number of distinct scenes in a batch (a chip's scene holds its centre)."""
-    scenes_uniform: float
-    """Expected number of distinct scenes in a batch drawn uniformly from the same chips."""
-    tiles: float
-    """Mean number of distinct tiles in a batch (a chip's tile holds its upper left corner)."""
-    tiles_uniform: float
-    """Expected number of distinct tiles in a batch drawn uniformly from the same chips."""
+    scenes: float  #: Mean number of distinct scenes in a batch (a chip's scene holds its centre).
+    scenes_uniform: float  #: Expected number of distinct scenes in a batch drawn uniformly from the same chips.
+    tiles: float  #: Mean number of distinct tiles in a batch (a chip's tile holds its upper left corner).
+    tiles_uniform: float  #: Expected number of distinct tiles in a batch drawn uniformly from the same chips.
 
     @property
     def scene_ratio(self) -> float:

@@ -18,12 +18,9 @@ from rasteret_ml.samplers.random import Redraws
 from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
 from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_size
 
-__all__ = ["PerAOISampler"]
-
 Geometries = npt.NDArray[np.object_]
 
-_TOLERANCE = 1e-6
-"""Share of a pixel that rounding errors may reach."""
+_TOLERANCE = 1e-6  # Share of a pixel that rounding errors may reach.
 
 
 class PerAOISampler(ChipSampler):

@@ -21,29 +21,25 @@ from rasteret_ml.samplers.locality import GridTileLookup, Locality, local_order
 from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
 from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_options, parse_size
 
-__all__ = ["ChipPlacement", "Placement", "RandomAOISampler", "Redraws", "max_overlaps", "overlaps", "parse_share"]
-
-Placement = Literal["centre", "inside"]
-"""What must lie in the polygon: the chip's centre, or the whole chip."""
+Placement = Literal["centre", "inside"]  #: What must lie in the polygon: the chip's centre, or the whole chip.
 Geometries = npt.NDArray[np.object_]
 
 _log = logging.getLogger(__name__)
-_OVERLAP_ATTEMPTS = 32
-"""Points to try for a chip with a minimum overlap."""
+_OVERLAP_ATTEMPTS = 32  # Points to try for a chip with a minimum overlap.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipPlacement:
     """Where random chips may lie in their polygon."""
 
+    #: "centre": the chip's centre lies in the polygon (and, if the polygon leaves room, the chip in the scenes).
+    #: "inside": the whole chip lies in the polygon. None = "inside" without AOIs, else "centre".
     mode: Placement | None = None
-    """"centre": the chip's centre lies in the polygon (and, if the polygon leaves room, the chip in the scenes).
-    "inside": the whole chip lies in the polygon. None = "inside" without AOIs, else "centre"."""
+    #: Minimum distance of the centre (mode "inside": of the chip) from the polygon's edge, in CRS units.
     inset: float = 0.0
-    """Minimum distance of the centre (mode "inside": of the chip) from the polygon's edge, in CRS units."""
+    #: Share, 0 to 1, of a chip that must lie in its AOI's polygon. Up to 32 points in the polygon are tried, and if
+    #: none suffices, the best one is taken.
     min_overlap: float = 0.0
-    """Share, 0 to 1, of a chip that must lie in its AOI's polygon. Up to 32 points in the polygon are tried, and if
-    none suffices, the best one is taken."""
 
     def __post_init__(self) -> None:
         if self.mode not in (None, "centre", "inside"):
@@ -64,10 +60,8 @@ class ChipPlacement:
 class Redraws:
     """When to replace a chip by another one from the same AOI."""
 
-    min_valid: float
-    """Share of valid pixels, 0 to 1, below which a chip is replaced; 0 = never."""
-    max_redraws: int = 3
-    """Maximum number of further chips to read for a position, until one has enough valid pixels."""
+    min_valid: float  #: Share of valid pixels, 0 to 1, below which a chip is replaced; 0 = never.
+    max_redraws: int = 3  #: Maximum number of further chips to read for a position, until one has enough valid pixels.
 
     def __post_init__(self) -> None:
         parse_share(self.min_valid, "min_valid")

@@ -12,14 +12,12 @@ import torch.distributed
 
 from rasteret_ml.errors import UsageError
 
-__all__ = ["Ranks", "Remainder", "epoch_random", "parse_seed", "rank_positions", "uniforms"]
-
 _WORDS = 4  # 64-bit words in one step of Philox's counter (Salmon et al. 2011); a position takes one step
 
+#: What to do if the number of ranks does not divide an epoch: leave out its last chips ("drop"), or give every rank as
+#: many by adding chips without a valid pixel, which no loss or metric counts ("pad"), or by repeating the epoch's first
+#: chips ("repeat").
 Remainder = Literal["drop", "pad", "repeat"]
-"""What to do if the number of ranks does not divide an epoch: leave out its last chips ("drop"), or give every rank as
-many by adding chips without a valid pixel, which no loss or metric counts ("pad"), or by repeating the epoch's first
-chips ("repeat")."""
 
 
 def uniforms(seed: int, epoch: int, positions: range, attempt: int = 0) -> npt.NDArray[np.float64]:
@@ -66,10 +64,8 @@ def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
 class Ranks:
     """The rank of this process and the number of processes that train together."""
 
-    count: int = 1
-    """Number of processes."""
-    rank: int = 0
-    """Index of this process, from 0."""
+    count: int = 1  #: Number of processes.
+    rank: int = 0  #: Index of this process, from 0.
 
     def __post_init__(self) -> None:
         """Validate."""

@@ -21,16 +21,12 @@ from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
 from rasteret_ml.samplers.ranks import Ranks, Remainder, parse_seed, rank_positions
 
-__all__ = ["ChipSampler", "Floats", "Integers", "dilate_shapes", "parse_options", "parse_size"]
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Options = TypeVar("Options")
 
-_BLOCK = 1024
-"""AOIs to create at once."""
-_VERSION = 2
-"""Version of a state. Version 1 had the key `places` where the plan now has `coverage`."""
+_BLOCK = 1024  # AOIs to create at once.
+_VERSION = 2  # Version of a state. Version 1 had the key `places` where the plan now has `coverage`.
 
 
 class ChipSampler(DistributedSampler[AOI]):
@@ -50,16 +46,16 @@ class ChipSampler(DistributedSampler[AOI]):
         self.seed = parse_seed(seed)
         self.epoch = 0
         self.remainder = remainder
+        #: The rank to sample for; None = that of torch's process group when a pass begins.
         self.ranks: Ranks | None = None
-        """The rank to sample for; None = that of torch's process group when a pass begins."""
         self._passes = 0
         self._epoch_was_set = False
         self._start = 0
         self._progress = (0, 0)
         self._plan: Fingerprint | None = None
         self._time = _time_slice(dataset, time)
+        #: The AOIs that chips are drawn from, on the dataset's target grids.
         self.coverage: AOICoverage = _drop_outside_time(coverage, self._time, outside)
-        """The AOIs that chips are drawn from, on the dataset's target grids."""
 
     # Order ----------------------------------------------------------------------------------------------------
 

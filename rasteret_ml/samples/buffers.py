@@ -11,10 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-__all__ = ["batch_buffer", "batch_buffers", "batch_rows", "stacked_base", "torch_dtype"]
-
-_ALIGNMENT = 64
-"""Alignment of tensors that share memory, in bytes; the same as torch's allocator."""
+_ALIGNMENT = 64  # Alignment of tensors that share memory, in bytes; the same as torch's allocator.
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

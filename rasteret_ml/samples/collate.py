@@ -15,11 +15,9 @@ from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_buffers, stacked_base
 from rasteret_ml.samples.sample import Sample, bounds_tensor
 
-__all__ = ["NO_LABEL", "blank_padding", "blank_sample", "collate"]
-
-NO_LABEL = -100
-"""Class of missing labels, which torch's losses ignore by default."""
+NO_LABEL = -100  #: Class of missing labels, which torch's losses ignore by default.
 _SQUEEZED = ("label", "aoi", "epsg", "length")
+# Keys with T as first axis: the number of axes, and the value of padding.
 _SERIES: dict[str, tuple[int, float | int | bool]] = {
     "time": (1, math.nan),
     "record": (1, -1),
@@ -27,7 +25,6 @@ _SERIES: dict[str, tuple[int, float | int | bool]] = {
     "scale": (2, 1.0),
     "offset": (2, 0.0),
 }
-"""Keys with T as first axis: the number of axes, and the value of padding."""
 
 
 def collate(samples: Sequence[Sample], ignore_index: int = NO_LABEL) -> Sample:

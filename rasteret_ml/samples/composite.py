@@ -12,10 +12,8 @@ import numpy.typing as npt
 from rasteret_ml.errors import UsageError
 from rasteret_ml.raster.chip import Scaling
 
-__all__ = ["Composite"]
-
+#: Median or mean of each band, or the pixel of the date with the largest (a - b) / (a + b) of two bands.
 CompositeKind = Literal["median", "mean", "max_index"]
-"""Median or mean of each band, or the pixel of the date with the largest (a - b) / (a + b) of two bands."""
 
 _NIR, _RED = ("B08", "B8", "nir", "NIR"), ("B04", "B4", "red", "RED")
 
@@ -29,10 +27,8 @@ class Composite:
         Composite(kind='max_index', bands=(1, 0))
     """
 
-    kind: CompositeKind
-    """The reduction."""
-    bands: tuple[int, int] = (0, 0)
-    """For `max_index`: indices along C of a and b."""
+    kind: CompositeKind  #: The reduction.
+    bands: tuple[int, int] = (0, 0)  #: For `max_index`: indices along C of a and b.
 
     @classmethod
     def parse(cls, composite: Composite | str | Mapping[str, Any] | None, bands: Sequence[str]) -> Composite | None:

@@ -9,10 +9,8 @@ from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["resample_low_valid", "valid_share"]
-
+#: Reads spare queries, given their positions in the batch; returns None for those that cannot be read.
 ReadSpares = Callable[[Sequence[int], Sequence[Any]], Sequence[Sample | None]]
-"""Reads spare queries, given their positions in the batch; returns None for those that cannot be read."""
 
 
 def valid_share(sample: Sample) -> float:

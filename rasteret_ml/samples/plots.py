@@ -19,12 +19,10 @@ from rasteret_ml.samples.sample import Sample
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_from", "plot_sample", "plot_series", "shown_bands"]
-
+# Band names that are shown in colour: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter.
 _RED_GREEN_BLUE = (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"), ("r", "g", "b"))
-"""Band names that are shown in colour: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter."""
+# Largest number of axes of a key in one sample; a batch has more.
 _ITEM_AXES = {"image": 4, "transform": 1, "bounds": 1, "time": 1}
-"""Largest number of axes of a key in one sample; a batch has more."""
 
 _KEYS = (
     "image", "mask_valid", "mask_clear", "mask_aoi", "prediction", "label", "time", "time_valid", "transform", "crs",

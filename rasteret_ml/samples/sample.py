@@ -21,37 +21,20 @@ from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.buffers import batch_rows, torch_dtype
 from rasteret_ml.samples.composite import Composite
 
-__all__ = [
-    "TENSOR_ONLY",
-    "ChipSeries",
-    "LabelRule",
-    "Sample",
-    "SampleSpec",
-    "apply_composite",
-    "bounds_tensor",
-    "draw_columns",
-    "make_samples",
-    "seconds_of",
-    "snapped_slices",
-]
+Sample = dict[str, Any]  #: Tensors by key; under TorchGeo 0.8, `bounds` holds slices and `crs` a CRS.
 
-Sample = dict[str, Any]
-"""Tensors by key; under TorchGeo 0.8, `bounds` holds slices and `crs` a CRS."""
-
+#: Whether samples hold only tensors (TorchGeo 0.9 and later); the code of 0.8 needs slices as `bounds`, and `crs`.
 TENSOR_ONLY = hasattr(GeoDataset, "_slice_to_tensor")
-"""Whether samples hold only tensors (TorchGeo 0.9 and later); the code of 0.8 needs slices as `bounds`, and `crs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelRule:
     """How to turn stored labels into a mask."""
 
+    #: Sorted stored values, and the class of each; None = stored values are classes.
     remap: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
-    """Sorted stored values, and the class of each; None = stored values are classes."""
-    ignore_index: int
-    """Class of pixels that are invalid or not in `remap`."""
-    continuous: bool
-    """Whether labels are floats: the mask is then float32, NaN where invalid."""
+    ignore_index: int  #: Class of pixels that are invalid or not in `remap`.
+    continuous: bool  #: Whether labels are floats: the mask is then float32, NaN where invalid.
 
     @classmethod
     def make(
@@ -99,26 +82,16 @@ class LabelRule:
 class SampleSpec:
     """Keys and contents of a dataset's samples."""
 
-    key: str
-    """Key of the pixels: "image", "mask", or a name that starts with either."""
-    rule: LabelRule | None
-    """How to make labels; None = the samples are images."""
-    mask_aoi: bool
-    """Whether to add `mask_aoi`."""
-    all_touched: bool
-    """Whether pixels that the AOI's polygon touches are inside, not only those whose centre is."""
-    mask_outside: bool
-    """Whether to fill pixels outside the AOI's polygon."""
-    valid_per_band: bool
-    """Whether `mask_valid` is `[C, H, W]` instead of `[1, H, W]`, valid in all bands."""
-    with_scale: bool
-    """Whether to add `scale` and `offset`."""
-    with_clear: bool
-    """Whether to add `mask_clear`."""
-    with_epsg: bool
-    """Whether to add `epsg`."""
-    series: bool
-    """Whether samples are time series with an axis T."""
+    key: str  #: Key of the pixels: "image", "mask", or a name that starts with either.
+    rule: LabelRule | None  #: How to make labels; None = the samples are images.
+    mask_aoi: bool  #: Whether to add `mask_aoi`.
+    all_touched: bool  #: Whether pixels that the AOI's polygon touches are inside, not only those whose centre is.
+    mask_outside: bool  #: Whether to fill pixels outside the AOI's polygon.
+    valid_per_band: bool  #: Whether `mask_valid` is `[C, H, W]` instead of `[1, H, W]`, valid in all bands.
+    with_scale: bool  #: Whether to add `scale` and `offset`.
+    with_clear: bool  #: Whether to add `mask_clear`.
+    with_epsg: bool  #: Whether to add `epsg`.
+    series: bool  #: Whether samples are time series with an axis T.
 
     @property
     def keys(self) -> set[str]:
@@ -142,12 +115,9 @@ class SampleSpec:
 class ChipSeries:
     """Chips of one query."""
 
-    chips: tuple[Chip, ...]
-    """One per date, ascending; a single one if there is no axis T."""
-    seconds: tuple[float, ...]
-    """Time of each chip, POSIX seconds UTC; NaN = undated."""
-    length: int
-    """T, padding included."""
+    chips: tuple[Chip, ...]  #: One per date, ascending; a single one if there is no axis T.
+    seconds: tuple[float, ...]  #: Time of each chip, POSIX seconds UTC; NaN = undated.
+    length: int  #: T, padding included.
 
     @property
     def grid(self) -> Grid:

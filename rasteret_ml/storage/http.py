@@ -35,15 +35,12 @@ from rasteret_ml.errors import (
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http1.connection import Response, ResponseHead, ResponseTimeoutError, UnsupportedResponseError
 from rasteret_ml.storage.http1.pool import ConnectionPool
-from rasteret_ml.storage.limits import FetchLimits, Timeouts
-from rasteret_ml.storage.reader import RangeResponse
+from rasteret_ml.storage.reader import FetchLimits, RangeResponse, Timeouts
 from rasteret_ml.storage.urls import public_url
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["HttpReader"]
-
+# Identity, because a range of a compressed response is not a range of the file.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "rasteret-ml"}
-"""Identity, because a range of a compressed response is not a range of the file."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 

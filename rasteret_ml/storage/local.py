@@ -15,8 +15,6 @@ from rasteret_ml.storage.reader import RangeResponse
 from rasteret_ml.storage.urls import local_path
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["LocalReader"]
-
 _NO_WAIT: int = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -30,8 +28,8 @@ class LocalReader:
 
     def __init__(self, meter: Meter | None = None) -> None:
         self._meter = meter or Meter()
+        # Folders whose file system cannot tell what is cached (network shares); "" = all folders.
         self._threaded: set[str] = set() if _NO_WAIT else {""}
-        """Folders whose file system cannot tell what is cached (network shares); "" = all folders."""
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """See `RangeReader.read`."""

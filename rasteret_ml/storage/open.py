@@ -8,16 +8,13 @@ from collections.abc import Awaitable, Callable
 from rasteret_ml.errors import AccessDeniedError, UsageError, redact
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http import HttpReader
-from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.local import LocalReader
-from rasteret_ml.storage.reader import RangeReader, RangeResponse
+from rasteret_ml.storage.reader import FetchLimits, RangeReader, RangeResponse
 from rasteret_ml.storage.urls import is_remote
 from rasteret_ml.telemetry import Meter
 
-__all__ = ["SchemeReader", "SignHook", "SigningReader", "open_reader"]
-
+#: Turns a stored href into one that can be read now. Called before each read; its result is never stored.
 SignHook = Callable[[str], str | Awaitable[str]]
-"""Turns a stored href into one that can be read now. Called before each read; its result is never stored."""
 
 
 class SchemeReader:

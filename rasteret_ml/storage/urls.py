@@ -20,8 +20,6 @@ from urllib.request import url2pathname
 
 from rasteret_ml.errors import UsageError, redact
 
-__all__ = ["is_remote", "local_path", "public_url", "resolve_href", "sidecar_href"]
-
 _SCHEMES = ("http", "https", "s3", "gs", "az", "abfs", "abfss", "file")
 
 

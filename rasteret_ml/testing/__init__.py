@@ -3,9 +3,8 @@
 The library imports nothing from here; tests and examples may, those of users included.
 """
 
-from rasteret_ml.testing.check_resume import batch_digest, check_resume
+from rasteret_ml.testing.checks import MemoryReader, RangeReaderSuite, RecordingReader, batch_digest, check_resume
 from rasteret_ml.testing.cogs import make_cog
-from rasteret_ml.testing.readers_suite import MemoryReader, RangeReaderSuite, RecordingReader
 from rasteret_ml.testing.server import BrokenBytes, InjectedError, RangeServer
 
 __all__ = [

@@ -12,8 +12,6 @@ from affine import Affine
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
 
-__all__ = ["make_cog"]
-
 
 def make_cog(
     path: str | os.PathLike[str],

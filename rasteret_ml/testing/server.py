@@ -18,8 +18,6 @@ from typing import Literal
 
 from aiohttp import web
 
-__all__ = ["BrokenBytes", "InjectedError", "RangeServer", "ServedRequest", "main"]
-
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
 
@@ -27,46 +25,33 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 class InjectedError:
     """How the server fails the next `times` requests of a path."""
 
+    #: Respond with a status; the whole file with 200; nothing until the server stops; half the body; an HTML page.
     kind: Literal["status", "ignore_range", "hang", "cut", "html"]
-    """Respond with a status; the whole file with 200; nothing until the server stops; half the body; an HTML page."""
-    status: int = 500
-    """Status of the kind `status`."""
-    times: int = 1 << 30
-    """Requests that fail; later ones succeed."""
-    headers: tuple[tuple[str, str], ...] = ()
-    """Extra headers of the kind `status`."""
+    status: int = 500  #: Status of the kind `status`.
+    times: int = 1 << 30  #: Requests that fail; later ones succeed.
+    headers: tuple[tuple[str, str], ...] = ()  #: Extra headers of the kind `status`.
 
 
 @dataclass(slots=True, kw_only=True)
 class BrokenBytes:
     """Bytes that the server cannot read: a request for any of them fails with a status."""
 
-    path: str
-    """Path of the file, without the leading slash."""
-    start: int
-    """First byte."""
-    stop: int
-    """One past the last byte."""
-    status: int = 503
-    """Status of the response."""
-    times: int = 1 << 30
-    """Requests that fail; later ones succeed."""
+    path: str  #: Path of the file, without the leading slash.
+    start: int  #: First byte.
+    stop: int  #: One past the last byte.
+    status: int = 503  #: Status of the response.
+    times: int = 1 << 30  #: Requests that fail; later ones succeed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedRequest:
     """One request as the server saw it."""
 
-    path: str
-    """Path, without the leading slash."""
-    query: str
-    """Query string."""
-    range: tuple[int, int] | None
-    """First requested byte and one past the last; None = no range."""
-    sent: int
-    """Body bytes of the response."""
-    failed: bool = False
-    """Whether it failed because of `broken` or `error_rate`."""
+    path: str  #: Path, without the leading slash.
+    query: str  #: Query string.
+    range: tuple[int, int] | None  #: First requested byte and one past the last; None = no range.
+    sent: int  #: Body bytes of the response.
+    failed: bool = False  #: Whether it failed because of `broken` or `error_rate`.
 
 
 class RangeServer:
@@ -96,15 +81,12 @@ class RangeServer:
     ) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self.latency = latency
-        self.errors: dict[str, InjectedError] = {}
-        """Injected errors by path (without the leading slash)."""
-        self.broken: list[BrokenBytes] = []
-        """Bytes that cannot be read."""
+        self.errors: dict[str, InjectedError] = {}  #: Injected errors by path (without the leading slash).
+        self.broken: list[BrokenBytes] = []  #: Bytes that cannot be read.
         self.error_rate = error_rate
         self.seed = seed
         self._counts: Counter[tuple[str, int, int]] = Counter()
-        self.requests: list[ServedRequest] = []
-        """All requests so far."""
+        self.requests: list[ServedRequest] = []  #: All requests so far.
         self.port = port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

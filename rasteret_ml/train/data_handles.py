@@ -1,25 +1,33 @@
-"""The data of a training run: images, labels, areas and statistics, each opened or measured on first use."""
+"""The data of a training run: images, labels, areas and statistics, each opened, built or measured on first use."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import inspect
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
+from rasteret_ml.collection.build.build import build
+from rasteret_ml.collection.build.read_source import expand_paths
 from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.write import check_output_path
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.raster_dataset import RasteretDataset
-from rasteret_ml.errors import UsageError
+from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.samplers.random import RandomAOISampler
 from rasteret_ml.samplers.splits.leaks import check_splits
+from rasteret_ml.storage.urls import is_remote
 from rasteret_ml.train.datamodule_config import (
     LoadingConfig,
     NormalizationConfig,
@@ -27,14 +35,71 @@ from rasteret_ml.train.datamodule_config import (
     SplitConfig,
     to_builtin,
 )
-from rasteret_ml.train.sources import RasterSource
 from rasteret_ml.transforms.statistics import DatasetStatistics, dataset_statistics
 
-__all__ = ["DataHandles", "DatasetOptions", "StatisticsSource", "class_map"]
-
-_CLASS_CHIPS = 256
-"""Chips to read for counting classes: more than for means, to find rare ones."""
 _log = logging.getLogger(__name__)
+
+#: A Collection or its path, or GeoTIFFs: a path, glob, folder, URL, `.txt` list, STAC item, or a list of these.
+Rasters = str | list[str] | os.PathLike[str] | Collection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RasterSource:
+    """Rasters as the user gave them, and how to get their Collection."""
+
+    #: What they are; labels get no date, because they apply to every image of their place.
+    role: Literal["images", "labels"]
+    given: Rasters  #: What the user gave.
+    #: Band names, by which files of one band each are grouped; None = each file is a record.
+    bands: tuple[str, ...] | None
+    folder: Path  #: Where to build a Collection.
+
+    def open(self) -> Collection:
+        """Open the Collection, or build it; of several processes one builds and the others wait.
+
+        Raises:
+            UsageError: no files, or a folder that cannot be written to.
+            DataError, FetchError: the first file that cannot be read. Build the Collection with `build` to skip it.
+        """
+        if isinstance(self.given, Collection):
+            return self.given
+        paths = [self.given] if isinstance(self.given, (str, os.PathLike)) else self.given
+        texts = [os.fspath(path) for path in paths]
+        if not texts:
+            raise UsageError(f"{self.role} must not be empty; give at least one path.")
+        if len(texts) == 1 and (texts[0].endswith(".parquet") or _is_collection_folder(texts[0])):
+            return Collection.open(texts[0])
+        return self._built(expand_paths(texts))
+
+    def _built(self, files: Sequence[str]) -> Collection:
+        identity = [self.role, [_version(file) for file in files], self.bands]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        path = check_output_path(self.folder / f"{self.role}-{key}.parquet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # the system releases it if its holder dies
+            if path.exists():
+                try:
+                    return Collection.open(path)
+                except CollectionError:
+                    _log.warning("%s is not readable and is built again", path)
+            datetime = "filename" if self.role == "images" else None
+            return build(files, path, bands=self.bands, datetime=datetime, strict=True)
+
+
+def _version(path: str) -> list[Any]:
+    """Return what identifies a state of a file (path, size, time of change); of a URL, the URL."""
+    if is_remote(path) or not os.path.exists(path):
+        return [path]
+    stat = os.stat(path)
+    return [path, stat.st_size, stat.st_mtime_ns]
+
+
+def _is_collection_folder(path: str) -> bool:
+    folder = Path(path)
+    return folder.is_dir() and any(folder.rglob("*.parquet")) and not any(folder.rglob("*.tif*"))
+
+
+_CLASS_CHIPS = 256  # Chips to read for counting classes: more than for means, to find rare ones.
 
 Classes = Literal["auto"] | dict[int, int] | None
 
@@ -59,8 +124,8 @@ class DatasetOptions:
             raise UsageError(f"dataset must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
         TimeSeries.of(self.given.get("series"))
         quality = self.given.get("quality")
+        #: Band that tells clear pixels, to build into the records beside the image's bands.
         self.quality_band = None if quality is None else QualityMask.parse(quality).band
-        """Band that tells clear pixels, to build into the records beside the image's bands."""
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -150,16 +215,11 @@ class StatisticsSource:
 class DataHandles:
     """What a datamodule reads; each part is opened once, on first use. Subclasses set the attributes below."""
 
-    ignore_index: int
-    """Class of invalid pixels."""
-    split: SplitConfig
-    """Where to train, validate and test."""
-    sampling: SamplingConfig
-    """Which chips to train on and to predict."""
-    loading: LoadingConfig
-    """How batches are loaded."""
-    normalization: NormalizationConfig
-    """What images are normalised with."""
+    ignore_index: int  #: Class of invalid pixels.
+    split: SplitConfig  #: Where to train, validate and test.
+    sampling: SamplingConfig  #: Which chips to train on and to predict.
+    loading: LoadingConfig  #: How batches are loaded.
+    normalization: NormalizationConfig  #: What images are normalised with.
     _sources: dict[str, RasterSource]
     _bands: tuple[str, ...] | None
     _label_band: str | None

@@ -15,14 +15,14 @@ import torch
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.loader.error_policy import ErrorPolicy
+from rasteret_ml.loader.failures import ErrorPolicy
 from rasteret_ml.loader.loader import DataLoader
 from rasteret_ml.raster.worker_loop import close_idle_loop
 from rasteret_ml.samplers.grid_sampler import GridAOISampler
 from rasteret_ml.samples.collate import collate
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample
-from rasteret_ml.train.data_handles import DataHandles, DatasetOptions, class_map
+from rasteret_ml.train.data_handles import DataHandles, DatasetOptions, Rasters, RasterSource, class_map
 from rasteret_ml.train.datamodule_config import (
     LoadingConfig,
     NormalizationConfig,
@@ -33,16 +33,12 @@ from rasteret_ml.train.datamodule_config import (
     to_builtin,
     to_config,
 )
-from rasteret_ml.train.sources import Rasters, RasterSource
+from rasteret_ml.transforms.augment import random_flip_rot90
 from rasteret_ml.transforms.device import to_device
-from rasteret_ml.transforms.flips import random_flip_rot90
 from rasteret_ml.transforms.normalize import normalize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-__all__ = ["ExactResume", "FixedEpochSampler", "RasteretDataModule", "fix_epoch_count"]
 
 
 class FixedEpochSampler(SequentialSampler, DistributedSampler[Any]):
@@ -160,8 +156,7 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         self._bands = None if bands is None else tuple(str(band) for band in bands)
         self._label_band, self._classes, self._augment = label_band, class_map(classes), augment
         self.ignore_index = int(ignore_index)
-        self.batch_size = self.loading.batch_size
-        """Chips in a batch; Lightning's `BatchSizeFinder` changes it."""
+        self.batch_size = self.loading.batch_size  #: Chips in a batch; Lightning's `BatchSizeFinder` changes it.
         quality, folder = self._dataset.quality_band, Path(cache_dir).expanduser()
         stored = self._bands if self._bands is None or quality is None else (*self._bands, quality)
         self._sources = {"images": RasterSource(role="images", given=to_builtin(images), bands=stored, folder=folder)}

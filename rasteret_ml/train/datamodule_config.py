@@ -19,26 +19,14 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from, polygons_from
 from rasteret_ml.geo.regions import erode_by_box, polygonal
-from rasteret_ml.loader.error_policy import ErrorPolicy
+from rasteret_ml.loader.failures import ErrorPolicy
 from rasteret_ml.samplers.aoi.target_grids import spatial_split
 from rasteret_ml.samplers.locality import Locality
 from rasteret_ml.samplers.random import Placement
 from rasteret_ml.transforms.normalize import per_band_numbers
 
-__all__ = [
-    "LoadingConfig",
-    "NormalizationConfig",
-    "Polygons",
-    "SamplingConfig",
-    "SplitConfig",
-    "builtin_fields",
-    "is_builtin",
-    "to_builtin",
-    "to_config",
-]
-
+#: Polygons: a path, a lon/lat box, GeoJSON, a table, a geometry.
 Polygons: TypeAlias = str | list[float] | dict[str, Any] | gpd.GeoDataFrame | gpd.GeoSeries | BaseGeometry
-"""Polygons: a path, a lon/lat box, GeoJSON, a table, a geometry."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -51,21 +39,17 @@ class SplitConfig:
         UsageError: `table` together with other polygons.
     """
 
+    #: Side of the area to hold out for validation; None = hold nothing out.
     val_side: Literal["top", "bottom", "left", "right"] | None = "top"
-    """Side of the area to hold out for validation; None = hold nothing out."""
-    val_fraction: float = 0.3
-    """Share of the area's height or width that `val_side` takes."""
-    val_aois: Polygons | None = None
-    """Polygons to hold out for validation, instead of a side."""
-    test_aois: Polygons | None = None
-    """Polygons to hold out for testing; None = test where validation is done."""
+    val_fraction: float = 0.3  #: Share of the area's height or width that `val_side` takes.
+    val_aois: Polygons | None = None  #: Polygons to hold out for validation, instead of a side.
+    test_aois: Polygons | None = None  #: Polygons to hold out for testing; None = test where validation is done.
+    #: Polygons to centre training chips in, where a chip stays out of the held-out areas; None = everywhere else.
     train_aois: Polygons | None = None
-    """Polygons to centre training chips in, where a chip stays out of the held-out areas; None = everywhere else."""
+    #: Instead of all of the above: a table of polygons (or its path) with a column `split` of "train", "val" or "test",
+    #: as `split_blocks` and `split_aois` return; other rows are ignored.
     table: Polygons | None = None
-    """Instead of all of the above: a table of polygons (or its path) with a column `split` of "train", "val" or "test",
-    as `split_blocks` and `split_aois` return; other rows are ignored."""
-    buffer: float = 0.0
-    """Minimum distance between splits, in CRS units."""
+    buffer: float = 0.0  #: Minimum distance between splits, in CRS units.
 
     def __post_init__(self) -> None:
         if self.table is not None and not (self.val_aois is self.test_aois is self.train_aois is None):
@@ -140,22 +124,17 @@ class SamplingConfig:
         UsageError: an empty chip, or an overlap that is not smaller than a chip.
     """
 
-    size: int = 128
-    """Chip size in pixels."""
-    length: int = 1000
-    """Training chips in an epoch."""
-    overlap: int | None = None
-    """Pixels by which neighbouring chips overlap in prediction; None = a quarter of `size`."""
+    size: int = 128  #: Chip size in pixels.
+    length: int = 1000  #: Training chips in an epoch.
+    overlap: int | None = None  #: Pixels by which neighbouring chips overlap in prediction; None = a quarter of `size`.
+    #: Where training chips lie in their polygons, see `RandomAOISampler`; None = "centre" with
+    #: `SplitConfig.train_aois`, else "inside".
     placement: Placement | None = None
-    """Where training chips lie in their polygons, see `RandomAOISampler`; None = "centre" with
-    `SplitConfig.train_aois`, else "inside"."""
-    min_valid: float = 0.0
-    """Minimum share of valid pixels in a training chip."""
+    min_valid: float = 0.0  #: Minimum share of valid pixels in a training chip.
+    #: Number of active tile blocks to draw training chips from in turn, or the fields of `Locality`; None = uniform
+    #: order.
     locality: int | dict[str, int] | Locality | None = None
-    """Number of active tile blocks to draw training chips from in turn, or the fields of `Locality`; None = uniform
-    order."""
-    seed: int = 0
-    """Seed of the training chips, their order and their augmentation."""
+    seed: int = 0  #: Seed of the training chips, their order and their augmentation.
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -185,25 +164,18 @@ class SamplingConfig:
 class LoadingConfig:
     """How to load batches, see `DataLoader`."""
 
-    batch_size: int = 16
-    """Chips in a batch."""
-    num_workers: int = 0
-    """Loader processes; 0 = load in this one."""
+    batch_size: int = 16  #: Chips in a batch.
+    num_workers: int = 0  #: Loader processes; 0 = load in this one.
+    #: How workers start; None = torch's default.
     multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None
-    """How workers start; None = torch's default."""
-    prefetch_factor: int | None = None
-    """Batches to prepare ahead in each worker; None = torch's default."""
-    persistent_workers: bool = True
-    """Keep workers between epochs."""
-    pin_memory: bool | None = None
-    """Pin batches in memory; None = where there is a GPU."""
-    lookahead: int | None = None
-    """Batches to start reading ahead; None = the default of `DataLoader`."""
-    lookahead_bytes: int | None = None
-    """Memory for them, in bytes; None = the default of `DataLoader`."""
+    prefetch_factor: int | None = None  #: Batches to prepare ahead in each worker; None = torch's default.
+    persistent_workers: bool = True  #: Keep workers between epochs.
+    pin_memory: bool | None = None  #: Pin batches in memory; None = where there is a GPU.
+    lookahead: int | None = None  #: Batches to start reading ahead; None = the default of `DataLoader`.
+    lookahead_bytes: int | None = None  #: Memory for them, in bytes; None = the default of `DataLoader`.
+    #: What to do about chips that cannot be read, see `ErrorPolicy`; None = raise. "replace" is for training: where
+    #: each chip counts once, it becomes "fill".
     errors: str | dict[str, Any] | ErrorPolicy | None = None
-    """What to do about chips that cannot be read, see `ErrorPolicy`; None = raise. "replace" is for training: where
-    each chip counts once, it becomes "fill"."""
 
     def loader_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `DataLoader` that are set and apply to this number of workers."""
@@ -223,17 +195,15 @@ class NormalizationConfig:
         UsageError: one number for all bands, or a std that is not positive.
     """
 
-    mean: Sequence[float] | None = None
-    """Mean of each band `[C]`; None = measure it in the training area."""
+    mean: Sequence[float] | None = None  #: Mean of each band `[C]`; None = measure it in the training area.
+    #: Standard deviation of each band `[C]`; None = measure it in the training area.
     std: Sequence[float] | None = None
-    """Standard deviation of each band `[C]`; None = measure it in the training area."""
+    #: Whether mean and std are those of scaled pixels, stored * scale + offset as the files state them.
     scaled: bool = False
-    """Whether mean and std are those of scaled pixels, stored * scale + offset as the files state them."""
+    #: YAML file to read mean, std and classes from; if missing, it is written after they are measured. Delete it when
+    #: the splits change.
     statistics: str | os.PathLike[str] | None = None
-    """YAML file to read mean, std and classes from; if missing, it is written after they are measured. Delete it when
-    the splits change."""
-    max_chips: int | None = 64
-    """Chips to read for measuring; None = all."""
+    max_chips: int | None = 64  #: Chips to read for measuring; None = all.
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):

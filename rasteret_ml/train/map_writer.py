@@ -16,11 +16,9 @@ from torch.utils.data import DistributedSampler
 from rasteret_ml.errors import UsageError
 from rasteret_ml.predict.mosaic_layout import SubsetSampler
 from rasteret_ml.predict.prediction_map import PredictionMap
-from rasteret_ml.predict.progress import data_digest, weights_digest
+from rasteret_ml.predict.rank_shard import data_digest, weights_digest
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samples.sample import Sample
-
-__all__ = ["MapWriter"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +65,7 @@ class MapWriter(pl.Callback):
         self._map: PredictionMap | None = None
         self._start: Callable[[], PredictionMap] | None = None
         self._full_sampler: Any = None
-        self.paths: list[str] = []
-        """Paths of the maps that were written."""
+        self.paths: list[str] = []  #: Paths of the maps that were written.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Replace the datamodule's sampler by the chips that are still to be predicted."""

@@ -13,8 +13,6 @@ from rasteret_ml.loader.bottleneck import Bottleneck, TimeShares, time_shares
 from rasteret_ml.loader.loader import DataLoader
 from rasteret_ml.loader.stats import LoaderStats, StatsBoard, samples_in
 
-__all__ = ["LoaderMonitor"]
-
 
 class LoaderMonitor(pl.Callback):
     """Logs the speed of loading, and what the model waits for, to each of the trainer's loggers.

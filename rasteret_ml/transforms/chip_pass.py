@@ -19,21 +19,16 @@ from rasteret_ml.samplers.grid_sampler import GridAOISampler
 from rasteret_ml.samplers.ranks import epoch_random
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["ChipPass", "CountedChip"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CountedChip:
     """A chip with the pixels that count."""
 
-    position: int
-    """Its position in the grid of chips."""
-    sample: Sample
-    """The dataset's sample."""
-    labels: npt.NDArray[Any] | None
-    """Labels `[H, W]`; None if the sample has none."""
+    position: int  #: Its position in the grid of chips.
+    sample: Sample  #: The dataset's sample.
+    labels: npt.NDArray[Any] | None  #: Labels `[H, W]`; None if the sample has none.
+    #: True where pixels are valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`.
     counts: npt.NDArray[np.bool_]
-    """True where pixels are valid and inside the AOI, `[1 or C, H, W]` or `[T, 1 or C, H, W]`."""
 
     @property
     def labels_count(self) -> npt.NDArray[np.bool_]:
@@ -65,10 +60,8 @@ class ChipPass:
             raise UsageError(f"batch_size and max_chips must be > 0, got {batch_size} and {max_chips}.")
         self._dataset, self._batch_size, self._key = dataset, int(batch_size), key
         self._has_aois = aois is not None
-        self.grid = GridAOISampler(dataset, size, aois=aois)
-        """All chips."""
-        self.positions: Sequence[int] = range(self.grid.total)
-        """Positions of the chips to read."""
+        self.grid = GridAOISampler(dataset, size, aois=aois)  #: All chips.
+        self.positions: Sequence[int] = range(self.grid.total)  #: Positions of the chips to read.
         if max_chips is not None and self.grid.total > max_chips:
             drawn = np.argsort(epoch_random(seed, 0).random(self.grid.total), kind="stable")[:max_chips]
             self.positions = np.sort(drawn).tolist()

@@ -13,8 +13,6 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_geometries
 from rasteret_ml.transforms.chip_pass import ChipPass
 
-__all__ = ["balanced_weights", "label_cells"]
-
 _PREFIX = "class_"
 _MAX_STEPS = 500
 _TOLERANCE = 1e-6

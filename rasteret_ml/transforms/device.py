@@ -9,10 +9,8 @@ import torch
 
 from rasteret_ml.samples.sample import Sample
 
-__all__ = ["device_batches", "to_device"]
-
+# Keys that the host reads: on the device it would have to wait for them. Some devices also lack float64.
 _ON_HOST = ("bounds", "draw", "transform")
-"""Keys that the host reads: on the device it would have to wait for them. Some devices also lack float64."""
 
 
 def device_batches(

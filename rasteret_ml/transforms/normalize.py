@@ -11,18 +11,8 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.samples.merge import scale_name
 from rasteret_ml.samples.sample import Sample
 
-__all__ = [
-    "fill_invalid",
-    "ignore_outside",
-    "image_keys",
-    "label_keys",
-    "normalize",
-    "per_band_numbers",
-    "validity_keys",
-]
-
+#: A number for each band of the image; with several images, a mapping of their keys to such numbers.
 PerBand = Sequence[float] | Mapping[str, Sequence[float]]
-"""A number for each band of the image; with several images, a mapping of their keys to such numbers."""
 
 
 def normalize(

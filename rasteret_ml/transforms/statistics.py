@@ -20,50 +20,39 @@ from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.samplers.ranks import uniforms
 from rasteret_ml.transforms.chip_pass import ChipPass, CountedChip
 
-__all__ = ["Accumulator", "BandStatistics", "DatasetStatistics", "accumulator_for", "dataset_statistics"]
-
 _HEADER = "# Statistics over valid pixels, in stored units (or scaled: true), made by rasteret_ml.dataset_statistics.\n"
 _BINS = 64
+# Pixels to keep of a band that has too many values to count: the standard deviation of a percentile's rank is then at
+# most 0.14 %.
 _SAMPLE = 1 << 17
-"""Pixels to keep of a band that has too many values to count: the standard deviation of a percentile's rank is then at
-most 0.14 %."""
-_COUNTED_BYTES = 2
-"""Size of the largest integers to count value by value."""
+_COUNTED_BYTES = 2  # Size of the largest integers to count value by value.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BandStatistics:
     """Statistics of one band over valid, finite pixels, of stored values unless made with `scaled`."""
 
-    mean: float
-    """Mean."""
-    std: float
-    """Standard deviation (population)."""
-    min: float
-    """Minimum."""
-    max: float
-    """Maximum."""
-    count: int
-    """Number of pixels."""
-    percentiles: dict[float, float]
-    """Value of each percentile, by numpy's default (linear) method."""
+    mean: float  #: Mean.
+    std: float  #: Standard deviation (population).
+    min: float  #: Minimum.
+    max: float  #: Maximum.
+    count: int  #: Number of pixels.
+    percentiles: dict[float, float]  #: Value of each percentile, by numpy's default (linear) method.
+    #: Pixels in 64 equal bins from `min` to `max`, the last one closed, as in `numpy.histogram`.
     histogram: tuple[int, ...]
-    """Pixels in 64 equal bins from `min` to `max`, the last one closed, as in `numpy.histogram`."""
+    #: Pixels that percentiles and histogram are computed from: `count` if exact, else the size of a random sample.
     sampled: int
-    """Pixels that percentiles and histogram are computed from: `count` if exact, else the size of a random sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStatistics:
     """Statistics of a dataset, and how they were made."""
 
-    bands: dict[str, BandStatistics]
-    """By band, in the order of C; continuous labels by their key, `mask`."""
-    classes: dict[int, int]
-    """Pixels of each class in `mask`; empty without categorical labels."""
+    bands: dict[str, BandStatistics]  #: By band, in the order of C; continuous labels by their key, `mask`.
+    classes: dict[int, int]  #: Pixels of each class in `mask`; empty without categorical labels.
+    #: How they were made: `seed`, `size`, `chips` (read), `chips_in_all`, `pixels` (counted, over all bands), `bounds`
+    #: (of the area, by CRS), and `scaled` if they are of scaled values.
     made: dict[str, Any]
-    """How they were made: `seed`, `size`, `chips` (read), `chips_in_all`, `pixels` (counted, over all bands), `bounds`
-    (of the area, by CRS), and `scaled` if they are of scaled values."""
 
     @property
     def mean(self) -> tuple[float, ...]:

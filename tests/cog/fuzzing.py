@@ -21,7 +21,7 @@ import numpy as np
 
 from rasteret_ml.collection.build.headers import read_header
 from rasteret_ml.errors import DataError, ReadError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.raster.engine import Engine
 from rasteret_ml.raster.execute import execute
 from rasteret_ml.raster.plan import plan_chip

@@ -13,7 +13,7 @@ from property_settings import examples
 from rasteret_ml.cog.codecs.byte_codecs import inflate_start
 from rasteret_ml.cog.codecs.decode import decode_tile
 from rasteret_ml.cog.tile_table import TileTable
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 
 _KINDS = st.sampled_from(["noise", "few values", "runs", "both"])
 _STRATEGIES = st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE])

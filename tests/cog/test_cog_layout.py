@@ -21,7 +21,7 @@ from rasteret_ml.cog.header.ifd import Directory, NeedBytes, SparseFile, read_di
 from rasteret_ml.cog.header.tile_layout import missing_ranges, read_tile_table
 from rasteret_ml.cog.tile_table import TileTable, plan_tiles
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 
 _SPLIT_ABOVE, _SPLIT_TO = 2**20, 2**18
 

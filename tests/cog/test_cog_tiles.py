@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from property_settings import examples
 
 from rasteret_ml.cog.tile_table import TileTable, plan_tiles
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange
 
 

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from rasteret_ml.collection.build.build import build
 from rasteret_ml.collection.collection import Collection
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.engine import Engine

@@ -18,10 +18,9 @@ from property_settings import examples
 from rasteret_ml.collection.filters import bbox_overlaps, parse_lonlat_bbox
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import LONLAT, transform_bounds, transform_geometries, transform_points
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import needed_window, positions
-from rasteret_ml.geo.resample.warp import Resampling, warp
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.resample.positions import Resampling, needed_window, positions
+from rasteret_ml.geo.resample.warp import warp
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
 KERNELS: tuple[Resampling, ...] = get_args(Resampling)

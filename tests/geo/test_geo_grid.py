@@ -18,8 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import array_bounds, rowcol
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.grid import Grid, round_half_up
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window, round_half_up
 
 UTM = "EPSG:32633"
 NATIVE = Grid(crs=UTM, transform=Affine(10, 0, 500000, 0, -10, 5000000), shape=(100, 120))

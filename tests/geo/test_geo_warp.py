@@ -14,10 +14,9 @@ from rasterio.enums import Resampling as GdalResampling
 from rasterio.warp import reproject, transform_bounds
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import needed_window, positions
-from rasteret_ml.geo.resample.warp import Resampling, warp
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.resample.positions import Resampling, needed_window, positions
+from rasteret_ml.geo.resample.warp import warp
 
 UTM = "EPSG:32633"
 KERNELS = get_args(Resampling)

@@ -14,10 +14,9 @@ from warp_oracle import exact_warp, majority
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import transform_points
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import needed_window, pixel_ratio, positions, to_source
-from rasteret_ml.geo.resample.warp import Resampling, warp
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.resample.positions import Resampling, needed_window, pixel_ratio, positions, to_source
+from rasteret_ml.geo.resample.warp import warp
 
 KERNELS: tuple[Resampling, ...] = get_args(Resampling)
 AVERAGING: tuple[Resampling, ...] = ("bilinear", "cubic", "average")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from property_settings import examples
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 
 SMALL = st.integers(-6, 6)
 WINDOWS = st.builds(Window, row=SMALL, col=SMALL, height=st.integers(1, 8), width=st.integers(1, 8))

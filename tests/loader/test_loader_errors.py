@@ -29,7 +29,7 @@ from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.collate import blank_sample
-from rasteret_ml.storage.limits import RetryPolicy
+from rasteret_ml.storage.reader import RetryPolicy
 from rasteret_ml.testing import BrokenBytes, RangeServer, make_cog
 
 BANDS = ("B02", "B03")

@@ -17,8 +17,7 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.predict.blend import OutputSpec
 from rasteret_ml.predict.mosaic_layout import MapExtent
-from rasteret_ml.predict.progress import shard_folder
-from rasteret_ml.predict.rank_shard import RankShard
+from rasteret_ml.predict.rank_shard import RankShard, shard_folder
 from rasteret_ml.predict.write_cog import write_maps
 
 BLOCK = 16

@@ -27,7 +27,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import rasteret_ml as rm
-from rasteret_ml.predict.progress import load_progress
+from rasteret_ml.predict.rank_shard import load_progress
 
 collection, folder = sys.argv[1:]
 rm.RasteretDataset, rm.DataLoader, rm.GridAOISampler, rm.predict_map  # imported once

@@ -26,7 +26,7 @@ from rasteret_ml.errors import (
     ReadError,
     ServerError,
 )
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine, RequestLimiter

@@ -11,7 +11,7 @@ import pytest
 from pixel_oracle import build_one, run
 
 from rasteret_ml.errors import AccessDeniedError, FetchError, ReadError, ServerError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine

@@ -25,8 +25,7 @@ from rasterio.warp import reproject, transform
 
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, ReadError, UsageError
-from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Grid, Window
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine
 from rasteret_ml.raster.execute import TileError, execute

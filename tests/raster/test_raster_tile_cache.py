@@ -16,7 +16,7 @@ from pixel_oracle import assert_chip, build_one, run, window_by_rasterio
 from property_settings import examples
 
 from rasteret_ml.errors import FetchError, FileChangedError, ReadError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.ranges import ByteRange, CoalesceLimits
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.assemble import allocate, finish_chip

@@ -19,7 +19,7 @@ from rasterio.warp import reproject
 
 from rasteret_ml.collection.build.build import build
 from rasteret_ml.errors import ReadError, UnknownBandError, UsageError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.engine import Engine
 from rasteret_ml.raster.execute import execute

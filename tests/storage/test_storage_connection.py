@@ -20,7 +20,7 @@ from rasteret_ml.errors import FetchError, FetchNotFoundError, ServerError
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http import HttpReader
 from rasteret_ml.storage.http1.connection import Connection, RemoteProtocolError, Response, UnsupportedResponseError
-from rasteret_ml.storage.limits import FetchLimits, RetryPolicy
+from rasteret_ml.storage.reader import FetchLimits, RetryPolicy
 from rasteret_ml.telemetry import Meter
 
 _SPAN = ByteRange(100, 50)

@@ -11,7 +11,7 @@ import pytest
 
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http import HttpReader
-from rasteret_ml.storage.limits import FetchLimits, RetryPolicy
+from rasteret_ml.storage.reader import FetchLimits, RetryPolicy
 
 _SPAN = ByteRange(100, 50)
 _LIMITS = FetchLimits(retry=RetryPolicy(attempts=2, base=0.0, cap=0.02))

@@ -27,8 +27,7 @@ from rasteret_ml.errors import (
 )
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage.http import HttpReader
-from rasteret_ml.storage.limits import FetchLimits, RetryPolicy, Timeouts
-from rasteret_ml.storage.reader import RangeResponse
+from rasteret_ml.storage.reader import FetchLimits, RangeResponse, RetryPolicy, Timeouts
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import InjectedError, RangeServer
 

@@ -16,10 +16,9 @@ from rasteret_ml.errors import AccessDeniedError, FetchError, FetchNotFoundError
 from rasteret_ml.ranges import ByteRange
 from rasteret_ml.storage import local
 from rasteret_ml.storage.http import HttpReader
-from rasteret_ml.storage.limits import FetchLimits, RetryPolicy
 from rasteret_ml.storage.local import LocalReader
 from rasteret_ml.storage.open import SchemeReader, SigningReader, open_reader
-from rasteret_ml.storage.reader import BackendReader, RangeReader, as_reader
+from rasteret_ml.storage.reader import BackendReader, FetchLimits, RangeReader, RetryPolicy, as_reader
 from rasteret_ml.telemetry import Meter
 from rasteret_ml.testing import MemoryReader, RangeReaderSuite, RangeServer, RecordingReader
 

@@ -19,7 +19,7 @@ from property_settings import examples
 
 import rasteret_ml as rm
 from rasteret_ml.errors import UsageError
-from rasteret_ml.transforms.flips import draw_hashes
+from rasteret_ml.transforms.augment import draw_hashes
 
 SIZE = 48
 GEOMETRIC = {

@@ -23,8 +23,6 @@ import numpy.typing as npt
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
-__all__ = ["BYTE_CODECS", "check_lzw_codes", "decode_bytes", "inflate_start", "scratch"]
-
 _MAX_KEPT = 32 * 1024 * 1024
 _local = threading.local()
 
@@ -93,12 +91,10 @@ def decode_bytes(
 # it is tried once per process with all kinds of blocks, and streams are decoded whole if the trial fails.
 
 _MARK = np.frombuffer(b"\x9d\x17\xe4\x6bnot written\xd2", np.uint8)
-_MARGIN = 1024
-"""Bytes between the required bytes and the mark."""
+_MARGIN = 1024  # Bytes between the required bytes and the mark.
+# Bytes decoded beyond the required ones; the longest match is 258 bytes (RFC 1951, 3.2.5).
 _EXTRA = _MARGIN + _MARK.size + 1024
-"""Bytes decoded beyond the required ones; the longest match is 258 bytes (RFC 1951, 3.2.5)."""
-_MAX_SHARE = 0.95
-"""Share of the stream above which stopping early saves nothing."""
+_MAX_SHARE = 0.95  # Share of the stream above which stopping early saves nothing.
 
 
 def inflate_start(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8]) -> bool:
@@ -152,8 +148,7 @@ def _can_stop_early() -> bool:
 
 _CLEAR, _END = 256, 257
 _MAX_CODES = 8192
-_USUAL_CODES = 3850
-"""Codes between two CLEARs in the streams of most writers."""
+_USUAL_CODES = 3850  # Codes between two CLEARs in the streams of most writers.
 
 
 def _code_layout(first_of_width: tuple[int, int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
@@ -216,6 +211,7 @@ def check_lzw_codes(stream: npt.NDArray[np.uint8]) -> None:
         position = int(bits[stops[0]]) + int(width[stops[0]])
 
 
+#: Name and decoder (`decode(data, out=array)`) of each value of the Compression tag (259).
 BYTE_CODECS: dict[int, tuple[str, Callable[..., Any]]] = {
     5: ("LZW", _decode_lzw),
     8: ("deflate", imagecodecs.deflate_decode),
@@ -224,4 +220,3 @@ BYTE_CODECS: dict[int, tuple[str, Callable[..., Any]]] = {
     34925: ("LZMA", imagecodecs.lzma_decode),
     50000: ("ZSTD", imagecodecs.zstd_decode),
 }
-"""Name and decoder (`decode(data, out=array)`) of each value of the Compression tag (259)."""

@@ -20,12 +20,10 @@ from rasteret_ml.cog.codecs.image_codecs import IMAGE_CODECS, decode_image
 from rasteret_ml.cog.codecs.unpack import applied_predictor, chroma_subsampling, decode_samples
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
-from rasteret_ml.geo.window import Window
+from rasteret_ml.geo.grid import Window
 
-__all__ = ["MAX_TILE_BYTES", "check_supported", "decode_tile"]
-
+#: Largest decoded tile or strip that is read; a larger one is refused with its size.
 MAX_TILE_BYTES = 128 * 1024 * 1024
-"""Largest decoded tile or strip that is read; a larger one is refused with its size."""
 
 _NONE, _JPEG = 1, 7
 _YCBCR = 6
@@ -38,10 +36,9 @@ _IMAGE_TYPES = {
     "JPEG 2000": ("u1", "i1", "u2", "i2", "u4", "i4"),
     "LERC": ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"),
 }
-_ANY_WIDTH = {"JPEG", "JPEG 2000"}
-"""Codecs that unpack samples of any width themselves (such as 12-bit JPEG)."""
+_ANY_WIDTH = {"JPEG", "JPEG 2000"}  # Codecs that unpack samples of any width themselves (such as 12-bit JPEG).
+# Bytes per sample in the working memory of a decoder, if more than the sample's own.
 _WORKING_BYTES = {33005: 4, 34712: 4, 50002: 4, 52546: 4}
-"""Bytes per sample in the working memory of a decoder, if more than the sample's own."""
 _UNSUPPORTED = {
     2: "CCITT RLE", 3: "CCITT Group 3", 4: "CCITT Group 4", 6: "old-style JPEG", 9: "JBIG, ITU-T T.85",
     10: "JBIG, ITU-T T.43", 262: "Kodak 262", 22610: "JPEG XR (Hamamatsu)", 32766: "NeXT", 32767: "Sony ARW",

@@ -22,18 +22,14 @@ from rasteret_ml.cog.codecs.byte_codecs import scratch
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
-__all__ = ["IMAGE_CODECS", "decode_image"]
-
-_ImagePart = tuple[int, int]
-"""Rows and columns of a tile that lie in the image."""
+_ImagePart = tuple[int, int]  # Rows and columns of a tile that lie in the image.
 _Decoded = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]
 _YCBCR = 6
 _JPEG_BLOCK = 16
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_MAX_SCANS = 100
-"""As libtiff: each scan of a progressive JPEG costs a pass over the whole image."""
+_MAX_SCANS = 100  # As libtiff: each scan of a progressive JPEG costs a pass over the whole image.
 _MAX_J2K_TILES = 4096
 _JXL_CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -44,16 +40,11 @@ _LERC_TYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
 class _ImageHeader:
     """The size and sample type that a stream declares."""
 
-    height: int
-    """Rows."""
-    width: int
-    """Columns."""
-    samples: int | None = None
-    """Samples per pixel; None if not read."""
-    dtype: str | None = None
-    """numpy's name of the sample type; None if not read."""
-    subsampled: bool = False
-    """Whether some samples are stored at a lower resolution than others."""
+    height: int  # Rows.
+    width: int  # Columns.
+    samples: int | None = None  # Samples per pixel; None if not read.
+    dtype: str | None = None  # numpy's name of the sample type; None if not read.
+    subsampled: bool = False  # Whether some samples are stored at a lower resolution than others.
 
 
 def decode_image(data: memoryview, table: TileTable, rows: int, image_part: _ImagePart) -> _Decoded:

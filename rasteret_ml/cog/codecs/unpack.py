@@ -13,9 +13,7 @@ import numpy.typing as npt
 from rasteret_ml.cog.codecs.byte_codecs import decode_bytes, inflate_start, scratch
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
-from rasteret_ml.geo.window import Window
-
-__all__ = ["applied_predictor", "chroma_subsampling", "decode_samples", "unpack_units", "ycbcr_to_rgb"]
+from rasteret_ml.geo.grid import Window
 
 _DEFLATE = (8, 32946)
 _WITH_PREDICTOR = {5, 8, 32946, 34925, 50000}

@@ -15,10 +15,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-__all__ = ["GdalBandMetadata", "GdalMetadata", "has_block_leaders", "parse_metadata", "parse_nodata"]
-
+# How Microsoft's C library printed infinity and NaN.
 _OLD_WINDOWS = {"-1.#INF": "-inf", "1.#INF": "inf", "-1.#IND": "nan", "1.#QNAN": "nan", "-1.#QNAN": "nan"}
-"""How Microsoft's C library printed infinity and NaN."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _MASK_FLAGS = re.compile(r"INTERNAL_MASK_FLAGS_([1-9][0-9]{0,4})")
 _GHOST_AREA = b"GDAL_STRUCTURAL_METADATA_SIZE="
@@ -28,26 +26,20 @@ _GHOST_AREA = b"GDAL_STRUCTURAL_METADATA_SIZE="
 class GdalBandMetadata:
     """Metadata of one band."""
 
-    description: str | None = None
-    """Band description."""
-    scale: float | None = None
-    """Factor from stored to physical values."""
-    offset: float | None = None
-    """Added after `scale`."""
-    color_interp: str | None = None
-    """Colour interpretation in lower case (such as `alpha`), None if not stored."""
+    description: str | None = None  #: Band description.
+    scale: float | None = None  #: Factor from stored to physical values.
+    offset: float | None = None  #: Added after `scale`.
+    color_interp: str | None = None  #: Colour interpretation in lower case (such as `alpha`), None if not stored.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GdalMetadata:
     """The contents of a GDAL_METADATA tag."""
 
-    bands: tuple[GdalBandMetadata, ...]
-    """One per sample."""
-    overview_resampling: str | None = None
-    """Resampling method of the overviews in lower case, None if not stored."""
+    bands: tuple[GdalBandMetadata, ...]  #: One per sample.
+    overview_resampling: str | None = None  #: Resampling method of the overviews in lower case, None if not stored.
+    #: In a `.msk` file, GDAL's mask flags by band of the raster (from 0); flag 2 = one mask for all bands.
     mask_flags: Mapping[int, int] = field(default_factory=dict)
-    """In a `.msk` file, GDAL's mask flags by band of the raster (from 0); flag 2 = one mask for all bands."""
 
 
 def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:

@@ -14,33 +14,24 @@ from rasterio.io import MemoryFile
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, epsg_code, pyproj_crs
 
-__all__ = ["GeoTags", "read_crs", "read_transform"]
-
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNITS = 1024, 1025, 2048, 3072, 3076
+# Keys that change what an EPSG code means: a citation, a custom projection, a vertical CRS.
 _OVERRIDING_KEYS = {3073, 3074, 4096}
-"""Keys that change what an EPSG code means: a citation, a custom projection, a vertical CRS."""
 _GEOGRAPHIC_MODEL, _PIXEL_IS_POINT, _METRE = 2, 2, 9001
 _EPSG_CODES = range(1024, 32767)
-_TOLERANCE = 1e-3
-"""Largest error, in pixels, of a coordinate transformed to the CRS and back."""
+_TOLERANCE = 1e-3  # Largest error, in pixels, of a coordinate transformed to the CRS and back.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeoTags:
     """The georeferencing tags of an image, as stored."""
 
-    pixel_scale: tuple[float, ...] = ()
-    """Tag 33550: (x, y, z) size of a pixel."""
-    tiepoint: tuple[float, ...] = ()
-    """Tag 33922: groups of (i, j, k, x, y, z)."""
-    transformation: tuple[float, ...] = ()
-    """Tag 34264: a 4 x 4 matrix, row-major."""
-    directory: tuple[int, ...] = ()
-    """Tag 34735: the GeoKey directory."""
-    doubles: tuple[float, ...] = ()
-    """Tag 34736."""
-    ascii: str = ""
-    """Tag 34737."""
+    pixel_scale: tuple[float, ...] = ()  #: Tag 33550: (x, y, z) size of a pixel.
+    tiepoint: tuple[float, ...] = ()  #: Tag 33922: groups of (i, j, k, x, y, z).
+    transformation: tuple[float, ...] = ()  #: Tag 34264: a 4 x 4 matrix, row-major.
+    directory: tuple[int, ...] = ()  #: Tag 34735: the GeoKey directory.
+    doubles: tuple[float, ...] = ()  #: Tag 34736.
+    ascii: str = ""  #: Tag 34737.
 
     def short_key(self, key: int) -> int | None:
         """Return the value of a GeoKey that is stored in the directory itself, None if there is none."""

@@ -19,19 +19,16 @@ import numpy.typing as npt
 from rasteret_ml.errors import CorruptTiffError, NotATiffError
 from rasteret_ml.ranges import ByteRange
 
-__all__ = ["Directory", "NeedBytes", "SparseFile", "read_directories"]
-
-_MAX_PEEK = 32 * 1024 * 1024
-"""Largest run of bytes that a header may require: the offsets of four million tiles."""
+_MAX_PEEK = 32 * 1024 * 1024  # Largest run of bytes that a header may require: the offsets of four million tiles.
 _MAX_DIRECTORIES = 256
 _MAX_TAGS = 4096
 _MAX_INT64 = np.iinfo(np.int64).max
 _SUB_IFDS = 330
+# numpy type code of each TIFF field type; a rational (5, 10) is two values.
 _TYPES = {
     1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8",
     13: "u4", 16: "u8", 17: "i8", 18: "u8",
 }  # fmt: skip
-"""numpy type code of each TIFF field type; a rational (5, 10) is two values."""
 _DTYPES = {order: {kind: np.dtype(order + name) for kind, name in _TYPES.items()} for order in "<>"}
 _RATIONALS = (5, 10)
 _SIGNED = (6, 8, 9, 17)
@@ -40,8 +37,8 @@ _INTEGER_SIZES = {kind: size for kind, size in _SIZES.items() if kind not in _RA
 _SHORT_OR_LONG = (3, 4)
 
 _ByteOrder = Literal["<", ">"]
+# (type, number of values, the bytes if they fit in the entry, otherwise None, and their offset in the file)
 _Tag = tuple[int, int, bytes | None, int]
-"""(type, number of values, the bytes if they fit in the entry, otherwise None, and their offset in the file)"""
 
 
 class NeedBytes(Exception):  # noqa: N818 - a request, not an error
@@ -223,8 +220,7 @@ class _Format:
     entry: struct.Struct
     count: struct.Struct
     offset: struct.Struct
-    first_link: int
-    """Position of the offset of the first directory."""
+    first_link: int  # Position of the offset of the first directory.
 
 
 def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | None]:

@@ -28,20 +28,15 @@ from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.cog.tile_table import Sidecar, TileTable, slice_plane
 from rasteret_ml.errors import CorruptTiffError, DataError, UnsupportedTiffError
 
-__all__ = ["CogHeader", "parse_header"]
-
 _SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
-_REDUCED, _MASK = 1, 4
-"""Bits of NewSubfileType."""
+_REDUCED, _MASK = 1, 4  #: Bits of NewSubfileType.
 _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII = 33550, 33922, 34264, 34735, 34736, 34737
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
 _FIRST_PAGE_TAGS = (
     _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII, _GDAL_METADATA, _GDAL_NODATA,
 )  # fmt: skip
-_PER_DATASET = 2
-"""GDAL's mask flag GMF_PER_DATASET: one mask for all bands."""
-_ALPHA = (1, 2)
-"""ExtraSamples values of associated and unassociated alpha."""
+_PER_DATASET = 2  # GDAL's mask flag GMF_PER_DATASET: one mask for all bands.
+_ALPHA = (1, 2)  # ExtraSamples values of associated and unassociated alpha.
 _ALPHA_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
@@ -49,28 +44,18 @@ _ALPHA_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 class CogHeader:
     """The header of a whole file."""
 
-    image: TileTable
-    """Full resolution, all planes."""
-    mask: TileTable | None
-    """Mask of the full resolution image, None if there is none."""
-    overviews: tuple[TileTable, ...]
-    """Largest first, all planes."""
-    overview_masks: tuple[TileTable, ...]
-    """Masks of overviews, largest first."""
-    transform: Affine | None
-    """(column, row) of pixel corners to CRS coordinates."""
-    crs: str | None
-    """CRS text."""
-    geo: GeoTags
-    """Georeferencing tags as stored."""
-    nodata: int | float | None
-    """Declared nodata value."""
-    bands: tuple[GdalBandMetadata, ...]
-    """One per sample."""
-    overview_resampling: str | None = None
-    """Resampling method of the overviews, None if not stored."""
+    image: TileTable  #: Full resolution, all planes.
+    mask: TileTable | None  #: Mask of the full resolution image, None if there is none.
+    overviews: tuple[TileTable, ...]  #: Largest first, all planes.
+    overview_masks: tuple[TileTable, ...]  #: Masks of overviews, largest first.
+    transform: Affine | None  #: (column, row) of pixel corners to CRS coordinates.
+    crs: str | None  #: CRS text.
+    geo: GeoTags  #: Georeferencing tags as stored.
+    nodata: int | float | None  #: Declared nodata value.
+    bands: tuple[GdalBandMetadata, ...]  #: One per sample.
+    overview_resampling: str | None = None  #: Resampling method of the overviews, None if not stored.
+    #: GDAL's mask flags by band, from a `.msk` file; None = an internal mask.
     mask_flags: Mapping[int, int] | None = None
-    """GDAL's mask flags by band, from a `.msk` file; None = an internal mask."""
 
     @property
     def count(self) -> int:

@@ -12,8 +12,6 @@ from rasteret_ml.cog.tile_table import BT601_COEFFICIENTS, TileTable
 from rasteret_ml.errors import CorruptTiffError, UnsupportedTiffError
 from rasteret_ml.ranges import ByteRange
 
-__all__ = ["missing_ranges", "read_tile_table"]
-
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
@@ -27,10 +25,8 @@ _SMALL_TAGS = (
 _MAX_TILES = 4 * 1024 * 1024
 _MAX_SIDE = 2**31 - 1
 _YCBCR, _JPEGS = 6, (6, 7)
-_NO_CHROMA = ((1, 1), BT601_COEFFICIENTS)
-"""Subsampling and coefficients of pixels that need no conversion."""
-_SPLIT_ABOVE = 1024 * 1024
-"""Uncompressed strips of more bytes than this are split into strips of at most `_SPLIT_TO`."""
+_NO_CHROMA = ((1, 1), BT601_COEFFICIENTS)  # Subsampling and coefficients of pixels that need no conversion.
+_SPLIT_ABOVE = 1024 * 1024  # Uncompressed strips of more bytes than this are split into strips of at most `_SPLIT_TO`.
 _SPLIT_TO = 256 * 1024
 
 

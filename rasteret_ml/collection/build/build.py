@@ -20,12 +20,9 @@ from rasteret_ml.collection.write import check_output_path, write_collection
 from rasteret_ml.errors import DataError, UnknownBandError, UsageError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.raster.worker_loop import WorkerLoop, relaxed_gc
-from rasteret_ml.storage.limits import FetchLimits
 from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
-from rasteret_ml.storage.reader import as_reader
+from rasteret_ml.storage.reader import FetchLimits, as_reader
 from rasteret_ml.telemetry import Meter
-
-__all__ = ["BuildReport", "build"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -35,16 +32,11 @@ _T = TypeVar("_T")
 class BuildReport:
     """Counts and failures of a build."""
 
-    records: int
-    """Rows written."""
-    files: int
-    """Distinct files of the source."""
-    requests: int
-    """Requests made for headers."""
-    seconds: float
-    """Wall time of reading headers."""
-    failures: tuple[BuildFailure, ...]
-    """Bands and files left out; a record without any band left has no row."""
+    records: int  #: Rows written.
+    files: int  #: Distinct files of the source.
+    requests: int  #: Requests made for headers.
+    seconds: float  #: Wall time of reading headers.
+    failures: tuple[BuildFailure, ...]  #: Bands and files left out; a record without any band left has no row.
 
     def __str__(self) -> str:
         lines = [

@@ -32,30 +32,25 @@ from rasteret_ml.raster.engine import gather_or_cancel
 from rasteret_ml.storage.reader import RangeReader
 from rasteret_ml.storage.urls import is_remote, local_path, sidecar_href
 
-__all__ = ["FIRST_BYTES", "HeaderParser", "OpenedFile", "read_header", "read_headers"]
-
 _log = logging.getLogger(__name__)
 
+#: Length of the first request: the whole header of a usual scene (10980 pixels square in 512-pixel tiles: 6 KiB).
 FIRST_BYTES = 32 * 1024
-"""Length of the first request: the whole header of a usual scene (10980 pixels square in 512-pixel tiles: 6 KiB)."""
 _MIN_BYTES = 8 * 1024
 _MAX_ROUNDS = 256
 _MAX_PARSED_TOGETHER = 32
 _UNKNOWN_SIZE = 1 << 62
+# Extents of a header are small: a request costs more than the bytes between two of them.
 _COALESCE = CoalesceLimits(waste=16.0)
-"""Extents of a header are small: a request costs more than the bytes between two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OpenedFile:
     """A parsed header, with what the server says about the file."""
 
-    header: CogHeader
-    """The parsed header."""
-    size: int | None
-    """Length of the file in bytes."""
-    etag: str | None
-    """Version tag of the file."""
+    header: CogHeader  #: The parsed header.
+    size: int | None  #: Length of the file in bytes.
+    etag: str | None  #: Version tag of the file.
 
     def band(self, index: int) -> CogMetadata:
         """Metadata of band `index` (from 0)."""

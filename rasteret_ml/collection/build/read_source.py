@@ -26,8 +26,6 @@ from rasteret_ml.errors import UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.storage.urls import is_remote, local_path
 
-__all__ = ["as_arrow_table", "expand_paths", "read_source", "records_from_files", "records_from_table"]
-
 _log = logging.getLogger(__name__)
 _TIFF = (".tif", ".tiff", ".gtiff")
 _JSON = (".json", ".geojson")

@@ -23,16 +23,6 @@ from rasteret_ml.collection.schema import BAND_STRUCT, METADATA_SUFFIX, bbox_arr
 from rasteret_ml.errors import DataError, RasteretError, UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, epsg_code, transform_geometries
 
-__all__ = [
-    "BuildFailure",
-    "RecordRows",
-    "SourceAsset",
-    "SourceRecord",
-    "join_rows",
-    "make_rows",
-    "to_naive_utc",
-]
-
 _ASSET_STRUCT = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
 
 
@@ -40,55 +30,39 @@ _ASSET_STRUCT = pa.struct([("href", pa.string()), ("band_index", pa.int64())])
 class SourceAsset:
     """A file that holds one or more bands, as its source describes it."""
 
-    href: str
-    """Path or URL, unsigned."""
-    band_index: int | None = None
-    """Index of the band in the file, from 0; None = the only band, or all of them."""
-    scale: float | None = None
-    """Scale by the source (STAC `raster:bands`); beats the file's."""
-    offset: float | None = None
-    """Offset by the source; beats the file's."""
-    nodata: float | None = None
-    """Nodata value by the source; used if the file declares none."""
+    href: str  #: Path or URL, unsigned.
+    band_index: int | None = None  #: Index of the band in the file, from 0; None = the only band, or all of them.
+    scale: float | None = None  #: Scale by the source (STAC `raster:bands`); beats the file's.
+    offset: float | None = None  #: Offset by the source; beats the file's.
+    nodata: float | None = None  #: Nodata value by the source; used if the file declares none.
+    #: Names by the source of all bands of the file, each of which becomes a band of the record; empty = none given.
     band_names: tuple[str, ...] = ()
-    """Names by the source of all bands of the file, each of which becomes a band of the record; empty = none given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
     """One raster item as its source describes it, before its files are opened."""
 
-    id: str
-    """Identifier."""
+    id: str  #: Identifier.
+    #: Files by band name. The only key `*` means all bands of a file, by the asset's `band_names`, else the file's band
+    #: descriptions, else B1, B2, …
     assets: Mapping[str, SourceAsset]
-    """Files by band name. The only key `*` means all bands of a file, by the asset's `band_names`, else the file's band
-    descriptions, else B1, B2, …"""
-    datetime: dt.datetime | None = None
-    """Acquisition time, naive UTC; None = undated."""
-    geometry: bytes | None = None
-    """Footprint as WKB in longitude/latitude; None = the outline of the raster."""
-    crs: str | None = None
-    """CRS to use if the file declares none."""
-    collection: str = ""
-    """STAC collection."""
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    """Values of further columns."""
-    problems: tuple[tuple[str, str], ...] = ()
-    """(band, reason) for bands that the source itself lacks."""
+    datetime: dt.datetime | None = None  #: Acquisition time, naive UTC; None = undated.
+    geometry: bytes | None = None  #: Footprint as WKB in longitude/latitude; None = the outline of the raster.
+    crs: str | None = None  #: CRS to use if the file declares none.
+    collection: str = ""  #: STAC collection.
+    properties: Mapping[str, Any] = field(default_factory=dict)  #: Values of further columns.
+    problems: tuple[tuple[str, str], ...] = ()  #: (band, reason) for bands that the source itself lacks.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildFailure:
     """A band or file that was left out of a Collection."""
 
-    record: str
-    """Record id."""
-    band: str
-    """Band; `*` for all bands of a file."""
-    href: str
-    """Path or URL, without secrets."""
-    error: RasteretError
-    """Why it was left out."""
+    record: str  #: Record id.
+    band: str  #: Band; `*` for all bands of a file.
+    href: str  #: Path or URL, without secrets.
+    error: RasteretError  #: Why it was left out.
 
     def __str__(self) -> str:
         return f"{self.record}, band {self.band}: {self.error}"
@@ -98,22 +72,15 @@ class BuildFailure:
 class RecordRows:
     """Consecutive rows of a Collection."""
 
-    records: tuple[SourceRecord, ...]
-    """Records with a readable band, one per row."""
-    crs: tuple[str | None, ...]
-    """CRS of each row."""
-    geometry: pa.BinaryArray
-    """Footprint of each row as WKB in longitude/latitude."""
-    bounds: npt.NDArray[np.float64]
-    """Bounds of the footprints `[N, 4]`, NaN where there is none."""
-    geometry_types: frozenset[str]
-    """Geometry types of the footprints."""
-    assets: Mapping[str, pa.StructArray]
-    """Asset of each row by band; null where a row lacks the band."""
+    records: tuple[SourceRecord, ...]  #: Records with a readable band, one per row.
+    crs: tuple[str | None, ...]  #: CRS of each row.
+    geometry: pa.BinaryArray  #: Footprint of each row as WKB in longitude/latitude.
+    bounds: npt.NDArray[np.float64]  #: Bounds of the footprints `[N, 4]`, NaN where there is none.
+    geometry_types: frozenset[str]  #: Geometry types of the footprints.
+    assets: Mapping[str, pa.StructArray]  #: Asset of each row by band; null where a row lacks the band.
+    #: Header and tile table of each row by band; null where a row lacks the band.
     metadata: Mapping[str, pa.StructArray]
-    """Header and tile table of each row by band; null where a row lacks the band."""
-    failures: tuple[BuildFailure, ...]
-    """What was left out."""
+    failures: tuple[BuildFailure, ...]  #: What was left out.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,8 +90,7 @@ class _OpenedRecord:
     source: SourceRecord
     crs: str | None
     bands: dict[str, tuple[SourceAsset, CogMetadata]]
-    corners: npt.NDArray[np.float64] | None
-    """Corners of the raster `[4, 2]` as (x, y) in its CRS."""
+    corners: npt.NDArray[np.float64] | None  # Corners of the raster `[4, 2]` as (x, y) in its CRS.
 
 
 def to_naive_utc(value: Any) -> dt.datetime | None:

@@ -21,13 +21,10 @@ from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.raster.raster_info import BandRegistry, asset_href
 from rasteret_ml.storage.urls import resolve_href
 
-__all__ = ["is_stac", "items_from", "record_from_item"]
-
 _TIFF_ENDINGS = (".tif", ".tiff", ".gtiff")
-_PREVIEWS = {"overview", "thumbnail", "visual"}
-"""Asset keys and roles that are pictures, not bands."""
+_PREVIEWS = {"overview", "thumbnail", "visual"}  # Asset keys and roles that are pictures, not bands.
+# By band: (asset key, index of the band in its file; None = the only one, or all). None = the item lacks the band.
 _BandAssets = dict[str, tuple[str, int | None] | None]
-"""By band: (asset key, index of the band in its file; None = the only one, or all). None = the item lacks the band."""
 
 
 def is_stac(source: Any) -> bool:

@@ -22,15 +22,12 @@ from rasteret_ml.collection.build.headers import OpenedFile
 from rasteret_ml.collection.build.record_rows import RecordRows, SourceRecord, make_rows
 from rasteret_ml.errors import RasteretError
 
-__all__ = ["GROUP_RECORDS", "TableBuilder", "TempStore"]
-
-GROUP_RECORDS = 256
-"""Records that become Arrow columns together."""
+GROUP_RECORDS = 256  #: Records that become Arrow columns together.
 _MAX_CONCURRENT_GROUPS = 2
 _MAX_MEMORY_BYTES = 256 * 1024 * 1024
 _Columns = Mapping[str, pa.Array]
+# Rows without tile tables, and a function that returns their tile tables.
 _Group = tuple[RecordRows, Callable[[], _Columns]]
-"""Rows without tile tables, and a function that returns their tile tables."""
 
 
 class TempStore:
@@ -105,14 +102,11 @@ class TableBuilder:
     def __init__(self, records: Sequence[SourceRecord], store: TempStore, *, strict: bool = False) -> None:
         self._store = store
         self._strict = strict
+        # Records of each group.
         self._records = [records[start : start + GROUP_RECORDS] for start in range(0, len(records), GROUP_RECORDS)]
-        """Records of each group."""
-        self._missing = [0] * len(self._records)
-        """Headers that each group is waiting for."""
-        self._group: dict[str, int] = {}
-        """The first group that needs the header of an href, usually the only one."""
-        self._shared: dict[str, list[int]] = {}
-        """All groups that still need the header of an href, if several do."""
+        self._missing = [0] * len(self._records)  # Headers that each group is waiting for.
+        self._group: dict[str, int] = {}  # The first group that needs the header of an href, usually the only one.
+        self._shared: dict[str, list[int]] = {}  # All groups that still need the header of an href, if several do.
         self._opened: dict[str, OpenedFile | RasteretError] = {}
         self._rows: list[_Group | None] = [None] * len(self._records)
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_GROUPS)

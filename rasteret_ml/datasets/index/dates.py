@@ -13,14 +13,11 @@ import pandas as pd
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.samplers.ranks import epoch_random
 
-__all__ = ["DateChoice", "TimeSeries", "choose_dates", "fits_series"]
-
+#: Which dates are kept if there are more than `length`: the last, the first, evenly spread ones (first and last
+#: included), the least cloudy, or random ones (by seed, epoch and position).
 DateChoice = Literal["latest", "earliest", "even", "clearest", "random"]
-"""Which dates are kept if there are more than `length`: the last, the first, evenly spread ones (first and last
-included), the least cloudy, or random ones (by seed, epoch and position)."""
 
-_STREAM = 7
-"""Separates the random numbers of dates from those of places."""
+_STREAM = 7  # Separates the random numbers of dates from those of places.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +32,17 @@ class TimeSeries:
         >>> images = RasteretDataset("scenes.parquet", ["B04", "B08"], series=summer)  # doctest: +SKIP
     """
 
+    #: T of every sample; if there are fewer dates, the end is padding, False in `time_valid`. None = all dates; a batch
+    #: is padded to its longest sample.
     length: int | None = None
-    """T of every sample; if there are fewer dates, the end is padding, False in `time_valid`. None = all dates; a batch
-    is padded to its longest sample."""
-    choose: DateChoice = "latest"
-    """Which dates are kept if there are more."""
+    choose: DateChoice = "latest"  #: Which dates are kept if there are more.
+    #: What counts as one date: "day" = all records of a UTC day, mosaicked; "instant" = records of one instant; or a
+    #: duration such as "6h": records no further than that from the one before.
     group: str = "day"
-    """What counts as one date: "day" = all records of a UTC day, mosaicked; "instant" = records of one instant; or a
-    duration such as "6h": records no further than that from the one before."""
-    months: tuple[int, ...] = ()
-    """Only dates in these months (1 to 12); none = all."""
+    months: tuple[int, ...] = ()  #: Only dates in these months (1 to 12); none = all.
+    #: Only records with at most this cloud cover in percent; unknown cover does not qualify.
     max_cloud: float | None = None
-    """Only records with at most this cloud cover in percent; unknown cover does not qualify."""
-    min_dates: int = 1
-    """Required dates: fewer raise NoOverlapError."""
+    min_dates: int = 1  #: Required dates: fewer raise NoOverlapError.
 
     def __post_init__(self) -> None:
         """Check, and convert lists from YAML."""

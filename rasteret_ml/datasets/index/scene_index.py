@@ -21,26 +21,11 @@ from rasteret_ml.geo.times import INSTANT
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
-__all__ = [
-    "TileLayout",
-    "cut_to_footprints",
-    "follows_the_edge",
-    "grid_outlines",
-    "native_target_grids",
-    "pack_index",
-    "reproject_index",
-    "restore_index",
-    "scene_index",
-    "tile_layout",
-    "unpack_index",
-]
-
-_CHUNK = 8192
-"""Records per job of a thread."""
+_CHUNK = 8192  # Records per job of a thread.
 _THREADS = 4
 _POLYGON = 3
+# Tolerance in pixels for simplifying a cut outline, which would else be as long as its densified footprint.
 _SLACK = 0.25
-"""Tolerance in pixels for simplifying a cut outline, which would else be as long as its densified footprint."""
 
 
 def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.int32]) -> npt.NDArray[np.object_]:
@@ -220,16 +205,11 @@ def _cut(
 class TileLayout:
     """Where the tiles of scenes lie, in the dataset's CRS: arrays `[N]` in the order of `rows`."""
 
-    rows: npt.NDArray[np.int64]
-    """Rows of the Collection, ascending."""
-    x0: npt.NDArray[np.float64]
-    """Left edge of the first tile."""
-    y0: npt.NDArray[np.float64]
-    """Upper edge of the first tile."""
-    tile_width: npt.NDArray[np.float64]
-    """Width of a tile in CRS units."""
-    tile_height: npt.NDArray[np.float64]
-    """Height of a tile in CRS units."""
+    rows: npt.NDArray[np.int64]  #: Rows of the Collection, ascending.
+    x0: npt.NDArray[np.float64]  #: Left edge of the first tile.
+    y0: npt.NDArray[np.float64]  #: Upper edge of the first tile.
+    tile_width: npt.NDArray[np.float64]  #: Width of a tile in CRS units.
+    tile_height: npt.NDArray[np.float64]  #: Height of a tile in CRS units.
 
 
 def tile_layout(scenes: SceneTable, crs: str) -> TileLayout:

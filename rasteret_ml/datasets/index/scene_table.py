@@ -33,50 +33,26 @@ from rasteret_ml.raster.accessor import RasterAccessor
 from rasteret_ml.raster.raster_info import BandRegistry
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
-__all__ = [
-    "RecordStore",
-    "SceneTable",
-    "band_column",
-    "choose_grid",
-    "dump_compressed",
-    "load_compressed",
-    "pixel_sizes",
-    "scene_table",
-]
-
 _log = logging.getLogger(__name__)
-_MAX_NAMED = 5
-"""Records named in a warning."""
+_MAX_NAMED = 5  # Records named in a warning.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SceneTable:
     """Metadata of a dataset's records without their tile tables: arrays, no object per record."""
 
-    collection: Collection
-    """The records."""
-    rows: npt.NDArray[np.int64]
-    """Rows of the Collection that have every band `[N]`, ascending."""
-    crs_texts: tuple[str, ...]
-    """The distinct CRSs of these records, in order of first appearance."""
-    crs_codes: npt.NDArray[np.int32]
-    """Index of each record's CRS in `crs_texts` `[N]`."""
-    transforms: npt.NDArray[np.float64]
-    """a, b, c, d, e, f of each record's first band `[N, 6]`."""
-    shapes: npt.NDArray[np.int32]
-    """(height, width) of each record's first band `[N, 2]`."""
-    tiles: npt.NDArray[np.int32]
-    """(height, width) of its tiles `[N, 2]`."""
-    times: npt.NDArray[np.datetime64]
-    """Acquisition `[N]`, NaT = undated."""
-    clouds: npt.NDArray[np.float32]
-    """Cloud cover in percent `[N]`, NaN = unknown."""
-    id_ranks: npt.NDArray[np.int32]
-    """Rank of each record's id among all ids `[N]`."""
-    dtype: np.dtype[Any]
-    """The one dtype of all bands."""
-    has_scale: bool
-    """Whether any record states a scale or offset."""
+    collection: Collection  #: The records.
+    rows: npt.NDArray[np.int64]  #: Rows of the Collection that have every band `[N]`, ascending.
+    crs_texts: tuple[str, ...]  #: The distinct CRSs of these records, in order of first appearance.
+    crs_codes: npt.NDArray[np.int32]  #: Index of each record's CRS in `crs_texts` `[N]`.
+    transforms: npt.NDArray[np.float64]  #: a, b, c, d, e, f of each record's first band `[N, 6]`.
+    shapes: npt.NDArray[np.int32]  #: (height, width) of each record's first band `[N, 2]`.
+    tiles: npt.NDArray[np.int32]  #: (height, width) of its tiles `[N, 2]`.
+    times: npt.NDArray[np.datetime64]  #: Acquisition `[N]`, NaT = undated.
+    clouds: npt.NDArray[np.float32]  #: Cloud cover in percent `[N]`, NaN = unknown.
+    id_ranks: npt.NDArray[np.int32]  #: Rank of each record's id among all ids `[N]`.
+    dtype: np.dtype[Any]  #: The one dtype of all bands.
+    has_scale: bool  #: Whether any record states a scale or offset.
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,17 +19,14 @@ from rasteret_ml.datasets.index.scene_table import SceneTable, pixel_sizes
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import LONLAT, crs_text, full_turn, same_crs, transform_geometries, transform_points
-from rasteret_ml.geo.grid import ALIGNMENT_TOLERANCE, Grid, round_half_up
+from rasteret_ml.geo.grid import ALIGNMENT_TOLERANCE, Grid, Window, round_half_up
 from rasteret_ml.geo.times import clamp_ns, midpoint
-from rasteret_ml.geo.window import Window
 from rasteret_ml.samplers.aoi.aoi import AOI
 
-__all__ = ["IndexBounds", "QuerySpec", "RecordOrder", "RecordQuery", "SceneSearch", "parse_order", "preference"]
-
+#: "newest", "oldest", "clearest" (least cloud, then newest), "nearest" (to the middle of the query's time), or a date:
+#: nearest to it, or to the middle of a day, month or year. Undated records come last; unknown cloud cover counts as
+#: cloudy.
 RecordOrder = str | dt.date
-""""newest", "oldest", "clearest" (least cloud, then newest), "nearest" (to the middle of the query's time), or a date:
-nearest to it, or to the middle of a day, month or year. Undated records come last; unknown cloud cover counts as
-cloudy."""
 
 _NAMED = ("newest", "oldest", "clearest", "nearest")
 _LAST = np.iinfo(np.int64).max
@@ -190,12 +187,9 @@ def _is_box(shape: shapely.Polygon) -> bool:
 class QuerySpec:
     """How a dataset finds and sorts its records."""
 
-    order: str | pd.Timestamp
-    """Which records come first, see `RecordOrder`."""
-    series: TimeSeries | None
-    """How dates are chosen; None = all records of a query fill one chip."""
-    native: bool
-    """Whether only records are used whose pixels coincide with the chip's."""
+    order: str | pd.Timestamp  #: Which records come first, see `RecordOrder`.
+    series: TimeSeries | None  #: How dates are chosen; None = all records of a query fill one chip.
+    native: bool  #: Whether only records are used whose pixels coincide with the chip's.
 
 
 class RecordQuery:

@@ -19,29 +19,18 @@ from affine import Affine
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import full_turn, same_crs, transform_points
-from rasteret_ml.geo.grid import Grid, full_turns
-from rasteret_ml.geo.window import Window
-
-__all__ = [
-    "LARGEST_BOX", "Positions", "Resampling", "contiguous", "needed_window", "pixel_ratio", "positions", "steady_ratio",
-    "to_source", "turn_columns",
-]  # fmt: skip
+from rasteret_ml.geo.grid import Grid, Window, full_turns
 
 Floats = npt.NDArray[np.float64]
-Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
-"""Kernels by their GDAL names."""
+Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]  #: Kernels by their GDAL names.
 
-LARGEST_BOX = 8.0
-"""A target pixel that covers this many times more than the middle one lies across a seam."""
+LARGEST_BOX = 8.0  #: A target pixel that covers this many times more than the middle one lies across a seam.
 _KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode": 1}
-_LATTICE = 21
-"""Points along each side of a target that are projected to find its source window."""
+_LATTICE = 21  # Points along each side of a target that are projected to find its source window.
 _STEADY = 1.1
 _NODES = 12
-_TOLERANCE = 1e-6
-"""Largest error of an interpolated position, in source pixels."""
-_SMALLEST = 32
-"""Blocks of this many rows and columns are not cut further."""
+_TOLERANCE = 1e-6  # Largest error of an interpolated position, in source pixels.
+_SMALLEST = 32  # Blocks of this many rows and columns are not cut further.
 _CHECKS = np.array([0.0, 0.13, 0.37, 0.5, 0.71, 0.94, 1.0])
 
 
@@ -49,10 +38,8 @@ _CHECKS = np.array([0.0, 0.13, 0.37, 0.5, 0.71, 0.94, 1.0])
 class Positions:
     """Fractional positions on a source grid; (0, 0) is its first corner, infinite means outside its CRS."""
 
-    cols: Floats
-    """Columns."""
-    rows: Floats
-    """Rows, of the same shape."""
+    cols: Floats  #: Columns.
+    rows: Floats  #: Rows, of the same shape.
 
 
 def positions(target: Grid, source: Grid, *, corners: bool = False) -> Positions:

@@ -26,24 +26,18 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.positions import LARGEST_BOX, Resampling, pixel_ratio, positions, turn_columns
 
-__all__ = ["Resampling", "warp"]
-
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-_EDGE = 1e-7
-"""A position this close below a pixel's edge is on it, so that rounding does not choose the pixel."""
-_MIN_WEIGHT = 1e-6
-"""Weights with a smaller sum give no value (GDAL's number)."""
-_BLOCK = 1 << 16
-"""Target pixels processed at once, so that the arrays of a tap stay in the processor's cache."""
+_EDGE = 1e-7  # A position this close below a pixel's edge is on it, so that rounding does not choose the pixel.
+_MIN_WEIGHT = 1e-6  # Weights with a smaller sum give no value (GDAL's number).
+_BLOCK = 1 << 16  # Target pixels processed at once, so that the arrays of a tap stay in the processor's cache.
 _COUNTERS = 1 << 22
+# Decimals of a covered area; the rest is noise of the positions, which must not decide between equals.
 _TIE_DECIMALS = 6
-"""Decimals of a covered area; the rest is noise of the positions, which must not decide between equals."""
-_HALF = 0.5 + 1e-6
-"""Rounds halves up, including those that noise of the positions has made a little smaller."""
+_HALF = 0.5 + 1e-6  # Rounds halves up, including those that noise of the positions has made a little smaller.
 
 
 def warp(
@@ -176,8 +170,7 @@ class _Pixels:
             return np.where(weight == 0, 0, weight * self.values[at])
 
 
-Kernel = Callable[[Floats], Floats]
-"""From distances in source pixels, divided by the kernel's scale, to weights."""
+Kernel = Callable[[Floats], Floats]  #: From distances in source pixels, divided by the kernel's scale, to weights.
 
 
 def _bilinear(distance: Floats) -> Floats:
@@ -245,14 +238,10 @@ def _axis_taps(fraction: Floats, kernel: Kernel, reach: int, scale: float) -> li
 class _Boxes:
     """What each target pixel covers on the source, as fractional positions `[P]`; stops are not before starts."""
 
-    col: Floats
-    """First column."""
-    col_stop: Floats
-    """End of the columns."""
-    row: Floats
-    """First row."""
-    row_stop: Floats
-    """End of the rows."""
+    col: Floats  # First column.
+    col_stop: Floats  # End of the columns.
+    row: Floats  # First row.
+    row_stop: Floats  # End of the rows.
 
 
 def _boxes(target: Grid, source: Grid) -> _Boxes:

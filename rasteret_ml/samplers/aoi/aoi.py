@@ -6,32 +6,23 @@ from typing import Any, NamedTuple
 
 import shapely
 
-__all__ = ["AOI", "AOIDetails"]
-
 
 class AOIDetails(NamedTuple):
     """What an AOI carries besides its slices."""
 
-    geometry: bytes | None = None
-    """Geometry it was drawn from, as WKB in `crs`; None = no geometry."""
+    geometry: bytes | None = None  #: Geometry it was drawn from, as WKB in `crs`; None = no geometry.
+    #: CRS text of the slices and the geometry: the dataset's, or its target grid's if there are several.
     crs: str | None = None
-    """CRS text of the slices and the geometry: the dataset's, or its target grid's if there are several."""
-    row: int = -1
-    """Row in the source AOI table; -1 = no table."""
-    epoch: int = 0
-    """Epoch it was drawn in."""
-    position: int = -1
-    """Position in the epoch's order, over all ranks."""
-    seed: int = 0
-    """Seed of the order."""
-    label: int | float | None = None
-    """The AOI's class or value, if its table has labels."""
+    row: int = -1  #: Row in the source AOI table; -1 = no table.
+    epoch: int = 0  #: Epoch it was drawn in.
+    position: int = -1  #: Position in the epoch's order, over all ranks.
+    seed: int = 0  #: Seed of the order.
+    label: int | float | None = None  #: The AOI's class or value, if its table has labels.
+    #: Share of valid pixels, 0 to 1, below which a reader tries the spares; 0 = accept any chip.
     min_valid: float = 0.0
-    """Share of valid pixels, 0 to 1, below which a reader tries the spares; 0 = accept any chip."""
+    #: Upper left corners (x, y) of alternative chips in the same polygon, in the order to try.
     spares: tuple[tuple[float, float], ...] = ()
-    """Upper left corners (x, y) of alternative chips in the same polygon, in the order to try."""
-    blank: bool = False
-    """Whether it only pads ranks to equal length: its sample has no valid pixel and no label."""
+    blank: bool = False  #: Whether it only pads ranks to equal length: its sample has no valid pixel and no label.
 
 
 class AOI(tuple[slice, slice, slice]):

@@ -19,8 +19,6 @@ from rasteret_ml.geo.geometries import are_finite, geometries_from, unpack_geome
 from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.geo.times import parse_windows
 
-__all__ = ["AOITable", "format_rows", "get_column", "is_polygon", "parse_weights"]
-
 Geometries = npt.NDArray[np.object_]
 Rows = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
@@ -37,24 +35,17 @@ class AOITable:
         >>> sampler = RandomAOISampler(dataset, 128, 1000, aois=fields, balance=True)
     """
 
-    geometries: Geometries
-    """Valid, non-empty shapely geometries `[N]`: polygons, lines or points."""
-    crs: str
-    """CRS text of their coordinates."""
+    geometries: Geometries  #: Valid, non-empty shapely geometries `[N]`: polygons, lines or points.
+    crs: str  #: CRS text of their coordinates.
+    #: Row of each AOI in the source table, from 0. It identifies the AOI, even after others are dropped `[N]`.
     rows: Rows
-    """Row of each AOI in the source table, from 0. It identifies the AOI, even after others are dropped `[N]`."""
+    #: Class (int64) or value (float64) of each AOI `[N]`; None = no labels.
     labels: npt.NDArray[np.int64] | npt.NDArray[np.float64] | None
-    """Class (int64) or value (float64) of each AOI `[N]`; None = no labels."""
-    classes: tuple[Any, ...]
-    """Source value of each class, by class number; () if labels are values or missing."""
-    weights: npt.NDArray[np.float64] | None
-    """Relative frequency of each AOI, >= 0 `[N]`; None = by area."""
-    start: Times | None
-    """First instant of each AOI's time window, UTC, NaT = open `[N]`; None = no windows."""
-    stop: Times | None
-    """Last instant of each AOI's time window, inclusive, UTC, NaT = open `[N]`; None = no windows."""
-    table: gpd.GeoDataFrame
-    """The unmodified source table, which `rows` index."""
+    classes: tuple[Any, ...]  #: Source value of each class, by class number; () if labels are values or missing.
+    weights: npt.NDArray[np.float64] | None  #: Relative frequency of each AOI, >= 0 `[N]`; None = by area.
+    start: Times | None  #: First instant of each AOI's time window, UTC, NaT = open `[N]`; None = no windows.
+    stop: Times | None  #: Last instant of each AOI's time window, inclusive, UTC, NaT = open `[N]`; None = no windows.
+    table: gpd.GeoDataFrame  #: The unmodified source table, which `rows` index.
 
     @classmethod
     def of(

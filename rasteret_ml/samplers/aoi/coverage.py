@@ -24,8 +24,6 @@ from rasteret_ml.geo.regions import clip_polygons, map_in_threads, polygonal_eac
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, format_rows, is_polygon, parse_weights
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
-__all__ = ["AOICoverage", "Balance", "Outside", "Weight", "clip_aois", "sampling_weights"]
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Geometries = npt.NDArray[np.object_]
@@ -33,20 +31,17 @@ Mask = npt.NDArray[np.bool_]
 Times = npt.NDArray[np.datetime64]
 Bounds = tuple[float, float, float, float]
 
-Outside = Literal["raise", "drop"]
-"""What to do with an AOI that no chip can be drawn from."""
+Outside = Literal["raise", "drop"]  #: What to do with an AOI that no chip can be drawn from.
+#: Relative frequency of each AOI: a column, numbers `[N]`, or a callable that returns them for the table's rows.
 Weight = str | Sequence[float] | npt.NDArray[Any] | Callable[[gpd.GeoDataFrame], Any]
-"""Relative frequency of each AOI: a column, numbers `[N]`, or a callable that returns them for the table's rows."""
+#: Classes to draw equally often: True = the table's labels, a column, or values `[N]`.
 Balance = bool | str | Sequence[Any] | npt.NDArray[Any]
-"""Classes to draw equally often: True = the table's labels, a column, or values `[N]`."""
 
-_EARTH_RADIUS = 6_371_008.8
-"""Mean radius in metres (Moritz 2000)."""
-_FEW = 1000
-"""Up to this many AOIs, all edges are densified before they are projected."""
+_EARTH_RADIUS = 6_371_008.8  # Mean radius in metres (Moritz 2000).
+_FEW = 1000  # Up to this many AOIs, all edges are densified before they are projected.
+#: Extent below which, among many AOIs, edges are taken to stay straight in any CRS (over a length L they bend by L^2
+#: tan(latitude) / 8R, some centimetres).
 _STRAIGHT_METRES, _STRAIGHT_DEGREES = 1000.0, 0.01
-"""Extent below which, among many AOIs, edges are taken to stay straight in any CRS (over a length L they bend by
-L^2 tan(latitude) / 8R, some centimetres)."""
 _log = logging.getLogger(__name__)
 
 
@@ -54,26 +49,17 @@ _log = logging.getLogger(__name__)
 class AOICoverage:
     """Pairs of a target grid and an AOI that it intersects: grid by grid, AOIs in the table's order."""
 
-    target_grids: tuple[TargetGrid, ...]
-    """All target grids of the dataset."""
-    extents: tuple[BaseGeometry, ...]
-    """What each grid covers; with AOIs, longitudes also a full turn away."""
-    table: AOITable | None
-    """The AOIs; None = everything that the grids cover."""
-    shapes: Geometries
-    """Each AOI in its grid's CRS, valid, shrunk by the inset and clipped to the extent `[P]`."""
-    full_shapes: Geometries
-    """The same, neither shrunk nor clipped; None without AOIs `[P]`."""
-    wkb: Geometries
-    """`full_shapes` as WKB; None without AOIs `[P]`."""
-    grid_index: Integers
-    """Index into `target_grids` of each pair `[P]`."""
-    aoi_index: Integers
-    """Position in `table` of each pair's AOI; -1 = no AOI `[P]`."""
-    rows: Integers
-    """Row in the source table of each pair's AOI; -1 = no AOI `[P]`."""
+    target_grids: tuple[TargetGrid, ...]  #: All target grids of the dataset.
+    extents: tuple[BaseGeometry, ...]  #: What each grid covers; with AOIs, longitudes also a full turn away.
+    table: AOITable | None  #: The AOIs; None = everything that the grids cover.
+    shapes: Geometries  #: Each AOI in its grid's CRS, valid, shrunk by the inset and clipped to the extent `[P]`.
+    full_shapes: Geometries  #: The same, neither shrunk nor clipped; None without AOIs `[P]`.
+    wkb: Geometries  #: `full_shapes` as WKB; None without AOIs `[P]`.
+    grid_index: Integers  #: Index into `target_grids` of each pair `[P]`.
+    aoi_index: Integers  #: Position in `table` of each pair's AOI; -1 = no AOI `[P]`.
+    rows: Integers  #: Row in the source table of each pair's AOI; -1 = no AOI `[P]`.
+    #: First and last instant of each pair's AOI, NaT = open `[P]`; None = no time windows.
     windows: tuple[Times, Times] | None
-    """First and last instant of each pair's AOI, NaT = open `[P]`; None = no time windows."""
 
     def __len__(self) -> int:
         return len(self.shapes)

@@ -16,21 +16,15 @@ from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.regions import polygonal, union_polygons
 
-__all__ = ["TargetGrid", "coverage_of", "spatial_split", "target_grids_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TargetGrid:
     """A pixel grid that chips lie on, and the scenes on it. A dataset has one, or one for each CRS of its scenes."""
 
-    crs: str
-    """CRS text."""
-    res: tuple[float, float]
-    """Pixel size (x, y) in CRS units."""
-    origin: tuple[float, float]
-    """A corner (x, y) of a pixel."""
-    shapes: npt.NDArray[np.object_]
-    """Outlines of the scenes, in the CRS `[N]`."""
+    crs: str  #: CRS text.
+    res: tuple[float, float]  #: Pixel size (x, y) in CRS units.
+    origin: tuple[float, float]  #: A corner (x, y) of a pixel.
+    shapes: npt.NDArray[np.object_]  #: Outlines of the scenes, in the CRS `[N]`.
 
 
 def coverage_of(dataset: Any) -> BaseGeometry:

@@ -23,16 +23,13 @@ from rasteret_ml.samplers.aoi.target_grids import coverage_of
 from rasteret_ml.samplers.grid_sampler import ChipGrid, grid_chips
 from rasteret_ml.samplers.ranks import epoch_random
 
-__all__ = ["assign", "connected_components", "parse_fractions", "split_aois", "split_blocks", "value_codes"]
-
 _log = logging.getLogger(__name__)
 
 Geometries = npt.NDArray[np.object_]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_TOLERANCE = 1e-9
-"""Share of the smaller of two AOIs, of a block, or of a buffer, that rounding errors may reach."""
+_TOLERANCE = 1e-9  # Share of the smaller of two AOIs, of a block, or of a buffer, that rounding errors may reach.
 
 
 def split_blocks(

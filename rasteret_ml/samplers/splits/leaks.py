@@ -19,26 +19,19 @@ from rasteret_ml.geo.geometries import polygons_from
 from rasteret_ml.geo.regions import polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
-__all__ = ["check_splits"]
-
 Geometries = npt.NDArray[np.object_]
 
-_SLIVER = 0.01
-"""Share of a pixel; a strip thinner than this holds no pixel."""
-_ROUNDING = 1e-12
-"""Relative error of coordinates that are sums of a few numbers."""
+_SLIVER = 0.01  # Share of a pixel; a strip thinner than this holds no pixel.
+_ROUNDING = 1e-12  # Relative error of coordinates that are sums of a few numbers.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Reach:
     """Where and when a split can read."""
 
-    regions: dict[str, Geometries]
-    """Polygons by CRS text, without overlaps within a CRS."""
-    times: tuple[pd.Timestamp, pd.Timestamp] | None
-    """First and last instant, both inclusive; None = all times."""
-    pixels: dict[str, float]
-    """Smaller side of a pixel by CRS text; empty for plain polygons."""
+    regions: dict[str, Geometries]  # Polygons by CRS text, without overlaps within a CRS.
+    times: tuple[pd.Timestamp, pd.Timestamp] | None  # First and last instant, both inclusive; None = all times.
+    pixels: dict[str, float]  # Smaller side of a pixel by CRS text; empty for plain polygons.
 
 
 def check_splits(splits: Mapping[str, Any] | gpd.GeoDataFrame, *, buffer: float = 0.0, crs: Any = None) -> None:

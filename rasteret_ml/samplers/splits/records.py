@@ -23,17 +23,13 @@ from rasteret_ml.geo.regions import union_polygons
 from rasteret_ml.geo.times import clamp_ns
 from rasteret_ml.samplers.splits.blocks import assign, connected_components, parse_fractions, value_codes
 
-__all__ = ["split_records"]
-
 _log = logging.getLogger(__name__)
 
 Integers = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
 
-_DEGREE = 111_195.0
-"""Metres per degree of latitude on a sphere with a radius of 6,371 km."""
-_TOUCHING = 1e-7
-"""Overlap of footprints in degrees (a centimetre) that counts as touching only."""
+_DEGREE = 111_195.0  # Metres per degree of latitude on a sphere with a radius of 6,371 km.
+_TOUCHING = 1e-7  # Overlap of footprints in degrees (a centimetre) that counts as touching only.
 
 
 def split_records(

@@ -16,28 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "AcceptsBody",
-    "Connection",
-    "RemoteProtocolError",
-    "Response",
-    "ResponseHead",
-    "ResponseTimeoutError",
-    "StaleConnectionError",
-    "UnsupportedResponseError",
-]
-
 _HEAD_END = b"\r\n\r\n"
+# Bytes received at once while reading a head; small, because the part of a body that arrives with it is copied.
 _CHUNK = 4096
-"""Bytes received at once while reading a head; small, because the part of a body that arrives with it is copied."""
 _MAX_HEAD = 64 * 1024
-_MAX_DISCARDED = 16 * 1024
-"""Longest body that is received and discarded to keep the connection usable."""
+_MAX_DISCARDED = 16 * 1024  # Longest body that is received and discarded to keep the connection usable.
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: (.*))?$")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+$")
 _NO_BODY = frozenset({204, 304})
-_FILE_STATUSES = frozenset({200, 206})
-"""Statuses whose body may be the file."""
+_FILE_STATUSES = frozenset({200, 206})  # Statuses whose body may be the file.
 
 
 class RemoteProtocolError(ConnectionError):
@@ -68,42 +55,32 @@ class ResponseTimeoutError(TimeoutError):
 class ResponseHead:
     """Status line and headers of a response."""
 
-    status: int
-    """HTTP status."""
-    reason: str
-    """Reason phrase."""
-    headers: Mapping[str, str]
-    """By name in lower case; repeated headers are joined by commas (RFC 9110, 5.3)."""
-    length: int | None
-    """Bytes of the body; None = not stated."""
-    keep_alive: bool = False
-    """Whether the connection can be used again."""
+    status: int  #: HTTP status.
+    reason: str  #: Reason phrase.
+    headers: Mapping[str, str]  #: By name in lower case; repeated headers are joined by commas (RFC 9110, 5.3).
+    length: int | None  #: Bytes of the body; None = not stated.
+    keep_alive: bool = False  #: Whether the connection can be used again.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
     """A response to a GET request."""
 
-    head: ResponseHead
-    """Status line and headers."""
-    body: memoryview | bytes | None
-    """Its bytes; None = not accepted by the caller."""
-    seconds: float
-    """Time from the end of the head to the end of the body."""
+    head: ResponseHead  #: Status line and headers.
+    body: memoryview | bytes | None  #: Its bytes; None = not accepted by the caller.
+    seconds: float  #: Time from the end of the head to the end of the body.
 
 
+#: Whether to return the body that a head announces; if not, the response has none.
 AcceptsBody = Callable[[ResponseHead], bool]
-"""Whether to return the body that a head announces; if not, the response has none."""
 
 
 class Connection(asyncio.BufferedProtocol):
     """A connection with one request at a time; asyncio calls it when bytes arrive."""
 
     def __init__(self) -> None:
-        self.last_used = 0.0
-        """Loop time of the last activity."""
-        self.started = 0.0
-        """Loop time when the current request started."""
+        self.last_used = 0.0  #: Loop time of the last activity.
+        self.started = 0.0  #: Loop time when the current request started.
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Response] | None = None
         self._accepts_body: AcceptsBody = bool

@@ -23,14 +23,10 @@ from rasteret_ml.storage.http1.connection import (
     ResponseTimeoutError,
     StaleConnectionError,
 )
-from rasteret_ml.storage.limits import FetchLimits
+from rasteret_ml.storage.reader import FetchLimits
 
-__all__ = ["ConnectionPool"]
-
-_NEXT_ADDRESS_DELAY = 0.25
-"""Seconds before the next address of a host is tried in parallel (RFC 8305)."""
-_Origin = tuple[bool, str, int]
-"""(TLS or not, host, port)"""
+_NEXT_ADDRESS_DELAY = 0.25  # Seconds before the next address of a host is tried in parallel (RFC 8305).
+_Origin = tuple[bool, str, int]  # (TLS or not, host, port)
 
 
 class ConnectionPool:
@@ -39,8 +35,7 @@ class ConnectionPool:
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.connections)
-        self._active = 0
-        """Requests that have a connection or are about to open one."""
+        self._active = 0  # Requests that have a connection or are about to open one.
         self._busy: set[Connection] = set()
         self._idle: defaultdict[_Origin, list[Connection]] = defaultdict(list)
         self._resolver = _Resolver(limits.dns_ttl)
