@@ -35,8 +35,9 @@ How a batch flows through a `DataLoader` worker:
     loader        TimedCollate                           calls the collate function
     samples       collate                                stacks the batch
 
-`RasterAccessor.load_bands` enters at `ChipRequest.plan` and leaves with the chips. Names below load on first use:
-importing the package loads neither torch nor aiohttp.
+Each package is called by the one above it and calls nothing back: what it needs travels in the requests (records, as
+a lazy sequence of table rows; grids; rules). `RasterAccessor.load_bands` enters at `ChipRequest.plan` and leaves with
+the chips. Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
 
 from __future__ import annotations

@@ -51,19 +51,13 @@ class MergedRange:
 
 
 def coalesce(ranges: Sequence[ByteRange], limits: CoalesceLimits) -> list[MergedRange]:
-    """Merge ranges of one file into requests.
+    """Merge ranges of one file, in any order, into requests sorted by start.
 
-    Args:
-        ranges: In any order; they may overlap or repeat.
-        limits: When to merge.
+    Ranges may overlap or repeat; each lies entirely inside exactly one request.
 
-    Returns:
-        Requests sorted by start; each range lies entirely inside exactly one of them.
-
-    Example:
-        >>> tiles = [ByteRange(0, 100), ByteRange(108, 100), ByteRange(10_000_000, 100)]
-        >>> [str(request.span) for request in coalesce(tiles, CoalesceLimits())]
-        ['bytes 0-207', 'bytes 10000000-10000099']
+    >>> tiles = [ByteRange(0, 100), ByteRange(108, 100), ByteRange(10_000_000, 100)]
+    >>> [str(request.span) for request in coalesce(tiles, CoalesceLimits())]
+    ['bytes 0-207', 'bytes 10000000-10000099']
     """
     merged: list[MergedRange] = []
     order = sorted(range(len(ranges)), key=lambda i: ranges[i])

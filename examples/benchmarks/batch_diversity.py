@@ -1,8 +1,12 @@
-"""Locality: how much speed a local order of chips gains, and how much diversity its batches lose."""
+"""Locality: how much speed a local order of chips gains, and how much diversity its batches lose.
+
+`batch_diversity(sampler, dataset, batch_size)` measures the diversity of the batches of any sampler.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,9 @@ from scenes import BANDS, TILE, Layout
 from speed import LOOKAHEAD_ROW, method
 
 import rasteret_ml as rm
+from rasteret_ml.errors import UsageError
+from rasteret_ml.samplers.aoi.target_grids import target_grids_of
+from rasteret_ml.samplers.locality import GridTileLookup
 
 Chips = npt.NDArray[np.int64]
 """`[N, 3]`: scene, row and column."""
@@ -45,9 +52,9 @@ def locality(bench: Bench) -> list[Section]:
     rows = bench.available(rows, section)
     bench.check(rows, 0)
     rates = bench.paired(rows, lambda row: bench.rate(row, 30, longer=_LONGER))
-    uniform_diversity = batch_diversity(draw(bench, None), bench)
+    uniform_diversity = epoch_statistics(draw(bench, None), bench)
     for row in rows:
-        diversity = batch_diversity(draw(bench, row.options.get("locality")), bench)
+        diversity = epoch_statistics(draw(bench, row.options.get("locality")), bench)
         speedup = middle(rates[row.label]) / middle(rates["uniform"])
         cells = [number(speedup), *_cells(diversity, uniform_diversity)]
         section.rows.append([row.label, spread(rates[row.label]), *cells])
@@ -77,7 +84,7 @@ def draw(bench: Bench, value: Any) -> Chips:
     return np.array([bench.locate(dataset, aoi) for aoi in sampler], np.int64)
 
 
-def batch_diversity(chips: Chips, bench: Bench) -> dict[str, float]:
+def epoch_statistics(chips: Chips, bench: Bench) -> dict[str, float]:
     """Measure how diverse the batches of an order are and how many tiles they touch."""
     side = bench.args.block * TILE
     batches = [chips[i : i + bench.batch] for i in range(0, len(chips) - bench.batch + 1, bench.batch)]
@@ -127,3 +134,72 @@ def unevenness(chips: Chips, layout: Layout) -> float:
         np.add.at(steps, (scene, row + down, col + right), sign)
     covered = steps.cumsum(1).cumsum(2)[:, reach : cells - reach, reach : cells - reach]
     return float(covered.std() / covered.mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDiversity:
+    """Distinct scenes and tiles in a batch, and the expected numbers for a random order of the same chips."""
+
+    scenes: float  #: Mean number of distinct scenes in a batch (a chip's scene holds its centre).
+    scenes_uniform: float  #: Expected number of distinct scenes in a batch drawn uniformly from the same chips.
+    tiles: float  #: Mean number of distinct tiles in a batch (a chip's tile holds its upper left corner).
+    tiles_uniform: float  #: Expected number of distinct tiles in a batch drawn uniformly from the same chips.
+
+    @property
+    def scene_ratio(self) -> float:
+        """Scenes relative to uniform draws: 1 = as diverse; above 1 = more evenly spread."""
+        return self.scenes / self.scenes_uniform
+
+    @property
+    def tile_ratio(self) -> float:
+        """Tiles relative to uniform draws."""
+        return self.tiles / self.tiles_uniform
+
+
+def batch_diversity(aois: Iterable[Any], dataset: Any, batch_size: int) -> BatchDiversity:
+    """Measure how many different scenes and tiles the batches of an order hold.
+
+    The expectation is Hurlbert's (1971) for distinct classes in a sample without replacement: the sum over classes of
+    1 - C(N - n, k) / C(N, k).
+
+    Args:
+        aois: A sampler or a list of queries `(x, y, t)` for chips of one size; one epoch is iterated.
+        dataset: The dataset that they query.
+        batch_size: Chips in a batch. A multiple of it measures several successive batches together.
+
+    Raises:
+        UsageError: if there are fewer chips than `batch_size`.
+    """
+    queries = list(aois)
+    if not 1 <= batch_size <= len(queries):
+        raise UsageError(f"A batch of {batch_size} chips must fit in the epoch, which has {len(queries)}.")
+    grids = target_grids_of(dataset)
+    numbers = {grid.crs: number for number, grid in enumerate(grids)}
+    # With a single target grid, queries may be plain slices without a CRS.
+    grid_index = np.array([0 if len(grids) == 1 else numbers[query.crs] for query in queries])
+    (x, y, _), res = queries[0], grids[grid_index[0]].res
+    size = (round((y.stop - y.start) / res[1]), round((x.stop - x.start) / res[0]))
+    corners = np.array([(x.start, y.stop) for x, y, _ in queries], dtype=np.float64)
+    when = slice(min(t.start for _, _, t in queries), max(t.stop for _, _, t in queries))
+    found = GridTileLookup(dataset, grids, size, when).locate(corners, grid_index)
+    tiles, scenes = found.blocks(1), found.scene + 1
+    return BatchDiversity(
+        scenes=_mean_distinct(scenes, batch_size),
+        scenes_uniform=_expected_distinct(scenes, batch_size),
+        tiles=_mean_distinct(tiles, batch_size),
+        tiles_uniform=_expected_distinct(tiles, batch_size),
+    )
+
+
+def _mean_distinct(values: npt.NDArray[np.int64], batch_size: int) -> float:
+    """Mean number of distinct values in the full batches."""
+    batches = np.sort(values[: len(values) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
+    return float(1 + (np.diff(batches, axis=1) != 0).sum(axis=1).mean())
+
+
+def _expected_distinct(values: npt.NDArray[np.int64], batch_size: int) -> float:
+    """Expected number of distinct values in a batch drawn without replacement."""
+    total, counts = len(values), np.bincount(values)
+    others = total - counts[counts > 0, None] - np.arange(batch_size)
+    missed = np.prod(np.maximum(others, 0) / (total - np.arange(batch_size)), axis=1)
+    return float((1 - missed).sum())

@@ -152,4 +152,4 @@ def _remove_meters() -> None:
     from rasteret_ml.telemetry import Meter
 
     Meter.track = lambda self, activity: nullcontext()  # type: ignore[method-assign,assignment,return-value]
-    loader.TimedCollate = lambda collate: collate  # type: ignore[misc,assignment]
+    loader.TimedCollate = lambda collate, rows: collate  # type: ignore[misc,assignment]

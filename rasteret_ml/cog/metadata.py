@@ -16,8 +16,12 @@ from rasteret_ml.errors import CollectionError
 from rasteret_ml.geo.grid import Grid
 
 
-def _image_field(name: str, doc: str) -> Any:
-    return property(operator.attrgetter(f"image.{name}"), doc=doc)
+def _image_field(name: str) -> Any:
+    return property(operator.attrgetter(f"image.{name}"), doc=f"`TileTable.{name}` of the full resolution image.")
+
+
+# Fields that a struct holds under the same names, as they are.
+_PLAIN = ("overview_resampling", "scale", "offset", "file_size", "etag")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,18 +65,12 @@ class CogMetadata:
     tiepoint: tuple[float, ...] = ()  #: TIFF tag 33922 as stored.
 
     # Fields of the full resolution image, under the names that rasteret's `CogMetadata` has too.
-    width = _image_field("width", "Columns at full resolution.")
-    height = _image_field("height", "Rows at full resolution.")
-    tile_width = _image_field("tile_width", "Columns of a tile.")
-    tile_height = _image_field("tile_height", "Rows of a tile.")
-    compression = _image_field("compression", "TIFF tag 259.")
-    predictor = _image_field("predictor", "TIFF tag 317.")
-    tile_offsets = _image_field("tile_offsets", "Byte offset of each tile, int64.")
-    tile_byte_counts = _image_field("tile_byte_counts", "Compressed bytes of each tile, int64.")
-    samples_per_pixel = _image_field("samples_per_pixel", "TIFF tag 277.")
-    planar_configuration = _image_field("planar_configuration", "TIFF tag 284.")
-    photometric = _image_field("photometric", "TIFF tag 262.")
-    extra_samples = _image_field("extra_samples", "TIFF tag 338.")
+    width, height = map(_image_field, ("width", "height"))
+    tile_width, tile_height = map(_image_field, ("tile_width", "tile_height"))
+    tile_offsets, tile_byte_counts = map(_image_field, ("tile_offsets", "tile_byte_counts"))
+    compression, predictor, photometric = map(_image_field, ("compression", "predictor", "photometric"))
+    samples_per_pixel, extra_samples = map(_image_field, ("samples_per_pixel", "extra_samples"))
+    planar_configuration = _image_field("planar_configuration")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -119,24 +117,16 @@ class CogMetadata:
             "overview_masks": [] if own_alpha else [table.to_struct() for table in self.overview_masks],
             "mask_sample": self.mask_sample,
             "mask_is_alpha": self.mask_is_alpha,
-            "overview_resampling": self.overview_resampling,
-            "scale": self.scale,
-            "offset": self.offset,
-            "file_size": self.file_size,
-            "etag": self.etag,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     @classmethod
     def from_struct(cls, struct: Mapping[str, Any], *, crs: str | None, band_index: int | None = None) -> CogMetadata:
         """Read a `{band}_metadata` struct that this library or rasteret 0.3/0.4 has written.
 
-        Args:
-            struct: The mapping; absent or null fields that rasteret does not write take their defaults.
-            crs: CRS text of the record.
-            band_index: Index of the band in the file; selects its plane of a planar table that was stored whole.
-
-        Raises:
-            CollectionError: Required fields are missing, or the number of tiles does not match the image.
+        Absent or null fields that rasteret does not write take their defaults. `band_index`, the index in the file,
+        selects the band's plane of a planar table that was stored whole. Raise CollectionError if required fields are
+        missing or the number of tiles does not match the image.
         """
         image = _band_plane(TileTable.from_struct(struct), band_index)
         mask = None if struct.get("mask") is None else TileTable.from_struct(struct["mask"])
@@ -153,13 +143,9 @@ class CogMetadata:
             overview_masks=overview_masks,
             mask_sample=int(struct.get("mask_sample") or 0),
             mask_is_alpha=bool(struct.get("mask_is_alpha")),
-            overview_resampling=struct.get("overview_resampling"),
-            scale=struct.get("scale"),
-            offset=struct.get("offset"),
-            file_size=struct.get("file_size"),
-            etag=struct.get("etag"),
             pixel_scale=tuple(_or_empty(struct.get("pixel_scale"))),
             tiepoint=tuple(_or_empty(struct.get("tiepoint"))),
+            **{name: struct.get(name) for name in _PLAIN},
         )
 
 
@@ -167,15 +153,13 @@ def transform_to_list(transform: Affine | None) -> list[float] | None:
     """Return `[scale_x, translate_x, scale_y, translate_y]`, or all six coefficients of a rotated affine."""
     if transform is None:
         return None
-    t = transform
-    return [t.a, t.c, t.e, t.f] if t.b == 0 and t.d == 0 else [t.a, t.b, t.c, t.d, t.e, t.f]
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return [a, c, e, f] if b == 0 and d == 0 else [a, b, c, d, e, f]
 
 
 def transform_from_list(values: Any) -> Affine | None:
     """Return the affine of a list from `transform_to_list`; six values are a, b, c, d, e, f."""
-    if values is None or len(values) == 0:
-        return None
-    return _affine(tuple(map(float, values)))
+    return None if values is None or len(values) == 0 else _affine(tuple(map(float, values)))
 
 
 @functools.lru_cache(maxsize=1024)  # the bands of a record share a transform

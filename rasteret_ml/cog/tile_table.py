@@ -100,28 +100,15 @@ class TileTable:
 
     def to_struct(self) -> dict[str, Any]:
         """Return plain values under the names of the Parquet struct; arrays stay arrays."""
-        return {
+        same = ("tile_width", "tile_height", "tile_offsets", "tile_byte_counts", "jpeg_tables", *_DEFAULTS, *_FLAGS)
+        return {name: getattr(self, name) for name in same} | {
             "image_width": self.width,
             "image_height": self.height,
-            "tile_width": self.tile_width,
-            "tile_height": self.tile_height,
             "dtype": _dtype_name(self.dtype),
-            "predictor": self.predictor,
-            "compression": self.compression,
-            "tile_offsets": self.tile_offsets,
-            "tile_byte_counts": self.tile_byte_counts,
-            "samples_per_pixel": self.samples_per_pixel,
-            "planar_configuration": self.planar_configuration,
-            "photometric": self.photometric,
             "extra_samples": list(self.extra_samples),
             "bits_per_sample": self.bits_per_sample or None,
-            "big_endian": self.big_endian,
-            "fill_order": self.fill_order,
-            "striped": self.striped,
-            "jpeg_tables": self.jpeg_tables,
             "ycbcr_subsampling": list(self.ycbcr_subsampling) if self.ycbcr_subsampling != (1, 1) else None,
             "ycbcr_coefficients": list(self.ycbcr_coefficients) if self.photometric == 6 else None,
-            "block_leaders": self.block_leaders,
             "sidecar": None if self.sidecar is None else asdict(self.sidecar),
         }
 
@@ -129,8 +116,7 @@ class TileTable:
     def from_struct(cls, struct: Mapping[str, Any]) -> TileTable:
         """Read the mapping of `to_struct`; absent or null fields of older writers take their defaults.
 
-        Raises:
-            CollectionError: A size, the dtype or a tile array is missing.
+        Raise CollectionError if a size, the dtype or a tile array is missing.
         """
         offsets, counts = struct.get("tile_offsets"), struct.get("tile_byte_counts")
         if offsets is None or counts is None or struct.get("dtype") is None:
@@ -153,32 +139,27 @@ class TileTable:
 
 _DEFAULTS = {
     "predictor": 1, "compression": 1, "samples_per_pixel": 1, "planar_configuration": 1, "bits_per_sample": 0,
-    "fill_order": 1,
+    "fill_order": 1, "photometric": None,
 }  # fmt: skip
 _FLAGS = ("big_endian", "striped", "block_leaders")
 _SIZES = ("image_width", "width", "image_height", "height", "tile_width", "tile_height")
 # Keys whose values most files of a Collection share.
-_LAYOUT_KEYS = (*_SIZES, "dtype", "photometric", *_DEFAULTS, *_FLAGS)
+_LAYOUT_KEYS = (*_SIZES, "dtype", *_DEFAULTS, *_FLAGS)
 
 
 @lru_cache(maxsize=1024)
 def _layout_fields(values: tuple[Any, ...]) -> dict[str, Any]:
     """Fields of a table from the values of `_LAYOUT_KEYS`; cached, so do not change the result."""
     struct = dict(zip(_LAYOUT_KEYS, values, strict=True))
-    photometric = struct["photometric"]
-    sizes = {
+    integers = {key: default if struct[key] is None else int(struct[key]) for key, default in _DEFAULTS.items()}
+    return {
+        **integers,
+        **{key: bool(struct[key]) for key in _FLAGS},
+        "dtype": np.dtype(str(struct["dtype"])).newbyteorder("="),
         "width": _size(struct, "image_width", "width"),
         "height": _size(struct, "image_height", "height"),
         "tile_width": _size(struct, "tile_width"),
         "tile_height": _size(struct, "tile_height"),
-    }
-    integers = {key: default if struct[key] is None else int(struct[key]) for key, default in _DEFAULTS.items()}
-    return {
-        **sizes,
-        **integers,
-        **{key: bool(struct[key]) for key in _FLAGS},
-        "dtype": _dtype(str(struct["dtype"])),
-        "photometric": None if photometric is None else int(photometric),
     }
 
 
@@ -193,11 +174,6 @@ def _size(struct: Mapping[str, Any], *names: str) -> int:
 @cache
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     return dtype.name  # numpy computes it on each access, which costs as much as parsing a directory
-
-
-@cache
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(name).newbyteorder("=")
 
 
 def slice_plane(table: TileTable, sample: int) -> TileTable:

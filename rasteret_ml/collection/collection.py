@@ -16,7 +16,7 @@ import shapely
 
 from rasteret_ml.collection.filters import bbox_overlaps, datetime_between, parse_date_range, parse_lonlat_bbox
 from rasteret_ml.collection.record_reader import RecordReader
-from rasteret_ml.collection.row_store import RowBlocks
+from rasteret_ml.collection.row_store import ParquetBlock, RowBlocks
 from rasteret_ml.collection.schema import (
     METADATA_SUFFIX,
     check_schema,
@@ -25,7 +25,7 @@ from rasteret_ml.collection.schema import (
     set_column,
     to_column,
 )
-from rasteret_ml.collection.write import write_view
+from rasteret_ml.collection.write import FOLDERS, LOW_MEMORY_SCAN, write_view
 from rasteret_ml.errors import CollectionError, UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rasteret_ml.collection.build.build import BuildReport
 
-_MAX_SHOWN = 8  # Bands and CRSs that `repr` lists; `_repr_html_` lists twice as many.
+MAX_SHOWN = 8  #: Bands, CRSs or classes that a summary lists; `Collection._repr_html_` lists twice as many.
 
 
 class Collection:
@@ -109,7 +109,7 @@ class Collection:
 
     def __repr__(self) -> str:
         path = None if self.path is None else redact(self.path)
-        bands, crs = _shorten(self.bands, _MAX_SHOWN), _shorten(self.crs, _MAX_SHOWN)
+        bands, crs = shorten(self.bands), shorten(self.crs)
         return f"Collection({len(self)} records, bands=[{bands}], crs=[{crs}], path={path!r})"
 
     def _repr_html_(self) -> str:
@@ -121,13 +121,12 @@ class Collection:
             "Path": self.path or "in memory",
             "Records": f"{len(self):,}{total}",
             "Time": self._describe_times(),
-            "CRS": _shorten(self.crs, 2 * _MAX_SHOWN) or "unknown",
-            "Bands": _shorten(self.bands, 2 * _MAX_SHOWN, self._describe_band),
+            "CRS": shorten(self.crs, 2 * MAX_SHOWN) or "unknown",
+            "Bands": shorten(self.bands, 2 * MAX_SHOWN, self._describe_band),
             "Bounds": bounds,
             "Stored size": self._describe_size() + (", unfiltered" if total else ""),
         }
-        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(redact(text))}</td></tr>" for key, text in rows.items())
-        return f"<div><strong>Collection</strong> {html.escape(redact(name))}<table>{cells}</table></div>"
+        return summary_html("Collection", rows, f" {name}")
 
     def _describe_times(self) -> str:
         times = self.to_table(["datetime"])["datetime"]
@@ -170,8 +169,8 @@ class Collection:
     @property
     def bands(self) -> list[str]:
         """Bands that the table has a metadata column for, in its order."""
-        fields = [field for field in self.arrow_schema if field.name.endswith(METADATA_SUFFIX)]
-        return [field.name.removesuffix(METADATA_SUFFIX) for field in fields if pa.types.is_struct(field.type)]
+        structs = [field.name for field in self.arrow_schema if pa.types.is_struct(field.type)]
+        return [name.removesuffix(METADATA_SUFFIX) for name in structs if name.endswith(METADATA_SUFFIX)]
 
     @functools.cached_property
     def data_source(self) -> str:
@@ -190,21 +189,21 @@ class Collection:
         texts, codes = self.crs_codes()
         return sorted(text for i in np.unique(codes) if (text := texts[i]) is not None)
 
-    def record_crs(self) -> list[str | None]:
-        """CRS text of every record, in row order."""
-        texts, codes = self.crs_codes()
-        return [texts[i] for i in codes]
-
     def crs_codes(self) -> tuple[tuple[str | None, ...], np.ndarray[Any, np.dtype[np.int64]]]:
         """Distinct CRS texts (None = unknown), and each record's index into them `[N]`."""
         names = [n for n in ("proj:epsg", "crs") if n in self.arrow_schema.names]
         if not names:
             return (None,), np.zeros(len(self), np.int64)
-        distinct, codes = _factorize(self.to_table(names).columns)
-        rows = [dict(zip(names, values, strict=True)) for values in distinct]
-        texts = [_crs_of(row.get("proj:epsg"), row.get("crs")) for row in rows]
+        table, columns = self.to_table(names), []
+        if "proj:epsg" in names:
+            numbers = table["proj:epsg"].cast(pa.int64()).cast(pa.string())
+            columns.append(pc.binary_join_element_wise("EPSG", numbers, ":"))
+        if "crs" in names:
+            columns.append(table["crs"].cast(pa.string()))
+        stored = pc.coalesce(*columns).combine_chunks().dictionary_encode(null_encoding="encode")
+        texts = [crs_text(text) if text else None for text in stored.dictionary.to_pylist()]
         unique = tuple(dict.fromkeys(texts))
-        return unique, np.array([unique.index(text) for text in texts], np.int64)[codes]
+        return unique, np.array([unique.index(text) for text in texts], np.int64)[stored.indices.to_numpy()]
 
     @functools.cached_property
     def bounds(self) -> tuple[float, float, float, float] | None:
@@ -311,8 +310,7 @@ class Collection:
 
     def column_batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield one column, at most `rows` rows at a time, with little read ahead."""
-        options = {"batch_size": rows, "batch_readahead": 2, "fragment_readahead": 1}
-        return iter(self._dataset.to_batches(columns=[name], filter=self._filter, **options))
+        yield from self._dataset.to_batches(columns=[name], filter=self._filter, batch_size=rows, **LOW_MEMORY_SCAN)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Arrow PyCapsule stream: DuckDB, Polars and GeoPandas read a Collection directly (geometry: GeoArrow WKB)."""
@@ -332,7 +330,7 @@ class Collection:
         column = f"{band}{METADATA_SUFFIX}"
         available = header_fields(self.arrow_schema.field(column).type)
         names = available if fields is None else [name for name in fields if name in available]
-        if self.row_blocks.on_disk:
+        if all(isinstance(block, ParquetBlock) for block in self.row_blocks.blocks):
             return self.row_blocks.read_children(column, names)
         children = {name: ds.field(column, name) for name in names}
         return self.to_table(children | {"_present": ds.field(column).is_valid()})
@@ -414,7 +412,22 @@ class Collection:
         )
 
 
-def _shorten(values: Sequence[str], limit: int, describe: Callable[[str], str] = str) -> str:
+def summary_html(title: str, rows: Mapping[str, Any], subtitle: str = "") -> str:
+    """Return a table of properties by heading for notebooks; another object with such a table is shown inside it.
+
+    Text is escaped, and secrets in addresses are removed.
+    """
+    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{_cell(value)}</td></tr>" for name, value in rows.items())
+    return f"<div><strong>{html.escape(title)}</strong>{html.escape(redact(subtitle))}<table>{cells}</table></div>"
+
+
+def _cell(value: Any) -> str:
+    if hasattr(value, "_repr_html_"):
+        return str(value._repr_html_())
+    return html.escape(redact(value if isinstance(value, str) else type(value).__name__))
+
+
+def shorten(values: Sequence[Any], limit: int = MAX_SHOWN, describe: Callable[[Any], str] = str) -> str:
     """Join the first `limit` values, each cut to a readable length (a CRS may be a page of WKT)."""
     shown = [text if len(text) <= 60 else f"{text[:59]}…" for text in map(describe, values[:limit])]
     return ", ".join(shown) + (f" and {len(values) - limit} more" if len(values) > limit else "")
@@ -433,26 +446,6 @@ def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _factorize(columns: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Return the distinct rows of some columns as Python values, and each row's index into them."""
-    codes = np.zeros(len(columns[0]), np.int64)
-    values = []
-    for column in columns:
-        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        values.append(encoded.dictionary.to_pylist())
-        codes = codes * len(values[-1]) + encoded.indices.to_numpy()
-    unique, codes = np.unique(codes, return_inverse=True)
-    indices = [np.unravel_index(code, [len(v) for v in values]) for code in unique]
-    return [tuple(v[i] for v, i in zip(values, index, strict=True)) for index in indices], codes
-
-
-@functools.lru_cache(maxsize=256)
-def _crs_of(code: int | None, text: str | None) -> str | None:
-    if code is not None:
-        return crs_text(int(code))
-    return crs_text(text) if text else None
-
-
 def _open_dataset(name: str) -> ds.Dataset:
     if "://" not in name and not os.path.exists(name):
         raise CollectionError(f"{name}: no such file or folder; make a Collection with rasteret_ml.build.")
@@ -461,8 +454,7 @@ def _open_dataset(name: str) -> ds.Dataset:
     try:
         return ds.dataset(name, format="parquet", partitioning="hive", exclude_invalid_files=False)
     except pa.ArrowInvalid:  # only undated records: no year from which the type could be inferred
-        years = ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive")
-        return ds.dataset(name, format="parquet", partitioning=years, exclude_invalid_files=False)
+        return ds.dataset(name, format="parquet", partitioning=FOLDERS, exclude_invalid_files=False)
 
 
 def _reopen(path: str, filter: ds.Expression | None, data_source: str | None) -> Collection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,7 @@ class BandArrays:
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Whether each record has the band `[N]`."""
-        found: npt.NDArray[np.bool_] = self.table["_present"].to_numpy()
-        return found
+        return np.asarray(self.table["_present"].to_numpy())
 
     def take(self, rows: npt.NDArray[np.int64]) -> BandArrays:
         """Select rows."""
@@ -62,11 +60,7 @@ class BandArrays:
 
     @property
     def transforms(self) -> npt.NDArray[np.float64]:
-        """Affine a, b, c, d, e, f `[N, 6]`; NaN = not georeferenced.
-
-        Raises:
-            CollectionError: A stored transform has another length than 4, 6 or 9.
-        """
+        """Affine a, b, c, d, e, f `[N, 6]`; NaN = not georeferenced. Other lengths: `CollectionError`."""
         out = np.full((len(self.table), 6), np.nan)
         if "transform" not in self.table.column_names:
             return out
@@ -88,8 +82,7 @@ class BandArrays:
         columns = [self.table[name] for name in names if name in self.table.column_names]
         if not columns:
             return np.zeros(len(self.table), np.int32)
-        found: npt.NDArray[np.int32] = pc.fill_null(pc.coalesce(*columns), 0).to_numpy().astype(np.int32)
-        return found
+        return np.asarray(pc.fill_null(pc.coalesce(*columns), 0).to_numpy(), np.int32)
 
 
 def band_arrays(collection: Collection, band: str) -> BandArrays:
@@ -108,8 +101,7 @@ def dtypes_and_nodata(collection: Collection, band: str) -> list[tuple[str | Non
 
 def record_times(collection: Collection) -> npt.NDArray[np.datetime64]:
     """Acquisition times `[N]` as datetime64[ns] in UTC; NaT = undated."""
-    times: npt.NDArray[np.datetime64] = collection.to_table(["datetime"])["datetime"].to_numpy()
-    return times.astype("datetime64[ns]")
+    return np.asarray(collection.to_table(["datetime"])["datetime"].to_numpy(), "datetime64[ns]")
 
 
 def record_cloud_cover(collection: Collection) -> npt.NDArray[np.float32]:
@@ -117,15 +109,13 @@ def record_cloud_cover(collection: Collection) -> npt.NDArray[np.float32]:
     if "eo:cloud_cover" not in collection.arrow_schema.names:
         return np.full(len(collection), np.nan, np.float32)
     column = collection.to_table(["eo:cloud_cover"])["eo:cloud_cover"]
-    known: npt.NDArray[np.float32] = pc.cast(column, pa.float32()).to_numpy()
-    return known
+    return np.asarray(column.cast(pa.float32()).to_numpy())
 
 
 def id_ranks(collection: Collection) -> npt.NDArray[np.int32]:
     """Rank of every record's id among the distinct ids in sorted order `[N]`."""
     ids = collection.to_table(["id"])["id"]
-    ranks: npt.NDArray[np.int64] = pc.rank(ids, tiebreaker="dense").to_numpy()
-    return ranks.astype(np.int32)
+    return np.asarray(pc.rank(ids, tiebreaker="dense").to_numpy(), np.int32)
 
 
 def record_id(collection: Collection, row: int) -> str:
@@ -139,8 +129,7 @@ def iterate_footprints(collection: Collection, rows: int) -> Iterator[npt.NDArra
         yield np.full(len(collection), None, dtype=object)
         return
     for batch in collection.column_batches("geometry", rows):
-        found: Any = batch.column(0)
-        yield found.to_numpy(zero_copy_only=False)
+        yield batch.column(0).to_numpy(zero_copy_only=False)
 
 
 def records_digest(collection: Collection) -> str:

@@ -18,23 +18,17 @@ from rasteret_ml.geo.times import parse_time
 def parse_lonlat_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     """Validate (xmin, ymin, xmax, ymax) in degrees; xmin > xmax crosses the antimeridian (RFC 7946, section 5.2).
 
-    Longitudes run from -180 to 180, or from 0 to 360 (then xmin > xmax is an error).
-
-    Raises:
-        UsageError: Not four finite numbers, ymin > ymax, or values that are not degrees.
+    Longitudes run from -180 to 180, or from 0 to 360 (then xmin > xmax is an error). Anything else is a `UsageError`.
     """
     error = UsageError(f"bbox must be (xmin, ymin, xmax, ymax) in longitude/latitude, got {tuple(bbox)}.")
     try:
-        values = [float(v) for v in bbox]
+        xmin, ymin, xmax, ymax = (float(v) for v in bbox)
     except (TypeError, ValueError):
         raise error from None
-    if len(values) != 4 or not np.isfinite(values).all():
+    if not np.isfinite((xmin, ymin, xmax, ymax)).all():
         raise error
-    xmin, ymin, xmax, ymax = values
     # Global rasters are often registered to pixel centres: their edges lie up to a pixel beyond the poles.
-    if ymin > ymax or max(abs(ymin), abs(ymax)) > 91 or max(abs(xmin), abs(xmax)) > 361:
-        raise error
-    if xmin > xmax and max(abs(xmin), abs(xmax)) > 180:
+    if ymin > ymax or max(abs(ymin), abs(ymax)) > 91 or max(abs(xmin), abs(xmax)) > (361 if xmin <= xmax else 180):
         raise error
     return xmin, ymin, xmax, ymax
 
@@ -62,12 +56,9 @@ def datetime_between(start: dt.datetime, end: dt.datetime) -> ds.Expression:
 
 
 def parse_date_range(value: Sequence[Any] | str) -> tuple[dt.datetime, dt.datetime]:
-    """Parse (start, end) or "start/end" to naive UTC, both ends inclusive.
+    """Parse (start, end) or "start/end" to naive UTC, both ends inclusive, in this order or a `UsageError`.
 
     A day, month or year covers all of it; None and ".." are open.
-
-    Raises:
-        UsageError: Not two dates, or an end before the start.
     """
     ends = value.split("/") if isinstance(value, str) else list(value)
     if len(ends) != 2:

@@ -7,6 +7,8 @@ the machine that read the same Parquet file map that copy, so that a row costs m
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import logging
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from rasteret_ml.collection.collection import Collection
 
 _log = logging.getLogger(__name__)
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _BATCH_ROWS = 4096
 _MAX_OPEN_BLOCKS = 256
 _MAX_UNMAPPED_BYTES = 256 * 2**20  # Blocks kept in this process's memory if they cannot be copied to the cache folder.
@@ -50,7 +52,7 @@ class ParquetBlock:
     key: tuple[Any, ...]  #: Identity of the row group: file system, path, file size, modification time, index.
 
     def batches(self, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the named columns in small batches; struct children that are null throughout may be missing."""
+        """Yield the named columns in small batches."""
         file = _parquet_file(self.fragment)
         stored = file.schema_arrow
         if not all(name in stored.names and stored.field(name).type == schema.field(name).type for name in names):
@@ -58,7 +60,7 @@ class ParquetBlock:
             fragment = self.fragment.subset(row_group_ids=[self.number], schema=schema)
             yield from fragment.to_table(schema=schema, columns=list(names)).to_batches(max_chunksize=_BATCH_ROWS)
             return
-        leaves = _nonempty_leaves(file.metadata.row_group(self.number), names, schema)
+        leaves = _leaves_to_read(file.metadata.row_group(self.number), names)
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[self.number], columns=leaves):
             yield batch.select(list(names))
 
@@ -67,39 +69,28 @@ def _parquet_file(fragment: ds.ParquetFileFragment) -> pq.ParquetFile:
     """Open a fragment's file without reading its footer again."""
     is_local = fragment.filesystem.type_name == "local"
     source = fragment.path if is_local else fragment.filesystem.open_input_file(fragment.path)
-    return pq.ParquetFile(source, metadata=fragment.metadata, memory_map=is_local)
+    # Over a network, column chunks are fetched together: a band has a hundred of them.
+    return pq.ParquetFile(source, metadata=fragment.metadata, memory_map=is_local, pre_buffer=not is_local)
 
 
-def _nonempty_leaves(group: Any, names: Sequence[str], schema: pa.Schema) -> list[str]:
-    """Leaf columns to read for the named columns: those with values, and enough others to tell null from empty."""
-    leaves: list[str] = []
-    null_children: dict[tuple[str, str], str] = {}
-    for i in range(group.num_columns):
-        chunk = group.column(i)
+def _leaves_to_read(group: Any, names: Sequence[str]) -> list[str]:
+    """Leaf columns of the named columns; of a struct's child without any values, such as the masks, only the first.
+
+    That one tells null from empty lists. To copy all leaves would take up to twice as long.
+    """
+    prefixes = tuple(f"{name}." for name in names)
+    leaves: dict[str, list[str]] = {}
+    filled: set[str] = set()
+    for chunk in map(group.column, range(group.num_columns)):
         path = chunk.path_in_schema
-        column = next((prefix for prefix in _prefixes(path) if prefix in names), None)
-        if column is None:
+        if not f"{path}.".startswith(prefixes):
             continue
-        statistics = chunk.statistics
-        if statistics is not None and statistics.has_null_count and statistics.null_count == chunk.num_values:
-            null_children.setdefault((column, path[len(column) + 1 :].split(".")[0]), path)
-        else:
-            leaves.append(path)
-    read = {prefix for path in leaves for prefix in _prefixes(path)}
-    for (column, child), path in null_children.items():
-        # A plain child of a struct that is read is null anyway; a nested one needs a leaf of its own: null is not [].
-        kind = schema.field(column).type
-        has_child = pa.types.is_struct(kind) and kind.get_field_index(child) >= 0
-        is_plain = has_child and not pa.types.is_nested(kind.field(child).type)
-        if (column if is_plain or not child else f"{column}.{child}") not in read:
-            leaves.append(path)
-            read.update(_prefixes(path))
-    return leaves
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    parts = path.split(".")
-    return (".".join(parts[: k + 1]) for k in range(len(parts)))
+        child = ".".join(path.split(".")[:2])
+        leaves.setdefault(child, []).append(path)
+        statistics = None if child in filled else chunk.statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count < chunk.num_values:
+            filled.add(child)
+    return [path for child, paths in leaves.items() for path in (paths if child in filled else paths[:1])]
 
 
 class RowBlocks:
@@ -115,11 +106,6 @@ class RowBlocks:
             keep = dataset.to_table(columns={"keep": filter})["keep"].fill_null(False)
             self._rows = np.flatnonzero(keep.to_numpy()).astype(np.int64)
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether all rows are in Parquet files."""
-        return all(isinstance(block, ParquetBlock) for block in self.blocks)
-
     def locate(self, row: int) -> tuple[int, int]:
         """Return (block, row in the block) of a row of the view."""
         position = row if self._rows is None else int(self._rows[row])
@@ -131,20 +117,16 @@ class RowBlocks:
 
         A dataset's own projection (`ds.field(column, child)`) reads all children, tile tables included.
         """
-        kind = self._schema.field(column).type
-        blocks = np.arange(len(self.blocks))
-        if self._rows is not None:
-            blocks = np.unique(np.searchsorted(self._starts, self._rows, side="right") - 1)
-        by_file = itertools.groupby((self.blocks[k] for k in blocks), key=lambda block: id(block.fragment))
+        kind, sizes = self._schema.field(column).type, np.diff(self._starts)
+        is_read = (sizes if self._rows is None else np.diff(np.searchsorted(self._rows, self._starts))) > 0
+        by_file = itertools.groupby(itertools.compress(self.blocks, is_read), key=lambda block: id(block.fragment))
         tables = [_read_children(list(group), column, kind, names) for _, group in by_file]
         schema = pa.schema([(n, kind.field(n).type) for n in names] + [("_present", pa.bool_())])
-        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        table = pa.concat_tables([schema.empty_table(), *tables])
         if self._rows is None:
             return table
-        sizes = np.diff(self._starts)[blocks]
-        starts = np.cumsum(sizes) - sizes
-        block = np.searchsorted(self._starts[blocks], self._rows, side="right") - 1
-        return table.take(pa.array(self._rows - self._starts[blocks][block] + starts[block]))
+        positions = np.cumsum(np.repeat(is_read, sizes)) - 1  # in the table, of the rows that were read
+        return table.take(pa.array(positions[self._rows]))
 
 
 def _blocks(dataset: ds.Dataset) -> Iterator[ParquetBlock | pa.RecordBatch]:
@@ -162,18 +144,18 @@ def _read_children(blocks: Sequence[ParquetBlock], column: str, kind: pa.StructT
     """`RowBlocks.read_children` for row groups of one file; children that the file lacks are null."""
     file, count = _parquet_file(blocks[0].fragment), sum(block.num_rows for block in blocks)
     stored = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
-    if not pa.types.is_struct(stored):
-        nulls = [pa.nulls(count, kind.field(name).type) for name in names]
-        return pa.table([*nulls, pa.repeat(False, count)], names=[*names, "_present"])
-    available = [name for name in names if stored.get_field_index(name) >= 0] or [stored.field(0).name]
-    paths = [f"{column}.{name}" for name in available]
-    structs = file.read_row_groups([block.number for block in blocks], columns=paths)[column].combine_chunks()
-    children = {structs.type.field(k).name: child for k, child in enumerate(structs.flatten())}
+    children, present = {}, pa.repeat(False, count)
+    if pa.types.is_struct(stored):
+        available = [name for name in names if stored.get_field_index(name) >= 0] or [stored.field(0).name]
+        paths = [f"{column}.{name}" for name in available]
+        structs = file.read_row_groups([block.number for block in blocks], columns=paths)[column].combine_chunks()
+        children = {field.name: child for field, child in zip(structs.type, structs.flatten(), strict=True)}
+        present = structs.is_valid()
     columns = [
         children[name].cast(kind.field(name).type) if name in children else pa.nulls(count, kind.field(name).type)
         for name in names
     ]
-    return pa.table([*columns, structs.is_valid()], names=[*names, "_present"])
+    return pa.table([*columns, present], names=[*names, "_present"])
 
 
 class RowStore:
@@ -184,20 +166,13 @@ class RowStore:
 
     def __init__(self, collection: Collection, columns: Sequence[str]) -> None:
         self._collection = collection
-        self._columns = tuple(columns)
-        self._reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_collection": self._collection, "_columns": self._columns}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
-    def _reset(self) -> None:
+        self._columns = [name for name in columns if name in collection.arrow_schema.names]
+        self._types = [str(collection.arrow_schema.field(name).type) for name in self._columns]
         self._open: OrderedDict[int, _BlockReader] = OrderedDict()
-        self._types: list[str] = []
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowStore, (self._collection, self._columns)
 
     def __getitem__(self, row: int) -> RasterInfo:
         """Return the record at a row of the Collection."""
@@ -206,17 +181,18 @@ class RowStore:
             reader = self._open.get(block)
             if reader is None:
                 reader = self._open[block] = self._open_block(self._collection.row_blocks.blocks[block])
-                self._evict()
+                while len(self._open) > 1 and (
+                    len(self._open) > _MAX_OPEN_BLOCKS
+                    or sum(reader.nbytes for reader in self._open.values()) > _MAX_UNMAPPED_BYTES
+                ):
+                    self._open.popitem(last=False)
             self._open.move_to_end(block)
             return reader.record(i, row)
 
     def _open_block(self, block: ParquetBlock | pa.RecordBatch) -> _BlockReader:
-        schema = self._collection.arrow_schema
-        names = [name for name in self._columns if name in schema.names]
-        if not self._types:  # cached: a band's type is a page of text
-            self._types = [str(schema.field(name).type) for name in names]
+        schema, names = self._collection.arrow_schema, self._columns
         if not isinstance(block, ParquetBlock):
-            return _BlockReader([block.select([n for n in names if n in block.schema.names])], schema, mapped=True)
+            return _BlockReader([block.select(names)], mapped=True)
         for _ in range(2):
             path = _copy_to_cache(block, names, schema, self._types)
             if path is None:
@@ -224,35 +200,24 @@ class RowStore:
             try:
                 file = pa.ipc.open_file(pa.memory_map(str(path)))
                 batches = [file.get_batch(k) for k in range(file.num_record_batches)]
-                return _BlockReader(batches, schema, mapped=True)
+                return _BlockReader(batches, mapped=True)
             except (OSError, pa.ArrowInvalid) as error:  # truncated by a full disk or power failure, or just removed
                 _log.warning("%s is damaged (%s) and will be written again", path, error)
                 path.unlink(missing_ok=True)
-        return _BlockReader(list(block.batches(names, schema)), schema, mapped=False)
-
-    def _evict(self) -> None:
-        while len(self._open) > 1 and (
-            len(self._open) > _MAX_OPEN_BLOCKS
-            or sum(reader.nbytes for reader in self._open.values()) > _MAX_UNMAPPED_BYTES
-        ):
-            self._open.popitem(last=False)
+        return _BlockReader(list(block.batches(names, schema)), mapped=False)
 
 
 class _BlockReader:
     """Reads records of one block."""
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], schema: pa.Schema, *, mapped: bool) -> None:
-        self._batches, self._schema = batches, schema
-        self._stops = np.cumsum([batch.num_rows for batch in batches])
-        self._readers: dict[int, RecordReader] = {}
+    def __init__(self, batches: Sequence[pa.RecordBatch], *, mapped: bool) -> None:
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._reader = functools.cache(lambda k: RecordReader(batches[k]))
         self.nbytes = 0 if mapped else sum(batch.nbytes for batch in batches)
 
     def record(self, i: int, row: int) -> RasterInfo:
-        k = int(np.searchsorted(self._stops, i, side="right"))
-        reader = self._readers.get(k)
-        if reader is None:
-            reader = self._readers[k] = RecordReader(self._batches[k], self._schema)
-        return reader.record(i - (int(self._stops[k - 1]) if k else 0), row)
+        k = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._reader(k).record(i - int(self._starts[k]), row)
 
 
 def cache_folder() -> Path | None:
@@ -310,8 +275,6 @@ def _write_batches(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
 def _remove_old_copies(folder: Path) -> None:
     oldest = time.time() - _CACHE_SECONDS
     for path in folder.glob("*.arrow"):
-        try:
+        with contextlib.suppress(OSError):  # another process was faster
             if path.stat().st_mtime < oldest:
                 path.unlink()
-        except OSError:  # another process was faster
-            continue

@@ -6,7 +6,7 @@ Source: the tables that rasteret 0.3 and 0.4 write (`COG_BAND_METADATA_STRUCT`),
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -81,21 +81,13 @@ _RESERVED = {"id", "datetime", "bbox", "geometry", "assets", "collection", "crs"
 
 
 def check_schema(schema: pa.Schema, source: str) -> None:
-    """Check that a table has the columns of a Collection.
-
-    Args:
-        schema: Schema of the table.
-        source: What to call the table in the message, such as its path.
-
-    Raises:
-        CollectionError: A column is missing or has the wrong type.
-    """
+    """Raise `CollectionError` if a table, called `source` in the message, lacks columns of a Collection."""
     problems = []
     for name, accepts in _REQUIRED.items():
         if name not in schema.names:
             problems.append(f"no column {name!r}")
-        elif not (
-            accepts(schema.field(name).type) or (name == "id" and pa.types.is_large_string(schema.field(name).type))
+        elif not accepts(schema.field(name).type) and not (
+            name == "id" and schema.field(name).type == pa.large_string()
         ):
             problems.append(f"column {name!r} is {schema.field(name).type}")
     if not any(n.endswith(METADATA_SUFFIX) and pa.types.is_struct(schema.field(n).type) for n in schema.names):
@@ -111,16 +103,11 @@ def is_reserved(name: str) -> bool:
 
 def header_fields(band_struct: pa.StructType) -> list[str]:
     """Names of a band struct's children other than its tile arrays."""
-    names = [band_struct.field(i).name for i in range(band_struct.num_fields)]
-    return [name for name in names if name not in _TILE_ARRAYS]
+    return [field.name for field in band_struct if field.name not in _TILE_ARRAYS]
 
 
 def to_column(name: str, values: Any, count: int) -> pa.ChunkedArray:
-    """Convert `count` values to an Arrow column that a user adds to a Collection.
-
-    Raises:
-        UsageError: A reserved name, the wrong number of values, or values of mixed types.
-    """
+    """Convert the `count` values of a column that a user adds; see `Collection.with_column`."""
     if not isinstance(name, str) or not name or is_reserved(name):
         raise UsageError(f"A new column must not have a reserved name, got {name!r}; choose another name.")
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
@@ -142,7 +129,7 @@ def set_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
     return table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
 
 
-def geo_metadata(geometry_types: Iterable[str]) -> Mapping[bytes, bytes]:
+def geo_metadata(geometry_types: Iterable[str]) -> dict[bytes, bytes]:
     """GeoParquet 1.1.0 file metadata: WKB in CRS84 with a bounding-box covering."""
     column = {
         "encoding": "WKB",

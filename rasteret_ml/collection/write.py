@@ -23,28 +23,41 @@ from rasteret_ml.errors import UsageError
 _GROUP_BYTES = 16 * 2**20
 _MIN_GROUP_ROWS, _MAX_GROUP_ROWS = 512, 50_000
 _ZSTD_LEVEL = 3
-_LOW_MEMORY_SCAN = {"batch_readahead": 2, "fragment_readahead": 1}
+#: Folders of a partitioned Collection.
+FOLDERS = ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive")
+LOW_MEMORY_SCAN = {"batch_readahead": 2, "fragment_readahead": 1}  #: Arguments of `Dataset.to_batches`.
 
 
 def write_collection(table: pa.Table, out: str | os.PathLike[str]) -> str:
-    """Write a table to `out`, completely or not at all.
+    """Write a table to `out`, completely or not at all, and return the path.
 
     A name ending in `.parquet` becomes one file; any other name a hive-partitioned folder
-    `year=YYYY/month=M/part-0.parquet`, rasteret's layout. zstd, statistics and dictionaries are on.
-
-    Returns:
-        The path written.
-
-    Raises:
-        UsageError: `out` exists and is neither a Parquet file nor a folder of them.
+    `year=YYYY/month=M/part-0.parquet`, rasteret's layout. zstd, statistics and dictionaries are on. What is not a
+    Parquet file or a folder of them is not overwritten: `UsageError`.
     """
     path = check_output_path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        with _replacing(path) as temporary:
-            pq.write_table(table, temporary, row_group_size=_group_rows(table), **_file_options(table.schema))
-    else:
-        _write_folder(table, path)
+    is_file = path.suffix == ".parquet"
+    if not is_file:
+        for name, unit in (("year", pc.year), ("month", pc.month)):
+            table = table.append_column(name, pc.cast(unit(table["datetime"]), pa.int32()))
+    row_bytes = table.nbytes / max(1, len(table))
+    group_rows = int(np.clip(_GROUP_BYTES // max(1.0, row_bytes), _MIN_GROUP_ROWS, _MAX_GROUP_ROWS))
+    options = _file_options(table.schema)
+    with _replacing(path) as temporary:
+        if is_file:
+            pq.write_table(table, temporary, row_group_size=group_rows, **options)
+        else:
+            temporary.mkdir()
+            ds.write_dataset(
+                table,
+                temporary,
+                format="parquet",
+                partitioning=FOLDERS,
+                basename_template="part-{i}.parquet",
+                file_options=ds.ParquetFileFormat().make_write_options(**options),
+                max_rows_per_group=group_rows,
+                max_rows_per_file=0,
+            )
     return str(path)
 
 
@@ -55,17 +68,9 @@ def write_view(
     out: str | os.PathLike[str],
     new_column: tuple[str, pa.ChunkedArray] | None = None,
 ) -> str:
-    """Write the filtered rows of a dataset; a single file needs memory for one row group only.
+    """Write the filtered rows of a dataset as `write_collection` does; a file needs memory for one row group only.
 
-    Args:
-        dataset: The rows.
-        filter: Rows to write; None = all.
-        metadata: Schema metadata of the file.
-        out: As for `write_collection`.
-        new_column: Name and values of a column to add, one value per row written.
-
-    Returns:
-        The path written.
+    `metadata` is that of the file's schema; `new_column` adds a column by name, one value per row written.
     """
 
     def finish(table: pa.Table, start: int) -> pa.Table:
@@ -77,10 +82,9 @@ def write_view(
     path = check_output_path(out)
     if path.suffix != ".parquet":
         return write_collection(finish(dataset.to_table(filter=filter), 0), out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     schema, start = finish(dataset.schema.empty_table(), 0).schema, 0
     with _replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **_file_options(schema)) as writer:
-        for group in _row_groups(dataset.to_batches(filter=filter, batch_size=_MIN_GROUP_ROWS, **_LOW_MEMORY_SCAN)):
+        for group in _row_groups(dataset.to_batches(filter=filter, batch_size=_MIN_GROUP_ROWS, **LOW_MEMORY_SCAN)):
             writer.write_table(finish(group, start), row_group_size=_MAX_GROUP_ROWS)
             start += len(group)
     return str(path)
@@ -89,8 +93,7 @@ def write_view(
 def check_output_path(out: str | os.PathLike[str]) -> Path:
     """Return the path that `write_collection` writes to.
 
-    Raises:
-        UsageError: Something else exists at the path, or the folder is not writable.
+    `UsageError` if something else exists there, or the folder is not writable.
     """
     path = Path(out).expanduser()
     if path.suffix == ".parquet":
@@ -122,71 +125,34 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(pending)
 
 
-def _group_rows(table: pa.Table) -> int:
-    row_bytes = table.nbytes / max(1, len(table))
-    return int(np.clip(_GROUP_BYTES // max(1.0, row_bytes), _MIN_GROUP_ROWS, _MAX_GROUP_ROWS))
-
-
 def _file_options(schema: pa.Schema) -> dict[str, object]:
     """Compression, and dictionaries for all columns but the tile arrays, whose values never repeat."""
-    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    empty = pa.BufferOutputStream()
+    pq.ParquetWriter(empty, schema).close()
+    stored = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
     no_dictionary = ("tile_offsets.list.element", "tile_byte_counts.list.element")
-    dictionary = [leaf for leaf in leaves if not leaf.endswith(no_dictionary)]
+    dictionary = [leaf.path for leaf in stored if not leaf.path.endswith(no_dictionary)]
     return {"compression": "zstd", "compression_level": _ZSTD_LEVEL, "use_dictionary": dictionary}
 
 
-def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Parquet's names of a column's leaves."""
-    if pa.types.is_struct(kind):
-        for field in (kind.field(k) for k in range(kind.num_fields)):
-            yield from _leaves(f"{path}.{field.name}", field.type)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        yield from _leaves(f"{path}.list.element", kind.value_type)
-    else:
-        yield path
-
-
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """Yield the name of a temporary file that replaces `path` if the block succeeds."""
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file or folder written there replaces it if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield str(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_folder(table: pa.Table, path: Path) -> None:
-    work = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    work.mkdir()
-    try:
-        for name, unit in (("year", pc.year), ("month", pc.month)):
-            table = table.append_column(name, pc.cast(unit(table["datetime"]), pa.int32()))
-        ds.write_dataset(
-            table,
-            work,
-            format="parquet",
-            partitioning=ds.partitioning(pa.schema([("year", pa.int32()), ("month", pa.int32())]), flavor="hive"),
-            basename_template="part-{i}.parquet",
-            file_options=ds.ParquetFileFormat().make_write_options(**_file_options(table.schema)),
-            max_rows_per_group=_group_rows(table),
-            max_rows_per_file=0,
-        )
-        _swap(work, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(work: Path, path: Path) -> None:
-    """Move `work` to `path`; the previous folder is restored if that fails."""
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        os.replace(path, old)
     try:
-        os.replace(work, path)
-    except BaseException:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        yield temporary
+        if path.is_dir():  # a folder cannot be replaced in one step
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # a folder
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -19,8 +19,6 @@ from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.execute import TileError
 from rasteret_ml.raster.read import OnError, ReadResult
 from rasteret_ml.raster.worker_loop import Reads, WorkerLoop, current_loop
-from rasteret_ml.samples.collate import blank_padding
-from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.sample import Sample
 
 
@@ -60,24 +58,13 @@ class ReadableDataset(Protocol):
         """Return the grid of a query's chip."""
 
     def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
-        """Plan the read of a batch (pure).
+        """Plan the read of slices or AOIs (pure), on grids in any CRS; None = the dataset's own.
 
-        Args:
-            queries: Slices or AOIs.
-            grids: Grids of the chips, in any CRS; None = the dataset's own.
-
-        Raises:
-            NoOverlapError: a query that matches nothing.
-            UsageError: something that is not a query.
+        A query that matches nothing is a NoOverlapError, something that is no query a UsageError.
         """
 
     def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
-        """Turn the chips of a batch into samples (pure).
-
-        Args:
-            batch: What `requests` returned.
-            results: The chips of each of its `reads`.
-        """
+        """Turn the chips of what `requests` returned, one result for each of its `reads`, into samples (pure)."""
 
 
 def is_readable(dataset: Any) -> TypeGuard[ReadableDataset]:
@@ -91,25 +78,6 @@ def process_loop() -> WorkerLoop:
     return current_loop(workers=info.num_workers if info is not None else 1)
 
 
-def get_samples(dataset: ReadableDataset, queries: Sequence[Any]) -> list[Sample]:
-    """Read a sample per query, all together; `__getitems__` of every dataset.
-
-    Samples below their AOI's `min_valid` are read again from its spare places, and padding samples are blanked. Queries
-    that come from a `DataLoader` by way of a wrapping dataset bring its reader, which prefetches.
-
-    Raises:
-        NoOverlapError: (an IndexError) a query that matches nothing.
-        ReadError: a tile could not be read.
-    """
-    reader = getattr(queries, "reader", None)
-    if reader is not None:
-        found: list[Sample] = reader.read(dataset, queries)
-        return found
-    samples = read_batch(dataset, queries).samples
-    kept = resample_low_valid(queries, samples, lambda _, spares: read_batch(dataset, spares).samples)
-    return blank_padding(queries, [sample for sample in kept if sample is not None], dataset.ignored_classes)
-
-
 def read_batch(dataset: ReadableDataset, queries: Sequence[Any], on_error: OnError = "raise") -> SampleBatch:
     """Read queries exactly as they are, together."""
     began, loop = time.perf_counter(), process_loop()
@@ -118,20 +86,11 @@ def read_batch(dataset: ReadableDataset, queries: Sequence[Any], on_error: OnErr
 
 
 def finish_batch(
-    dataset: ReadableDataset,
-    batch: BatchRequest,
-    reading: Future[list[ReadResult]],
-    loop: WorkerLoop,
-    began: float,
+    dataset: ReadableDataset, batch: BatchRequest, reading: Future[list[ReadResult]], loop: WorkerLoop, began: float
 ) -> SampleBatch:
-    """Wait for a batch that is being read and assemble its samples.
+    """Wait for a batch that is being read on this process's loop and assemble its samples.
 
-    Args:
-        dataset: Whose batch it is.
-        batch: What is being read.
-        reading: The read, started on `loop`.
-        loop: This process's loop.
-        began: `time.perf_counter()` when planning began.
+    `began` is `time.perf_counter()` when planning began.
     """
     planned = time.perf_counter()
     with loop.meter.track("wait"):

@@ -10,7 +10,6 @@ from torchgeo.datasets import GeoDataset
 
 from rasteret_ml.datasets.combine import BatchedDataset
 from rasteret_ml.datasets.index.scene_index import pack_index, restore_index, unpack_index
-from rasteret_ml.datasets.index.search import IndexBounds
 from rasteret_ml.errors import UsageError
 
 Slices = tuple[slice, slice, slice]
@@ -23,10 +22,10 @@ class ChipDataset(BatchedDataset, GeoDataset):
     """
 
     _index: gpd.GeoDataFrame
-    _index_bounds: IndexBounds | None = None
+    _known_bounds: tuple[gpd.GeoDataFrame, tuple[float, float], Slices] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_index_bounds": None, "_index": pack_index(self._index)}
+        return self.__dict__ | {"_known_bounds": None, "_index": pack_index(self._index)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_index": unpack_index(state["_index"])})
@@ -57,17 +56,14 @@ class ChipDataset(BatchedDataset, GeoDataset):
 
     @property
     def bounds(self) -> Slices:
-        """(x, y, t) of the whole index, as in TorchGeo; computed once per index."""
-        if self._index_bounds is None or self._index_bounds.index is not self._index:
-            self._index_bounds = IndexBounds(self._index)
-        return self._index_bounds.slices(self.res)
+        """(x, y, t) of the whole index, as in TorchGeo; computed once per index, whose every row TorchGeo reads."""
+        known, index, res = self._known_bounds, self._index, self.res
+        if known is None or known[0] is not index or known[1] != res:
+            known = self._known_bounds = index, res, super().bounds
+        return known[2]
 
     def _slices(self, query: Any) -> Slices:
-        """Return (x, y, t) of a query, checked, open slices filled.
-
-        Raises:
-            UsageError: not a spatial query.
-        """
+        """Return (x, y, t) of a query, open slices filled; a UsageError for what is no spatial query."""
         parts = query if isinstance(query, tuple) else (query,)
         if not parts or not all(isinstance(part, slice) for part in parts):
             raise UsageError(

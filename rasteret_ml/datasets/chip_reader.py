@@ -58,32 +58,21 @@ class ChipReader:
     def requests(
         self, search: RecordQuery, queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]
     ) -> RasterBatch:
-        """Plan a batch: one chip request per query and date.
-
-        Raises:
-            NoOverlapError: a query without records, or with too few dates.
-        """
+        """Plan a batch, one chip request per query and date; NoOverlapError if a query has none, or too few dates."""
         dates = [search.dates(*chip) for chip in zip(grids, queries, times, strict=True)]
         images = self._buffer(grids, [self._length(found) for found in dates])
         requests = []
         for i, (query, grid, found) in enumerate(zip(queries, grids, dates, strict=True)):
             geometry = self._geometry(query, grid)
             for rows, target in zip(found, self._targets(images, i, len(found)), strict=True):
-                request = ChipRequest.plan(
-                    grid,
-                    self.store.records(rows),
-                    self.rules,
-                    geometry=geometry,
-                    all_touched=self.spec.all_touched,
-                    into=target,
-                )
-                requests.append(request)
+                options = {"geometry": geometry, "all_touched": self.spec.all_touched, "into": target}
+                requests.append(ChipRequest.plan(grid, self.store.records(rows), self.rules, **options))
                 geometry = None  # the first date's mask serves all dates
         return RasterBatch(
             queries=queries,
             grids=grids,
             reads=[(self.reading, requests)],
-            nbytes=self.nbytes(grids),
+            nbytes=self._nbytes(grids),
             times=times,
             dates=dates,
             seconds=[None if self.series is None else search.seconds(found) for found in dates],
@@ -107,7 +96,7 @@ class ChipReader:
         samples = make_samples(self.spec, batch.queries, batch.times, readings, batch.images)
         return SampleBatch(samples=samples, errors=errors)
 
-    def nbytes(self, grids: Sequence[Grid]) -> int:
+    def _nbytes(self, grids: Sequence[Grid]) -> int:
         """Return the memory of a batch's pixels and validity while it is read, roughly."""
         pixels = sum(grid.height * grid.width for grid in grids)
         dates = 1 if self.series is None else self.series.length or _TYPICAL_DATES

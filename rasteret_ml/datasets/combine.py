@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import shapely
 import torch
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from rasteret_ml.datasets.batches import BatchRequest, ReadableDataset, SampleBatch, get_samples, is_readable
-from rasteret_ml.datasets.summary import describe_grid, describe_times, summary_html
+from rasteret_ml.collection.collection import summary_html
+from rasteret_ml.datasets.batches import BatchRequest, ReadableDataset, SampleBatch, is_readable, read_batch
+from rasteret_ml.datasets.dataset_config import describe_grid
+from rasteret_ml.datasets.index.scene_index import describe_times
+from rasteret_ml.datasets.index.search import interval_ns
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
-from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
+from rasteret_ml.geo.crs import Geometries, crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.regions import clip_polygons, polygonal_each, union_polygons
 from rasteret_ml.geo.times import INSTANT
 from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
+from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.merge import (
     add_query_keys,
     fill_missing_keys,
@@ -37,28 +40,20 @@ from rasteret_ml.samples.merge import (
     stock_sample,
     with_validity,
 )
+from rasteret_ml.samples.min_valid import resample_low_valid
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample, snapped_slices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Geometries = npt.NDArray[np.object_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Side:
-    """The part of a batch that one side reads."""
-
-    positions: Sequence[int]  # Positions of its queries in the batch.
-    batch: BatchRequest  # Its own batch; without reads for a stock dataset, which reads in `samples`.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _CombinedBatch(BatchRequest):
-    """A batch of a combination."""
+    """A batch of a combination: what its left and its right side read."""
 
-    sides: tuple[_Side, _Side]  # Left and right.
+    positions: tuple[Sequence[int], Sequence[int]]  # Positions of each side's queries in the batch.
+    sides: tuple[BatchRequest, BatchRequest]  # Without reads for a stock dataset, which reads in `samples`.
 
 
 class BatchedDataset:
@@ -76,8 +71,18 @@ class BatchedDataset:
         return self.__getitems__([query])[0]
 
     def __getitems__(self, queries: Sequence[Any]) -> list[Sample]:
-        """Read a sample per query, all together: each tile is fetched and decoded once."""
-        return get_samples(cast(ReadableDataset, self), queries)
+        """Read a sample per query, all together: each tile is fetched and decoded once.
+
+        Samples below their AOI's `min_valid` are read again from its spare places, and padding samples are blanked.
+        """
+        dataset = cast(ReadableDataset, self)
+        reader = getattr(queries, "reader", None)
+        if reader is not None:  # of the `DataLoader` whose queries come by way of a wrapping dataset; it prefetches
+            found: list[Sample] = reader.read(dataset, queries)
+            return found
+        samples = read_batch(dataset, queries).samples
+        kept = resample_low_valid(queries, samples, lambda _, spares: read_batch(dataset, spares).samples)
+        return blank_padding(queries, [sample for sample in kept if sample is not None], dataset.ignored_classes)
 
     def __and__(self, other: GeoDataset) -> RasteretIntersection:
         """Both at once: batching kept, validities joined by AND, the other side on this side's grid."""
@@ -147,7 +152,10 @@ class _Combination(BatchedDataset):
     @property
     def ignored_classes(self) -> dict[str, int]:
         """See `ReadableDataset`; of a key that both sides have, the left side's."""
-        return dict(_ignored(self.datasets[1])) | dict(_ignored(self.datasets[0]))
+        ignored: dict[str, int] = {}
+        for part in reversed(_leaves(self)):
+            ignored |= part.ignored_classes if is_readable(part) else {}
+        return ignored
 
     def plot(self, sample: Sample, **options: Any) -> Figure:
         """Plot one of its samples; options as for `samples.plots.plot_sample`."""
@@ -162,8 +170,9 @@ class _Combination(BatchedDataset):
         return _CombinedBatch(
             queries=queries,
             grids=grids,
-            reads=[*left.batch.reads, *right.batch.reads],
-            nbytes=left.batch.nbytes + right.batch.nbytes,
+            reads=[*left.reads, *right.reads],
+            nbytes=left.nbytes + right.nbytes,
+            positions=positions,
             sides=(left, right),
         )
 
@@ -171,18 +180,18 @@ class _Combination(BatchedDataset):
         """Return, per side, the positions of the queries that it reads."""
         return range(len(queries)), range(len(queries))
 
-    def _side(self, side: int, positions: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> _Side:
+    def _side(self, side: int, positions: Sequence[int], queries: Sequence[Any], grids: Sequence[Grid]) -> BatchRequest:
         queries, grids = [queries[i] for i in positions], [grids[i] for i in positions]
         dataset = self.datasets[side]
         if queries and is_readable(dataset):
-            return _Side(positions=positions, batch=dataset.requests(queries, grids))
-        return _Side(positions=positions, batch=BatchRequest(queries=queries, grids=grids))
+            return dataset.requests(queries, grids)
+        return BatchRequest(queries=queries, grids=grids)
 
     def _side_samples(self, batch: _CombinedBatch, results: Sequence[ReadResult]) -> list[SampleBatch]:
         """Return the samples of both sides, left and right, each of its own queries."""
-        split, samples = len(batch.sides[0].batch.reads), []
+        split, samples = len(batch.sides[0].reads), []
         for side, own_results in enumerate((results[:split], results[split:])):
-            own, dataset = batch.sides[side].batch, self.datasets[side]
+            own, dataset = batch.sides[side], self.datasets[side]
             if not own.queries:
                 samples.append(SampleBatch(samples=[]))
             elif is_readable(dataset):
@@ -195,8 +204,10 @@ class _Combination(BatchedDataset):
         """Read a stock dataset, at the snapped slices, so that its pixels lie where ours do."""
         samples = []
         for query, grid in zip(batch.queries, batch.grids, strict=True):
-            time = _extended(self.datasets[side]._disambiguate_slice(query)[2])
-            samples.append(self._in_crs_of(side, grid)[snapped_slices(grid, time)])
+            t = self.datasets[side]._disambiguate_slice(query)[2]
+            if t.start == t.stop:  # in pandas an instant overlaps no interval, not even an open one
+                t = slice(t.start, t.stop + INSTANT, t.step)
+            samples.append(self._in_crs_of(side, grid)[snapped_slices(grid, t)])
         return samples
 
     def _side_has(self, side: int, query: Any, grid: Grid) -> bool:
@@ -215,7 +226,8 @@ class _Combination(BatchedDataset):
             return dataset
         if (side, crs) not in self._stock:
             self._stock[side, crs] = _own_copy(dataset)
-            _set_crs(self._stock[side, crs], crs)
+            with contextlib.redirect_stdout(io.StringIO()):  # TorchGeo's setter prints a line
+                self._stock[side, crs].crs = pyproj_crs(crs)
         return self._stock[side, crs]
 
 
@@ -287,8 +299,7 @@ class RasteretUnion(_Combination, UnionDataset):
     def chip_grid(self, query: Any) -> Grid:
         """Return the grid of a query's chip: the left side's, or the right's where only that has one.
 
-        Raises:
-            NoOverlapError: on native grids: no record of the left side there, and the right side has no grid.
+        On native grids, NoOverlapError where the left side has no record and the right side no grid.
         """
         slices = self._disambiguate_slice(query)
         query = AOI(slices, query.details) if isinstance(query, AOI) else slices
@@ -324,8 +335,9 @@ class RasteretUnion(_Combination, UnionDataset):
         found: list[list[Sample]] = [[] for _ in batch.queries]
         errors: dict[int, list[Any]] = {}
         keys, types, ignored = self.sample_keys, getattr(self.datasets[0], "pixel_types", {}), ignored_class(self)
-        for own, side, dataset in zip(self._side_samples(batch, results), batch.sides, self.datasets, strict=True):
-            for k, (i, sample) in enumerate(zip(side.positions, own.samples, strict=True)):
+        sides = zip(self._side_samples(batch, results), batch.positions, self.datasets, strict=True)
+        for own, positions, dataset in sides:
+            for k, (i, sample) in enumerate(zip(positions, own.samples, strict=True)):
                 grid, sample = batch.grids[i], with_validity(sample)
                 if not is_readable(dataset):
                     sample = stock_sample(sample, grid, self._disambiguate_slice(batch.queries[i])[2], ignored)
@@ -353,10 +365,15 @@ class RasteretUnion(_Combination, UnionDataset):
 
 def ignored_class(dataset: Any) -> int | None:
     """Return `ignore_index` of a dataset, or of the first part of a combination that has one; None without labels."""
+    classes = (getattr(part, "ignore_index", None) for part in _leaves(dataset))
+    return next((number for number in classes if isinstance(number, int)), None)
+
+
+def _leaves(dataset: Any) -> list[Any]:
+    """Return the datasets that are combined, left to right, also by TorchGeo's own `&` and `|`."""
     if isinstance(dataset, (IntersectionDataset, UnionDataset)):
-        return next((found for part in dataset.datasets if (found := ignored_class(part)) is not None), None)
-    ignore_index = getattr(dataset, "ignore_index", None)
-    return ignore_index if isinstance(ignore_index, int) else None
+        return [leaf for part in dataset.datasets for leaf in _leaves(part)]
+    return [dataset]
 
 
 def dataset_fingerprint(dataset: Any) -> list[str]:
@@ -365,33 +382,20 @@ def dataset_fingerprint(dataset: Any) -> list[str]:
     Lines are equal for the same records (by id, time and place), index and options. The addresses of the files do not
     count: they may be moved or signed anew.
     """
-    return [_part_fingerprint(part) for part in getattr(dataset, "parts", [dataset])]
-
-
-def _part_fingerprint(part: Any) -> str:
-    index = getattr(part, "index", None)
-    extent = "" if index is None else f"{len(index)}:{_index_digest(index)}"
-    content = part.fingerprint() if hasattr(part, "fingerprint") else ""
-    return f"{type(part).__name__} {extent} {content}".rstrip()
+    lines = []
+    for part in getattr(dataset, "parts", [dataset]):
+        index = getattr(part, "index", None)
+        extent = "" if index is None else f"{len(index)}:{_index_digest(index)}"
+        content = part.fingerprint() if hasattr(part, "fingerprint") else ""
+        lines.append(f"{type(part).__name__} {extent} {content}".rstrip())
+    return lines
 
 
 def _index_digest(index: Any) -> str:
     """Return a digest of an index's bounds, to a part in 10**9, and times."""
     bounds = shapely.bounds(np.asarray(index.geometry, dtype=object))
     step = 1e-9 * max(1.0, float(np.nanmax(np.abs(bounds), initial=1.0)))
-    times = [
-        np.asarray(getattr(index.index, side), dtype="datetime64[ns]").view(np.int64) for side in ("left", "right")
-    ]
-    return digest(np.round(bounds / step), *times)
-
-
-def _ignored(dataset: Any) -> dict[str, int]:
-    """Return the ignored class by key; also of stock datasets that state `key` and `ignore_index`, and combine ours."""
-    if is_readable(dataset):
-        return dict(dataset.ignored_classes)
-    if isinstance(dataset, (IntersectionDataset, UnionDataset)):
-        return _ignored(dataset.datasets[1]) | _ignored(dataset.datasets[0])
-    return {}
+    return digest(np.round(bounds / step), *interval_ns(index.index))
 
 
 def _sample_keys(dataset: Any) -> set[str]:
@@ -412,21 +416,10 @@ def _own_copy(dataset: Any) -> Any:
     return other
 
 
-def _extended(t: slice) -> slice:
-    """Return a time that a stock dataset matches: in pandas an instant overlaps no interval, not even an open one."""
-    return slice(t.start, t.stop + INSTANT, t.step) if t.start == t.stop else t
-
-
-def _set_crs(dataset: Any, crs: str) -> None:
-    """Call TorchGeo's setter without the line that it prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        dataset.crs = pyproj_crs(crs)
-
-
 def _cut_target_grids(grids: Sequence[TargetGrid], index: gpd.GeoDataFrame) -> list[TargetGrid]:
     """Cut grids to what an index covers; grids without any area left are dropped."""
     shapes, crs = np.asarray(index.geometry, dtype=object), crs_text(index.crs)
-    return _with_shapes(grids, lambda grid: clip_polygons(grid.shapes, _union(shapes, crs, grid)), inset=0)
+    return _with_shapes(grids, [clip_polygons(grid.shapes, _union(shapes, crs, grid)) for grid in grids], inset=0)
 
 
 def _target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGrid]) -> list[TargetGrid]:
@@ -434,14 +427,11 @@ def _target_grids_beyond(grids: Sequence[TargetGrid], others: Sequence[TargetGri
 
     Shapes narrower than two pixels are dropped: reprojected edges of the others leave such slivers.
     """
-
-    def difference(grid: TargetGrid) -> Geometries:
-        shapes = grid.shapes
+    cut = [grid.shapes for grid in grids]
+    for k, grid in enumerate(grids):
         for other in others:
-            shapes = polygonal_each(shapely.difference(shapes, _union(other.shapes, other.crs, grid)))
-        return shapes
-
-    return _with_shapes(grids, difference, inset=1)
+            cut[k] = polygonal_each(shapely.difference(cut[k], _union(other.shapes, other.crs, grid)))
+    return _with_shapes(grids, cut, inset=1)
 
 
 def _union(shapes: Geometries, crs: str, grid: TargetGrid) -> BaseGeometry:
@@ -449,13 +439,10 @@ def _union(shapes: Geometries, crs: str, grid: TargetGrid) -> BaseGeometry:
     return union_polygons(transform_geometries(shapes, crs, grid.crs, near=tuple(shapely.total_bounds(grid.shapes))))
 
 
-def _with_shapes(
-    grids: Sequence[TargetGrid], cut: Callable[[TargetGrid], Geometries], inset: float
-) -> list[TargetGrid]:
-    """Return grids with their shapes cut, without shapes that have no area `inset` pixels inside their edge."""
+def _with_shapes(grids: Sequence[TargetGrid], cut: Sequence[Geometries], inset: float) -> list[TargetGrid]:
+    """Return grids with these shapes, without shapes that have no area `inset` pixels inside their edge."""
     kept = []
-    for grid in grids:
-        shapes = cut(grid)
+    for grid, shapes in zip(grids, cut, strict=True):
         large = shapely.area(shapely.buffer(shapes, -inset * min(grid.res)) if inset else shapes) > 0
         if large.any():
             kept.append(replace(grid, shapes=shapes[large]))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.collection import Collection, shorten
 from rasteret_ml.collection.column_arrays import dtypes_and_nodata
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.scene_table import SceneTable, band_column
 from rasteret_ml.datasets.index.search import RecordOrder, parse_order
 from rasteret_ml.errors import UsageError
+from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.quality import QualityMask
-
-_T = TypeVar("_T")
 
 GridKind = Literal["common", "native"]  #: Whether all chips lie on one grid, or each on that of its own scene.
 
@@ -82,31 +81,8 @@ class SampleConfig:
     valid_per_band: bool = False  #: Whether `mask_valid` is `[C, H, W]` instead of its AND `[1, H, W]`.
 
 
-def config_from(cls: type[_T], value: _T | Mapping[str, Any] | None, argument: str) -> _T:
-    """Return a config from itself, from a mapping of its fields (as in YAML), or the default for None.
-
-    Raises:
-        UsageError: another type, or unknown fields; the message lists the known ones.
-    """
-    if value is None:
-        return cls()
-    if isinstance(value, cls):
-        return value
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{argument} must be a {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}.")
-    unknown = sorted(str(name) for name in value if name not in known)
-    if unknown:
-        raise UsageError(f"{argument} must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
-    return cls(**value)
-
-
 def label_key(key: str | None, kind: Literal["image", "mask"]) -> str:
-    """Return the key of a dataset's pixels.
-
-    Raises:
-        UsageError: it does not begin with its kind, by which Kornia and `collate` know it, or is reserved.
-    """
+    """Return the key of a dataset's pixels; it begins with its kind, by which Kornia and `collate` know it."""
     if key is None:
         return kind
     if not key.startswith(kind) or key in MASK_KEYS:
@@ -115,11 +91,7 @@ def label_key(key: str | None, kind: Literal["image", "mask"]) -> str:
 
 
 def check_grid(grid: str, crs: Any, res: Any) -> None:
-    """Refuse an unknown kind of grid, or a CRS or pixel size for native grids.
-
-    Raises:
-        UsageError: the message says which.
-    """
+    """Refuse an unknown kind of grid, or a CRS or pixel size for native grids."""
     if grid not in get_args(GridKind):
         raise UsageError(f"grid must be 'common' or 'native', got {grid!r}.")
     if grid == "native" and (crs is not None or res is not None):
@@ -127,11 +99,7 @@ def check_grid(grid: str, crs: Any, res: Any) -> None:
 
 
 def check_quality(collection: Collection, quality: QualityMask | None, mosaic: MosaicConfig) -> None:
-    """Refuse a quality band whose values cannot be decoded, or `clear_first` without one.
-
-    Raises:
-        UsageError: the message says which.
-    """
+    """Refuse a quality band whose values cannot be decoded, or `clear_first` without one."""
     if mosaic.clear_first and quality is None:
         raise UsageError("clear_first= needs quality=, the band that says which pixels are clear.")
     if quality is not None:
@@ -140,11 +108,7 @@ def check_quality(collection: Collection, quality: QualityMask | None, mosaic: M
 
 
 def resolve_series(series: Any, composite: Any, scenes: SceneTable) -> TimeSeries | None:
-    """Return how dates are chosen; None = the records of a query are not separated by date.
-
-    Raises:
-        UsageError: a record without a date.
-    """
+    """Return how dates are chosen, which needs all records dated; None = records are not separated by date."""
     dates = TimeSeries.of(series) or (None if composite is None else TimeSeries())
     undated = np.isnat(scenes.times)
     if dates is not None and undated.any():
@@ -153,3 +117,12 @@ def resolve_series(series: Any, composite: Any, scenes: SceneTable) -> TimeSerie
             f"({int(undated.sum())} records have none); leave such records out, for example with where()."
         )
     return dates
+
+
+def describe_grid(dataset: Any) -> str:
+    """Describe the pixels that chips lie on, such as "EPSG:32633, 10 x 10 per pixel"."""
+    crs = shorten([crs_text(dataset.crs)])
+    if getattr(dataset, "is_native", False):
+        return f"native (index in {crs})"
+    xres, yres = dataset.res
+    return f"{crs}, {xres:g} x {yres:g} per pixel" if xres and yres else f"{crs}, no pixels of its own"

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from rasteret_ml.datasets.index.scene_index import index_times
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import INSTANT, parse_windows
-from rasteret_ml.samplers.aoi.aoi_table import format_rows, get_column
+from rasteret_ml.samplers.aoi.aoi_table import format_rows, get_column, number_classes, time_windows
 
 _NUMBER = (int, float, np.integer, np.floating)
 
@@ -36,19 +36,10 @@ class LabelValues:
 def label_values(
     polygons: GeometryArray, label: str | None, classes: Classes, continuous: bool, background: Any, ignore_index: int
 ) -> LabelValues:
-    """Return the class or value of each polygon.
+    """Return the class or value of each polygon, from a column of the table; arguments as for `PolygonDataset`.
 
-    Args:
-        polygons: The polygons and their table.
-        label: Column of classes or values; None = every polygon is class 1.
-        classes: Column values by class, or column value to class; None = the sorted distinct values.
-        continuous: Whether the column holds numbers, not classes.
-        background: Class or value outside all polygons; None = unknown.
-        ignore_index: Class of unknown pixels.
-
-    Raises:
-        UsageError: an unknown column, values that are no classes (or no numbers), classes that no polygon has, or a
-            background or `ignore_index` that is also a class of polygons.
+    A UsageError is an unknown column, values that are no classes (or no numbers), classes that no polygon has, or a
+    background or `ignore_index` that is also a class of polygons.
     """
     if continuous:
         if classes is not None or label is None:
@@ -63,7 +54,7 @@ def label_values(
         numbers, column = {"polygon": 1}, pd.Series(["polygon"] * len(polygons))
     else:
         column = _class_column(polygons, label)
-        numbers = _class_numbers(column, classes, background, label)
+        numbers = number_classes(column, classes, background)
     outside = _background_class(background, numbers, classes)
     if ignore_index in {*numbers.values(), outside}:
         raise UsageError(f"ignore_index={ignore_index} is also a class; choose another number for either.")
@@ -74,20 +65,14 @@ def label_values(
             f"{_examples(column) or 'nothing'} ({column.dtype})."
         )
     return LabelValues(
-        values=values.fillna(ignore_index).to_numpy(np.int64),
-        classes=numbers,
-        background=outside,
-        unknown=ignore_index,
+        values=values.fillna(ignore_index).to_numpy(np.int64), classes=numbers, background=outside, unknown=ignore_index
     )
 
 
 def polygon_table(polygons: GeometryArray, order: str | None, time: Any) -> gpd.GeoDataFrame:
     """Return valid polygons in their own CRS, indexed by the time at which each holds, with a column `rank`.
 
-    Polygons of a higher rank cover those of a lower one.
-
-    Raises:
-        UsageError: a polygon without area, an unknown column, missing values of `order`, or invalid times.
+    Polygons of a higher rank cover those of a lower one. A polygon without area is a UsageError.
     """
     shapes = polygonal_each(shapely.force_2d(polygons.geometries))
     empty = shapely.is_empty(shapes) | ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
@@ -100,16 +85,12 @@ def polygon_table(polygons: GeometryArray, order: str | None, time: Any) -> gpd.
 
 
 def _column(polygons: GeometryArray, name: str, argument: str) -> pd.Series:
-    table = polygons.table
-    if table is None:
+    if polygons.table is None:
         raise UsageError(
             f"{argument}={name!r} is a column, and these polygons have none; give a GeoDataFrame, an Arrow table, or a "
             "GeoParquet or GeoJSON file."
         )
-    if name not in table.columns or name == table.geometry.name:
-        names = ", ".join(str(c) for c in table.columns if c != table.geometry.name)
-        raise UsageError(f"{argument}={name!r} is no column of the polygons; they have: {names or 'none'}.")
-    return get_column(table, name, argument).reset_index(drop=True)
+    return get_column(polygons.table, name, argument).reset_index(drop=True)
 
 
 def _examples(column: pd.Series) -> str:
@@ -141,29 +122,6 @@ def _class_column(polygons: GeometryArray, label: str) -> pd.Series:
             )
         column = column.astype("Int64")  # integers with missing values are read as floats
     return column
-
-
-def _class_numbers(column: pd.Series, classes: Classes, background: Any, label: str) -> dict[Any, int]:
-    if isinstance(classes, Mapping):
-        for key, value in classes.items():
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise UsageError(f"classes must map values to whole numbers, but {key!r} is mapped to {value!r}.")
-        return {key: int(value) for key, value in classes.items()}
-    if classes is not None:
-        if isinstance(classes, str) or len(set(classes)) != len(classes):
-            raise UsageError(
-                f"classes must be a list of different values, or a mapping of values to classes, got {classes!r}."
-            )
-        return {value: i for i, value in enumerate(classes)}
-    try:
-        values = sorted(column.dropna().unique().tolist())
-    except TypeError:
-        raise UsageError(
-            f"The column {label!r} holds {_examples(column)}: values of several types, or of a type without an order; "
-            "convert them, or give classes=."
-        ) from None
-    free = (i for i in range(len(values) + 1) if background is None or i != background)
-    return dict(zip(values, free, strict=False))
 
 
 def _background_class(background: Any, numbers: Mapping[Any, int], classes: Classes) -> int | None:
@@ -200,17 +158,10 @@ def _sort_keys(polygons: GeometryArray, shapes: npt.NDArray[np.object_], order: 
 
 def _times(polygons: GeometryArray, time: Any) -> pd.IntervalIndex:
     """Return closed intervals, tz-naive UTC; missing ends are open."""
-    start: npt.NDArray[np.datetime64]
-    stop: npt.NDArray[np.datetime64]
     if time is None:
-        start, stop = (np.full(len(polygons), np.datetime64("NaT", "ns")) for _ in range(2))
-    else:
-        names = [time] if isinstance(time, str) else list(time)
-        if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
-            raise UsageError(f"time must be the name of a column, or of two: (start, end), got {time!r}.")
-        first, *last = (_column(polygons, name, "time") for name in names)
-        start, stop = parse_windows(first, last[0] if last else None, lambda rows: f"polygons {format_rows(rows)}")
-    start[np.isnat(start)] = pd.Timestamp.min.to_datetime64()
-    stop[np.isnat(stop)] = pd.Timestamp.max.to_datetime64()
-    stop[start == stop] += INSTANT.to_timedelta64()
-    return pd.IntervalIndex.from_arrays(pd.DatetimeIndex(start), pd.DatetimeIndex(stop), closed="both", name="datetime")
+        unknown = np.full(len(polygons), np.datetime64("NaT", "ns"))
+        return index_times(unknown, unknown)
+    start, stop = time_windows(
+        time, lambda name: _column(polygons, name, "time"), lambda rows: f"polygons {format_rows(rows)}"
+    )
+    return index_times(start, stop)

@@ -15,14 +15,14 @@ from affine import Affine
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
+from rasteret_ml.collection.collection import shorten, summary_html
 from rasteret_ml.datasets.batches import BatchRequest, SampleBatch
 from rasteret_ml.datasets.chip_dataset import ChipDataset, same_res
 from rasteret_ml.datasets.combine import RasteretIntersection, RasteretUnion
-from rasteret_ml.datasets.dataset_config import RasterizeConfig, config_from, label_key
-from rasteret_ml.datasets.index.scene_index import pack_index, reproject_index, unpack_index
+from rasteret_ml.datasets.dataset_config import RasterizeConfig, describe_grid, label_key
+from rasteret_ml.datasets.index.scene_index import describe_times, pack_index, reproject_index, unpack_index
 from rasteret_ml.datasets.polygon_table import label_values, polygon_table
 from rasteret_ml.datasets.rasterize import PolygonLookup, rasterize_positions, reproject_polygons
-from rasteret_ml.datasets.summary import describe_grid, describe_times, shorten, summary_html
 from rasteret_ml.errors import NoOverlapError, UsageError, redact
 from rasteret_ml.geo.crs import crs_text, pyproj_crs, same_crs, transform_geometries
 from rasteret_ml.geo.geometries import polygons_from
@@ -30,8 +30,9 @@ from rasteret_ml.geo.grid import Grid, pixel_size, round_half_up
 from rasteret_ml.geo.regions import polygonal_each
 from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.samplers.aoi.aoi import AOI
+from rasteret_ml.samplers.sampler import config_from
 from rasteret_ml.samples.buffers import batch_rows
-from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, draw_columns, snapped_slices
+from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, aoi_columns, bounds_tensor, snapped_slices
 
 
 class PolygonDataset(ChipDataset):
@@ -112,16 +113,12 @@ class PolygonDataset(ChipDataset):
         self._lookup: PolygonLookup | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        index = None if self._index is self._made else pack_index(self._index)
-        state = {"_index": index, "_made": None, "_table": pack_index(self._table)}
-        return self.__dict__ | state | {"_lookup": None, "_index_bounds": None}
+        state = {"_made": self._index is self._made, "_table": pack_index(self._table), "_lookup": None}
+        return super().__getstate__() | state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_table": unpack_index(state["_table"])})
-        if state["_index"] is None:
-            self._index = self._made = self._make_index()
-        else:
-            self._index = unpack_index(state["_index"])
+        super().__setstate__(state | {"_table": unpack_index(state["_table"])})
+        self._made = self._index if state["_made"] else None
 
     def __repr__(self) -> str:
         classes = f"classes=[{redact(shorten(list(self.classes)))}]" if self.classes else "values"
@@ -288,12 +285,8 @@ class PolygonDataset(ChipDataset):
 
     def _polygon_lookup(self) -> PolygonLookup:
         if self._lookup is None or self._lookup.index is not self._index:
-            self._lookup = PolygonLookup(
-                self._index,
-                self._table,
-                has_extent=self._extent is not None,
-                unchanged=self._index is self._made,
-            )
+            has_extent, unchanged = self._extent is not None, self._index is self._made
+            self._lookup = PolygonLookup(self._index, self._table, has_extent=has_extent, unchanged=unchanged)
         return self._lookup
 
     def has(self, query: Any, grid: Grid) -> bool:
@@ -332,7 +325,7 @@ def _extent(extent: Any, crs: str, table: gpd.GeoDataFrame) -> BaseGeometry:
 
 
 def _query_columns(queries: Sequence[Any], grids: Sequence[Grid], times: Sequence[slice]) -> dict[str, Sequence[Any]]:
-    """Return place, draw and AOI of each sample."""
+    """Return place, AOI, label and draw of each sample."""
     slices = [snapped_slices(grid, t) for grid, t in zip(grids, times, strict=True)]
     columns: dict[str, Sequence[Any]] = {}
     if TENSOR_ONLY:
@@ -342,8 +335,4 @@ def _query_columns(queries: Sequence[Any], grids: Sequence[Grid], times: Sequenc
         columns["crs"] = [pyproj_crs(str(grid.crs)) for grid in grids]
     transforms = [tuple(grid.transform)[:9] for grid in grids]
     columns["transform"] = torch.tensor(transforms, dtype=torch.float64).unbind(0)
-    columns |= draw_columns(queries)
-    rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
-    if min(rows) >= 0:
-        columns["aoi"] = torch.tensor(rows, dtype=torch.int64)[:, None].unbind(0)
-    return columns
+    return columns | aoi_columns(queries)

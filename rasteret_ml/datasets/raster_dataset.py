@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rasteret_ml.collection.collection import Collection
+from rasteret_ml.collection.collection import Collection, shorten, summary_html
 from rasteret_ml.collection.column_arrays import records_digest
 from rasteret_ml.datasets.batches import BatchRequest, SampleBatch
 from rasteret_ml.datasets.chip_dataset import ChipDataset, same_res
@@ -20,13 +20,14 @@ from rasteret_ml.datasets.dataset_config import (
     SampleConfig,
     check_grid,
     check_quality,
-    config_from,
+    describe_grid,
     label_key,
     resolve_series,
 )
 from rasteret_ml.datasets.index.dates import TimeSeries
 from rasteret_ml.datasets.index.scene_index import (
     TileLayout,
+    describe_times,
     native_target_grids,
     reproject_index,
     scene_index,
@@ -34,7 +35,6 @@ from rasteret_ml.datasets.index.scene_index import (
 )
 from rasteret_ml.datasets.index.scene_table import RecordStore, choose_grid, scene_table
 from rasteret_ml.datasets.index.search import QuerySpec, RecordQuery, parse_order
-from rasteret_ml.datasets.summary import describe_grid, describe_times, shorten, summary_html
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.crs import LONLAT, crs_text, pyproj_crs
@@ -47,6 +47,7 @@ from rasteret_ml.raster.requests import ChipRules
 from rasteret_ml.raster.source import validate_bands
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
+from rasteret_ml.samplers.sampler import config_from
 from rasteret_ml.samples.buffers import torch_dtype
 from rasteret_ml.samples.composite import Composite
 from rasteret_ml.samples.plots import plot_from
@@ -132,7 +133,9 @@ class RasteretDataset(ChipDataset):
         check_quality(self.collection, clear, config)
         dates = resolve_series(series, composite, self._scenes)
         self._query = QuerySpec(order=parse_order(config.order), series=dates, native=grid == "native")
-        self._grid = self._choose_grid(crs, res)
+        several = len(self._scenes.crs_texts) > 1 or not self._scenes.grid(0).is_axis_aligned
+        chosen = LONLAT if self._query.native and several else None if crs is None else crs_text(crs)
+        self._grid = choose_grid(self._scenes, chosen, pixel_size(res))
         self._reader = ChipReader(
             store=RecordStore(self.collection, stored),
             rules=self._rules(config, clear),
@@ -144,11 +147,6 @@ class RasteretDataset(ChipDataset):
         )
         self._index = scene_index(self._scenes, str(self._grid.crs))
         self._records: RecordQuery | None = None
-
-    def _choose_grid(self, crs: Any, res: float | tuple[float, float] | None) -> Grid:
-        several = len(self._scenes.crs_texts) > 1 or not self._scenes.grid(0).is_axis_aligned
-        chosen = LONLAT if self._query.native and several else None if crs is None else crs_text(crs)
-        return choose_grid(self._scenes, chosen, pixel_size(res))
 
     def _rules(self, config: MosaicConfig, quality: QualityMask | None) -> ChipRules:
         return ChipRules(

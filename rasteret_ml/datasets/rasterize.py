@@ -9,43 +9,31 @@ import pandas as pd
 import shapely
 from rasterio.features import rasterize
 
+from rasteret_ml.datasets.index.search import interval_ns
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometries
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.regions import polygonal_each
+from rasteret_ml.geo.regions import Geometries, Integers, polygonal_each
 from rasteret_ml.geo.times import clamp_ns
-
-Shapes = npt.NDArray[np.object_]
-Positions = npt.NDArray[np.int64]
 
 _MANY_VERTICES = 5000  # Larger polygons are cut to the surroundings of a chip before they are rasterized.
 
 
-def rasterize_positions(shapes: Shapes, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.int32]:
-    """Return which polygon is on top at each pixel, int32 `[H, W]`: its position in `shapes` plus 1, 0 = none.
+def rasterize_positions(shapes: Geometries, grid: Grid, *, all_touched: bool = False) -> npt.NDArray[np.int32]:
+    """Return which polygon (in the grid's CRS) is on top at each pixel, int32 `[H, W]`: its position + 1, 0 = none.
 
-    Later polygons cover earlier ones. Pixels are inside by the rule of `rasterio.features.rasterize`.
-
-    Args:
-        shapes: Polygons in the grid's CRS.
-        grid: The pixels.
-        all_touched: Whether pixels that a polygon touches are inside, not only those whose centre is.
+    Later polygons cover earlier ones. Pixels are inside by the rule of `rasterio.features.rasterize`: where their
+    centre is inside, with `all_touched` where the polygon touches them.
     """
     if not len(shapes):
         return np.zeros(grid.shape, np.int32)
-    positions: npt.NDArray[np.int32] = rasterize(
-        ((shape, i + 1) for i, shape in enumerate(shapes)),
-        out_shape=grid.shape,
-        transform=grid.transform,
-        fill=0,
-        all_touched=all_touched,
-        dtype=np.int32,
-    )
-    return positions
+    numbered = ((shape, i + 1) for i, shape in enumerate(shapes))
+    options = {"out_shape": grid.shape, "transform": grid.transform, "all_touched": all_touched, "dtype": np.int32}
+    return np.asarray(rasterize(numbered, **options))
 
 
-def reproject_polygons(shapes: Shapes, source: str, target: str) -> Shapes:
+def reproject_polygons(shapes: Geometries, source: str, target: str) -> Geometries:
     """Return polygons in another CRS, valid, for an index: edges are densified less than for rasterizing."""
     if same_crs(source, target):
         return shapes
@@ -53,25 +41,17 @@ def reproject_polygons(shapes: Shapes, source: str, target: str) -> Shapes:
 
 
 class PolygonSearch:
-    """Polygons with times, searched by the place and time of a chip.
+    """Valid polygons `[N]` with closed tz-naive intervals `[N]`, searched by the place and time of a chip."""
 
-    Args:
-        shapes: Valid polygons `[N]`.
-        crs: Their CRS text.
-        times: Closed intervals `[N]`, tz-naive.
-    """
-
-    def __init__(self, shapes: Shapes, crs: str, times: pd.IntervalIndex) -> None:
+    def __init__(self, shapes: Geometries, crs: str, times: pd.IntervalIndex) -> None:
         self.shapes, self.crs = shapes, crs
-        self._left = times.left.to_numpy().astype("datetime64[ns]").astype(np.int64)
-        self._right = times.right.to_numpy().astype("datetime64[ns]").astype(np.int64)
+        self._left, self._right = interval_ns(times)
         self._tree = shapely.STRtree(shapes)
 
-    def at(self, grid: Grid, t: slice) -> tuple[Positions, Shapes]:
+    def at(self, grid: Grid, t: slice) -> tuple[Integers, Geometries]:
         """Return the positions, ascending, of polygons that overlap a chip and a time, and these in the chip's CRS.
 
-        Raises:
-            GeometryError: a polygon that cannot be projected to the chip's CRS.
+        A polygon that cannot be projected to that CRS is a GeometryError.
         """
         start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
         near = self._near(grid)
@@ -95,7 +75,7 @@ class PolygonSearch:
         overlaps[overlaps] = shapely.intersects(footprint, shapes[overlaps])
         return near[overlaps], _without_far_vertices(shapes[overlaps], grid)
 
-    def _near(self, grid: Grid) -> Positions:
+    def _near(self, grid: Grid) -> Integers:
         """Return the positions of polygons whose bounds may overlap a chip."""
         footprint = transform_geometries(np.array([grid.footprint], dtype=object), str(grid.crs), self.crs)
         bounds = shapely.bounds(shapely.get_parts(footprint))
@@ -104,29 +84,23 @@ class PolygonSearch:
             margin = 0.05 * (bounds[:, 2:] - bounds[:, :2])
             bounds = np.column_stack([bounds[:, :2] - margin, bounds[:, 2:] + margin])
         boxes = repeat_turns(list(shapely.box(*bounds.T)), full_turn(self.crs))
-        if not boxes:
-            return np.empty(0, np.int64)
         return np.unique(self._tree.query(np.array(boxes, dtype=object))[1])
 
 
 class PolygonLookup:
-    """The polygons of a dataset, as far as one of its indexes holds them; another index needs another lookup.
+    """The polygons of a dataset (see `polygon_table`), as far as one of its indexes holds them, in the dataset's CRS.
 
-    Args:
-        index: Where labels are known, in the dataset's CRS.
-        table: The polygons in their own CRS (see `polygon_table`).
-        has_extent: Whether the index is an extent around the polygons; else its rows are polygons, which its column
-            `polygon` names.
-        unchanged: Whether the index is as it was made, with all rows of the table in their order.
+    The rows of the index are an extent (`has_extent`), or polygons, which its column `polygon` names; an `unchanged`
+    index has all rows of the table in their order. Another index needs another lookup.
     """
 
     def __init__(self, index: gpd.GeoDataFrame, table: gpd.GeoDataFrame, *, has_extent: bool, unchanged: bool) -> None:
         self.index = index
         own_crs, crs = crs_text(table.crs), crs_text(index.crs)
         shapes, times = np.asarray(table.geometry, dtype=object), table.index
-        self.rows: Positions = np.arange(len(table))  #: Row of the table of each of `polygons`.
+        self.rows: Integers = np.arange(len(table))  #: Row of the table of each of `polygons`.
         #: Drawing rank of each row of the table; higher ones cover lower ones.
-        self.rank: Positions = table["rank"].to_numpy()
+        self.rank: Integers = table["rank"].to_numpy()
         self.extent: PolygonSearch | None = None  #: Where labels are known; None = inside the polygons.
         if has_extent:
             self.extent = PolygonSearch(np.asarray(index.geometry, dtype=object), crs, index.index)
@@ -138,7 +112,7 @@ class PolygonLookup:
         self.polygons = PolygonSearch(shapes, own_crs, times)
 
 
-def _cut_as_in(index: gpd.GeoDataFrame, shapes: Shapes, own_crs: str, crs: str) -> Shapes:
+def _cut_as_in(index: gpd.GeoDataFrame, shapes: Geometries, own_crs: str, crs: str) -> Geometries:
     """Return polygons in their own CRS, cut where the index cut them; others keep their exact coordinates."""
     indexed = np.asarray(index.geometry, dtype=object)
     if same_crs(own_crs, crs):
@@ -149,7 +123,7 @@ def _cut_as_in(index: gpd.GeoDataFrame, shapes: Shapes, own_crs: str, crs: str) 
     return out
 
 
-def _without_far_vertices(shapes: Shapes, grid: Grid) -> Shapes:
+def _without_far_vertices(shapes: Geometries, grid: Grid) -> Geometries:
     """Return polygons, large ones (a coastline) cut to the surroundings of a chip: rasterizing reads every vertex."""
     large = shapely.get_num_coordinates(shapes) > _MANY_VERTICES
     if not large.any():

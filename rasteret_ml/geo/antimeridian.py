@@ -104,8 +104,7 @@ def rejoin(geometries: Geometries, turn: float) -> Geometries:
     out = geometries.copy()
     for i in np.flatnonzero(both):
         parts = shapely.get_parts(geometries[i])
-        west = shapely.bounds(parts)[:, 2] <= 0
-        joined = shapely.union_all([translate(p, turn) if w else p for p, w in zip(parts, west, strict=True)])
+        joined = shapely.union_all([translate(part, turn) if part.bounds[2] <= 0 else part for part in parts])
         xmin, _, xmax, _ = joined.bounds
         if xmax - xmin < turn / 2:
             out[i] = joined

@@ -31,11 +31,7 @@ _local = threading.local()
 
 @functools.lru_cache(maxsize=256)
 def pyproj_crs(text: str) -> pyproj.CRS:
-    """Return the pyproj object of a CRS text.
-
-    Raises:
-        UsageError: `text` is not a CRS.
-    """
+    """Return the pyproj object of a CRS text; raise UsageError if it is none."""
     try:
         return pyproj.CRS.from_user_input(text)
     except pyproj.exceptions.CRSError as error:
@@ -45,13 +41,9 @@ def pyproj_crs(text: str) -> pyproj.CRS:
 
 
 def crs_text(crs: Any) -> str:
-    """Return the text of any CRS: an EPSG number, text, a pyproj or rasterio object.
-
-    Raises:
-        UsageError: `crs` is not a CRS.
-    """
+    """Return the text of any CRS: an EPSG number, text, a pyproj or rasterio object; raise UsageError for others."""
     if isinstance(crs, (int, np.integer)) and not isinstance(crs, bool):
-        return _canonical(f"EPSG:{int(crs)}")
+        crs = f"EPSG:{int(crs)}"
     if isinstance(crs, str):
         return _canonical(crs)
     if not hasattr(crs, "to_wkt"):
@@ -84,10 +76,8 @@ def epsg_code(text: str | None) -> int | None:
 @functools.lru_cache(maxsize=1024)
 def same_crs(a: str | None, b: str | None) -> bool:
     """Return whether two CRS texts mean the same system, apart from axis order."""
-    if a == b:
-        return True
-    if a is None or b is None:
-        return False
+    if a is None or b is None or a == b:
+        return a == b
     return bool(pyproj_crs(a).equals(pyproj_crs(b), ignore_axis_order=True))
 
 
@@ -143,16 +133,12 @@ def transform_geometries(
 
     In a geographic target, geometries that cross the antimeridian or hold a pole are cut at +-180 degrees into several
     parts and are valid; so are those with longitudes beyond +-180 (of a raster of 0..360). From a geographic CRS such
-    parts are joined again before they are projected.
+    parts are joined again before they are projected. Edges longer than 1/`segments` of a geometry's extent are
+    densified first.
 
-    Args:
-        geometries: Shapely geometries in `source`.
-        source: CRS text.
-        target: CRS text.
-        segments: Edges longer than 1/`segments` of a geometry's extent are densified before they are projected.
-        near: Bounds in `target` that matter: what lies more than five times their size away is cut off first, because
-            a polygon around half the world has no image in a UTM zone. In a geographic target geometries are moved by
-            whole turns to the longitudes of `near`.
+    `near` are the bounds in `target` that matter: what lies more than five times their size away is cut off first,
+    because a polygon around half the world has no image in a UTM zone. In a geographic target geometries are moved by
+    whole turns to the longitudes of `near`.
     """
     turn = full_turn(target)
     if not same_crs(source, target):
@@ -201,9 +187,8 @@ def _cut_to_area_of_use(geometries: Geometries, target: str) -> Geometries:
     box = shapely.box(west, max(south, -90), east, min(north, 90))
     cut = geometries.copy()
     for i in np.flatnonzero(wide):
-        valid = shapely.make_valid(geometries[i])
-        repeated = repeat_turns([valid], _DEGREES if east - west < _DEGREES else None)
-        cut[i] = shapely.intersection(shapely.union_all(repeated) if len(repeated) > 1 else valid, box)
+        repeated = repeat_turns([shapely.make_valid(geometries[i])], _DEGREES if east - west < _DEGREES else None)
+        cut[i] = shapely.intersection(shapely.union_all(repeated) if len(repeated) > 1 else repeated[0], box)
     return cut
 
 

@@ -88,11 +88,7 @@ def are_finite(geometries: Geometries) -> npt.NDArray[np.bool_]:
 
 
 def polygons_from(source: Any, crs: Any = None) -> GeometryArray:
-    """Read polygons and multipolygons; see `geometries_from`.
-
-    Raises:
-        GeometryError: Also for a point, line or collection.
-    """
+    """Read polygons and multipolygons, as `geometries_from`; other types raise GeometryError too."""
     array = geometries_from(source, crs)
     bad = np.flatnonzero(~np.isin(shapely.get_type_id(array.geometries), (3, 6)))
     if len(bad):
@@ -106,8 +102,7 @@ def polygons_from(source: Any, crs: Any = None) -> GeometryArray:
 def unpack_geometries(source: Any) -> tuple[Geometries, Any, gpd.GeoDataFrame | None]:
     """Return geometries as they are (also missing and empty ones), their own CRS, and their table if any.
 
-    Raises:
-        GeometryError: `source` cannot be read.
+    Raise GeometryError if `source` cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(os.fspath(source))

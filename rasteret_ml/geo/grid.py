@@ -69,6 +69,7 @@ Floats = npt.NDArray[np.float64]
 Bounds = tuple[float, float, float, float]  #: (xmin, ymin, xmax, ymax) in the units of a CRS.
 
 ALIGNMENT_TOLERANCE = 1e-3  #: Pixels by which two grids may drift apart over a chip and still be the same grid.
+_EDGE_NOISE = 1e-6  # Pixels.
 
 
 def round_half_up(value: float) -> int:
@@ -79,8 +80,7 @@ def round_half_up(value: float) -> int:
 def pixel_size(res: Any) -> tuple[float, float] | None:
     """Return `res`, one number or (x, y) in CRS units, as a pair; None stays None.
 
-    Raises:
-        UsageError: `res` is not positive and finite.
+    Raise UsageError if it is not positive and finite.
     """
     if res is None:
         return None
@@ -139,12 +139,17 @@ class Grid:
         Also None if that is not a whole number (within `ALIGNMENT_TOLERANCE`): such a raster cannot be continued past
         its edge by its own pixels.
         """
-        turn = full_turn(self.crs)
-        if turn is None or not self.is_axis_aligned or self.transform.a == 0:
+        columns = self.turn_columns
+        if columns is None:
             return None
-        columns = turn / abs(self.transform.a)
         whole = round(columns)
         return whole if whole >= 1 and abs(columns - whole) <= ALIGNMENT_TOLERANCE else None
+
+    @property
+    def turn_columns(self) -> float | None:
+        """Columns in 360 degrees, as `turn`, but perhaps fractional."""
+        turn = full_turn(self.crs)
+        return turn / abs(self.transform.a) if turn is not None and self.is_axis_aligned and self.transform.a else None
 
     @property
     def footprint(self) -> shapely.Polygon:
@@ -181,12 +186,8 @@ class Grid:
         """Return the window of `other` on this grid, None if their pixels do not coincide.
 
         They coincide if the CRSs are the same, and pixel sizes agree and origins are a whole number of pixels apart
-        within `ALIGNMENT_TOLERANCE` at every corner of `other`.
-
-        Args:
-            other: The grid to locate.
-            wrap: On a grid with a `turn`, move the window by whole turns to where it shares most columns with this
-                grid: longitude -100 lies on a raster of 0..360 at 260.
+        within `ALIGNMENT_TOLERANCE` at every corner of `other`. With a `turn`, `wrap` moves the window by whole
+        turns to where it shares most columns with this grid: longitude -100 lies on a raster of 0..360 at 260.
         """
         if not same_crs(self.crs, other.crs):
             return None
@@ -219,14 +220,14 @@ class Grid:
         inverse = ~self.transform
         corners = [inverse @ c for c in ((xmin, ymin), (xmax, ymin), (xmax, ymax), (xmin, ymax))]
         cols, rows = [c[0] for c in corners], [c[1] for c in corners]
-        row, col = _floor(min(rows)), _floor(min(cols))
-        return Window(row=row, col=col, height=max(1, _ceil(max(rows)) - row), width=max(1, _ceil(max(cols)) - col))
+        row, col = math.floor(min(rows) + _EDGE_NOISE), math.floor(min(cols) + _EDGE_NOISE)
+        row_stop, col_stop = math.ceil(max(rows) - _EDGE_NOISE), math.ceil(max(cols) - _EDGE_NOISE)
+        return Window(row=row, col=col, height=max(1, row_stop - row), width=max(1, col_stop - col))
 
     def snap(self, bounds: Bounds) -> Grid:
         """Return the chip grid for `bounds`: size and origin are rounded to whole pixels of this grid, half up.
 
-        Raises:
-            UsageError: This grid is rotated, or `bounds` are empty or not finite.
+        Raise UsageError if this grid is rotated, or `bounds` are empty or not finite.
         """
         if not self.is_axis_aligned:
             raise UsageError("A rotated grid cannot be sliced in x and y; choose `crs=` and `res=` for the dataset.")
@@ -256,16 +257,3 @@ def full_turns(left: float, right: float, width: int, turn: float) -> int:
         return min(right + move, width) - max(left + move, 0.0), -abs(turns)
 
     return max((0, centred - 1, centred, centred + 1), key=shared_columns)
-
-
-_EDGE_NOISE = 1e-6
-
-
-def _floor(value: float) -> int:
-    nearest = round(value)
-    return nearest if abs(value - nearest) < _EDGE_NOISE else math.floor(value)
-
-
-def _ceil(value: float) -> int:
-    nearest = round(value)
-    return nearest if abs(value - nearest) < _EDGE_NOISE else math.ceil(value)

@@ -6,10 +6,10 @@ in vectorised pieces: the result is the same, in time that grows with their numb
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,7 @@ def union_polygons(shapes: Geometries) -> BaseGeometry:
         distinct = shapely.box(*boxes.T)
     else:
         distinct = polygonal_each(shapes[~pd.Series(shapely.to_wkb(shapes), dtype=object).duplicated().to_numpy()])
-    united = shapely.disjoint_subset_union_all(distinct)
-    return united if united.geom_type in ("Polygon", "MultiPolygon") else polygonal(united)
+    return polygonal(shapely.disjoint_subset_union_all(distinct))
 
 
 def clip_polygons(shapes: Geometries, region: BaseGeometry) -> Geometries:
@@ -177,12 +176,9 @@ def boxes_of(shapes: Geometries) -> tuple[Floats, Mask]:
 class TriangleRegion:
     """Polygons cut into triangles, so that uniform numbers become uniform points without rejection.
 
-    A region is drawn in proportion to its weight, a point in it uniformly. A region without triangles (a sliver
-    thinner than floating point) is represented by one of its points.
-
-    Args:
-        regions: Polygons or multipolygons `[N]`; many regions are cut only where points are drawn.
-        weights: Their weights `[N]`; default their areas.
+    A region `[N]` is drawn in proportion to its weight `[N]` (default its area), a point in it uniformly. A region
+    without triangles (a sliver thinner than floating point) is represented by one of its points. Many regions are cut
+    only where points are drawn.
     """
 
     def __init__(self, regions: Geometries, weights: Floats | None = None) -> None:
@@ -192,7 +188,7 @@ class TriangleRegion:
         self._cumulative: Floats = cumulative / cumulative[-1]
         self._cut: _Triangles | None = None
         if len(regions) <= _FEW:
-            self._cut = _Triangles.from_regions(regions, np.arange(len(regions)))
+            self._cut = _Triangles(regions, np.arange(len(regions)))
 
     def points(self, uniforms: Floats) -> tuple[Floats, Integers]:
         """Return points (x, y) `[N, 2]` and the region of each `[N]`, from uniform numbers in [0, 1) `[N, 3]`."""
@@ -208,7 +204,7 @@ class TriangleRegion:
     def _points(self, owners: Integers, along: Floats, uniforms: Floats) -> Floats:
         """Points in the triangles that lie `along` [0, 1) of the areas of regions."""
         if self._cut is None or not np.isin(owners, self._cut.numbers).all():
-            self._cut = _Triangles.from_regions(self._regions, np.unique(owners))
+            self._cut = _Triangles(self._regions, np.unique(owners))
         a, b, c = self._cut.locate(owners, along)
         u, v = uniforms[:, 1], uniforms[:, 2]
         # Folding the unit square's upper triangle onto the lower one keeps the density uniform.
@@ -218,33 +214,28 @@ class TriangleRegion:
         return points
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Triangles:
-    """Some regions as triangles."""
+    """The regions with some numbers (ascending `[K]`) as triangles."""
 
-    numbers: Integers  # Numbers of the regions, ascending `[K]`.
-    corners: Floats  # Corners of the triangles, region by region `[M, 3, 2]`.
-    reach: Floats  # Rank of the triangle's region, plus the share of the region's area up to the triangle's end `[M]`.
-    last: Integers  # Last triangle of each region `[K]`.
-
-    @classmethod
-    def from_regions(cls, regions: Geometries, numbers: Integers) -> _Triangles:
-        """Cut the regions with these numbers into triangles."""
+    def __init__(self, regions: Geometries, numbers: Integers) -> None:
         subset = regions[numbers]
         chunks = [_triangles(subset, start) for start in range(0, len(subset), _CHUNK)]
         corners, areas, owner = (np.concatenate(column) for column in zip(*chunks, strict=True))
         last = np.searchsorted(owner, np.arange(len(subset)), side="right") - 1
         ends = np.cumsum(areas)
         before = np.concatenate([[0.0], ends[last[:-1]]])[owner]
-        reach = owner + (ends - before) / np.bincount(owner, areas)[owner]
-        return cls(numbers=numbers, corners=corners, reach=reach, last=last)
+        self.numbers = numbers
+        self._corners: Floats = corners  # Corners of the triangles, region by region `[M, 3, 2]`.
+        self._last = last  # Last triangle of each region `[K]`.
+        # Rank of the triangle's region, plus the share of the region's area up to the triangle's end `[M]`.
+        self._reach: Floats = owner + (ends - before) / np.bincount(owner, areas)[owner]
 
     def locate(self, owners: Integers, along: Floats) -> Floats:
         """Return the corners `[3, N, 2]` of the triangles that lie `along` [0, 1) of the areas of regions `[N]`."""
         rank = np.searchsorted(self.numbers, owners)
-        first = np.where(rank > 0, self.last[rank - 1] + 1, 0)
-        which = np.searchsorted(self.reach, rank + along, side="right").clip(first, self.last[rank])
-        corners: Floats = self.corners[which].swapaxes(0, 1)
+        first = np.where(rank > 0, self._last[rank - 1] + 1, 0)
+        which = np.searchsorted(self._reach, rank + along, side="right").clip(first, self._last[rank])
+        corners: Floats = self._corners[which].swapaxes(0, 1)
         return corners
 
 
@@ -360,10 +351,7 @@ def _erode_convex(polygons: Geometries, width: float, height: float) -> Geometri
         return polygons
     out, hard = _move_sides(polygons, width, height)
     moved = [shapely.transform(polygons[hard], lambda xy, by=corner: xy - by) for corner in _corners(width, height)]
-    inside = moved[0]
-    for other in moved[1:]:
-        inside = shapely.intersection(inside, other)
-    out[hard] = polygonal_each(inside)
+    out[hard] = polygonal_each(functools.reduce(shapely.intersection, moved))
     return out
 
 

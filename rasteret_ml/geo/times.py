@@ -35,15 +35,11 @@ _REMEDY = "write times like 2023-05-01, 2023-05-01T10:30:00Z or 2023-05-01/2023-
 
 
 def parse_time(value: Any, *, last: bool = False) -> pd.Timestamp | None:
-    """Parse one time as tz-naive UTC; None if open.
+    """Parse one time as tz-naive UTC: ISO 8601 text, or a date, datetime or period of Python, numpy or pandas.
 
-    Args:
-        value: ISO 8601 text, or a date, datetime or period of Python, numpy or pandas. None, NaT, "" and ".." are open.
-        last: Read `value` as an end: the last instant of a day, month or year instead of the first. A far future end
-            ("9999-12-31") becomes the last nanosecond time, a far past start the first.
-
-    Raises:
-        UsageError: `value` is not a time, is a number, or is a start after (an end before) all nanosecond times.
+    None, NaT, "" and ".." are open and return None. `last` reads an end: the last instant of a day, month or year
+    instead of the first. A far future end ("9999-12-31") becomes the last nanosecond time, a far past start the first.
+    Raise UsageError for a number, what is not a time, or a start after (an end before) all nanosecond times.
     """
     try:
         stamp = _span(value)[last]
@@ -77,15 +73,10 @@ def clamp_ns(stamp: Any) -> pd.Timestamp:
 def parse_windows(first: pd.Series, last: pd.Series | None, describe_rows: Describe) -> tuple[Times, Times]:
     """Parse columns of starts and ends: first and last instants, both included, datetime64[ns] `[N]`; NaT = open.
 
-    Args:
-        first: Starts: text, dates, datetimes or periods; missing and ".." are open. Without `last` also
-            `pandas.Interval`s or ISO 8601 intervals ("2023-05-01/2023-08-31").
-        last: Ends; None = `first` holds both.
-        describe_rows: Names rows in an error message, such as "AOIs [2, 5]".
-
-    Raises:
-        UsageError: Values that are not times, such as numbers, and windows that end before they start or lie beyond
-            the range of nanoseconds; the message names the rows.
+    They hold text, dates, datetimes or periods; missing and ".." are open. Without `last`, `first` holds both, and may
+    be `pandas.Interval`s or ISO 8601 intervals ("2023-05-01/2023-08-31"). Raise UsageError for values that are not
+    times, such as numbers, and windows that end before they start or lie beyond the range of nanoseconds; the message
+    names the rows by `describe_rows`, such as "AOIs [2, 5]".
     """
     if last is None:
         start, stop = _parse_column(first, describe_rows, _window)
@@ -153,8 +144,7 @@ def _window(value: Any) -> Span:
 def _span(value: Any) -> Span:
     """First and last instant of what `value` names, both NaT if it is open.
 
-    Raises:
-        ValueError: `value` is not a time; the message is empty or says why.
+    Raise ValueError if it is not a time; the message is empty or says why.
     """
     if isinstance(value, str):
         text = value.strip()

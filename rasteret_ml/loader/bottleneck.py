@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rasteret_ml.telemetry import ReadStats
@@ -63,11 +63,9 @@ class Bottleneck:
 
 
 def time_shares(wait_share: float, read: ReadStats) -> TimeShares:
-    """Divide the time among the model and what it waits for; see the module.
+    """Divide the time among the model and what it waits for (see the module), given what the readers did in that time.
 
-    Args:
-        wait_share: Waiting over waiting and consuming; NaN = not known.
-        read: What the readers did in that time.
+    `wait_share` is waiting over waiting and consuming; NaN = not known.
     """
     work = read.plan_seconds + read.sample_seconds + read.collate_seconds
     blocked = read.blocked_seconds
@@ -88,13 +86,7 @@ def time_shares(wait_share: float, read: ReadStats) -> TimeShares:
 
 
 def find_bottleneck(wait_share: float, read: ReadStats, settings: LoaderSettings) -> Bottleneck:
-    """Return the limit, and what to do about it.
-
-    Args:
-        wait_share: Waiting over waiting and consuming; NaN = not known.
-        read: What the readers did in that time.
-        settings: The loader's options: the sentence names only those that it has.
-    """
+    """Return the limit, and what to do about it; see `time_shares`. The sentence names only options that there are."""
     shares = time_shares(wait_share, read)
     if math.isnan(shares.model):
         return _unknown("Not enough batches yet to find the bottleneck.")
@@ -117,32 +109,23 @@ def find_bottleneck(wait_share: float, read: ReadStats, settings: LoaderSettings
 
 def loader_settings(loader: Any) -> LoaderSettings:
     """Return the options of a loader and of the dataset in it."""
-    settings = LoaderSettings(
-        num_workers=loader.num_workers,
-        lookahead=loader.lookahead,
-        lookahead_bytes=loader.lookahead_bytes,
-        own_collate=_is_own(loader.collate_fn),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
     dataset = loader.dataset
     while hasattr(dataset, "dataset"):  # torch's Subset
         dataset = dataset.dataset
     parts = getattr(dataset, "parts", [dataset])
-    transforms = any(getattr(part, "transforms", None) is not None for part in (dataset, *parts))
-    settings = replace(settings, transforms=transforms)
     configs = [part.reading for part in parts if hasattr(part, "reading")]
-    if not configs:
-        return settings
-    return replace(
-        settings,
-        max_concurrent=min(config.max_concurrent for config in configs),
-        connections=min(config.limits.connections for config in configs),
-        cache_bytes=min(config.cache_bytes for config in configs),
+    collate = getattr(loader.collate_fn, "func", loader.collate_fn)
+    return LoaderSettings(
+        num_workers=loader.num_workers,
+        lookahead=loader.lookahead,
+        lookahead_bytes=loader.lookahead_bytes,
+        max_concurrent=min((config.max_concurrent for config in configs), default=None),
+        connections=min((config.limits.connections for config in configs), default=None),
+        cache_bytes=min((config.cache_bytes for config in configs), default=None),
+        transforms=any(getattr(part, "transforms", None) is not None for part in (dataset, *parts)),
+        own_collate=str(getattr(collate, "__module__", "")).startswith("rasteret_ml."),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
-
-
-def _is_own(function: Any) -> bool:
-    return str(getattr(getattr(function, "func", function), "__module__", "")).startswith("rasteret_ml.")
 
 
 def _unknown(sentence: str) -> Bottleneck:
@@ -167,7 +150,7 @@ def _network(read: ReadStats, settings: LoaderSettings) -> str:
 
 
 def _in_flight(read: ReadStats) -> float:
-    return read.fetch_seconds / read.fetching_seconds if read.fetching_seconds else 1.0
+    return read.fetch_seconds / read.fetching_seconds if read.fetching_seconds else 0.0
 
 
 def _more_requests(read: ReadStats, settings: LoaderSettings) -> list[str]:
@@ -176,8 +159,7 @@ def _more_requests(read: ReadStats, settings: LoaderSettings) -> list[str]:
         return ["set lookahead= (now 0)"]
     advice = []
     limit = settings.max_concurrent
-    in_flight = _in_flight(read) if read.fetching_seconds else 0.0
-    if limit is not None and in_flight >= _NEAR_LIMIT * min(limit, settings.connections or limit):
+    if limit is not None and _in_flight(read) >= _NEAR_LIMIT * min(limit, settings.connections or limit):
         also = settings.connections is not None and limit >= settings.connections
         advice.append(f"raise max_concurrent= (now {limit}){' and connections= of FetchLimits' if also else ''}")
     elif read.batches_deferred and settings.lookahead_bytes is not None:
@@ -206,26 +188,19 @@ def _fewer_tiles(read: ReadStats, settings: LoaderSettings) -> list[str]:
 
 
 def _collate(read: ReadStats, settings: LoaderSettings) -> str:
-    seconds = {
-        "collate_fn": read.collate_seconds,
-        "samples": read.sample_seconds,
-        "plan": read.plan_seconds,
-        "assemble": read.blocked_assemble_seconds,
-    }
-    longest = max(seconds, key=lambda name: seconds[name])
-    figure = f"{_percent(seconds[longest], sum(seconds.values()))} of it"
-    advice = _more_workers(settings)
-    if longest == "collate_fn":
-        advice += [] if settings.own_collate else ["use rasteret_ml.collate or a cheaper collate_fn="]
-        return f"collating ({figure} in collate_fn){_advice(advice)}"
-    if longest == "samples":
-        content = "transforms=, validity, labels and masks" if settings.transforms else "validity, labels and masks"
-        advice += ["move the work of transforms= to the device"] if settings.transforms else []
-        return f"making samples ({figure} for {content}){_advice(advice)}"
-    if longest == "plan":
-        return f"planning batches ({figure} for finding records and tiles){_advice(advice)}"
-    advice += ['read on the files\' own pixels (grid="native", or their crs= and res=)']
-    return f"assembling chips ({figure} for copying and resampling){_advice(advice)}"
+    cheaper = [] if settings.own_collate else ["use rasteret_ml.collate or a cheaper collate_fn="]
+    called = "transforms=, " if settings.transforms else ""
+    elsewhere = ["move the work of transforms= to the device"] if settings.transforms else []
+    native = ['read on the files\' own pixels (grid="native", or their crs= and res=)']
+    steps: list[tuple[float, str, str, list[str]]] = [
+        (read.collate_seconds, "collating", "in collate_fn", cheaper),
+        (read.sample_seconds, "making samples", f"for {called}validity, labels and masks", elsewhere),
+        (read.plan_seconds, "planning batches", "for finding records and tiles", []),
+        (read.blocked_assemble_seconds, "assembling chips", "for copying and resampling", native),
+    ]
+    longest, doing, part, advice = max(steps, key=lambda step: step[0])
+    figure = _percent(longest, sum(step[0] for step in steps))
+    return f"{doing} ({figure} of it {part}){_advice(_more_workers(settings) + advice)}"
 
 
 def _more_workers(settings: LoaderSettings) -> list[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from rasteret_ml.errors import ErrorBudgetError, RasteretError, UsageError, redact
 from rasteret_ml.raster.execute import TileError
+from rasteret_ml.samplers.sampler import config_from
 
 ErrorAction = Literal["raise", "retry", "replace", "fill"]  #: See `ErrorPolicy.action`.
 
@@ -67,31 +68,9 @@ class ErrorPolicy:
         """Return a policy from itself, its action, or a mapping of its fields (as in YAML); None = "raise".
 
         Raises:
-            UsageError: another type, or unknown fields.
+            UsageError: another action or type, or unknown fields.
         """
-        if errors is None or isinstance(errors, ErrorPolicy):
-            return errors or cls()
-        if isinstance(errors, str):
-            return cls(action=errors)  # type: ignore[arg-type]
-        known = {field.name for field in fields(cls)}
-        if not isinstance(errors, Mapping) or not set(errors) <= known:
-            raise UsageError(f"errors= must be an action or a mapping of {', '.join(sorted(known))}, got {errors!r}.")
-        return cls(**errors)
-
-    def allows(self, failed: int, samples: int, *, ended: bool = False) -> bool:
-        """Return whether the budget allows a number of failures.
-
-        Args:
-            failed: Samples that the action was applied to.
-            samples: Samples of the pass so far, failed ones included.
-            ended: Whether the pass has ended.
-        """
-        if self.budget is None:
-            return True
-        if isinstance(self.budget, int):
-            return failed <= self.budget
-        allowed = self.budget * (samples if ended else max(samples, _MIN_SAMPLES))
-        return failed <= (max(1.0, allowed) if self.budget else 0)
+        return config_from(cls, errors, "errors=", "action")
 
     def __str__(self) -> str:
         if self.budget is None:
@@ -136,34 +115,33 @@ class SampleError:
     attempts: int  #: Failed reads, spare places included.
     errors: tuple[TileError | RasteretError, ...] = field(compare=False)  #: What was wrong, each once.
     more: int  #: Errors beyond these.
-    causes: tuple[str, ...] = field(init=False, repr=False)  #: `errors` as text; exceptions do not compare, these do.
-
-    def __post_init__(self) -> None:
-        """Describe the errors."""
-        causes = (str(e) if isinstance(e, TileError) else f"{type(e).__name__}: {e}" for e in self.errors)
-        object.__setattr__(self, "causes", tuple(causes))
 
     def __str__(self) -> str:
         drawn = "" if self.draw is None else " (seed {}, epoch {}, position {})".format(*self.draw)
         aoi = "" if self.aoi is None else f", AOI {self.aoi}"
         replacement = "" if self.replacement is None else f" by {self.replacement}"
         more = f" and {self.more} more" if self.more else ""
-        causes = "; ".join(self.causes)
+        causes = "; ".join(str(e) if isinstance(e, TileError) else f"{type(e).__name__}: {e}" for e in self.errors)
         return f"batch {self.batch}, sample {self.position}{drawn}{aoi} was {self.outcome}{replacement}: {causes}{more}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FailureReport:
-    """What a pass over a loader could not read so far."""
+    """What a pass over a loader could not read so far; it grows while the pass goes on."""
 
     #: Samples handed over, failed ones included; 0 where `errors` is "raise", which hands over none that failed.
-    samples: int
-    failed: int  #: Samples that could not be read as requested.
-    outcomes: dict[str, int]  #: How many of them were "retried", "replaced", "filled" and "passed over".
-    kinds: dict[str, int]  #: How often each class of error occurred, most frequent first.
-    #: How often each file failed, most frequent first; of the first thousand files, the others as "others".
-    files: dict[str, int]
-    failures: tuple[SampleError, ...]  #: The first of them, in the order of the pass.
+    samples: int = 0
+    #: How many of them were "retried", "replaced", "filled" and "passed over".
+    outcomes: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  #: How often each class of error occurred.
+    #: How often each file failed; of the first thousand files, the others as "others".
+    files: Counter[str] = field(default_factory=Counter)
+    failures: list[SampleError] = field(default_factory=list)  #: The first thousand of them, in the order of the pass.
+
+    @property
+    def failed(self) -> int:
+        """Samples that could not be read as requested."""
+        return self.outcomes.total()
 
     def __str__(self) -> str:
         if not self.failed:
@@ -189,24 +167,15 @@ class BatchWithErrors:
         return replace(self, batch=pin_memory(self.batch))  # type: ignore[no-untyped-call]
 
 
-class CollateWithErrors:
-    """A collate function that keeps the errors of a batch with it.
+def collate_with_errors(
+    collate: Callable[[Any], Any], take_errors: Callable[[], tuple[SampleError, ...]], samples: Any
+) -> BatchWithErrors:
+    """Collate the batch that was read last in this process, whose errors `take_errors` returns, and keep them with it.
 
     They travel together, so that the budget is exceeded at the same batch however far workers have read ahead.
-
-    Args:
-        collate: The loader's own.
-        take_errors: Returns the errors of the batch that was read last in this process.
     """
-
-    def __init__(self, collate: Callable[[Any], Any], take_errors: Callable[[], tuple[SampleError, ...]]) -> None:
-        self._collate = collate
-        self._take_errors = take_errors
-
-    def __call__(self, samples: Any) -> BatchWithErrors:
-        """Collate."""
-        errors = self._take_errors()
-        return BatchWithErrors(batch=self._collate(samples), samples=len(samples), errors=errors)
+    errors = take_errors()
+    return BatchWithErrors(batch=collate(samples), samples=len(samples), errors=errors)
 
 
 class FailureBudget:
@@ -214,84 +183,56 @@ class FailureBudget:
 
     def __init__(self, policy: ErrorPolicy) -> None:
         self._policy = policy
-        self._samples = 0
-        self._outcomes: Counter[str] = Counter()
-        self._kinds: Counter[str] = Counter()
-        self._files: Counter[str] = Counter()
-        self._kept: list[SampleError] = []
+        self.report = FailureReport()  #: The failures of the pass so far.
         self._logged = 0
 
-    @property
-    def report(self) -> FailureReport:
-        """The failures of the pass so far."""
-        return FailureReport(
-            samples=self._samples,
-            failed=self._outcomes.total(),
-            outcomes=dict(sorted(self._outcomes.items())),
-            kinds=dict(_ranked(self._kinds.items())),
-            files=dict(_ranked(self._files.items())),
-            failures=tuple(self._kept),
-        )
-
     def receive(self, item: Any) -> Any:
-        """Count the failures of what a worker sent, and return the batch in it.
-
-        Raises:
-            ErrorBudgetError: more samples failed than the policy allows.
-        """
+        """Count the failures of what a worker sent, and return the batch in it; may raise ErrorBudgetError."""
         if not isinstance(item, BatchWithErrors):
             return item
-        first = not self._outcomes
-        self._count(item.samples, item.errors)
+        report = self.report
+        if item.errors and not report.failures:
+            _log.warning("%s (the first of this pass; the others are summarized at its end)", item.errors[0])
+        report.samples += item.samples
+        for failure in item.errors:
+            report.outcomes[failure.outcome] += 1
+            for error in failure.errors:
+                cause = error.error if isinstance(error, TileError) else error
+                report.kinds[type(cause).__name__] += 1
+                if isinstance(error, TileError):
+                    known = error.href in report.files or len(report.files) < _MAX_FILES
+                    report.files[error.href if known else "others"] += 1
+        report.failures += item.errors[: max(0, _MAX_KEPT - len(report.failures))]
         if item.errors:
-            if first:
-                _log.warning("%s (the first of this pass; the others are summarized at its end)", item.errors[0])
             self._check(ended=False)
         return item.batch
 
     def end(self) -> None:
-        """End the pass.
-
-        Raises:
-            ErrorBudgetError: more samples failed than the policy allows.
-        """
+        """End the pass; may raise ErrorBudgetError."""
         self._check(ended=True)
         self.log_summary()
 
     def log_summary(self) -> None:
         """Log the report, if it holds failures that were not logged yet."""
-        failed = self._outcomes.total()
-        if failed > self._logged:
-            self._logged = failed
+        if self.report.failed > self._logged:
+            self._logged = self.report.failed
             _log.warning("%s", self.report)
 
-    def _count(self, samples: int, failed: Sequence[SampleError]) -> None:
-        self._samples += samples
-        for failure in failed:
-            self._outcomes[failure.outcome] += 1
-            for error in failure.errors:
-                cause = error.error if isinstance(error, TileError) else error
-                self._kinds[type(cause).__name__] += 1
-                if isinstance(error, TileError):
-                    known = error.href in self._files or len(self._files) < _MAX_FILES
-                    self._files[error.href if known else "others"] += 1
-        self._kept += failed[: max(0, _MAX_KEPT - len(self._kept))]
-
     def _check(self, *, ended: bool) -> None:
-        failed = sum(self._outcomes[outcome] for outcome in _COUNTED[self._policy.action])
-        if not self._policy.allows(failed, self._samples, ended=ended):
-            self._logged = self._outcomes.total()  # the error says it all
+        failed = sum(self.report.outcomes[outcome] for outcome in _COUNTED[self._policy.action])
+        allowed = self._policy.budget
+        if allowed and isinstance(allowed, float):
+            samples = self.report.samples
+            allowed = max(1.0, allowed * (samples if ended else max(samples, _MIN_SAMPLES)))
+        if allowed is not None and failed > allowed:
+            self._logged = self.report.failed  # the error says it all
             raise ErrorBudgetError(
                 f"More samples failed than errors= allows ({self._policy}): {self.report}\n"
                 "Repair the files, leave their records out, or give errors= a larger budget."
             )
 
 
-def _ranked(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    return sorted(counts, key=lambda pair: (-pair[1], pair[0]))
-
-
-def _listing(counts: dict[str, int]) -> str:
-    shown = [f"{name} {count}" for name, count in list(counts.items())[:_MAX_SHOWN]]
+def _listing(counts: Counter[str]) -> str:
+    shown = [f"{name} {count}" for name, count in counts.most_common(_MAX_SHOWN)]
     rest = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")

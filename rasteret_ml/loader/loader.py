@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,9 +17,10 @@ from rasteret_ml.datasets.combine import dataset_fingerprint, ignored_class
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import check_fingerprint
 from rasteret_ml.loader.bottleneck import loader_settings
-from rasteret_ml.loader.failures import CollateWithErrors, ErrorPolicy, FailureBudget, FailureReport
+from rasteret_ml.loader.failures import ErrorPolicy, FailureBudget, FailureReport, collate_with_errors
 from rasteret_ml.loader.prefetch import BatchIndices, Hints, PrefetchingDataset
 from rasteret_ml.loader.stats import LoaderStats, StatsBoard, TimedCollate, samples_in
+from rasteret_ml.raster.worker_loop import relax_gc
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.collate import collate
 
@@ -76,7 +77,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.errors = ErrorPolicy.of(errors)
         # By keyword: Lightning rebuilds a loader from the names of its arguments.
         super().__init__(dataset, batch_size=batch_size, shuffle=shuffle, **options)
-        if self._tolerates_errors and not self._auto_collation:
+        if self.errors.action != "raise" and not self._auto_collation:
             raise UsageError("errors= needs batches: give batch_size=, or leave errors= at 'raise'.")
         if self.errors.action == "replace" and self.batch_size == 1:
             raise UsageError(
@@ -88,14 +89,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._began = 0, 0
         self._position: tuple[int, int] | None = None
         self._fingerprint: tuple[list[Any], list[str]] | None = None
-        self._schedule = _Schedule(
-            workers=max(1, self.num_workers), lookahead=self.lookahead, hinted=self._tolerates_errors
-        )
+        self._batches = _HintedBatches(super()._index_sampler, max(1, self.num_workers), self.lookahead)
         self._prefetching: PrefetchingDataset | None = None
-
-    @property
-    def _tolerates_errors(self) -> bool:
-        return self.errors.action != "raise"
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return _EpochIterator(self)
@@ -105,8 +100,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         sampler = self._own_sampler
         if hasattr(sampler, "start_pass"):
             sampler.start_pass()
-        self._schedule.epoch += 1
-        self._schedule.ends.clear()
+        self._batches.epoch += 1
+        self._batches.ends.clear()
         self._position = None
         self._began = (getattr(sampler, "epoch", 0), getattr(sampler, "start", 0))
         return super().__iter__()
@@ -178,34 +173,28 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if sampler is not None:
             epoch, start = self._began
             ranks = (sampler.ranks or Ranks.now()).count
-            self._position = epoch, min(start + self._schedule.ends[batches - 1] * ranks, sampler.total)
-
-    def _ended(self) -> None:
-        """Note that the pass has no more batches: the next epoch comes next."""
-        if self._own_sampler is not None:
-            self._position = self._began[0] + 1, 0
+            samples = self._batches.ends[batches - 1] if self._auto_collation else batches
+            self._position = epoch, min(start + samples * ranks, sampler.total)
 
     # torch's hooks ------------------------------------------------------------------------------------------
 
     @property
     def _index_sampler(self) -> Any:
-        """Batches of indices with hints about later ones, or single indices, counted."""
-        indices = super()._index_sampler
-        return _HintedBatches(self._schedule, indices) if self._auto_collation else _Counted(self._schedule, indices)
+        """Batches of indices with hints about later ones, or single indices."""
+        return self._batches if self._auto_collation else super()._index_sampler
 
     def _get_iterator(self) -> Any:
         # torch's iterators take these from the loader when they are made, and send them to the workers.
         init, collate_fn, dataset = self.worker_init_fn, self.collate_fn, self.dataset
-        self.worker_init_fn = self._board.worker_init(init)
-        self.collate_fn = TimedCollate(collate_fn)
+        self.worker_init_fn = functools.partial(_init_worker, init)
+        self.collate_fn = TimedCollate(collate_fn, self._board.new_rows())
         if not isinstance(dataset, torch.utils.data.IterableDataset):
-            policy = self.errors if self._tolerates_errors else None
-            self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // self._schedule.workers, policy)
+            policy = None if self.errors.action == "raise" else self.errors
+            self._prefetching = PrefetchingDataset(dataset, self.lookahead_bytes // max(1, self.num_workers), policy)
             self.__dict__["dataset"] = self._prefetching
-            if self.num_workers:
-                self.worker_init_fn = functools.partial(_init_worker, self.worker_init_fn)
             if policy is not None:
-                self.collate_fn = CollateWithErrors(self.collate_fn, self._prefetching.take_errors)
+                take_errors = self._prefetching.take_errors
+                self.collate_fn = functools.partial(collate_with_errors, self.collate_fn, take_errors)
         try:
             return super()._get_iterator()
         finally:
@@ -220,7 +209,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def stats(self) -> LoaderStats:
         """Return where the time of the current or last pass went; `stats().bottleneck` puts it in a sentence."""
-        return self._board.snapshot(loader_settings(self), self._budget.report.failed)
+        return replace(self._board.snapshot(), settings=loader_settings(self), failures=self.failures.failed)
 
     @property
     def failures(self) -> FailureReport:
@@ -230,6 +219,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
 def _init_worker(init: Callable[[int], Any] | None, worker: int) -> None:
     """Let `get_worker_info().dataset` be the loader's dataset, which a `worker_init_fn` may configure; then call it."""
+    relax_gc()
     info = torch.utils.data.get_worker_info()
     if info is not None and isinstance(info.dataset, PrefetchingDataset):
         object.__setattr__(info, "dataset", info.dataset.dataset)  # read-only to others
@@ -237,67 +227,40 @@ def _init_worker(init: Callable[[int], Any] | None, worker: int) -> None:
         init(worker)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Schedule:
-    """What hints say of a loader; it does not hold the loader, whose workers must end when it is dropped."""
-
-    workers: int
-    lookahead: int
-    hinted: bool  # Whether batches carry hints even without lookahead, as recovery needs their numbers.
-    epoch: int = -1
-    ends: list[int] = field(default_factory=list)  # Samples of the pass up to the end of each batch of indices.
-
-
-class _Counted:
-    """Indices that are read one by one, counted."""
-
-    def __init__(self, schedule: _Schedule, indices: Iterable[Any]) -> None:
-        self._schedule = schedule
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, index in enumerate(self._indices, 1):
-            self._schedule.ends.append(number)
-            yield index
-
-
 class _HintedBatches:
-    """Batches of indices, each with the next ones of the same worker."""
+    """Batches of indices, each with the next ones of the same worker.
 
-    def __init__(self, schedule: _Schedule, batches: Iterable[Any]) -> None:
-        self._schedule = schedule
+    It does not hold the loader, whose workers must end when it is dropped.
+    """
+
+    def __init__(self, batches: Any, workers: int, lookahead: int) -> None:
         self._batches = batches
+        self._workers = workers
+        self._lookahead = lookahead
+        self.epoch = -1  # Number of the loader's pass.
+        self.ends: list[int] = []  # Samples of the pass up to the end of each batch.
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        schedule, epoch = self._schedule, self._schedule.epoch
-        reach = schedule.lookahead * schedule.workers
+    def __iter__(self) -> Iterator[BatchIndices]:
+        epoch, samples = self.epoch, 0
         numbered = ((number, list(batch)) for number, batch in enumerate(self._batches))
-        window = deque(islice(numbered, reach + 1))
-        samples = 0
+        window = deque(islice(numbered, self._lookahead * self._workers + 1))
         while window:
             number, batch = window[0]
             samples += len(batch)
-            schedule.ends.append(samples)
-            if reach or schedule.hinted:
-                yield BatchIndices(batch, self._hints(epoch, number, window))
-            else:
-                yield batch
+            self.ends.append(samples)
+            yield BatchIndices(batch, Hints(epoch=epoch, number=number, ahead=self._ahead(number, window)))
             window.popleft()
             window.extend(islice(numbered, 1))
 
-    def _hints(self, epoch: int, number: int, window: Iterable[tuple[int, list[Any]]]) -> Hints:
-        """Return the hints of a batch, given it and the batches within reach of it."""
+    def _ahead(self, number: int, window: Iterable[tuple[int, list[Any]]]) -> tuple[tuple[int, list[Any]], ...]:
+        """Return the batches that a batch announces, given it and the batches within reach of it."""
         # torch hands batches to its workers in turn: after number n a worker gets n + workers, n + 2 * workers …
         # A worker's first batch announces all of these, each later one the batch that came into reach.
-        workers = self._schedule.workers
-        first = workers if number < workers else max(1, self._schedule.lookahead * workers)
-        return Hints(epoch=epoch, number=number, ahead=tuple(islice(window, first, None, workers)))
+        first = self._workers if number < self._workers else max(1, self._lookahead * self._workers)
+        return tuple(islice(window, first, None, self._workers))
 
 
 class _EpochIterator:
@@ -322,21 +285,20 @@ class _EpochIterator:
     def __next__(self) -> Any:
         loader = self._loader
         if self._batches is None:
-            loader._board.start_pass()
-            loader._board.start_wait()
+            number = loader._board.start_pass()
             self._budget = loader._budget = FailureBudget(loader.errors)
             weakref.finalize(self, self._budget.log_summary)
             self._batches = loader._begin()
             # A pass may be left before its end: what this process prefetches for it is then cancelled.
             if loader._prefetching is not None:
-                weakref.finalize(self, loader._prefetching.close, loader._schedule.epoch).atexit = False
-            weakref.finalize(self, loader._board.abandon, loader._board.passes).atexit = False
+                weakref.finalize(self, loader._prefetching.close, loader._batches.epoch).atexit = False
+            weakref.finalize(self, loader._board.abandon, number).atexit = False
         else:
             loader._board.start_wait()
         try:
             batch = self._budget.receive(next(self._batches))
         except StopIteration:
-            loader._ended()
+            loader._position = loader._began[0] + 1, 0
             self._budget.end()
             raise
         self._count += 1

@@ -25,7 +25,7 @@ from rasteret_ml.datasets.batches import (
 )
 from rasteret_ml.loader.failures import ErrorPolicy, SampleError
 from rasteret_ml.loader.recovery import FailureRecovery
-from rasteret_ml.raster.read import OnError, ReadResult
+from rasteret_ml.raster.read import ReadResult
 from rasteret_ml.raster.worker_loop import WorkerLoop
 from rasteret_ml.samples.collate import blank_padding
 from rasteret_ml.samples.min_valid import resample_low_valid
@@ -82,19 +82,15 @@ class _Prefetched(_Planned):
 class PrefetchingDataset:
     """A dataset as torch's fetcher sees it in the process that reads: it prefetches, and recovers failed samples.
 
-    The loader makes one for each set of workers; it is pickled to them without any prefetch state.
-
-    Args:
-        dataset: Any map-style dataset; one that is not of this library is read as it is.
-        max_bytes: Bytes of batches that this process may read ahead; one batch in any case.
-        policy: What is done about samples that cannot be read; None = they raise.
+    The loader makes one for each set of workers; it is pickled to them without any prefetch state. A dataset that is
+    not of this library is read as it is. This process may read ahead `max_bytes` of batches, and one batch in any case.
+    Without a policy, samples that cannot be read raise.
     """
 
     def __init__(self, dataset: Any, max_bytes: int, policy: ErrorPolicy | None) -> None:
         self.dataset = dataset
         self._max_bytes = max_bytes
         self._policy = policy
-        self._on_error: OnError = "raise" if policy is None else "drop"
         self._errors: list[SampleError] = []
         self._forget()
 
@@ -105,11 +101,8 @@ class PrefetchingDataset:
         self._planned: dict[int, _Planned] = {}
         self._prefetched: dict[int, _Prefetched] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "max_bytes": self._max_bytes, "policy": self._policy}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PrefetchingDataset, (self.dataset, self._max_bytes, self._policy)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -166,7 +159,7 @@ class PrefetchingDataset:
         return _Planned(batch=dataset.requests(queries), version=version)
 
     def _start(self, planned: _Planned, loop: WorkerLoop) -> _Prefetched:
-        reading = loop.start(loop.read(planned.batch.reads, self._on_error))
+        reading = loop.start(loop.read(planned.batch.reads, "raise" if self._policy is None else "drop"))
         return _Prefetched(batch=planned.batch, version=planned.version, reading=reading)
 
     def _update(self, hints: Hints, dataset: ReadableDataset, loop: WorkerLoop) -> None:

@@ -39,13 +39,9 @@ class _Case:
 class FailureRecovery:
     """One batch, and what becomes of its samples that failed.
 
-    The result is a function of the batch's queries and of which data cannot be read, not of workers or timing.
-
-    Args:
-        policy: Any action but "raise".
-        queries: The batch's.
-        read: Reads queries, allowing errors.
-        ignored: Class of label pixels that do not count, by key.
+    The result is a function of the batch's queries and of which data cannot be read, not of workers or timing. The
+    policy has any action but "raise", `read` allows errors, and `ignored` is the class of label pixels that do not
+    count, by key.
     """
 
     def __init__(
@@ -62,14 +58,10 @@ class FailureRecovery:
         self._cases: dict[int, _Case] = {}
 
     def recover(self, batch: SampleBatch, number: int) -> tuple[list[Sample], list[SampleError]]:
-        """Return a sample for every query, and the errors of those that failed.
+        """Return a sample for every query, and the errors of those that failed in the first read, `batch`.
 
-        Args:
-            batch: The first read.
-            number: Number of the batch in its pass.
-
-        Raises:
-            ReadError, DataError, FetchError: a sample that the policy has no remedy for.
+        `number` is that of the batch in its pass. ReadError, DataError or FetchError: a sample that the policy has no
+        remedy for.
         """
         positions = range(len(self._queries))
         found, blanks = self._retry(positions, self._queries, batch)

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 
 from rasteret_ml.loader.bottleneck import Bottleneck, LoaderSettings, TimeShares, find_bottleneck, time_shares
-from rasteret_ml.raster.worker_loop import current_meter, relax_gc
+from rasteret_ml.raster.worker_loop import current_meter
 from rasteret_ml.telemetry import ReadStats
-
-_COUNTERS = len(fields(ReadStats))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderStats:
     """A pass over a loader so far; or a part of one (`since`), or several together (`+`)."""
 
-    batches: int  #: Batches handed over.
+    batches: int = 0  #: Batches handed over.
     samples: int = 0  #: Samples in them.
     #: Wall time that the consumer waited for batches, the wait for the first one (workers start) included.
-    waiting_seconds: float
-    consumer_seconds: float  #: Wall time of the consumer itself: between batches, and since the last one.
-    first_seconds: float  #: Wall time that the consumer waited for the first batch.
+    waiting_seconds: float = 0.0
+    consumer_seconds: float = 0.0  #: Wall time of the consumer itself: between batches, and since the last one.
+    first_seconds: float = 0.0  #: Wall time that the consumer waited for the first batch.
     first_samples: int = 0  #: Samples in the first batch.
     first_read: ReadStats = ReadStats()  #: What all workers had read when the first batch was handed over.
     first_batches: int = 0  #: Number of batches that are the first of a pass: 0 or 1; more in a sum.
-    workers: tuple[ReadStats, ...]  #: What each worker read; without workers, what the main process read.
+    workers: tuple[ReadStats, ...] = ()  #: What each worker read; without workers, what the main process read.
     settings: LoaderSettings = LoaderSettings()  #: The loader's options.
     failures: int = 0  #: Samples that could not be read as requested, where the loader's `errors` lets the pass go on.
     passes: int = 1  #: Number of passes over the loader, this one included.
@@ -90,103 +88,66 @@ class LoaderStats:
         return replace(other, workers=tuple(a + b for a, b in pairs), **sums)
 
 
-_SUMS = (
-    "batches", "samples", "waiting_seconds", "consumer_seconds", "first_seconds", "first_samples", "first_read",
-    "first_batches", "failures",
-)  # fmt: skip
+_SUMS = [field.name for field in fields(LoaderStats) if field.name not in ("workers", "settings", "passes")]
 
 
 class StatsBoard:
-    """Times of the consumer, and a row of counters per worker in shared memory.
-
-    Args:
-        workers: Processes that write rows; 0 = this process reads by itself.
-    """
+    """Times of the consumer, and a row of counters per worker in shared memory; without workers, of this process."""
 
     def __init__(self, workers: int) -> None:
-        rows = torch.zeros((workers, _COUNTERS), dtype=torch.float64) if workers else None
+        rows = torch.zeros((workers, len(fields(ReadStats))), dtype=torch.float64) if workers else None
         self._rows = rows if rows is None else rows.share_memory_()  # type: ignore[no-untyped-call]
-        self._passes = 0
+        self._stats = LoaderStats(passes=0)
         self.start_pass()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_workers": 0 if self._rows is None else len(self._rows)}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StatsBoard, (0 if self._rows is None else len(self._rows),)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_workers"])  # type: ignore[misc]
-
-    def start_pass(self) -> None:
-        """Start a pass: reset all counts."""
+    def start_pass(self) -> int:
+        """Reset all counts: the consumer begins to wait for the first batch of a pass. Return the pass's number."""
         self._before = self._read()
-        self._passes += 1
-        self._batches, self._waited, self._consumed = 0, 0.0, 0.0
-        self._samples, self._first_samples = 0, 0
-        self._first, self._first_read = 0.0, ReadStats()
-        self._wait_began = 0.0
+        self._stats = LoaderStats(passes=self._stats.passes + 1)
+        self._wait_began = time.perf_counter()
         self._consuming_since: float | None = None
+        return self._stats.passes
 
     def start_wait(self) -> None:
         """Note that the consumer begins to wait for a batch."""
         self._wait_began = time.perf_counter()
-        if self._consuming_since is not None:
-            self._consumed += self._wait_began - self._consuming_since
-            self._consuming_since = None
+        self._stats = self._consumed(self._wait_began)
+        self._consuming_since = None
 
     def end_wait(self, samples: int) -> None:
         """Note that the consumer has its batch, and its number of samples."""
-        now = time.perf_counter()
-        self._waited += now - self._wait_began
-        self._samples += samples
-        if not self._batches:
-            self._first, self._first_samples = self._waited, samples
-            self._first_read = sum(self._pass_reads(), ReadStats())
-        self._batches += 1
+        now, stats = time.perf_counter(), self._stats
+        waited = stats.waiting_seconds + (now - self._wait_began)
+        if not stats.batches:
+            read = sum(self._pass_reads(), ReadStats())
+            stats = replace(stats, first_seconds=waited, first_samples=samples, first_read=read, first_batches=1)
+        self._stats = replace(stats, batches=stats.batches + 1, samples=stats.samples + samples, waiting_seconds=waited)
         self._consuming_since = now
+
+    def _consumed(self, now: float) -> LoaderStats:
+        """Return the statistics with the consumer's time up to now."""
+        if self._consuming_since is None:
+            return self._stats
+        return replace(self._stats, consumer_seconds=self._stats.consumer_seconds + (now - self._consuming_since))
 
     def abandon(self, passes: int) -> None:
         """Note that nobody takes batches of a pass any more: time from now on is not its consumer's."""
-        if passes == self._passes:
+        if passes == self._stats.passes:
             self._consuming_since = None
 
-    @property
-    def passes(self) -> int:
-        """Number of passes started."""
-        return self._passes
+    def new_rows(self) -> torch.Tensor | None:
+        """Return the rows, by worker, for new workers, which count from 0; None without workers."""
+        if self._rows is not None:
+            self._rows.zero_()
+            self._before = self._read()
+        return self._rows
 
-    def worker_init(self, init: Callable[[int], Any] | None) -> Any:
-        """Return a `worker_init_fn` that lets a worker write its row and run Python's cyclic GC less often.
-
-        Args:
-            init: The loader's own, which it calls.
-        """
-        if self._rows is None:
-            return init
-        self._rows.zero_()  # new workers count from 0
-        self._before = self._read()
-        return partial(_init_worker, self._rows, init)
-
-    def snapshot(self, settings: LoaderSettings | None = None, failures: int = 0) -> LoaderStats:
-        """Return the statistics of the pass so far.
-
-        Args:
-            settings: The loader's options.
-            failures: Samples that could not be read.
-        """
-        consuming = 0.0 if self._consuming_since is None else time.perf_counter() - self._consuming_since
-        return LoaderStats(
-            batches=self._batches,
-            samples=self._samples,
-            waiting_seconds=self._waited,
-            consumer_seconds=self._consumed + consuming,
-            first_seconds=self._first,
-            first_samples=self._first_samples,
-            first_read=self._first_read,
-            first_batches=min(1, self._batches),
-            workers=self._pass_reads(),
-            settings=settings or LoaderSettings(),
-            failures=failures,
-            passes=self._passes,
-        )
+    def snapshot(self) -> LoaderStats:
+        """Return the statistics of the pass so far, without what only the loader knows: its options and failures."""
+        return replace(self._consumed(time.perf_counter()), workers=self._pass_reads())
 
     def _pass_reads(self) -> tuple[ReadStats, ...]:
         return tuple(after - before for after, before in zip(self._read(), self._before, strict=True))
@@ -194,37 +155,30 @@ class StatsBoard:
     def _read(self) -> list[ReadStats]:
         if self._rows is None:
             return [current_meter().snapshot()]
-        return [ReadStats.from_row(row) for row in self._rows.tolist()]
+        return [_from_row(row) for row in self._rows.tolist()]
 
 
-_row: torch.Tensor | None = None  # The counters of this process, if it is a worker.
-
-
-def _init_worker(rows: torch.Tensor, init: Callable[[int], Any] | None, worker: int) -> None:
-    global _row
-    _row = rows[worker]
-    relax_gc()
-    if init is not None:
-        init(worker)
+def _from_row(row: list[float]) -> ReadStats:
+    named = zip(fields(ReadStats), row, strict=True)
+    counts: dict[str, Any] = {f.name: float(v) if f.type == "float" else int(v) for f, v in named}
+    return ReadStats(**counts)
 
 
 class TimedCollate:
-    """A `collate_fn` that measures another one, and then writes a worker's counters for its loader.
+    """A `collate_fn` that measures another one, and then writes a worker's counters to its row of a board's."""
 
-    Args:
-        collate: The function that collates.
-    """
-
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any], rows: torch.Tensor | None) -> None:
         self._collate = collate
+        self._rows = rows
 
     def __call__(self, samples: Any) -> Any:
         """Collate."""
         began, meter = time.perf_counter(), current_meter()
         batch = self._collate(samples)
         meter.add(collate_seconds=time.perf_counter() - began)
-        if _row is not None:
-            _row[:] = torch.tensor(meter.snapshot().as_row(), dtype=torch.float64)
+        worker = get_worker_info()
+        if self._rows is not None and worker is not None:
+            self._rows[worker.id] = torch.tensor(astuple(meter.snapshot()), dtype=torch.float64)
         return batch
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +19,12 @@ from matplotlib.patches import Patch
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.plotting.colours import ColourTable, class_colours, class_names
-from rasteret_ml.plotting.figure import add_legend, panels
 
 PERCENTILES = (2.0, 98.0)  #: Default percentiles of the usable pixels that become black and white.
 
 _NO_DATA = (0.93, 0.93, 0.93)  # Colour of pixels that are not valid.
-_HATCHES = {"not valid": ("////", (0.6, 0.6, 0.6)), "not clear": ("...", (0.86, 0.15, 0.5))}
+# Hatch, its colour, and the background in the legend.
+_HATCHES = {"not valid": ("////", (0.6, 0.6, 0.6), _NO_DATA), "not clear": ("...", (0.86, 0.15, 0.5), "white")}
 _MAX_NAMES = 24  # Classes named in a legend; it counts the others.
 
 
@@ -74,20 +76,11 @@ def draw_chips(
 ) -> Figure:
     """Draw the image of each chip, then the labels and the prediction of the first, with one legend.
 
-    All images share one stretch, over what is valid and clear in any of them, so that dates can be compared.
-
-    Args:
-        chips: The chips of one place, a single one or one per date.
-        style: How to draw them.
-        times: Of a series: POSIX seconds UTC `[T]`, NaN = undated. Each image is titled with its date and the shares
-            that are valid and clear.
-        time_valid: Of a series: `[T]`, False = padding, drawn as an empty panel; None = no padding.
-        columns: Panels per row.
-        title: Title of the figure (of the first panel, where `axes` are given; a series then has none).
-        axes: One per panel; None makes a new figure.
-
-    Raises:
-        UsageError: nothing to draw, layers of different sizes, lengths that differ, a wrong number of axes.
+    The chips are of one place: a single one, or a series of dates, with `times` in POSIX seconds UTC (NaN = undated)
+    and `time_valid` (False = padding, drawn as an empty panel; None = no padding). All images share one stretch, over
+    what is valid and clear in any of them, so that dates can be compared; each date is titled with its shares of valid
+    and clear pixels. `axes`, one per panel, replace a new figure; `title` is then the first panel's, and a series has
+    none. UsageError: nothing to draw, layers of different sizes, lengths that differ, a wrong number of axes.
     """
     style = style or ChipStyle()
     kept = [True] * len(chips) if time_valid is None else [bool(v) for v in time_valid]
@@ -100,16 +93,17 @@ def draw_chips(
     scale = _scale([values for values in maps.values() if values.dtype.kind == "f"])
     handles = _class_handles([values for values in maps.values() if values.dtype.kind != "f"], style)
     for ax, chip, keep in zip(panel_axes, images, kept, strict=False):
+        _draw_image(ax, chip, limits if keep else None)
         if keep:
-            _draw_image(ax, chip, limits)
             handles |= _draw_hatches(ax, chip) | _draw_outline(ax, chip)
-        else:
-            _draw_padding(ax, chip)
     for ax, values in zip(panel_axes[len(images) :], maps.values(), strict=True):
         _draw_map(ax, values, chips[0], style, scale)
         handles |= ({} if ax is not panel_axes[0] else _draw_hatches(ax, chips[0])) | _draw_outline(ax, chips[0])
     if len(panel_axes) > 1 or times is not None:
-        names = ["image"] * len(images) if times is None else _dates_and_shares(chips, times, kept)
+        names = ["image"] * len(images)
+        if times is not None:
+            dated = zip(date_texts(times), chips, kept, strict=True)
+            names = [f"{d}\n{validity_text(chip)}".rstrip() if keep else "no date" for d, chip, keep in dated]
         for ax, name in zip(panel_axes, [*names, *maps], strict=True):
             ax.set_title(name, fontsize=None if times is None else 9)
     if title and axes is None:
@@ -127,11 +121,6 @@ def date_texts(times: Sequence[float]) -> list[str]:
     days = moments.dt.strftime("%Y-%m-%d")
     texts = days.where(~days.duplicated(keep=False), moments.dt.strftime("%Y-%m-%d %H:%M")).fillna("undated")
     return [str(text) for text in texts]
-
-
-def _dates_and_shares(chips: Sequence[ChipLayers], times: Sequence[float], kept: Sequence[bool]) -> list[str]:
-    texts = [f"{date}\n{validity_text(chip)}".rstrip() for date, chip in zip(date_texts(times), chips, strict=True)]
-    return [text if keep else "no date" for text, keep in zip(texts, kept, strict=True)]
 
 
 def validity_text(layers: ChipLayers) -> str:
@@ -176,15 +165,10 @@ def stretch_limits(
 ) -> npt.NDArray[np.float64]:
     """Return the values that become black and white in each band, float64 `[C, 2]`.
 
-    Args:
-        image: Pixels `[..., C, H, W]` of any real type; leading axes (dates) share their bands' limits.
-        valid: True = counts; broadcasts against `image`. NaN and infinity never count.
-        percentiles: Of the values that count, as `numpy.percentile` has them. Where both are one value, the minimum and
-            the maximum are used; a band without values gets (0, 1).
-        joint: One pair of limits for all bands, which keeps their balance.
-
-    Raises:
-        UsageError: percentiles that are not 0 <= low < high <= 100, or complex pixels.
+    Leading axes (dates) of the pixels `[..., C, H, W]` share their bands' limits. `valid` (True = counts) broadcasts
+    against `image`; NaN and infinity never count. Where both percentiles are one value, the minimum and the maximum are
+    used; a band without values gets (0, 1). `joint` gives all bands one pair of limits. UsageError: complex pixels, or
+    percentiles that are not 0 <= low < high <= 100.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UsageError(f"percentiles must be (low, high) with 0 <= low < high <= 100, got {percentiles!r}.")
@@ -234,19 +218,16 @@ def _scale(maps: Sequence[npt.NDArray[Any]]) -> Normalize:
     return Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
 
 
-def _draw_image(ax: Axes, layers: ChipLayers, limits: npt.NDArray[np.float64]) -> None:
+def _draw_image(ax: Axes, layers: ChipLayers, limits: npt.NDArray[np.float64] | None) -> None:
+    """Draw an image, or without `limits` an empty panel for padding."""
     assert layers.image is not None
-    pixels = np.moveaxis(stretch(layers.image, limits), 0, -1)
-    pixels = np.repeat(pixels, 3 // pixels.shape[-1], axis=-1)
-    if layers.valid is not None:
-        pixels = np.where(layers.valid[..., None], pixels, np.array(_NO_DATA, np.float32))
+    pixels = np.full((*layers.image.shape[-2:], 3), _NO_DATA, np.float32)
+    if limits is None:
+        ax.text(0.5, 0.5, "padding", transform=ax.transAxes, ha="center", va="center", color="0.45", fontsize=9)
+    else:
+        where = True if layers.valid is None else layers.valid[..., None]
+        np.copyto(pixels, np.moveaxis(stretch(layers.image, limits), 0, -1), where=where)
     _show(ax, pixels, layers)
-
-
-def _draw_padding(ax: Axes, layers: ChipLayers) -> None:
-    assert layers.image is not None
-    _show(ax, np.full((*layers.image.shape[-2:], 3), _NO_DATA), layers)
-    ax.text(0.5, 0.5, "padding", transform=ax.transAxes, ha="center", va="center", color="0.45", fontsize=9)
 
 
 def _draw_map(ax: Axes, values: npt.NDArray[Any], layers: ChipLayers, style: ChipStyle, scale: Normalize) -> None:
@@ -284,10 +265,9 @@ def _draw_hatches(ax: Axes, layers: ChipLayers) -> dict[str, Artist]:
     for text, mask in (("not valid", None if valid is None else ~valid), ("not clear", cloudy)):
         if mask is None or not mask.any():
             continue
-        hatch, colour = _HATCHES[text]
+        hatch, colour, face = _HATCHES[text]
         area = ax.contourf(*_pixel_edges(mask), levels=[0.5, 1.5], colors="none", hatches=[hatch])
         area.set(gid=text, edgecolor=colour, linewidth=0)
-        face = _NO_DATA if text == "not valid" else "white"
         handles[text] = Patch(facecolor=face, linewidth=0, hatch=hatch, edgecolor=colour)
     return handles
 
@@ -314,3 +294,46 @@ def _show(ax: Axes, pixels: Any, layers: ChipLayers, **options: Any) -> None:
     ax.imshow(pixels, aspect=layers.aspect, origin="upper" if layers.north_up else "lower", **options)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(color="0.6", linewidth=0.6)
+
+
+class Picture(Figure):  # type: ignore[misc]
+    """A figure that pyplot does not manage: it is freed with its last reference, and notebooks still display it."""
+
+    def _repr_png_(self) -> bytes:
+        """Render the figure for a notebook."""
+        stream = io.BytesIO()
+        self.savefig(stream, format="png")
+        return stream.getvalue()
+
+
+def panels(
+    count: int, axes: Axes | Sequence[Axes] | None, *, size: tuple[float, float], columns: int
+) -> tuple[Figure, list[Axes]]:
+    """Return `count` axes and their figure: those given (UsageError: another number), or new ones of `size` inches."""
+    if axes is not None:
+        given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
+        if len(given) != count:
+            raise UsageError(f"axes must be {count} axes, one per panel, got {len(given)}.")
+        return given[0].figure.figure, given  # of a subfigure, the figure that it is in
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure = Picture(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    created = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for spare in created[count:]:
+        spare.remove()
+    return figure, created[:count]
+
+
+def add_legend(figure: Figure, ax: Axes | None, handles: Mapping[str, Artist]) -> None:
+    """Put a legend below the whole figure, or below `ax` in a figure that the caller owns."""
+    if not handles:
+        return
+    # A row as wide as the figure where all fits, else columns as wide as the longest text: about 0.075 inches a letter.
+    inches = 0.72 + 0.075 * np.array([len(text) for text in handles])
+    width = figure.get_figwidth() if ax is None else 4.0
+    columns = len(handles) if inches.sum() <= width else int(np.clip(width / inches.max(), 1, len(handles)))
+    options = {"handles": list(handles.values()), "labels": list(handles), "frameon": False, "ncols": columns}
+    if ax is None:
+        figure.legend(loc="outside lower center", **options)
+    else:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), **options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +33,10 @@ _BASE = to_rgba_array(list(NAMED_PALETTE.values()))
 _SHADES = ((0.0, 0.0), (0.5, 1.0), (0.4, 0.0))
 _MAX_TEXTS = 20
 _MAX_CATEGORIES = 8
-_KINDS = {str: "texts", bool: "texts", np.bool_: "texts", dt.date: "dates", numbers.Real: "numbers"}
+# What pandas finds in a column, by how it is coloured.
+_TEXTS = ("string", "boolean", "empty")
+_DATES = ("datetime64", "datetime", "date")
+_NUMBERS = ("integer", "floating", "mixed-integer-float")
 
 
 def palette_colour(number: int) -> RGBA:
@@ -53,9 +54,7 @@ def class_colours(classes: Iterable[int], colours: ColourTable | None = None) ->
     """Return the colour (r, g, b, a in 0..1) of each class: its entry in `colours`, else that of the palette.
 
     If any tuple of whole numbers in the table exceeds 1, as in a file's colour table, all such tuples count 0..255.
-
-    Raises:
-        UsageError: an entry is not a colour; the message names its class.
+    UsageError: an entry is not a colour; the message names its class.
     """
     table = _by_number(colours, "colours")
     in_bytes = any(_is_whole(colour) and max(colour) > 1 for colour in table.values())
@@ -108,27 +107,24 @@ def column_scale(columns: Sequence[npt.NDArray[Any]], name: str) -> ColumnScale:
 
     Texts and truth values are categories, as are up to 8 different days or whole numbers without gaps. Other dates
     (UTC unless they say otherwise) and numbers follow a colour map. None, NaN, NaT, NA and infinities are no value.
-
-    Raises:
-        UsageError: more than 20 different texts, values of another kind, or of several kinds.
+    UsageError: more than 20 different texts, values of another kind, or of several kinds.
     """
     values = pd.concat([pd.Series(column, dtype=object) for column in columns], ignore_index=True)
     present = values.dropna()
-    found = set(map(type, present))
-    kinds = {next((kind for base, kind in _KINDS.items() if issubclass(cls, base)), cls.__name__) for cls in found}
-    if len(kinds) > 1 or not kinds <= {"texts", "dates", "numbers"}:
+    kind = pd.api.types.infer_dtype(present)
+    if kind not in _TEXTS + _DATES + _NUMBERS:
+        types = " and ".join(sorted({type(value).__name__ for value in present}))
         raise UsageError(
-            f"Column {name!r} must hold texts, truth values, dates or numbers, of one kind, to color by, got "
-            f"{' and '.join(sorted(kinds))}."
+            f"Column {name!r} must hold texts, truth values, dates or numbers, of one kind, to color by, got {types}."
         )
-    if kinds == {"dates"}:
+    if kind in _DATES:
         times = pd.to_datetime(present, utc=True)
         days = times.dt.strftime("%Y-%m-%d")
         if days.nunique() <= _MAX_CATEGORIES:
             return _categories(len(values), days, colormaps["viridis"](np.linspace(0, 1, days.nunique())))
         return _continuous(len(values), times.index, date2num(times), dates=True)
-    whole = kinds == {"numbers"} and len(present) == len(values) and all(issubclass(c, numbers.Integral) for c in found)
-    if kinds == {"numbers"} and not (whole and present.nunique() <= _MAX_CATEGORIES):
+    whole = kind == "integer" and len(present) == len(values)
+    if kind in _NUMBERS and not (whole and present.nunique() <= _MAX_CATEGORIES):
         return _continuous(len(values), present.index, present.to_numpy(np.float64))
     labels = present.infer_objects() if whole else present.map(str)
     count = labels.nunique()
@@ -137,27 +133,28 @@ def column_scale(columns: Sequence[npt.NDArray[Any]], name: str) -> ColumnScale:
             f"Column {name!r} has {count:,} different texts; color by one that has at most {_MAX_TEXTS}, by a date or "
             "by a number."
         )
-    return _categories(len(values), labels, np.array([palette_colour(i) for i in range(count)]))
+    return _categories(len(values), labels, np.array([palette_colour(i) for i in range(count)]).reshape(-1, 4))
 
 
 def _categories(rows: int, labels: pd.Series, palette: npt.NDArray[np.float64]) -> ColumnScale:
     codes, kinds = pd.factorize(labels, sort=True)
-    colours = np.tile(np.array(NO_VALUE), (rows, 1))
-    if len(kinds):
-        colours[labels.index] = palette[codes]
     counted = zip(kinds, np.bincount(codes, minlength=len(kinds)), palette, strict=True)
     legend = {f"{kind} ({count:,})": to_rgba(colour) for kind, count, colour in counted}
-    return ColumnScale(colours=colours, legend=legend | _missing_key(rows - len(labels)))
+    return _with_missing(rows, labels.index, palette[codes], legend)
 
 
 def _continuous(rows: int, index: pd.Index, values: npt.NDArray[np.float64], *, dates: bool = False) -> ColumnScale:
     index, values = index[np.isfinite(values)], values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     bar = ScalarMappable(Normalize(low, high if high > low else low + 1), "viridis")
-    colours = np.tile(np.array(NO_VALUE), (rows, 1))
-    colours[index] = bar.to_rgba(values)
-    return ColumnScale(colours=colours, legend=_missing_key(rows - len(values)), bar=bar, dates=dates)
+    return _with_missing(rows, index, bar.to_rgba(values), {}, bar=bar, dates=dates)
 
 
-def _missing_key(count: int) -> dict[str, RGBA]:
-    return {f"none ({count:,})": NO_VALUE} if count else {}
+def _with_missing(
+    rows: int, index: pd.Index, colours: npt.NDArray[np.float64], legend: dict[str, RGBA], **bar: Any
+) -> ColumnScale:
+    """Return the scale of `rows` rows, of which those at `index` have these colours and the others no value."""
+    filled = np.tile(np.array(NO_VALUE), (rows, 1))
+    filled[index] = colours
+    missing = rows - len(index)
+    return ColumnScale(colours=filled, legend=legend | ({f"none ({missing:,})": NO_VALUE} if missing else {}), **bar)

@@ -25,8 +25,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rasteret_ml.errors import UsageError
+from rasteret_ml.plotting.chips import panels
 from rasteret_ml.plotting.colours import ColumnScale, column_scale
-from rasteret_ml.plotting.figure import panels
 
 Geometries = npt.NDArray[np.object_]
 
@@ -43,45 +43,34 @@ def draw_footprints(
     aois: Geometries | None = None,
     aoi_values: npt.NDArray[Any] | None = None,
     name: str = "",
-    lonlat: bool = True,
-    title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw footprints, filled faintly, and the outlines of AOIs over them; north is up, distances are true.
+    """Draw footprints `[N]`, filled faintly, and the outlines of AOIs `[M]` over them, all in longitude and latitude.
 
-    Args:
-        footprints: Shapely geometries `[N]`; missing and empty ones are counted in the title.
-        values: The column `[N]` that colours them (see `column_scale`).
-        aois: Shapely geometries `[M]` in the same CRS.
-        aoi_values: The column `[M]` that colours the AOIs, on one scale with `values`.
-        name: The column's name, for legend and errors.
-        lonlat: Whether coordinates are degrees; else units of a projected CRS.
-        title: Replaces the counts of records and AOIs.
-        ax: Axes to draw on; None makes a new figure.
-
-    Raises:
-        UsageError: values that cannot be coloured, or not one per geometry.
+    The column `name` colours footprints (`values` `[N]`) and AOIs (`aoi_values` `[M]`) on one scale, see
+    `column_scale`. The title counts records, those without a geometry (missing or empty) and AOIs. UsageError: values
+    that cannot be coloured, or not one per geometry.
     """
     areas = np.empty(0, object) if aois is None else aois
     for argument, geometries, column in (("values", footprints, values), ("aoi_values", areas, aoi_values)):
         if column is not None and len(column) != len(geometries):
             raise UsageError(f"{argument} must have one entry per geometry, got {len(column)} for {len(geometries)}.")
-    colours = [np.tile(_BLUE, (len(footprints), 1)), np.tile(_RED, (len(areas), 1))]
-    columns = {i: column for i, column in enumerate((values, aoi_values)) if column is not None}
-    scale = column_scale(list(columns.values()), name) if columns else None
-    if scale is not None:
-        cuts = np.cumsum([len(column) for column in columns.values()])[:-1]
-        for i, found in zip(columns, np.split(scale.colours, cuts), strict=True):
-            colours[i] = found
-    drawable = ~(shapely.is_missing(footprints) | shapely.is_empty(footprints))
-    drawn = np.concatenate([footprints[drawable], areas])
-    bounds = shapely.total_bounds(drawn) if len(drawn) else np.full(4, np.nan)
-    aspect = _aspect(bounds, lonlat)
+    columns = [column for column in (values, aoi_values) if column is not None]
+    scale = column_scale(columns, name) if columns else None
+    blue, red = np.tile(_BLUE, (len(footprints), 1)), np.tile(_RED, (len(areas), 1))
+    if scale is not None and values is not None:
+        blue = scale.colours[: len(values)]
+    if scale is not None and aoi_values is not None:
+        red = scale.colours[len(scale.colours) - len(areas) :]
+    bounds = shapely.total_bounds(np.concatenate([[None], footprints, areas]))  # NaN if there is nothing
+    # A degree of longitude is cos(latitude) as long as one of latitude.
+    middle = (bounds[1] + bounds[3]) / 2
+    aspect = 1 / max(math.cos(math.radians(middle)), 0.05) if np.isfinite(middle) else 1.0
     figure, (ax,) = panels(1, ax, size=_size(bounds, aspect), columns=1)
-    _draw(ax, footprints, colours[0], gid="footprints", linewidth=0.8, fill=_FILL, zorder=2)
-    _draw(ax, areas, colours[1], gid="AOIs", linewidth=1.6, fill=0.0, zorder=3, rim=True)
-    ax.set_title(_counts(drawable, len(areas)) if title is None else title)
-    _set_axes(ax, bounds, aspect, lonlat)
+    _draw(ax, footprints, blue, gid="footprints", linewidth=0.8, fill=_FILL, zorder=2)
+    _draw(ax, areas, red, gid="AOIs", linewidth=1.6, fill=0.0, zorder=3)
+    ax.set_title(_counts(footprints, len(areas)))
+    _set_axes(ax, bounds, aspect)
     handles: dict[str, Artist] = {}
     if scale is not None:
         handles = {text: Patch(facecolor=(*c[:3], 0.35), edgecolor=c) for text, c in scale.legend.items()}
@@ -102,14 +91,13 @@ def _draw(
     linewidth: float,
     fill: float,
     zorder: int,
-    rim: bool = False,
 ) -> None:
-    """Draw areas, lines and points, each kind as one collection; `fill` is the opacity of areas."""
-    drawable = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    """Draw areas, lines and points, each kind as one collection; `fill` is the opacity of areas, 0 for outlines."""
+    drawable = _drawable(geometries)
     if drawable.sum() >= _MANY:
         linewidth, fill = linewidth / 4, fill / 2
     style: dict[str, Any] = {"gid": gid, "zorder": zorder, "linewidths": linewidth}
-    if rim:  # pale outlines are lost on pale fills
+    if not fill:  # pale outlines are lost on pale fills
         style["path_effects"] = [withStroke(linewidth=linewidth + 1.2, foreground="0.2")]
     areas, lines, points = (np.flatnonzero(drawable & (shapely.get_dimensions(geometries) == d)) for d in (2, 1, 0))
     if len(areas):
@@ -139,12 +127,6 @@ def _paths(areas: Geometries) -> list[Path]:
     return [Path(xy[a:b], codes[a:b]) for a, b in pairwise(cuts)]
 
 
-def _aspect(bounds: npt.NDArray[np.float64], lonlat: bool) -> float:
-    """Length of a unit of y over one of x: a degree of longitude is cos(latitude) as long as one of latitude."""
-    middle = (bounds[1] + bounds[3]) / 2
-    return 1 / max(math.cos(math.radians(middle)), 0.05) if lonlat and np.isfinite(middle) else 1.0
-
-
 def _size(bounds: npt.NDArray[np.float64], aspect: float) -> tuple[float, float]:
     """Return the inches (width, height) of a figure shaped like its map, with room for a legend."""
     width, height = bounds[2:] - bounds[:2]
@@ -152,7 +134,7 @@ def _size(bounds: npt.NDArray[np.float64], aspect: float) -> tuple[float, float]
     return float(np.clip(5.5 / ratio, 2.6, 5.8)) + 2.0, float(np.clip(5.8 * ratio, 2.2, 5.5)) + 0.8
 
 
-def _set_axes(ax: Axes, bounds: npt.NDArray[np.float64], aspect: float, lonlat: bool) -> None:
+def _set_axes(ax: Axes, bounds: npt.NDArray[np.float64], aspect: float) -> None:
     if np.isfinite(bounds).all():
         xmin, ymin, xmax, ymax = (float(v) for v in bounds)
         margin = 0.05 * max(xmax - xmin, ymax - ymin) or 0.01
@@ -160,12 +142,8 @@ def _set_axes(ax: Axes, bounds: npt.NDArray[np.float64], aspect: float, lonlat: 
     ax.set_aspect(aspect)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(6))
-    if lonlat:
-        for axis, ends in ((ax.xaxis, ("W", "", "E")), (ax.yaxis, ("S", "", "N"))):
-            axis.set_major_formatter(FuncFormatter(lambda v, _, ends=ends: f"{abs(v):.9g}°{ends[int(np.sign(v)) + 1]}"))
-    else:
-        ax.ticklabel_format(style="plain", useOffset=False)
-        ax.set(xlabel="easting", ylabel="northing")
+    for axis, ends in ((ax.xaxis, ("W", "", "E")), (ax.yaxis, ("S", "", "N"))):
+        axis.set_major_formatter(FuncFormatter(lambda v, _, ends=ends: f"{abs(v):.9g}°{ends[int(np.sign(v)) + 1]}"))
     ax.tick_params(labelsize=8)
     ax.grid(color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
@@ -187,9 +165,13 @@ def _add_keys(figure: Figure, ax: Axes, scale: ColumnScale | None, name: str, ha
         ax.legend(handles=list(handles.values()), labels=list(handles), frameon=False, fontsize=9, **place)
 
 
-def _counts(drawable: npt.NDArray[np.bool_], aois: int) -> str:
-    missing = int((~drawable).sum())
-    texts = [f"{len(drawable):,} record{'' if len(drawable) == 1 else 's'}"]
+def _drawable(geometries: Geometries) -> npt.NDArray[np.bool_]:
+    return np.asarray(~(shapely.is_missing(geometries) | shapely.is_empty(geometries)))
+
+
+def _counts(footprints: Geometries, aois: int) -> str:
+    missing = int((~_drawable(footprints)).sum())
+    texts = [f"{len(footprints):,} record{'' if len(footprints) == 1 else 's'}"]
     texts += [f"{missing:,} without a geometry"] if missing else []
     texts += [f"{aois:,} AOI{'' if aois == 1 else 's'}"] if aois else []
     return ", ".join(texts)

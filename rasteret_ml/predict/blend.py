@@ -37,17 +37,11 @@ def _centrality(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
     return keys
 
 
-@dataclass(frozen=True, slots=True)
 class Blend:
-    """The weighted mean; the weights are a Hann window (sin^2) over the chip, positive everywhere."""
+    """The weighted mean; the weights are a Hann window (sin^2) over the chip, positive everywhere.
 
-    def layout(self, channels: int, block: int) -> Layout:
-        """Return the layout of a block: sums of weighted scores `[K, H, W]`, and of weights `[H, W]`."""
-        return ((channels, block, block), "float32"), ((block, block), "float32")
-
-    def empty(self, channels: int, block: int) -> Arrays:
-        """Return a block without a chip."""
-        return tuple(np.zeros(shape, dtype) for shape, dtype in self.layout(channels, block))
+    A block has the sums of weighted scores `[K, H, W]`, and of weights `[H, W]`; both are 0 without a chip.
+    """
 
     def weights(self, shape: tuple[int, int], position: int) -> npt.NDArray[Any]:
         """Return the weight of each pixel of a chip `[H, W]`, for `add`."""
@@ -73,23 +67,13 @@ class Blend:
         return block[0] / np.where(valid, block[1], 1), valid
 
 
-@dataclass(frozen=True, slots=True)
 class Centre:
     """The chip in which a pixel is nearest the centre, by the product of its distances to the nearer edges.
 
-    Of equally near chips the one with the lower position wins; the order in which chips are added does not matter.
-    The methods are those of `Blend`.
+    A block has values `[K, H, W]`, and their keys `[H, W]`, 0 (or -1, in older files) without a chip; the greater key
+    wins. Of equally near chips that is the one with the lower position; the order in which chips are added does not
+    matter. The methods are those of `Blend`.
     """
-
-    dtype: str  #: Dtype of values.
-
-    def layout(self, channels: int, block: int) -> Layout:
-        """Values `[K, H, W]`, and their keys `[H, W]`; the greater key wins."""
-        return ((channels, block, block), self.dtype), ((block, block), "int64")
-
-    def empty(self, channels: int, block: int) -> Arrays:
-        """Keys of -1, below those of all chips."""
-        return np.zeros((channels, block, block), self.dtype), np.full((block, block), -1, "int64")
 
     def weights(self, shape: tuple[int, int], position: int) -> npt.NDArray[Any]:
         """Keys: the product of distances, then the position, lower ones greater."""
@@ -103,22 +87,14 @@ class Centre:
 
     def combine(self, block: Arrays, other: Arrays) -> None:
         """Replace pixels with lower keys."""
-        self.add(block, other[0], other[1], other[1] >= 0)
+        self.add(block, other[0], other[1], other[1] > 0)
 
     def result(self, block: Arrays) -> tuple[npt.NDArray[Any], Mask]:
         """Values, unchanged."""
-        return block[0], block[1] >= 0
+        return block[0], block[1] > 0
 
 
-def merging_for(merge: str, dtype: str) -> Blend | Centre:
-    """Return the merging rule for a `Merge` and the dtype of values.
-
-    Raises:
-        UsageError: `merge` is unknown.
-    """
-    if merge not in ("blend", "centre"):
-        raise UsageError(f"merge must be 'blend' or 'centre', got {merge!r}.")
-    return Blend() if merge == "blend" else Centre(dtype=dtype)
+_MERGING: dict[str, Blend | Centre] = {"blend": Blend(), "centre": Centre()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,11 +113,7 @@ class OutputSpec:
     def for_predictions(
         cls, channels: int, class_indices: bool, *, output: Output, merge: Merge, nodata: int | None, block: int
     ) -> OutputSpec:
-        """Return the spec of a map of predictions `[B, channels, H, W]`.
-
-        Raises:
-            UsageError: The predictions are class indices where scores are needed, or nodata is a class.
-        """
+        """Return the spec of a map of predictions `[B, channels, H, W]`; refuse options that contradict them."""
         if class_indices and (merge == "blend" or output == "scores"):
             raise UsageError(
                 f"output={output!r} with merge={merge!r} needs scores, and the model returns class indices; return "
@@ -170,25 +142,25 @@ class OutputSpec:
     @property
     def merging(self) -> Blend | Centre:
         """How chips are merged into blocks."""
-        return merging_for(self.merge, self.dtype)
+        return _MERGING[self.merge]
 
     @property
     def layout(self) -> Layout:
         """Layout of a block to which chips may still be added."""
-        return self.merging.layout(self.channels, self.block)
+        values, weights = ("float32", "float32") if self.merge == "blend" else (self.dtype, "int64")
+        square = self.block, self.block
+        return ((self.channels, *square), values), (square, weights)
 
     @property
     def rendered_layout(self) -> Layout:
         """Layout of a finished block: the file's pixels."""
-        return ((((self.channels if self.output == "scores" else 1), self.block, self.block), self.dtype),)
+        channels = self.channels if self.output == "scores" else 1
+        return (((channels, self.block, self.block), self.dtype),)
 
     def chip_values(self, predicted: npt.NDArray[Any], valid: Mask) -> npt.NDArray[Any]:
         """Convert predictions `[B, K, H, W]` to what is merged: float32 scores, or classes of the file's dtype.
 
-        Pixels that are not `valid` `[B, H, W]` may hold anything.
-
-        Raises:
-            UsageError: A class does not fit the file.
+        Pixels that are not `valid` `[B, H, W]` may hold anything; a class that does not fit the file is a `UsageError`.
         """
         if not self.class_indices:
             return predicted.astype(np.float32, copy=False)

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import epsg_code
-from rasteret_ml.geo.grid import Grid, Window
+from rasteret_ml.geo.grid import Grid, Window, round_half_up
 from rasteret_ml.samplers.aoi.aoi import AOI
 
 Integers = npt.NDArray[np.int64]
@@ -31,10 +31,6 @@ class SubsetSampler(DistributedSampler[AOI]):
     """The chips of a `GridAOISampler` at given positions, for one rank.
 
     It is a `DistributedSampler` so that Lightning does not split it among the ranks again.
-
-    Args:
-        sampler: The sampler to draw from.
-        positions: Positions in its order `[N]`.
     """
 
     def __init__(self, sampler: Any, positions: Integers) -> None:
@@ -83,10 +79,7 @@ class MapExtent:
     def block_ranges(self, index: Any) -> Integers:
         """Return the blocks that chips may change: first and last row, first and last column, inclusive `[..., 4]`.
 
-        For a chip beside the map the first is after the last.
-
-        Args:
-            index: Index into `positions`.
+        `index` is one into `positions`. For a chip beside the map the first is after the last.
         """
         top_left = np.maximum(self.corners[index] - MAX_SHIFT, 0)
         last = np.minimum(self.corners[index] + self.chip_size + (MAX_SHIFT - 1), np.array(self.grid.shape) - 1)
@@ -96,23 +89,15 @@ class MapExtent:
 
     def chips_per_block(self, index: Any) -> Integers:
         """Return how many of the chips at `index` may change each block `[block_count]`."""
-        rows, cols = self.block_grid
-        ranges = self.block_ranges(index)
-        on_map = (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 2] <= ranges[:, 3])
-        top, bottom, left, right = ranges[on_map].T
-        # A chip adds 1 at the first corner of its rectangle of blocks and takes it off past the others (2D prefix sum).
-        steps = np.zeros((rows + 1, cols + 1), np.int64)
-        np.add.at(steps, (top, left), 1)
-        np.add.at(steps, (bottom + 1, left), -1)
-        np.add.at(steps, (top, right + 1), -1)
-        np.add.at(steps, (bottom + 1, right + 1), 1)
-        return steps.cumsum(0).cumsum(1)[:-1, :-1].reshape(-1)
+        counts = np.zeros(self.block_grid, np.int64)
+        for top, bottom, left, right in self.block_ranges(index).tolist():
+            counts[top : bottom + 1, left : right + 1] += 1
+        return counts.reshape(-1)
 
     def chip_window(self, index: int, transform: Affine) -> Window:
         """Return the pixels of the map nearest to those of a chip, whose own pixels lie at `transform`.
 
-        Raises:
-            UsageError: They are not where the layout says.
+        A chip that is not where the layout says is a `UsageError`.
         """
         own = self.grid.transform
         same_size = np.allclose((abs(transform.a), abs(transform.e)), (own.a, -own.e), rtol=1e-5, atol=0)
@@ -124,7 +109,8 @@ class MapExtent:
         height, width = self.chip_size
         left = transform.c + min(transform.a, 0.0) * width
         top = transform.f + max(transform.e, 0.0) * height
-        row, col = _round((top - own.f) / own.e), _round((left - own.c) / own.a)
+        # Halves that noise makes a little less go up too, so that all chips of one scene move the same way.
+        row, col = round_half_up((top - own.f) / own.e + 1e-6), round_half_up((left - own.c) / own.a + 1e-6)
         if np.abs(self.corners[index] - (row, col)).max() > MAX_SHIFT:
             raise UsageError(
                 f"Chip {self.positions[index]} must lie at {tuple(self.corners[index].tolist())} of the map, got row "
@@ -133,17 +119,8 @@ class MapExtent:
         return Window(row=row, col=col, height=height, width=width)
 
 
-def _round(pixel: float) -> int:
-    """Round halves up, also those a little less by noise, so that all chips of one scene move the same way."""
-    return math.floor(pixel + 0.5 + 1e-6)
-
-
 def map_extents(sampler: Any, block: int) -> list[MapExtent]:
-    """Return the maps that the chips of a `GridAOISampler` make, one for each target grid that has chips.
-
-    Raises:
-        UsageError: `sampler` is not a `GridAOISampler`.
-    """
+    """Return the maps that the chips of a `GridAOISampler` make, one for each target grid that has chips."""
     if not all(hasattr(sampler, name) for name in ("corners", "grid_index", "coverage", "size")):
         raise UsageError(f"A map needs the chips of a GridAOISampler, got a {type(sampler).__name__}.")
     coverage, extents, first = sampler.coverage, [], 0

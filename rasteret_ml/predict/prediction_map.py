@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from affine import Affine
 from tqdm import tqdm
 
 from rasteret_ml.errors import RasteretError, UsageError
-from rasteret_ml.predict.blend import Merge, Output, OutputSpec, merging_for
+from rasteret_ml.predict.blend import Merge, Output, OutputSpec
 from rasteret_ml.predict.mosaic_layout import SubsetSampler, map_extents, map_paths
 from rasteret_ml.predict.rank_shard import (
     RankShard,
@@ -37,48 +36,38 @@ from rasteret_ml.predict.rank_shard import (
 from rasteret_ml.predict.write_cog import Colour, checked_colours, write_maps
 from rasteret_ml.samplers.ranks import Ranks
 from rasteret_ml.samples.sample import Sample
-
-MEMORY_BYTES = 256 * 1024 * 1024
-SAVE_SECONDS = 60.0
-BLOCK = 256
+from rasteret_ml.transforms.device import to_device
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DistributedGroup(Ranks):
     """The ranks and their collective operations, each of which all ranks call at the same time."""
 
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value on all ranks."""
-        if self.count == 1:
-            return value
-        values = [value]
-        torch.distributed.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in their order."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def run_on_rank_0(self, function: Callable[[], Any]) -> Any:
-        """Call a function on rank 0; return its result, or raise its error, on all ranks."""
-        result, error = None, None
-        if self.rank == 0:
-            try:
-                result = function()
-            except Exception as raised:
-                error = raised
-        result, message = self.broadcast((result, None if error is None else str(error)))
+    def share(self, value: Any, error: Exception | None = None) -> list[Any]:
+        """Return the values of all ranks, in their order; an error of any rank is raised on all."""
+        own = value, None if error is None else f"{type(error).__name__}: {error}"
+        shared: list[Any] = [own] * self.count
+        if self.count > 1:
+            torch.distributed.all_gather_object(shared, own)
         if error is not None:
             raise error
-        if message is not None:
-            raise RasteretError(f"On rank 0: {message}")
-        return result
+        failed = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(shared) if message is not None]
+        if failed:
+            raise RasteretError(f"Another rank failed; the predicted chips are kept. {'; '.join(failed)}")
+        return [value for value, _ in shared]
+
+    def call(self, function: Callable[[], Any]) -> list[Any]:
+        """Call a function on each rank, and share results and errors."""
+        try:
+            value = function()
+        except Exception as error:
+            return self.share(None, error)
+        return self.share(value)
+
+    def call_on_rank_0(self, function: Callable[[], Any]) -> Any:
+        """Return the result of a function, called on rank 0, on all ranks."""
+        return self.call(lambda: function() if self.rank == 0 else None)[0]
 
 
 class PredictionMap:
@@ -134,9 +123,9 @@ class PredictionMap:
         nodata: int | None = None,
         version: str = "",
         data: str = "",
-        memory_bytes: int = MEMORY_BYTES,
-        save_seconds: float = SAVE_SECONDS,
-        block: int = BLOCK,
+        memory_bytes: int = 256 * 1024 * 1024,
+        save_seconds: float = 60.0,
+        block: int = 256,
         resume: bool = True,
     ) -> None:
         _validate_options(output, merge, nodata, block)
@@ -149,7 +138,7 @@ class PredictionMap:
         self._folder = Path(f"{os.fspath(path)}.parts")
         self._group = DistributedGroup.now()
         fingerprint = run_fingerprint(sampler, self._extents, **self._options, version=version, data=data)
-        missing = self._group.run_on_rank_0(partial(self._start, fingerprint, resume))
+        missing = self._group.call_on_rank_0(partial(self._start, fingerprint, resume))
         if len(missing) < self._total:
             _log.info("%s: resuming, %d of %d chips are missing", self._folder, len(missing), self._total)
         own = missing[self._group.rank :: self._group.count]
@@ -160,10 +149,10 @@ class PredictionMap:
         self.sampler = SubsetSampler(sampler, own if len(own) else np.array([0]))
         self._shard: RankShard | None = None
         self._saved_at = time.monotonic()
-        self._has_synchronized = False
+        self._is_finishing = False
 
     def _start(self, fingerprint: Mapping[str, str], resume: bool) -> npt.NDArray[np.int64]:
-        """Start or resume the run; returns the missing positions."""
+        """Start or resume the run; return the missing positions."""
         if not resume and self._folder.exists():
             shutil.rmtree(self._folder)
         start_or_resume(self._folder, fingerprint)
@@ -177,7 +166,7 @@ class PredictionMap:
     def count_missing(self) -> int:
         """Return how many chips are still to be predicted by all ranks together; all ranks call it."""
         done = np.zeros(self._total, bool) if self._shard is None else self._shard.done
-        return int(sum(self._group.all_gather(int((self._own & ~done).sum()))))
+        return int(sum(self._group.share(int((self._own & ~done).sum()))))
 
     def add(self, batch: Sample, predictions: torch.Tensor) -> None:
         """Put a batch's predictions on the map.
@@ -189,10 +178,12 @@ class PredictionMap:
                 class indices `[B, H, W]` of any integer dtype. A pixel with a score that is not finite is ignored.
 
         Raises:
-            UsageError: The batch has no `draw`, or the predictions have another shape.
+            UsageError: The batch has no `draw` or `transform`, or the predictions have another shape.
         """
-        if "draw" not in batch:
-            raise UsageError("The batch must have 'draw' to identify its chips; load it with this map's .sampler.")
+        if not {"draw", "transform"} <= batch.keys():
+            raise UsageError(
+                "The batch must have 'draw' and 'transform' to place it; load it with this map's .sampler."
+            )
         positions = batch["draw"].reshape(-1, 3)[:, 2].tolist()
         own = [i for i, position in enumerate(positions) if 0 <= position < self._total and self._own[position]]
         predictions = self._check_predictions(predictions, len(positions))
@@ -207,10 +198,9 @@ class PredictionMap:
             is_class = shard.spec.class_indices and predictions.shape[1] > 1
             predictions = predictions.argmax(1, keepdim=True) if is_class else predictions.float()
         values = shard.spec.chip_values(predictions.cpu().numpy(), valid)
-        transforms = batch["transform"].tolist() if "transform" in batch else None
+        transforms = batch["transform"].tolist()
         for i, at in enumerate(own):
-            transform = None if transforms is None else Affine(*transforms[at][:6])
-            shard.add(positions[at], values[i], valid[i], transform)
+            shard.add(positions[at], values[i], valid[i], Affine(*transforms[at][:6]))
         if time.monotonic() - self._saved_at >= self._save_seconds:
             self.save()
 
@@ -263,27 +253,14 @@ class PredictionMap:
         Raises:
             UsageError: Chips are missing; those that were predicted are kept, so that another run can continue.
         """
-        error: Exception | None = None
-        try:
-            self.save()
-            self.close()
-        except Exception as raised:
-            error = raised
-        self._synchronize(error)
-        self._group.run_on_rank_0(partial(self._write, allow_missing))
+        self._is_finishing = True
+        self._group.call(self._save_and_close)
+        self._group.call_on_rank_0(partial(self._write, allow_missing))
         return self._paths
 
-    def _synchronize(self, error: BaseException | None) -> None:
-        """Wait until all ranks have saved; if one of them failed, fail on all."""
-        if self._has_synchronized:
-            return
-        self._has_synchronized = True
-        messages = self._group.all_gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        failed = [f"rank {rank}: {message}" for rank, message in enumerate(messages) if message is not None]
-        if failed:
-            raise RasteretError(f"The map is unfinished; the predicted chips are kept. {'; '.join(failed)}")
+    def _save_and_close(self) -> None:
+        self.save()
+        self.close()
 
     def _write(self, allow_missing: bool) -> None:
         missing = missing_positions(self._folder, self._total)
@@ -308,21 +285,16 @@ class PredictionMap:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Save what was added, also after an error; the other ranks learn of the error when they finish."""
-        if self._shard is not None:
-            self.save()
-        self.close()
-        if isinstance(error, Exception) and not self._has_synchronized:
+        self._save_and_close()
+        if isinstance(error, Exception) and not self._is_finishing:
             if self._group.count > 1:  # the error itself is raised when the other ranks get here
                 _log.error("rank %d: %s: %s", self._group.rank, type(error).__name__, error)
-            self._synchronize(error)
+            self._group.share(None, error)
 
 
 def _valid_pixels(batch: Sample, predictions: torch.Tensor) -> npt.NDArray[np.bool_]:
     """Where predictions count `[B, H, W]`."""
-    if predictions.is_floating_point():
-        valid = torch.isfinite(predictions).all(1).cpu().numpy()
-    else:
-        valid = np.ones((len(predictions), *predictions.shape[2:]), bool)
+    valid: npt.NDArray[np.bool_] = torch.isfinite(predictions).all(1).cpu().numpy()
     for key in ("mask_valid", "mask_aoi"):
         if key in batch:
             mask = batch[key].cpu().numpy()
@@ -335,17 +307,14 @@ def _valid_pixels(batch: Sample, predictions: torch.Tensor) -> npt.NDArray[np.bo
 def _validate_options(output: str, merge: str, nodata: int | None, block: int) -> None:
     if output not in ("classes", "scores"):
         raise UsageError(f"output must be 'classes' or 'scores', got {output!r}.")
-    merging_for(merge, "uint8")
+    if merge not in ("blend", "centre"):
+        raise UsageError(f"merge must be 'blend' or 'centre', got {merge!r}.")
     if block < 128 or block % 16:
         raise UsageError(f"block must be a multiple of 16 pixels and >= 128, got {block}.")
     if nodata is not None and output == "scores":
         raise UsageError("nodata must not be given with output='scores': the nodata of scores is NaN.")
     if nodata is not None and not 0 <= nodata <= 65535:
         raise UsageError(f"nodata must be from 0 to 65535, got {nodata}.")
-
-
-# Keys that the map needs and the model does not: they stay on the host.
-_HOST_KEYS = ("draw", "transform", "bounds", "crs")
 
 
 def predict_map(
@@ -393,7 +362,10 @@ def predict_map(
     if getattr(getattr(loader, "errors", None), "action", None) == "replace":
         raise UsageError("errors must not be 'replace' for a map, it leaves holes; choose 'fill' (nodata) or 'retry'.")
     normalize = normalize or own_normalize or (lambda batch: batch | {"image": batch["image"].float()})
-    target = _model_device(model) if device is None else torch.device(device)
+    if device is None:
+        tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
+        device = next((tensor.device for tensor in tensors), "cpu")
+    device = torch.device(device)
     options.setdefault("data", data_digest(loader.dataset))
     version = weights_digest(model) if version is None else version
     with PredictionMap(path, loader.sampler, version=version, **options) as prediction_map:
@@ -402,7 +374,7 @@ def predict_map(
             bar = tqdm(total=total, unit="chip", desc=os.path.basename(path), disable=hidden)
             with bar, _evaluation_mode(model), torch.inference_mode():
                 for batch in _with_sampler(loader, prediction_map.sampler):
-                    prediction_map.add(batch, model(normalize(_to_device(batch, target))["image"]))
+                    prediction_map.add(batch, model(normalize(to_device(batch, device))["image"]))
                     bar.update(len(batch["draw"]))
         return prediction_map.finish()
 
@@ -430,18 +402,6 @@ def _with_sampler(loader: torch.utils.data.DataLoader[Any], sampler: Any) -> tor
         excluded |= {"prefetch_factor", "multiprocessing_context", "persistent_workers", "timeout"}
     arguments = {name: getattr(loader, name) for name in names if name not in excluded and hasattr(loader, name)}
     return type(loader)(**arguments, sampler=sampler)
-
-
-def _model_device(model: Any) -> torch.device:
-    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _to_device(batch: Sample, device: torch.device) -> Sample:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) and key not in _HOST_KEYS else value
-        for key, value in batch.items()
-    }
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rasterio.shutil import copy as gdal_copy
 from rasterio.windows import Window as RasterioWindow
 
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.grid import Window
 from rasteret_ml.predict.blend import OutputSpec
 from rasteret_ml.predict.mosaic_layout import MapExtent
 from rasteret_ml.predict.rank_shard import SavedShard, saved_shards
@@ -29,36 +27,21 @@ _GDAL_CACHE_BYTES = 32 * 1024 * 1024  # GDAL's default is a twentieth of the mac
 def write_maps(folder: Path, extents: Sequence[MapExtent], paths: Sequence[str], legend: Legend) -> None:
     """Write the maps from the shards saved in `folder`; each file appears as a whole or not at all.
 
-    Blocks without a prediction are nodata and take no space.
-
-    Raises:
-        UsageError: The shards have different specs.
+    Blocks without a prediction are nodata and take no space. Shards of different specs are a `UsageError`.
     """
-    saved = saved_shards(folder)
-    specs = {repr(progress.spec): progress.spec for _, progress in saved}
+    shards = saved_shards(folder)
+    specs = {repr(shard.spec): shard.spec for shard in shards}
     if len(specs) != 1:
         raise UsageError(f"All ranks must predict the same, got {'; '.join(specs)}; delete {folder} and predict again.")
     (spec,) = specs.values()
-    with ExitStack() as stack:
-        shards = [stack.enter_context(closing(SavedShard(*shard))) for shard in saved]
-        for extent, path in zip(extents, paths, strict=True):
-            _write_geotiff(folder / "plain.tif", extent, spec, legend, shards)
-            _write_cog(folder / "plain.tif", folder / "cog.tif", spec)
-            os.replace(folder / "cog.tif", path)
-
-
-def _blocks(
-    extent: MapExtent, shards: Sequence[SavedShard], spec: OutputSpec
-) -> Iterator[tuple[Window, npt.NDArray[Any]]]:
-    """Windows and pixels `[C, h, w]` of the blocks with a prediction."""
-    for number in range(extent.first_block, extent.first_block + extent.block_count):
-        pixels = _block_pixels(number, shards, spec)
-        if pixels is not None:
-            window = extent.block_window(number)
-            yield window, pixels[:, : window.height, : window.width]
+    for extent, path in zip(extents, paths, strict=True):
+        _write_geotiff(folder / "plain.tif", extent, spec, legend, shards)
+        _write_cog(folder / "plain.tif", folder / "cog.tif", spec)
+        os.replace(folder / "cog.tif", path)
 
 
 def _block_pixels(number: int, shards: Sequence[SavedShard], spec: OutputSpec) -> npt.NDArray[Any] | None:
+    """Return the pixels `[C, H, W]` of a block; None if it has no prediction."""
     combined = None
     for shard in shards:
         pixels = shard.rendered(number)
@@ -96,8 +79,12 @@ def _write_geotiff(
         else:
             for band, name in zip(file.indexes, names, strict=False):
                 file.set_band_description(band, name)
-        for window, pixels in _blocks(extent, shards, spec):
-            file.write(pixels, window=RasterioWindow(window.col, window.row, window.width, window.height))
+        for number in range(extent.first_block, extent.first_block + extent.block_count):
+            pixels = _block_pixels(number, shards, spec)
+            if pixels is not None:
+                window = extent.block_window(number)
+                place = RasterioWindow(window.col, window.row, window.width, window.height)
+                file.write(pixels[:, : window.height, : window.width], window=place)
 
 
 def _write_cog(plain: Path, cog: Path, spec: OutputSpec) -> None:
@@ -114,11 +101,7 @@ def _write_cog(plain: Path, cog: Path, spec: OutputSpec) -> None:
 
 
 def checked_colours(colours: Mapping[Any, Any] | None, output: str) -> dict[int, Colour]:
-    """Return the colours of classes as plain values.
-
-    Raises:
-        UsageError: Colours for a map of scores, or a value that is not a colour.
-    """
+    """Return the colours of classes as plain values; a map of scores has none."""
     if not colours:
         return {}
     if output != "classes":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from rasteret_ml.cog.metadata import CogMetadata
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.geo.geometries import GeometryArray, geometries_from, polygons_from
-from rasteret_ml.geo.grid import Grid, Window, pixel_size
+from rasteret_ml.geo.grid import Bounds, Grid, Window, pixel_size
 from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.chip import Chip, to_tensors
 from rasteret_ml.raster.engine import ReadConfig
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 Output = Literal["xarray", "geopandas", "tensor"]  #: What `RasterAccessor.load_bands` returns.
 
 
+def _info_field(name: str, doc: str) -> Any:
+    return property(operator.attrgetter(f"info.{name}"), doc=doc)
+
+
 class RasterAccessor:
     """One raster item of a Collection, ready to be read.
 
@@ -49,60 +54,23 @@ class RasterAccessor:
         >>> chips = await RasterAccessor(record).load_bands(fields, ["B04", "B08"], output="tensor")  # doctest: +SKIP
     """
 
+    id: str = _info_field("id", "The record's identifier.")
+    datetime: dt.datetime | None = _info_field("datetime", "Acquisition time in UTC, without tzinfo.")
+    bbox: Bounds | None = _info_field("bbox", "(xmin, ymin, xmax, ymax) in longitude/latitude.")
+    footprint: bytes | None = _info_field("footprint", "Outline as WKB in longitude/latitude.")
+    geometry: bytes | None = _info_field("footprint", "Alias of `footprint`.")
+    crs: int | str | None = _info_field("crs", "CRS of the pixels: an EPSG number, else WKT.")
+    cloud_cover: float | None = _info_field("cloud_cover", "Percent; None = unknown.")
+    assets: Mapping[str, Any] = _info_field("assets", "Asset mappings by key.")
+    band_metadata: Mapping[str, Mapping[str, Any] | None] = _info_field(
+        "band_metadata", "Stored structs by `{band}_metadata`."
+    )
+    collection: str = _info_field("collection", "STAC collection of the item.")
+
     def __init__(self, info: RasterInfo, data_source: str = "") -> None:
         self.info = info
         self.data_source = data_source
         self._sources: dict[str, BandSource] = {}
-
-    @property
-    def id(self) -> str:
-        """The record's identifier."""
-        return self.info.id
-
-    @property
-    def datetime(self) -> dt.datetime | None:
-        """Acquisition time in UTC, without tzinfo."""
-        return self.info.datetime
-
-    @property
-    def bbox(self) -> tuple[float, float, float, float] | None:
-        """(xmin, ymin, xmax, ymax) in longitude/latitude."""
-        return self.info.bbox
-
-    @property
-    def footprint(self) -> bytes | None:
-        """Outline as WKB in longitude/latitude."""
-        return self.info.footprint
-
-    @property
-    def geometry(self) -> bytes | None:
-        """Alias of `footprint`."""
-        return self.info.footprint
-
-    @property
-    def crs(self) -> int | str | None:
-        """CRS of the pixels: an EPSG number, else WKT."""
-        return self.info.crs
-
-    @property
-    def cloud_cover(self) -> float | None:
-        """Percent; None = unknown."""
-        return self.info.cloud_cover
-
-    @property
-    def assets(self) -> Mapping[str, Any]:
-        """Asset mappings by key."""
-        return self.info.assets
-
-    @property
-    def band_metadata(self) -> Mapping[str, Mapping[str, Any] | None]:
-        """Stored structs by `{band}_metadata`."""
-        return self.info.band_metadata
-
-    @property
-    def collection(self) -> str:
-        """STAC collection of the item."""
-        return self.info.collection
 
     @property
     def available_bands(self) -> list[str]:
@@ -195,17 +163,15 @@ class RasterAccessor:
         base = base if size is None else base.with_res(size)
         shapes = transform_geometries(geometries.geometries, geometries.crs, str(base.crs), near=base.bounds)
         footprint = base.footprint
-        requests: list[ChipRequest | None] = []
-        for shape in shapes:
-            window: Window | None = None
-            if shapely.intersects(shape, footprint) and not shapely.touches(shape, footprint):
-                window = base.window_around(shape.bounds)
-                window = window if boundless else _clip_window(base, window)
-            if window is None:
-                requests.append(None)
+        requests: list[ChipRequest | None] = [None] * len(shapes)
+        for i, shape in enumerate(shapes):
+            if not shapely.intersects(shape, footprint) or shapely.touches(shape, footprint):
                 continue
-            grid = base.window(window)
-            requests.append(ChipRequest.plan(grid, [self], rules, geometry=shape, all_touched=all_touched))
+            around = base.window_around(shape.bounds)
+            window = around if boundless else _clip_window(base, around)
+            if window is not None:
+                grid = base.window(window)
+                requests[i] = ChipRequest.plan(grid, [self], rules, geometry=shape, all_touched=all_touched)
         return requests
 
     async def read_window(
@@ -311,39 +277,38 @@ class RasterAccessor:
             boundless=kind == "tensor" if boundless is None else boundless,
             all_touched=all_touched,
         )
-        positions = [i for i, request in enumerate(requests) if request is not None]
-        if not positions and kind != "tensor":
+        if not any(requests) and kind != "tensor":
             raise GeometryError(f"Record {self.id}: none of the {len(array)} geometries touches its raster.")
-        chips: list[Chip | None] = [None] * len(requests)
-        planned = [request for request in requests if request is not None]
-        for i, chip in zip(positions, await self._read(planned, positions, config, progress, failures), strict=True):
-            chips[i] = chip
+        chips = await self._read(requests, config, progress, failures)
         if kind == "tensor":
             return [None if chip is None else to_tensors(chip) for chip in chips]
         return to_xarray(self.info, chips) if kind == "xarray" else to_geodataframe(self.info, chips, array)
 
     async def _read(
         self,
-        requests: Sequence[ChipRequest],
-        positions: Sequence[int],
+        requests: Sequence[ChipRequest | None],
         config: ReadConfig,
         progress: bool | None,
         failures: list[TileError] | None,
-    ) -> Sequence[Chip | None]:
+    ) -> list[Chip | None]:
         """Read requests with a progress bar; failed tiles go to `failures`, with the positions of their geometries."""
         show = sys.stderr.isatty() if progress is None else progress
-        bands = [band for request in requests for plan in request.plans for band in plan.bands]
+        planned = {i: request for i, request in enumerate(requests) if request is not None}
+        bands = [band for request in planned.values() for plan in request.plans for band in plan.bands]
         total = sum(len(band.tiles) + len(band.mask_tiles) for band in bands)
         with tqdm(total=total, unit="tile", desc=self.id, disable=not show) as bar:
             on_error: OnError = "raise" if failures is None else "keep"
-            result = await read_in_process(requests, config, on_error=on_error, progress=bar.update)
+            result = await read_in_process(list(planned.values()), config, on_error=on_error, progress=bar.update)
         if failures is not None:
+            positions = list(planned)
             errors = {id(error): error for found in result.errors.values() for error in found}
             for error in errors.values():
                 assert isinstance(error, TileError)
                 failures.append(replace(error, positions=tuple(positions[i] for i in error.positions)))
-        pairs = zip(requests, result.chips, strict=True)
-        return [None if chip is None else mask_geometry(request, chip) for request, chip in pairs]
+        chips: list[Chip | None] = [None] * len(requests)
+        for (i, request), chip in zip(planned.items(), result.chips, strict=True):
+            chips[i] = None if chip is None else mask_geometry(request, chip)
+        return chips
 
 
 def _clip_window(grid: Grid, window: Window) -> Window | None:

@@ -18,16 +18,11 @@ _NEAR = 2 * float(np.finfo(np.float32).eps)
 
 
 def valid_pixels(
-    data: npt.NDArray[Any],
-    file_valid: npt.NDArray[np.bool_] | None,
-    nodata: int | float | None,
+    data: npt.NDArray[Any], file_valid: npt.NDArray[np.bool_] | None, nodata: int | float | None
 ) -> npt.NDArray[np.bool_]:
-    """Return the validity of pixels `[H, W]`.
+    """Return the validity of stored values `[H, W]`.
 
-    Args:
-        data: Stored values.
-        file_valid: The file's mask or alpha (True = valid); None = the file has none.
-        nodata: The nodata value; None = the mask decides alone.
+    `file_valid` is the file's mask or alpha (True = valid), None where it has none; without `nodata` it decides alone.
     """
     valid = np.ones(data.shape, bool) if file_valid is None else file_valid.copy()
     if nodata is not None:
@@ -92,12 +87,9 @@ class ChipBuffers:
 
 
 def allocate(plan: ChipPlan, data: npt.NDArray[Any] | None = None, *, track_unread: bool = False) -> ChipBuffers:
-    """Allocate buffers for a plan.
+    """Allocate buffers for a plan; `data` is an array `[C, H, W]` for the chip's pixels, None = a new one.
 
-    Args:
-        plan: The plan.
-        data: Array `[C, H, W]` for the chip's pixels; None = a new one.
-        track_unread: Whether to track which pixels were copied, because tiles may fail.
+    `track_unread`: whether to track which pixels were copied, because tiles may fail.
     """
     chip = np.empty((len(plan.bands), *plan.grid.shape), plan.dtype) if data is None else data
     pairs = zip(plan.bands, chip, strict=True)
@@ -128,29 +120,16 @@ def _allocate_band(plan: ChipPlan, band: BandPlan, channel: npt.NDArray[Any], tr
     )
 
 
-def finish_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """Compute validity, resample bands on other grids, and return the chip."""
-    valid = np.empty(buffers.data.shape, bool)
+def finish_chip(plan: ChipPlan, buffers: ChipBuffers, *, lost: bool = False) -> Chip:
+    """Compute validity, resample bands on other grids, and return the chip; `lost`: fill values, no valid pixel."""
+    valid = np.zeros(buffers.data.shape, bool)
     covered = np.zeros(plan.grid.shape, bool)
     for i, (band, buffer) in enumerate(zip(plan.bands, buffers.bands, strict=True)):
-        data, valid[i], inside = _finish_band(plan, band, buffer)
-        if inside is None:
-            covered[:] = True
+        if lost:
+            buffers.data[i] = fill_value(band.source.nodata, plan.dtype)
         else:
+            valid[i], inside = _finish_band(plan, band, buffer, buffers.data[i])
             covered |= inside
-        if band.resampling is not None:
-            buffers.data[i] = data
-    return _chip(plan, buffers, valid, covered)
-
-
-def empty_chip(plan: ChipPlan, buffers: ChipBuffers) -> Chip:
-    """Return a chip of fill values without a valid pixel."""
-    for band, channel in zip(plan.bands, buffers.data, strict=True):
-        channel[:] = fill_value(band.source.nodata, plan.dtype)
-    return _chip(plan, buffers, np.zeros(buffers.data.shape, bool), np.zeros(plan.grid.shape, bool))
-
-
-def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], covered: npt.NDArray[np.bool_]) -> Chip:
     return Chip(
         data=buffers.data,
         valid=valid,
@@ -163,18 +142,16 @@ def _chip(plan: ChipPlan, buffers: ChipBuffers, valid: npt.NDArray[np.bool_], co
 
 
 def _finish_band(
-    plan: ChipPlan, band: BandPlan, buffer: BandBuffers
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
-    """Return pixels, their validity, and which of them lie in the image (None: all), on the chip's grid."""
+    plan: ChipPlan, band: BandPlan, buffer: BandBuffers, channel: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.bool_] | bool, npt.NDArray[np.bool_] | bool]:
+    """Resample a band to its channel of the chip if need be; return which pixels are valid and which in the image."""
     source = band.source
     if band.window is None:
-        outside = np.zeros(plan.grid.shape, bool)
-        return buffer.data, outside, outside
-    inside = None if band.covers else _in_image(band, band.window)
+        return False, False
+    inside = True if band.covers else _in_image(band, band.window)
     nodata = source.nodata if buffer.mask is None or source.nodata_given else None
     valid = valid_pixels(buffer.data, buffer.mask, nodata)
-    if inside is not None:
-        valid &= inside
+    valid &= inside
     if buffer.unread is not None:
         valid &= ~buffer.unread
     fill = fill_value(source.nodata, plan.dtype)
@@ -183,10 +160,10 @@ def _finish_band(
         buffer.data[buffer.codec_invalid] = float("nan") if is_nan else fill
         valid &= ~buffer.codec_invalid
     if band.resampling is None:
-        return buffer.data, valid, inside
+        return valid, inside
     grid = band.level.grid.window(band.window)
-    data, valid = warp(buffer.data, valid, grid, plan.grid, band.resampling, fill, band.ratio)
-    return data, valid, valid
+    channel[:], valid = warp(buffer.data, valid, grid, plan.grid, band.resampling, fill, band.ratio)
+    return valid, valid
 
 
 def _in_image(band: BandPlan, window: Window) -> npt.NDArray[np.bool_]:

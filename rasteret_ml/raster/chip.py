@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import numpy.typing as npt
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.raster_info import RasterInfo
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +102,7 @@ def to_tensors(chip: Chip) -> Chip:
     """
     import torch
 
-    def tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-    masks = {name: getattr(chip, name) for name in ("valid", "inside", "covered", "clear")}
-    tensors: dict[str, Any] = {name: None if mask is None else tensor(mask) for name, mask in masks.items()}
-    return replace(chip, data=tensor(chip.data), **tensors)
+    arrays = {name: getattr(chip, name) for name in ("data", "valid", "inside", "covered", "clear")}
+    present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in present.items()}
+    return replace(chip, **tensors)

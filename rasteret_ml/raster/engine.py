@@ -13,7 +13,7 @@ from typing import Any
 from rasteret_ml.errors import UsageError
 from rasteret_ml.ranges import CoalesceLimits
 from rasteret_ml.raster.tile_cache import TileCache
-from rasteret_ml.storage.open import SignHook, SigningReader, open_reader
+from rasteret_ml.storage.open import SignHook, SigningReader
 from rasteret_ml.storage.reader import FetchLimits, RangeReader, as_reader
 from rasteret_ml.telemetry import Meter
 
@@ -32,11 +32,9 @@ async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, Any]]) -> list[An
 
 
 class RequestLimiter:
-    """A first-come, first-served semaphore over requests and bytes; belongs to one event loop.
+    """A first-come, first-served semaphore over requests in flight and over bytes requested or not yet decoded.
 
-    Args:
-        requests: Most requests in flight.
-        max_bytes: Most bytes requested or waiting to be decoded. A single larger request runs alone.
+    A single request of more than `max_bytes` runs alone. Belongs to one event loop.
     """
 
     def __init__(self, requests: int = 50, max_bytes: int = 128 * 1024 * 1024) -> None:
@@ -48,50 +46,28 @@ class RequestLimiter:
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Wait for room for a request of `size` bytes and hold it inside the block."""
         size = min(size, self._limit)
-        if self._waiting or not self._fits(size):
-            await self._wait(size)
-        else:
-            self._acquire(size)
-        try:
-            yield
-        finally:
-            self._release(size)
-
-    async def _wait(self, size: int) -> None:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, granted))
+        self._wake()
         try:
             await granted
-        except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                self._release(size)  # granted in the same step as it was cancelled
-            else:
-                self._wake()
-            raise
-
-    def _fits(self, size: int) -> bool:
-        return self._free > 0 and self._free_bytes >= size
-
-    def _acquire(self, size: int) -> None:
-        self._free -= 1
-        self._free_bytes -= size
-
-    def _release(self, size: int) -> None:
-        self._free += 1
-        self._free_bytes += size
-        self._wake()
+            yield
+        finally:
+            if granted.done() and not granted.cancelled():  # else cancelled while it was waiting
+                self._free += 1
+                self._free_bytes += size
+            self._wake()
 
     def _wake(self) -> None:
         while self._waiting:
             size, granted = self._waiting[0]
-            if granted.done():  # cancelled
-                self._waiting.popleft()
-                continue
-            if not self._fits(size):
-                return
+            if not granted.done():  # else cancelled
+                if not self._free or self._free_bytes < size:
+                    return
+                self._free -= 1
+                self._free_bytes -= size
+                granted.set_result(None)
             self._waiting.popleft()
-            self._acquire(size)
-            granted.set_result(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +107,6 @@ class ReadConfig:
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
-        """Check."""
         if self.max_concurrent < 1:
             raise UsageError(f"max_concurrent must be >= 1, got {self.max_concurrent}.")
         if self.cache_bytes < 0:
@@ -142,21 +117,7 @@ class ReadConfig:
         """Equal for configs that one engine serves; compares `sign` and `backend` by identity."""
         return id(self.sign), id(self.backend), self.limits, self.max_concurrent, self.cache_bytes
 
-    def wrap(self, reader: RangeReader) -> RangeReader:
-        """Return `reader`, signing addresses where there is a hook."""
+    def reader(self, own: RangeReader) -> RangeReader:
+        """Return the backend, else the library's `own` reader, signing addresses where there is a hook."""
+        reader = own if self.backend is None else as_reader(self.backend)
         return reader if self.sign is None else SigningReader(reader, self.sign)
-
-
-@asynccontextmanager
-async def open_engine(config: ReadConfig, progress: Callable[[int], object] | None = None) -> AsyncIterator[Engine]:
-    """Open an engine of its own on the running event loop and close its reader afterwards.
-
-    A `backend` belongs to the caller and stays open.
-    """
-    limiter, tiles = RequestLimiter(config.max_concurrent), TileCache(config.cache_bytes)
-    if config.backend is not None:
-        reader = config.wrap(as_reader(config.backend))
-        yield Engine(reader=reader, limiter=limiter, tiles=tiles, progress=progress)
-        return
-    async with open_reader(config.limits) as own:
-        yield Engine(reader=config.wrap(own), limiter=limiter, tiles=tiles, progress=progress)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -27,8 +27,8 @@ from rasteret_ml.errors import (
     ReadError,
     redact,
 )
-from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
-from rasteret_ml.raster.assemble import ChipBuffers, allocate, empty_chip, finish_chip
+from rasteret_ml.ranges import ByteRange
+from rasteret_ml.raster.assemble import ChipBuffers, allocate, finish_chip
 from rasteret_ml.raster.chip import Chip
 from rasteret_ml.raster.engine import Engine, gather_or_cancel
 from rasteret_ml.raster.jobs import (
@@ -37,12 +37,12 @@ from rasteret_ml.raster.jobs import (
     check_tile,
     check_unchanged,
     copy_tile,
+    merge_jobs,
     tile_jobs,
     tile_payload,
 )
 from rasteret_ml.raster.plan import ChipPlan
-from rasteret_ml.raster.tile_cache import DecodedTile, InFlightTile, TileCache, TileSchedule
-from rasteret_ml.storage.reader import RangeResponse
+from rasteret_ml.raster.tile_cache import DecodedTile, InFlightTile
 
 _T = TypeVar("_T")
 
@@ -90,19 +90,11 @@ async def execute(
     allow_errors: bool = False,
     drop_incomplete: bool = False,
 ) -> ExecuteResult:
-    """Read all plans together.
+    """Read all plans together; `into` has per plan an array `[C, H, W]` that becomes the chip's data, None = a new one.
 
-    Args:
-        plans: What to read.
-        engine: What to run on.
-        into: Per plan an array `[C, H, W]` of its dtype that becomes the chip's data, or None for a new one.
-        allow_errors: Whether tiles may fail; the result lists those that did.
-        drop_incomplete: Where tiles may fail: a chip that lacks one has no valid pixel, instead of the pixels that
-            came. Tracking which came costs a tenth of the work.
-
-    Raises:
-        ReadError: a tile could not be fetched or decoded and errors are not allowed; the other requests are cancelled.
-            The message names record, band, address, tile, byte range and cause.
+    The first tile that cannot be fetched or decoded raises ReadError, and the other requests are cancelled; with
+    `allow_errors` the result lists such tiles. A chip that lacks one has the pixels that came or, with
+    `drop_incomplete`, no valid pixel: tracking which came costs a tenth of the work.
     """
     targets = into if into is not None else [None] * len(plans)
     track = allow_errors and not drop_incomplete
@@ -127,56 +119,56 @@ class _Execution:
 
     async def run(self, jobs: Sequence[TileJob]) -> None:
         """Read all tiles; tiles that another batch was reading and abandoned are read in the next round."""
-        rejected = [(job, error) for job in jobs if (error := check_tile(job)) is not None]
-        self._report(rejected)
-        bad = {id(job) for job, _ in rejected}
-        pending = [job for job in jobs if id(job) not in bad]
+        checked = [(job, check_tile(job)) for job in jobs]
+        self._report(checked)
+        pending = [job for job, error in checked if error is None]
         while pending:
-            schedule = self._engine.tiles.schedule(pending)
+            own, joined, cached = self._engine.tiles.schedule(pending)
             abandoned: list[TileJob] = []
             try:
+                requests = merge_jobs([tile.job for tile in own], self._engine.coalesce)
                 await gather_or_cancel(
                     [
-                        *(self._serve(*request) for request in _requests(schedule.own, self._engine.coalesce)),
-                        *(self._copy_cached(schedule, i) for i in range(0, len(schedule.cached), _CHUNK_CHIPS)),
-                        *([self._await_others(schedule, abandoned)] if schedule.joined else []),
+                        *(self._serve(merged.span, [own[i] for i in merged.parts]) for merged in requests),
+                        *(self._copy_cached(cached[i : i + _CHUNK_CHIPS]) for i in range(0, len(cached), _CHUNK_CHIPS)),
+                        *([self._await_others(joined, abandoned)] if joined else []),
                     ]
                 )
             finally:  # including those never started
-                self._engine.tiles.abandon(schedule.own)
+                self._engine.tiles.abandon(own)
             pending = abandoned
 
-    async def _serve(self, href: str, merged: MergedRange, tiles: list[InFlightTile]) -> None:
-        """Fetch one merged range and decode the tiles in it."""
-        if await self._fetch_and_decode(href, merged, tiles):
-            return
-        # Each tile alone, so that one bad tile does not fail those it was merged with.
-        alone = [MergedRange(tile.job.range, (0,)) for tile in tiles]
-        await gather_or_cancel([self._serve(href, one, [tile]) for one, tile in zip(alone, tiles, strict=True)])
+    async def _serve(self, span: ByteRange, tiles: list[InFlightTile]) -> None:
+        """Fetch a range and decode the tiles in it."""
+        if not await self._fetch_and_decode(span, tiles):
+            # Each tile alone, so that one bad tile does not fail those it was merged with.
+            await gather_or_cancel([self._serve(tile.job.range, [tile]) for tile in tiles])
 
-    async def _fetch_and_decode(self, href: str, merged: MergedRange, tiles: list[InFlightTile]) -> bool:
+    async def _fetch_and_decode(self, span: ByteRange, tiles: list[InFlightTile]) -> bool:
         """Return False where the tiles cannot be fetched together but may be one by one."""
-        engine = self._engine
-        async with engine.limiter.hold(merged.span.length):  # held while decoding too: it bounds the bytes that wait
+        engine, href = self._engine, tiles[0].job.href
+        async with engine.limiter.hold(span.length):  # held while decoding too: it bounds the bytes that wait
             try:
                 with engine.meter.track("fetch"):
-                    response = await engine.reader.read(href, merged.span)
-                _check(response, tiles, href, merged.span)
+                    response = await engine.reader.read(href, span)
+                check_unchanged(tiles[0].job, response)
+                if len(response.data) < span.length:
+                    raise FetchError(f"{redact(href)}: {len(response.data)} bytes were returned for {span}.")
             except (FetchError, DataError) as error:
                 if len(tiles) > 1 and self.errors is not None and not isinstance(error, _FILE_ERRORS):
                     return False
-                self._end((tile, error) for tile in tiles)
+                for tile in tiles:
+                    engine.tiles.end(tile, error)
+                self._report([(tile.job, error) for tile in tiles])
                 return True
-            body, start = memoryview(response.data), merged.span.start
-            decoding = []
+            body, decoding = memoryview(response.data), []
             for chunk in _chunks(tiles):
-                decoding.append(self._in_pool(partial(_decode_chunk, chunk, body, start, engine)))
+                decoding.append(self._in_pool(partial(_decode, chunk, body, span.start, engine)))
                 decoding[-1].add_done_callback(partial(self._decoded, chunk))
             # Shielded: a thread cannot be stopped, and other batches may need what it decodes.
-            for outcome in await asyncio.gather(*map(asyncio.shield, decoding)):
-                self._report([(tile.job, error) for tile, error in outcome if error is not None])
-        if engine.progress is not None:
-            engine.progress(len(tiles))
+            for outcomes in await asyncio.gather(*map(asyncio.shield, decoding)):
+                self._report((tile.job, error) for tile, error in outcomes)
+        self._landed(len(tiles))
         return True
 
     def _decoded(
@@ -189,9 +181,7 @@ class _Execution:
         for tile, error in work.result():
             self._engine.tiles.end(tile, error)
 
-    async def _copy_cached(self, schedule: TileSchedule, start: int) -> None:
-        cached = schedule.cached[start : start + _CHUNK_CHIPS]
-
+    async def _copy_cached(self, cached: Sequence[tuple[TileJob, DecodedTile]]) -> None:
         def copy() -> None:
             with self._engine.meter.track("assemble"):
                 for job, tile in cached:
@@ -199,22 +189,19 @@ class _Execution:
 
         await self._in_pool(copy)
         self._engine.meter.add(cache_hits=len(cached))
-        if self._engine.progress is not None:
-            self._engine.progress(len(cached))
+        self._landed(len(cached))
 
-    async def _await_others(self, schedule: TileSchedule, abandoned: list[TileJob]) -> None:
-        failed = []
-        for job, tile in schedule.joined:
+    async def _await_others(self, joined: Sequence[tuple[TileJob, InFlightTile]], abandoned: list[TileJob]) -> None:
+        outcomes = []
+        for job, tile in joined:
             await asyncio.wait([tile.ended])
             if tile.ended.cancelled():
                 abandoned.append(job)
-            elif (error := tile.ended.result()) is not None:
-                failed.append((job, error))
-        landed = len(schedule.joined) - len(abandoned)
-        self._engine.meter.add(tiles_shared=landed)
-        self._report(failed)
-        if self._engine.progress is not None:
-            self._engine.progress(landed)
+            else:
+                outcomes.append((job, tile.ended.result()))
+        self._engine.meter.add(tiles_shared=len(outcomes))
+        self._report(outcomes)
+        self._landed(len(outcomes))
 
     async def finish(self, plans: Sequence[ChipPlan], drop_incomplete: bool) -> list[Chip]:
         """Turn the filled buffers into chips."""
@@ -226,7 +213,7 @@ class _Execution:
             began = time.perf_counter()
             positions = range(start, min(start + _CHUNK_CHIPS, len(pairs)))
             with meter.track("assemble"):
-                chips = [(empty_chip if i in lost else finish_chip)(*pairs[i]) for i in positions]
+                chips = [finish_chip(*pairs[i], lost=i in lost) for i in positions]
             meter.add(assemble_seconds=time.perf_counter() - began)
             return chips
 
@@ -235,14 +222,14 @@ class _Execution:
         )
         return [chip for chips in done for chip in chips]
 
-    def _end(self, outcomes: Any) -> None:
-        found = list(outcomes)
-        for tile, error in found:
-            self._engine.tiles.end(tile, error)
-        self._report([(tile.job, error) for tile, error in found if error is not None])
+    def _landed(self, tiles: int) -> None:
+        if self._engine.progress is not None:
+            self._engine.progress(tiles)
 
-    def _report(self, failed: Sequence[tuple[TileJob, RasteretError]]) -> None:
-        for job, error in failed:
+    def _report(self, outcomes: Iterable[tuple[TileJob, RasteretError | None]]) -> None:
+        for job, error in outcomes:
+            if error is None:
+                continue
             tile_error = TileError(
                 record=job.source.record,
                 band=job.source.band,
@@ -268,25 +255,6 @@ def _positions_needing(job: TileJob, buffers: Sequence[ChipBuffers]) -> tuple[in
     return tuple(i for i, own in enumerate(arrays) if not targets.isdisjoint(own))
 
 
-def _requests(
-    tiles: Sequence[InFlightTile], limits: CoalesceLimits
-) -> list[tuple[str, MergedRange, list[InFlightTile]]]:
-    by_href: dict[str, list[InFlightTile]] = {}
-    for tile in tiles:
-        by_href.setdefault(tile.job.href, []).append(tile)
-    return [
-        (href, merged, [found[i] for i in merged.parts])
-        for href, found in by_href.items()
-        for merged in coalesce([tile.job.range for tile in found], limits)
-    ]
-
-
-def _check(response: RangeResponse, tiles: Sequence[InFlightTile], href: str, span: ByteRange) -> None:
-    check_unchanged(tiles[0].job, response)
-    if len(response.data) < span.length:
-        raise FetchError(f"{redact(href)}: {len(response.data)} bytes were returned for {span}.")
-
-
 def _chunks(tiles: Sequence[InFlightTile]) -> list[list[InFlightTile]]:
     """Group tiles into jobs of about `_CHUNK_BYTES` compressed bytes."""
     chunks: list[list[InFlightTile]] = [[]]
@@ -300,40 +268,33 @@ def _chunks(tiles: Sequence[InFlightTile]) -> list[list[InFlightTile]]:
     return chunks
 
 
-def _decode_chunk(
+def _decode(
     tiles: Sequence[InFlightTile], body: memoryview, start: int, engine: Engine
 ) -> list[tuple[InFlightTile, RasteretError | None]]:
-    began = time.perf_counter()
+    """Decode the tiles in `body`, whose first byte is byte `start` of the file, except those abandoned meanwhile."""
+    began, cache = time.perf_counter(), engine.tiles
+    outcomes: list[tuple[InFlightTile, RasteretError | None]] = []
     with engine.meter.track("decode"):
-        outcomes = _decode(tiles, body, start, engine.tiles, engine.stop_early)
+        for tile in tiles:
+            job, read = tile.job, tile.job.read
+            copies = cache.take(tile)
+            if copies is None:
+                continue
+            part = None if cache.max_bytes else bounding_window([copy.read.source for copy in copies])
+            try:
+                data = tile_payload(job, body[job.range.start - start : job.range.stop - start])
+                size = read.stored_rows, read.image_rows, read.image_cols
+                pixels, valid = decode_tile(data, job.table, *size, part, stop_early=engine.stop_early)
+            except DataError as error:
+                outcomes.append((tile, error))
+                continue
+            copy_tile(copies, pixels, valid)
+            if cache.max_bytes:
+                cache.keep(tile, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
+            outcomes.append((tile, None))
     engine.meter.add(
         tiles_decoded=sum(error is None for _, error in outcomes),
         bytes_used=sum(tile.job.range.length for tile, _ in outcomes),
         decode_seconds=time.perf_counter() - began,
     )
-    return outcomes
-
-
-def _decode(
-    tiles: Sequence[InFlightTile], body: memoryview, start: int, cache: TileCache, stop_early: bool
-) -> list[tuple[InFlightTile, RasteretError | None]]:
-    outcomes: list[tuple[InFlightTile, RasteretError | None]] = []
-    for tile in tiles:
-        job = tile.job
-        offset, read = job.range.start - start, job.read
-        copies = cache.take(tile)
-        if copies is None:
-            continue
-        part = None if cache.max_bytes else bounding_window(copies)
-        try:
-            data = tile_payload(job, body[offset : offset + job.range.length])
-            size = read.stored_rows, read.image_rows, read.image_cols
-            pixels, valid = decode_tile(data, job.table, *size, part, stop_early=stop_early)
-        except DataError as error:
-            outcomes.append((tile, error))
-            continue
-        copy_tile(copies, pixels, valid)
-        if cache.max_bytes:
-            cache.keep(tile, DecodedTile(np.array(pixels), None if valid is None else np.array(valid)))
-        outcomes.append((tile, None))
     return outcomes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rasteret_ml.cog.tile_table import TileRead, TileTable
 from rasteret_ml.errors import CorruptTiffError, FileChangedError, redact
 from rasteret_ml.geo.grid import Window
-from rasteret_ml.ranges import ByteRange, CoalesceLimits, coalesce
+from rasteret_ml.ranges import ByteRange, CoalesceLimits, MergedRange, coalesce
 from rasteret_ml.raster.assemble import BandBuffers, ChipBuffers
 from rasteret_ml.raster.plan import BandPlan, ChipPlan
 from rasteret_ml.raster.source import BandSource
@@ -69,9 +69,11 @@ def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None =
     jobs: dict[tuple[Any, ...], TileJob] = {}
     for i, plan in enumerate(plans):
         for j, band in enumerate(plan.bands):
-            buffer = None if buffers is None else buffers[i].bands[j]
-            for is_mask, table, reads in _images(band):
-                source = band.source
+            source, buffer = band.source, None if buffers is None else buffers[i].bands[j]
+            images = (False, band.level.image, band.tiles), (True, band.level.mask, band.mask_tiles)
+            for is_mask, table, reads in images:
+                if table is None:
+                    continue
                 href = source.href if table.sidecar is None else sidecar_href(source.href, table.sidecar.suffix)
                 for read in reads:
                     if read.range is None:
@@ -80,34 +82,23 @@ def tile_jobs(plans: Sequence[ChipPlan], buffers: Sequence[ChipBuffers] | None =
                     key = id(table), href, read.range, read.stored_rows, read.image_rows, read.image_cols
                     job = jobs.get(key)
                     if job is None:
-                        image = _image_name(band, is_mask)
+                        image = f"overview {band.level.number}" if band.level.number else "full resolution"
+                        image = f"mask of {image}" if is_mask else image
                         job = TileJob(source=source, image=image, table=table, read=read, range=read.range, href=href)
                         job = jobs[key] = jobs.setdefault(job.key, job)
                     if buffer is not None:
-                        job.copies.append(_tile_copy(band, buffer, read, is_mask))
+                        job.copies.append(_tile_copy(band, table, buffer, read, is_mask))
     return list(dict.fromkeys(jobs.values()))
 
 
-def _images(band: BandPlan) -> Iterator[tuple[bool, TileTable, tuple[TileRead, ...]]]:
-    yield False, band.level.image, band.tiles
-    if band.level.mask is not None:
-        yield True, band.level.mask, band.mask_tiles
-
-
-def _image_name(band: BandPlan, is_mask: bool) -> str:
-    image = f"overview {band.level.number}" if band.level.number else "full resolution"
-    return f"mask of {image}" if is_mask else image
-
-
-def _tile_copy(band: BandPlan, buffer: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
+def _tile_copy(band: BandPlan, table: TileTable, buffer: BandBuffers, read: TileRead, is_mask: bool) -> TileCopy:
     # An overview may be band-interleaved where its image is pixel-interleaved: its tiles then hold one sample.
-    if not is_mask:
-        sample = band.source.sample if band.level.image.samples_per_tile > 1 else 0
-        return TileCopy(buffer.data, buffer.unread, buffer.codec_invalid, read, sample)
-    assert buffer.mask is not None
-    assert band.level.mask is not None
-    sample = band.source.metadata.mask_sample if band.level.mask.samples_per_tile > 1 else 0
-    return TileCopy(buffer.mask, None, None, read, sample)
+    sample = band.source.metadata.mask_sample if is_mask else band.source.sample
+    sample = sample if table.samples_per_tile > 1 else 0
+    if is_mask:
+        assert buffer.mask is not None
+        return TileCopy(buffer.mask, None, None, read, sample)
+    return TileCopy(buffer.data, buffer.unread, buffer.codec_invalid, read, sample)
 
 
 def copy_tile(copies: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> None:
@@ -122,13 +113,10 @@ def copy_tile(copies: Sequence[TileCopy], pixels: npt.NDArray[Any], valid: npt.N
             copy.invalid[target] = ~valid[rows, cols, copy.sample]
 
 
-def bounding_window(copies: Sequence[TileCopy]) -> Window | None:
-    """Return the smallest window of a tile that holds the sources of all copies; None without copies."""
-    if not copies:
-        return None
-    sources = [copy.read.source for copy in copies]
-    row, col = min(s.row for s in sources), min(s.col for s in sources)
-    height, width = max(s.row_stop for s in sources) - row, max(s.col_stop for s in sources) - col
+def bounding_window(windows: Sequence[Window]) -> Window:
+    """Return the smallest window that holds all `windows`, at least one."""
+    row, col = min(w.row for w in windows), min(w.col for w in windows)
+    height, width = max(w.row_stop for w in windows) - row, max(w.col_stop for w in windows) - col
     return Window(row=row, col=col, height=height, width=width)
 
 
@@ -146,11 +134,7 @@ def check_tile(job: TileJob) -> CorruptTiffError | None:
 
 
 def check_unchanged(job: TileJob, response: RangeResponse) -> None:
-    """Compare the size and ETag of a file with those at indexing time.
-
-    Raises:
-        FileChangedError: the size or ETag differs.
-    """
+    """Raise FileChangedError if the size or ETag of a file is not what it was when the file was indexed."""
     size, etag = job.indexed
     if response.size is not None and size is not None and response.size != size:
         change = f"the file has {response.size} bytes, but had {size} when it was indexed"
@@ -167,11 +151,7 @@ def _etag_value(etag: str) -> str:
 
 
 def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
-    """Return the bytes of the tile, after checking the byte count in its block leader (GDAL's COG layout).
-
-    Raises:
-        FileChangedError: the byte counts differ.
-    """
+    """Return the bytes of the tile; FileChangedError if its block leader (GDAL's COG layout) has another byte count."""
     leader = job.read.leader
     if leader and int.from_bytes(fetched[:leader], "little") != len(fetched) - leader:
         raise FileChangedError(
@@ -179,6 +159,18 @@ def tile_payload(job: TileJob, fetched: memoryview) -> memoryview:
             "it was indexed: build the Collection again."
         )
     return fetched[leader:]
+
+
+def merge_jobs(jobs: Sequence[TileJob], limits: CoalesceLimits) -> list[MergedRange]:
+    """Return the requests that fetch all jobs, each of one file; their parts are positions in `jobs`."""
+    by_href: dict[str, list[int]] = {}
+    for i, job in enumerate(jobs):
+        by_href.setdefault(job.href, []).append(i)
+    return [
+        MergedRange(merged.span, tuple(found[i] for i in merged.parts))
+        for found in by_href.values()
+        for merged in coalesce([jobs[i].range for i in found], limits)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +190,7 @@ class ReadEstimate:
 def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> ReadEstimate:
     """Estimate the cost of executing `plans`: a dry run of `execute`."""
     jobs = tile_jobs(plans)
-    by_href: dict[str, list[ByteRange]] = {}
-    for job in jobs:
-        by_href.setdefault(job.href, []).append(job.range)
-    merged = [m for ranges in by_href.values() for m in coalesce(ranges, limits or CoalesceLimits())]
+    requests = merge_jobs(jobs, limits or CoalesceLimits())
     bands = [band for plan in plans for band in plan.bands]
     levels: dict[str, set[int]] = {}
     for band in bands:
@@ -209,11 +198,11 @@ def explain(plans: Sequence[ChipPlan], limits: CoalesceLimits | None = None) -> 
             levels.setdefault(band.source.band, set()).add(band.level.number)
     return ReadEstimate(
         chips=len(plans),
-        files=len(by_href),
+        files=len({job.href for job in jobs}),
         tiles=len(jobs),
         sparse_tiles=sum(read.range is None for band in bands for read in (*band.tiles, *band.mask_tiles)),
-        requests=len(merged),
+        requests=len(requests),
         bytes_wanted=sum(job.range.length for job in jobs),
-        bytes_fetched=sum(m.span.length for m in merged),
+        bytes_fetched=sum(request.span.length for request in requests),
         levels={band: tuple(sorted(numbers)) for band, numbers in levels.items()},
     )

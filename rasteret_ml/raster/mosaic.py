@@ -24,34 +24,32 @@ class Mosaic:
 
     def __init__(self, request: ChipRequest) -> None:
         self.request = request
-        self._planned = len(request.layers)
-        self._first = request.layers[0]
+        self._planned = 0
         self._chip: Chip | None = None
         self._rank = np.zeros(request.grid.shape, np.uint8)
         self._supplier: Layer | None = None
         self._overlapping: Layer | None = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether no further record can change the chip."""
-        best = 3 if self.request.rules.clear_first else 2
-        return self._planned >= len(self.request.records) or bool((self._rank == best).all())
-
     def next_layers(self) -> Sequence[Layer]:
-        """Plan the next records, up to the first that covers the chip."""
-        layers = list(next_layers(self.request, self._planned))
+        """Return the request's layers, then plan the next ones, up to one that covers the chip; none if it is complete.
+
+        Data that could not be planned raise DataError or FetchError.
+        """
+        if self.request.error is not None:
+            raise self.request.error
+        best = 3 if self.request.rules.clear_first else 2
+        layers: Sequence[Layer] = self.request.layers
+        if self._planned:
+            if self._planned >= len(self.request.records) or (self._rank == best).all():
+                return ()
+            layers = list(next_layers(self.request, self._planned))
         self._planned += len(layers)
         return layers
-
-    def target(self, layer: Layer) -> npt.NDArray[Any] | None:
-        """Return the array that a record's pixels are read to: the request's for the first record, else a new one."""
-        return self.request.into if layer is self._first else None
 
     def add(self, layer: Layer, chip: Chip, quality: Chip | None) -> None:
         """Use a record's pixels where earlier records left gaps.
 
-        Raises:
-            DataError: the record has another scale or offset than the first, and `harmonize` is off.
+        A record of another scale or offset than the first raises DataError, unless the rules say `harmonize`.
         """
         rules = self.request.rules
         valid, clear = chip.valid_all, None
@@ -102,7 +100,7 @@ class Mosaic:
     def finish(self) -> Chip:
         """Return the finished chip."""
         assert self._chip is not None
-        first, supplier = self._first.image, self._supplier or self._overlapping
+        first, supplier = self.request.layers[0].image, self._supplier or self._overlapping
         return replace(
             self._chip,
             covered=self._rank > 0,

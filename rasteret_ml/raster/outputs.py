@@ -15,6 +15,7 @@ from rasteret_ml.geo.crs import pyproj_crs
 from rasteret_ml.geo.geometries import GeometryArray
 from rasteret_ml.geo.grid import Grid, Window
 from rasteret_ml.raster.chip import Chip
+from rasteret_ml.raster.jobs import bounding_window
 from rasteret_ml.raster.plan import fill_value
 from rasteret_ml.raster.raster_info import RasterInfo
 
@@ -98,9 +99,7 @@ def _mosaic_grid(chips: Sequence[Chip]) -> tuple[Grid, list[Window]]:
         window = base.window_of(chip.grid)
         assert window is not None, "chips of one record are aligned"
         windows.append(window)
-    row, col = min(w.row for w in windows), min(w.col for w in windows)
-    height, width = max(w.row_stop for w in windows) - row, max(w.col_stop for w in windows) - col
-    span = Window(row=row, col=col, height=height, width=width)
+    span = bounding_window(windows)
     return base.window(span), [w.relative_to(span) for w in windows]
 
 
@@ -110,10 +109,7 @@ def _pixel_centres(grid: Grid) -> dict[str, Any]:
     if grid.is_axis_aligned:
         return {"x": ("x", t.c + x * t.a), "y": ("y", t.f + y * t.e)}
     cols, rows = np.meshgrid(x, y)
-    return {
-        "xc": (("y", "x"), t.a * cols + t.b * rows + t.c),
-        "yc": (("y", "x"), t.d * cols + t.e * rows + t.f),
-    }
+    return {"xc": (("y", "x"), t.a * cols + t.b * rows + t.c), "yc": (("y", "x"), t.d * cols + t.e * rows + t.f)}
 
 
 def _spatial_ref(grid: Grid) -> xr.Variable:

@@ -46,24 +46,8 @@ class ChipPlan:
     dtype: np.dtype[Any]  #: Data type of the chip.
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """Arguments of `plan_chip`."""
-
-    resampling: Resampling | None
-    overviews: bool
-    wrap: bool
-    categories: bool
-    level: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Placement:
-    """Where a chip lies on a level; see the fields of `BandPlan`."""
-
-    window: Window | None
-    parts: tuple[Window, ...]
-    covers: bool
+#: Where a chip lies on a level: `window`, `parts` and `covers` of its `BandPlan`.
+_Placement = tuple[Window | None, tuple[Window, ...], bool]
 
 
 def plan_chip(
@@ -102,60 +86,57 @@ def plan_chip(
             f"Record {sources[0].record}: a chip must hold at most 2**32 values, got {len(sources)} bands x "
             f"{grid.height} x {grid.width} pixels; read a smaller area, or stay inside the raster (boundless=False)."
         )
-    options = _Options(resampling, overviews, wrap, categories, level)
-    aligned: dict[Grid, _Placement] = {}
-    bands = tuple(_plan_band(source, grid, options, aligned) for source in sources)
-    return ChipPlan(grid=grid, bands=bands, dtype=dtype)
-
-
-def _plan_band(source: BandSource, grid: Grid, options: _Options, aligned: dict[Grid, _Placement]) -> BandPlan:
-    level, placement = source.metadata.full, aligned.get(source.metadata.grid)
-    kernel, ratio = None, (1.0, 1.0)
-    if placement is None or options.level:
-        level, needed, resampling = _select_level(source, grid, options)
-        if needed is None:
-            kernel, ratio = resampling, steady_ratio(grid, level.grid)
-            needed = needed_window(grid, level.grid, resampling)
-        placement = _placement(needed, level.grid, options.wrap, copied=kernel is None)
-        if kernel is None and level.number == 0:  # shared by all bands on this grid
-            aligned[level.grid] = placement
-    mask = level.mask if source.uses_mask else None
-    return BandPlan(
-        source=source,
-        level=level,
-        window=placement.window,
-        parts=placement.parts,
-        tiles=_tiles(level.image, placement.parts),
-        mask_tiles=() if mask is None else _tiles(mask, placement.parts),
-        resampling=kernel,
-        ratio=ratio,
-        covers=placement.covers,
-    )
+    bands = []
+    aligned: dict[Grid, _Placement] = {}  # shared by all bands on a grid
+    for source in sources:
+        metadata = source.metadata
+        placement, chosen = aligned.get(metadata.grid), metadata.full
+        kernel, ratio = None, (1.0, 1.0)
+        if placement is None or level:
+            is_coded = metadata.image.photometric == _PALETTE or metadata.image.bits == 1
+            discrete = categories or resampling == "mode" or (resampling is None and is_coded)
+            method: Resampling = resampling or ("nearest" if discrete else "bilinear")
+            chosen, needed = _aligned_level(metadata, grid, level, wrap)
+            if needed is None and overviews:
+                chosen = _choose_level(metadata, grid, method, discrete)
+                needed = chosen.grid.window_of(grid, wrap=wrap)
+            if needed is None:
+                kernel, ratio = method, steady_ratio(grid, chosen.grid)
+                needed = needed_window(grid, chosen.grid, method)
+            placement = _placement(needed, chosen.grid, wrap, copied=kernel is None)
+            if kernel is None and chosen.number == 0:
+                aligned[chosen.grid] = placement
+        window, parts, covers = placement
+        mask = chosen.mask if source.uses_mask else None
+        band = BandPlan(
+            source=source,
+            level=chosen,
+            window=window,
+            parts=parts,
+            tiles=_tiles(chosen.image, parts),
+            mask_tiles=() if mask is None else _tiles(mask, parts),
+            resampling=kernel,
+            ratio=ratio,
+            covers=covers,
+        )
+        bands.append(band)
+    return ChipPlan(grid=grid, bands=tuple(bands), dtype=dtype)
 
 
 def _tiles(table: TileTable, parts: tuple[Window, ...]) -> tuple[TileRead, ...]:
     return tuple(read for part in parts for read in plan_tiles(table, part))
 
 
-def _select_level(source: BandSource, grid: Grid, options: _Options) -> tuple[Level, Window | None, Resampling]:
-    """Return the level to read, the window of it to copy (None: resample), and the kernel to resample with."""
-    image = source.metadata.image
-    is_coded = image.photometric == _PALETTE or image.bits == 1
-    discrete = options.categories or options.resampling == "mode" or (options.resampling is None and is_coded)
-    resampling: Resampling = options.resampling or ("nearest" if discrete else "bilinear")
-    for candidate in source.metadata.levels if options.level else ():
-        window = candidate.grid.window_of(grid, wrap=options.wrap)
-        if candidate.number == options.level and window is not None:
-            return candidate, window, resampling
-    level = source.metadata.full
-    needed = level.grid.window_of(grid, wrap=options.wrap)
-    if needed is None and options.overviews:
-        level = _choose_level(source.metadata, grid, resampling, categories=discrete)
-        needed = level.grid.window_of(grid, wrap=options.wrap)
-    return level, needed, resampling
+def _aligned_level(metadata: CogMetadata, grid: Grid, number: int | None, wrap: bool) -> tuple[Level, Window | None]:
+    """Return overview `number` and the window of it that `grid` is, else the full resolution and its window or None."""
+    for level in metadata.levels if number else ():
+        window = level.grid.window_of(grid, wrap=wrap)
+        if level.number == number and window is not None:
+            return level, window
+    return metadata.full, metadata.full.grid.window_of(grid, wrap=wrap)
 
 
-def _choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, categories: bool = False) -> Level:
+def _choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, categories: bool) -> Level:
     """Return the coarsest level whose pixels are at most 1 % larger than those of `grid`.
 
     Overviews that are known to be averaged are not used with kernels that copy values; for categories, neither are
@@ -177,24 +158,16 @@ def _choose_level(metadata: CogMetadata, grid: Grid, resampling: Resampling, *, 
 
 def _placement(needed: Window | None, grid: Grid, wrap: bool, *, copied: bool) -> _Placement:
     if needed is None:
-        return _Placement(None, (), False)
+        return None, (), False
     turn = grid.turn if wrap else None
     extent = Window(row=0, col=0, height=grid.height, width=grid.width)
-    window = _clip(needed, extent, turn, copied=copied)
-    parts = () if window is None else _wrapped_parts(window, extent, turn)
-    return _Placement(window, parts, _is_covered(needed, extent, turn))
-
-
-def _clip(needed: Window, extent: Window, turn: int | None, *, copied: bool) -> Window | None:
-    """Return the window to read: all of `needed` for a copy, else its intersection with the image."""
+    covers = _is_covered(needed, extent, turn)
     parts = _wrapped_parts(needed, extent, turn)
-    if not parts:
-        return None
-    if copied:
-        return needed
-    if parts == (needed,):
-        return needed.intersection(extent)
-    return needed.intersection(replace(needed, row=extent.row, height=extent.height))
+    window: Window | None = needed if parts else None
+    if parts and not copied:  # only what lies in the image, but all columns of what wraps around
+        window = needed.intersection(extent if parts == (needed,) else replace(needed, row=0, height=extent.height))
+        parts = () if window is None else _wrapped_parts(window, extent, turn)
+    return window, parts, covers
 
 
 def _wrapped_parts(window: Window, extent: Window, turn: int | None) -> tuple[Window, ...]:
@@ -205,8 +178,7 @@ def _wrapped_parts(window: Window, extent: Window, turn: int | None) -> tuple[Wi
 
 
 def _is_covered(needed: Window, extent: Window, turn: int | None) -> bool:
-    is_global = turn is not None and extent.width >= turn
-    if turn and is_global and needed.col >= extent.col - turn and needed.col_stop <= extent.col_stop + turn:
+    if turn and extent.width >= turn and needed.col >= extent.col - turn and needed.col_stop <= extent.col_stop + turn:
         needed = replace(needed, col=extent.col, width=extent.width)
     return needed.intersection(extent) == needed
 
@@ -215,7 +187,7 @@ def _common_dtype(sources: Sequence[BandSource]) -> np.dtype[Any]:
     """Return the data type that all bands share; types are never promoted."""
     if not sources:
         raise UsageError("bands must name at least one band, got none.")
-    dtypes = {source.metadata.dtype for source in sources}
+    dtypes: set[np.dtype[Any]] = {source.metadata.dtype for source in sources}
     if len(dtypes) > 1:
         listing = ", ".join(f"{s.band}: {s.metadata.dtype}" for s in sources)
         raise UsageError(

@@ -39,7 +39,6 @@ class QualityMask:
     nodata: int | float | Literal["ignore"] | None = None
 
     def __post_init__(self) -> None:
-        """Validate the fields."""
         rules = [bool(self.clear), bool(self.cloudy), bool(self.bits or self.fields), self.below is not None]
         if sum(rules) != 1:
             raise UsageError(

@@ -25,10 +25,8 @@ def reprojected_grid(grid: Grid, crs: str) -> Grid:
     """Return `grid` reprojected: north up, the whole extent, square pixels of about the same size.
 
     Equals GDAL's default grid, except for rotated or sheared grids and across the antimeridian: there, pixels have the
-    area of the middle pixel of `grid`, and longitudes of a geographic CRS continue past +-180.
-
-    Raises:
-        UsageError: no part of the grid can be transformed to `crs`, or the grid crosses an edge of the projection.
+    area of the middle pixel of `grid`, and longitudes of a geographic CRS continue past +-180. UsageError if no part of
+    the grid can be transformed to `crs`, or if the grid crosses an edge of the projection.
     """
     if same_crs(grid.crs, crs):
         return grid

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 from shapely.geometry.base import BaseGeometry
 
 from rasteret_ml.errors import DataError, FetchError, NoOverlapError
-from rasteret_ml.geo.geometries import polygon_mask
 from rasteret_ml.geo.grid import Grid
 from rasteret_ml.geo.resample.positions import Resampling
 from rasteret_ml.raster.plan import ChipPlan
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.raster.raster_info import RasterInfo
 
-
-class PlannableRecord(Protocol):
-    """A record that can plan the read of a grid, such as a `RasterAccessor`."""
-
-    info: RasterInfo  #: The row.
-
-    def plan(
-        self,
-        grid: Grid,
-        band_codes: Sequence[str],
-        *,
-        resampling: Resampling | None = None,
-        nodata: int | float | None = None,
-        wrap: bool = True,
-        categories: bool = False,
-        level: int | None = None,
-    ) -> ChipPlan:
-        """See `plan_chip`."""
+if TYPE_CHECKING:
+    from rasteret_ml.raster.accessor import RasterAccessor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,18 +49,13 @@ class Layer:
         """Everything that is read of the record."""
         return (self.image,) if self.quality is None else (self.image, self.quality)
 
-    @property
-    def covers(self) -> bool:
-        """Whether the record's raster holds every pixel of the chip."""
-        return all(band.covers for band in self.image.bands)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipRequest:
     """One chip to read: a grid, the records that may fill it, and the plan of the first round."""
 
     grid: Grid  #: The chip's grid.
-    records: Sequence[PlannableRecord]  #: Best first.
+    records: Sequence[RasterAccessor]  #: Best first.
     rules: ChipRules  #: How they fill the chip.
     geometry: BaseGeometry | None = None  #: Polygon in the grid's CRS whose pixels are `inside`; None = all pixels.
     all_touched: bool = False  #: Whether pixels that the polygon touches are inside, not only those whose centre is.
@@ -87,12 +64,10 @@ class ChipRequest:
     error: DataError | FetchError | None = None  #: Why the request could not be planned.
 
     @classmethod
-    def plan(cls, grid: Grid, records: Sequence[PlannableRecord], rules: ChipRules, **fields: Any) -> ChipRequest:
+    def plan(cls, grid: Grid, records: Sequence[RasterAccessor], rules: ChipRules, **fields: Any) -> ChipRequest:
         """Plan a request (pure); data that cannot be planned fails when the request is read.
 
-        Raises:
-            NoOverlapError: no records.
-            UsageError: bands or arguments that no record can satisfy.
+        NoOverlapError without records; UsageError for bands or arguments that no record can satisfy.
         """
         if not records:
             raise NoOverlapError("No record matches this place and time.")
@@ -106,12 +81,6 @@ class ChipRequest:
     def plans(self) -> list[ChipPlan]:
         """What the first round reads."""
         return [plan for layer in self.layers for plan in layer.plans]
-
-    def inside_mask(self) -> npt.NDArray[np.bool_]:
-        """Return the pixels inside the geometry, bool `[H, W]`."""
-        if self.geometry is None:
-            return np.ones(self.grid.shape, bool)
-        return polygon_mask(self.geometry, self.grid, all_touched=self.all_touched)
 
 
 def next_layers(request: ChipRequest, start: int) -> Iterator[Layer]:
@@ -136,7 +105,6 @@ def next_layers(request: ChipRequest, start: int) -> Iterator[Layer]:
                 nodata=rules.quality.stored_nodata,
                 categories=rules.quality.below is None,
             )
-        layer = Layer(record=record.info, image=image, quality=quality)
-        yield layer
-        if layer.covers:
+        yield Layer(record=record.info, image=image, quality=quality)
+        if all(band.covers for band in image.bands):
             return

@@ -64,10 +64,8 @@ def available_bands(info: RasterInfo, data_source: str) -> list[str]:
 def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSource:
     """Locate a band and check that it can be decoded.
 
-    Raises:
-        UnknownBandError: the record has no such band.
-        UnsupportedTiffError: the tiles cannot be decoded.
-        CollectionError: the file interleaves several samples and the asset has no `band_index`.
+    UnknownBandError if there is none, UnsupportedTiffError if its tiles cannot be decoded, CollectionError if the file
+    interleaves several samples and the asset has no `band_index`.
     """
     metadata, href, index = locate_band(info, data_source, band_code)
     if metadata is None or href is None:
@@ -83,22 +81,12 @@ def find_source(info: RasterInfo, data_source: str, band_code: str) -> BandSourc
             f"Record {info.id}, band {band_code}, {redact(href)}: the file interleaves {samples} samples, so the asset "
             "must have a band_index."
         )
-    return BandSource(
-        record=info.id,
-        band=band_code,
-        href=href,
-        metadata=metadata,
-        sample=int(index or 0),
-        nodata=metadata.nodata,
-    )
+    nodata = metadata.nodata
+    return BandSource(record=info.id, band=band_code, href=href, metadata=metadata, sample=index or 0, nodata=nodata)
 
 
 def validate_bands(bands: Sequence[str]) -> Sequence[str]:
-    """Return `bands`, checked.
-
-    Raises:
-        UsageError: a string instead of a list, or an empty list.
-    """
+    """Return `bands`; UsageError if it is a string or empty."""
     if isinstance(bands, str) or not len(bands):
         raise UsageError(f"bands must be a non-empty list of band names, got {bands!r}.")
     return bands

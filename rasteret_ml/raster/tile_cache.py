@@ -36,33 +36,19 @@ class DecodedTile:
 class InFlightTile:
     """A tile being fetched and decoded, and where its pixels go."""
 
-    __slots__ = ("abandoned", "copies", "ended", "job", "key", "taken")
+    __slots__ = ("copies", "ended", "job", "key", "taken")
 
     def __init__(self, job: TileJob, key: Hashable) -> None:
         self.job = job
         self.key = key
         self.copies: list[TileCopy] = job.copies
         self.taken = False
-        self.abandoned = False
         #: None once the pixels are in place; an error where the tile failed; cancelled where its batch gave up.
         self.ended: asyncio.Future[RasteretError | None] = asyncio.get_running_loop().create_future()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TileSchedule:
-    """How the tiles of a batch will be read."""
-
-    own: list[InFlightTile]  #: Read by this batch.
-    joined: list[tuple[TileJob, InFlightTile]]  #: Being read by another batch.
-    cached: list[tuple[TileJob, DecodedTile]]  #: In the cache.
-
-
 class TileCache:
-    """The tiles in flight in one process, and a least-recently-used cache of decoded ones.
-
-    Args:
-        max_bytes: Decoded bytes kept; 0 = none.
-    """
+    """The tiles in flight in one process, and a least-recently-used cache of `max_bytes` of decoded ones (0 = none)."""
 
     def __init__(self, max_bytes: int = 0) -> None:
         self.max_bytes = int(max_bytes)
@@ -71,7 +57,9 @@ class TileCache:
         self._in_flight: dict[Hashable, InFlightTile] = {}
         self._lock = threading.Lock()
 
-    def schedule(self, jobs: Iterable[TileJob]) -> TileSchedule:
+    def schedule(
+        self, jobs: Iterable[TileJob]
+    ) -> tuple[list[InFlightTile], list[tuple[TileJob, InFlightTile]], list[tuple[TileJob, DecodedTile]]]:
         """Sort jobs into tiles to read, tiles that another batch is reading, and cached tiles."""
         own, joined, cached = [], [], []
         with self._lock:
@@ -87,13 +75,13 @@ class TileCache:
                 else:
                     self._in_flight[key] = tile = InFlightTile(job, key)
                     own.append(tile)
-        return TileSchedule(own=own, joined=joined, cached=cached)
+        return own, joined, cached
 
     def take(self, tile: InFlightTile) -> list[TileCopy] | None:
         """Return the copies of a tile about to be decoded, to which none is added any more; None if abandoned."""
         with self._lock:
             tile.taken = True
-            return None if tile.abandoned else tile.copies
+            return None if tile.ended.cancelled() else tile.copies
 
     def keep(self, tile: InFlightTile, decoded: DecodedTile) -> None:
         """Cache a decoded tile, dropping the least recently used ones."""
@@ -120,12 +108,11 @@ class TileCache:
         writes to the buffers of the batches that joined, so they wait for it.
         """
         for tile in tiles:
-            with self._lock:
-                over = tile.ended.done() or (tile.taken and not taken)
-                tile.abandoned = tile.abandoned or not over
-            if not over:
+            with self._lock:  # against `take`
+                if tile.ended.done() or (tile.taken and not taken):
+                    continue
                 tile.ended.cancel()
-                self._remove(tile)
+            self._remove(tile)
 
     def _remove(self, tile: InFlightTile) -> None:
         with self._lock:

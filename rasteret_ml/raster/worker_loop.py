@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rasteret_ml.errors import ClosedError
-from rasteret_ml.raster.engine import Engine, ReadConfig, RequestLimiter, gather_or_cancel, open_engine
+from rasteret_ml.raster.engine import Engine, ReadConfig, RequestLimiter, gather_or_cancel
 from rasteret_ml.raster.read import OnError, ReadResult, read_chips
 from rasteret_ml.raster.requests import ChipRequest
 from rasteret_ml.raster.tile_cache import TileCache
 from rasteret_ml.storage.open import SchemeReader, open_reader
-from rasteret_ml.storage.reader import FetchLimits, as_reader
+from rasteret_ml.storage.reader import FetchLimits
 from rasteret_ml.telemetry import Meter
 
 _T = TypeVar("_T")
@@ -61,12 +61,7 @@ def decode_threads(workers: int = 1) -> int:
 
 
 class WorkerLoop:
-    """A thread that runs an asyncio loop, with a reader per set of limits and a decode pool.
-
-    Args:
-        threads: Threads that decode.
-        meter: Counters; None = its own.
-    """
+    """A thread that runs an asyncio loop, with a reader per set of limits and a pool of `threads` that decode."""
 
     def __init__(self, threads: int, meter: Meter | None = None) -> None:
         self.meter = meter or Meter()
@@ -78,12 +73,8 @@ class WorkerLoop:
         self._tiles: dict[tuple[int, int], tuple[object, TileCache]] = {}
         self._loop = asyncio.new_event_loop()
         self._closed = False
-        self._thread = threading.Thread(target=self._main, name="rasteret-loop", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rasteret-loop", daemon=True)
         self._thread.start()
-
-    def _main(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
 
     @property
     def is_closed(self) -> bool:
@@ -105,7 +96,7 @@ class WorkerLoop:
         key = config.cache_bytes, id(origin)
         _, tiles = self._tiles.setdefault(key, (origin, TileCache(config.cache_bytes)))
         return Engine(
-            reader=config.wrap(own if config.backend is None else as_reader(config.backend)),
+            reader=config.reader(own),
             pool=self.pool,
             stop_early=True,
             limiter=self._limiters.setdefault(config.max_concurrent, RequestLimiter(config.max_concurrent)),
@@ -115,46 +106,36 @@ class WorkerLoop:
         )
 
     async def read(self, reads: Reads, on_error: OnError = "raise") -> list[ReadResult]:
-        """Read groups of requests on the loop; groups of one config share one `read_chips` call.
-
-        Returns:
-            A result per group, in order.
-        """
+        """Read groups of requests on the loop, with a result per group; those of one config share one `read_chips`."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (config, _) in enumerate(reads):
             groups.setdefault(config.key, []).append(i)
 
-        async def read_group(members: list[int]) -> list[ReadResult]:
+        results: dict[int, ReadResult] = {}
+
+        async def read_group(members: list[int]) -> None:
             requests = [request for i in members for request in reads[i][1]]
             whole = await read_chips(requests, self.engine(reads[members[0]][0]), on_error=on_error)
-            parts, start = [], 0
+            start = 0
             for i in members:
                 stop = start + len(reads[i][1])
-                parts.append(whole.part(start, stop))
+                errors = {k - start: whole.errors[k] for k in range(start, stop) if k in whole.errors}
+                results[i] = ReadResult(chips=whole.chips[start:stop], errors=errors, on_error=on_error)
                 start = stop
-            return parts
 
-        results: list[Any] = [None] * len(reads)
-        for members, parts in zip(
-            groups.values(), await gather_or_cancel(map(read_group, groups.values())), strict=True
-        ):
-            for i, part in zip(members, parts, strict=True):
-                results[i] = part
-        return results
+        await gather_or_cancel(map(read_group, groups.values()))
+        return [results[i] for i in range(len(reads))]
 
     def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Start a coroutine on the loop; cancelling the future cancels it.
 
-        Raises:
-            ClosedError: the loop is closed, belongs to another process, or the caller runs on its thread.
+        ClosedError if the loop is closed or belongs to another process, or the caller runs on its thread.
         """
         if self.is_closed or self.is_own_thread:
             work.close()
-            if self.is_closed:
-                raise ClosedError(
-                    "This worker loop is closed or belongs to another process; call current_loop() again."
-                )
-            raise ClosedError("A worker loop cannot wait for itself: use the dataset from another thread.")
+            closed = "This worker loop is closed or belongs to another process; call current_loop() again."
+            own = "A worker loop cannot wait for itself: use the dataset from another thread."
+            raise ClosedError(closed if self.is_closed else own)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(self, future: concurrent.futures.Future[_T]) -> _T:
@@ -211,16 +192,16 @@ class _Process:
             self.inherited.append(self.loop)
         self.lock, self.meter, self.loop = threading.Lock(), Meter(), None
 
+    def at_exit(self) -> None:
+        if self.loop is not None:
+            self.loop.close()
+
 
 _process = _Process()
 
 
 def current_loop(workers: int = 1) -> WorkerLoop:
-    """Return this process's loop, making it if there is none.
-
-    Args:
-        workers: How many processes share the machine; decides the decode threads of a new loop.
-    """
+    """Return this process's loop; a new one has the decode threads of one of `workers` processes on this machine."""
     with _process.lock:
         if _process.loop is None or _process.loop.is_closed:
             _process.loop = WorkerLoop(decode_threads(workers), _process.meter)
@@ -240,7 +221,9 @@ async def read_in_process(
     """
     loop = _process.loop
     if loop is None or loop.is_closed or (config.backend is not None and not loop.is_own_thread):
-        async with open_engine(config, progress) as engine:
+        limiter, tiles = RequestLimiter(config.max_concurrent), TileCache(config.cache_bytes)
+        async with open_reader(config.limits) as own:
+            engine = Engine(reader=config.reader(own), limiter=limiter, tiles=tiles, progress=progress)
             return await read_chips(requests, engine, on_error=on_error)
 
     async def read() -> ReadResult:
@@ -262,11 +245,6 @@ def current_meter() -> Meter:
     return _process.meter
 
 
-def _close_at_exit() -> None:
-    if _process.loop is not None:
-        _process.loop.close()
-
-
-atexit.register(_close_at_exit)
+atexit.register(_process.at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.after_fork)

@@ -3,73 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Fingerprint
 from rasteret_ml.geo.crs import transform_geometries
-from rasteret_ml.geo.regions import boxes_of, polygonal_each, union_polygons
+from rasteret_ml.geo.geometries import object_array
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, Mask, boxes_of, polygonal_each, union_polygons
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, clip_aois
 from rasteret_ml.samplers.random import overlaps, parse_share
 from rasteret_ml.samplers.ranks import Remainder
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, parse_size
+from rasteret_ml.samplers.sampler import ChipSampler, chip_boxes, parse_size
 
-Geometries = npt.NDArray[np.object_]
+Pair = tuple[float, float]
 
 _CHUNK = 1 << 18  # Chips to test at a time.
 _TOLERANCE = 1e-6  # Share of a pixel, or of a stride, that rounding errors may reach.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChipGrid:
-    """Pixel grid, size and stride of chips in CRS units, each (x, y)."""
+def grid_chips(shapes: Geometries, origin: Pair, res: Pair, size: Pair, stride: Pair) -> tuple[Floats, Integers]:
+    """Return the chips that intersect the interior of valid polygons `[N]`: polygon by polygon, and row by row.
 
-    origin: tuple[float, float]  #: A corner of a pixel.
-    res: tuple[float, float]  #: Pixel size.
-    size: tuple[float, float]  #: Width and height of a chip.
-    stride: tuple[float, float]  #: Steps to the right and down.
-
-
-def grid_chips(shapes: Geometries, grid: ChipGrid) -> tuple[Floats, Integers]:
-    """Return the chips that intersect the interior of valid polygons `[N]`, row by row from each upper left corner.
-
-    They are given by upper left corners `[M, 2]` (x, y) and the index of each one's polygon `[M]`, polygon by polygon.
+    `origin` (x, y) is a corner of a pixel; pixel size, size and stride of chips are (x, y) in CRS units. Chips are
+    given by upper left corners (x, y) `[M, 2]` and the index of each one's polygon `[M]`.
     """
     xmin, ymin, xmax, ymax = shapely.bounds(shapes).T
-    (x0, y0), (xres, yres), (width, height), (right, down) = grid.origin, grid.res, grid.size, grid.stride
+    (x0, y0), (xres, yres), (width, height), (right, down) = origin, res, size, stride
     left = x0 + _floor((xmin - x0) / xres) * xres
     top = y0 - _floor((y0 - ymax) / yres) * yres
-    counts = np.array([_chip_count(top - ymin, height, down), _chip_count(xmax - left, width, right)])
+    steps = np.array([(top - ymin - height) / down, (xmax - left - width) / right])
+    counts = np.maximum(1, np.ceil(steps - _TOLERANCE).astype(np.int64) + 1)
     owner, row, column = (
-        np.concatenate(part) for part in zip(*_intersecting(shapes, left, top, counts, grid), strict=True)
+        np.concatenate(part) for part in zip(*_intersecting(shapes, left, top, counts, size, stride), strict=True)
     )
+    # Polygons thinner than the tolerance, along the edge of a pixel, get a chip too.
     missing = np.setdiff1d(np.arange(len(shapes)), owner)
-    if len(missing):  # thinner than the tolerance, along the edge of a pixel: they get a chip too
-        first = np.zeros(len(missing), np.int64)
-        order = np.argsort(np.append(owner, missing), kind="stable")
-        owner, row, column = (np.append(a, b)[order] for a, b in ((owner, missing), (row, first), (column, first)))
-    if not (shapely.get_num_geometries(shapes) == 1).all():
-        # A chip may intersect several parts of a polygon: keep it once.
-        number = (owner * (row.max() + 1) + row) * (column.max() + 1) + column
-        first = np.unique(number, return_index=True)[1]
-        owner, row, column = owner[first], row[first], column[first]
+    zeros = np.zeros(len(missing), np.int64)
+    owner, row, column = np.append(owner, missing), np.append(row, zeros), np.append(column, zeros)
+    # A chip may intersect several parts of a polygon: keep it once.
+    number = (owner * (row.max() + 1) + row) * (column.max() + 1) + column
+    first = np.unique(number, return_index=True)[1]
+    owner, row, column = owner[first], row[first], column[first]
     return np.column_stack([left[owner] + column * right, top[owner] - row * down]), owner
 
 
 def _intersecting(
-    shapes: Geometries, left: Floats, top: Floats, counts: Integers, grid: ChipGrid
+    shapes: Geometries, left: Floats, top: Floats, counts: Integers, size: Pair, stride: Pair
 ) -> Iterator[tuple[Integers, Integers, Integers]]:
     """Polygon, row and column of the chips that intersect each polygon, part after part."""
     parts, owner = shapely.get_parts(shapes, return_index=True)
     boxes, is_box = boxes_of(parts)
     shapely.prepare(parts[~is_box])
-    (width, height), (right, down) = grid.size, grid.stride
+    (width, height), (right, down) = size, stride
     last_row, last_column = counts[:, owner] - 1
     column0 = np.floor((boxes[:, 0] - left[owner] - width) / right).clip(0, last_column).astype(np.int64)
     column1 = np.ceil((boxes[:, 2] - left[owner]) / right).clip(0, last_column).astype(np.int64)
@@ -90,19 +80,13 @@ def _intersecting(
         yield owner[part[found]], row[found], column[found]
 
 
-def _interiors_intersect(parts: Geometries, chips: Geometries) -> npt.NDArray[np.bool_]:
+def _interiors_intersect(parts: Geometries, chips: Geometries) -> Mask:
     """Whether interiors have points in common; the cheapest predicates come first."""
-    found: npt.NDArray[np.bool_] = shapely.intersects(parts, chips)
+    found: Mask = shapely.intersects(parts, chips)
     index = np.flatnonzero(found)
     index = index[~shapely.contains_properly(parts[index], chips[index])]
     found[index] = ~shapely.touches(parts[index], chips[index])
     return found
-
-
-def _chip_count(extent: Floats, size: float, stride: float) -> Integers:
-    """Number of chips of `size` that cover each extent."""
-    counts: Integers = np.maximum(1, np.ceil((extent - size) / stride - _TOLERANCE).astype(np.int64) + 1)
-    return counts
 
 
 def _floor(values: Floats) -> Floats:
@@ -167,19 +151,12 @@ class GridAOISampler(ChipSampler):
         coverage = clip_aois(dataset, aois, aois_crs, inset=inset, outside=outside)
         super().__init__(dataset, coverage, time, outside, 0, remainder)
         self.coverage = _without_earlier_grids(self.coverage)
-        self._corners, self._pairs = self._grid_chips()
+        #: Upper left corners (x, y) of all chips, in the CRS of each one's target grid `[N, 2]`.
+        self.corners: Floats
+        self.corners, self._pairs = self._grid_chips()
         if self.min_overlap:
             self._drop_small_overlaps(outside)
-
-    @property
-    def total(self) -> int:
-        """Chips in an epoch, over all ranks."""
-        return len(self._corners)
-
-    @property
-    def corners(self) -> Floats:
-        """Upper left corners (x, y) of all chips, in the CRS of each one's target grid `[N, 2]`."""
-        return self._corners
+        self.total = len(self.corners)
 
     @property
     def grid_index(self) -> Integers:
@@ -187,7 +164,7 @@ class GridAOISampler(ChipSampler):
         return self.coverage.grid_index[self._pairs]
 
     def _draw(self, positions: range) -> list[AOI]:
-        return [self._make_aoi(self._corners[p, None], self._pairs[p], p, self.size) for p in positions]
+        return [self._make_aoi(self.corners[p, None], self._pairs[p], p, self.size) for p in positions]
 
     def _plan_options(self) -> Fingerprint:
         return {"size": list(self.size), "stride": list(self.stride), "min_overlap": self.min_overlap}
@@ -196,18 +173,10 @@ class GridAOISampler(ChipSampler):
         """Upper left corners `[N, 2]` and pairs of grid and AOI `[N]`, grid by grid."""
         (height, width), (down, right) = self.size, self.stride
         corners, pairs = [], []
-        for number, target in enumerate(self.coverage.target_grids):
-            here = np.flatnonzero(self.coverage.grid_index == number)
-            if not len(here):
-                continue
+        for _, target, here in self.coverage.by_grid():
             xres, yres = target.res
-            grid = ChipGrid(
-                origin=target.origin,
-                res=target.res,
-                size=(width * xres, height * yres),
-                stride=(right * xres, down * yres),
-            )
-            found, owner = grid_chips(self.coverage.shapes[here], grid)
+            size, stride = (width * xres, height * yres), (right * xres, down * yres)
+            found, owner = grid_chips(self.coverage.shapes[here], target.origin, target.res, size, stride)
             corners.append(found)
             pairs.append(here[owner])
         return np.concatenate(corners), np.concatenate(pairs)
@@ -218,23 +187,17 @@ class GridAOISampler(ChipSampler):
         if coverage.table is None:
             raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; pass aois=.")
         shapely.prepare(coverage.full_shapes)
-        share = overlaps(coverage.full_shapes[self._pairs], self._corners, self._chip_sizes(self._pairs))
+        sizes = coverage.chip_sizes(self.size)[self._pairs]
+        share = overlaps(coverage.full_shapes[self._pairs], self.corners, sizes)
         kept = share >= self.min_overlap * (1 - 1e-9)
         without_chips = np.bincount(self._pairs[kept], minlength=len(coverage)) == 0
-        text = f"have no chip that overlaps them by {self.min_overlap:g} (min_overlap); use a smaller size or share"
-        self.coverage = coverage.drop(without_chips, outside, lambda rows: f"AOIs {rows} {text}", UsageError)
-        self._corners, self._pairs = self._corners[kept], (np.cumsum(~without_chips) - 1)[self._pairs[kept]]
+        text = f"%s have no chip that overlaps them by {self.min_overlap:g} (min_overlap); use a smaller size or share"
+        self.coverage = coverage.drop(without_chips, outside, text, UsageError)
+        self.corners, self._pairs = self.corners[kept], (np.cumsum(~without_chips) - 1)[self._pairs[kept]]
 
-    def _chip_sizes(self, pairs: Integers) -> Floats:
-        """Width and height of chips in CRS units `[N, 2]`."""
-        sizes: Floats = self.coverage.res[pairs] * (self.size[1], self.size[0])
-        return sizes
-
-    def _reach_on(self, grid: int) -> Geometries:
-        here = self.grid_index == grid
-        (x, y), (width, height) = self._corners[here].T, self._chip_sizes(self._pairs[here]).T
-        boxes: Geometries = shapely.box(x, y - height, x + width, y)
-        return boxes
+    def _reach_of(self, pairs: Integers) -> Geometries:
+        here = np.isin(self._pairs, pairs)
+        return chip_boxes(self.corners[here], self.coverage.chip_sizes(self.size)[self._pairs[here]])
 
 
 def _without_earlier_grids(coverage: AOICoverage) -> AOICoverage:
@@ -242,13 +205,12 @@ def _without_earlier_grids(coverage: AOICoverage) -> AOICoverage:
     if len(coverage.target_grids) == 1:
         return coverage
     shapes = coverage.shapes.copy()
-    for number in range(1, len(coverage.target_grids)):
-        here = np.flatnonzero(coverage.grid_index == number)
-        if not len(here):
+    for number, target, here in coverage.by_grid():
+        if number == 0:
             continue
-        crs, near = coverage.target_grids[number].crs, coverage.extents[number].bounds
+        near = coverage.extents[number].bounds
         earlier = [
-            transform_geometries(np.array([extent], dtype=object), grid.crs, crs, near=near)
+            transform_geometries(object_array([extent]), grid.crs, target.crs, near=near)
             for grid, extent in zip(coverage.target_grids[:number], coverage.extents[:number], strict=True)
         ]
         covered = union_polygons(polygonal_each(np.concatenate(earlier)))

@@ -6,20 +6,18 @@ same, and a cache of decoded tiles serves several of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
-from rasteret_ml.samplers.sampler import Floats, Integers, parse_options
+from rasteret_ml.geo.regions import Floats, Geometries, Integers
+from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
 _TILE = 512  # Tile side in pixels that is assumed for datasets without `tile_layout()` (most COGs have it).
 _CHUNK = 65536  # Chips to look up at a time: where scenes overlap, each may intersect hundreds.
@@ -57,15 +55,6 @@ class Locality:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise UsageError(f"Locality({name}=) must be an integer >= 1, got {value!r}.")
 
-    @classmethod
-    def of(cls, value: Locality | Mapping[str, int] | int | None) -> Locality | None:
-        """Return a `Locality` from a number of blocks or a mapping of its fields; None stays None.
-
-        Raises:
-            UsageError: if a field is unknown or not an integer >= 1.
-        """
-        return None if value is None else parse_options(cls, value, "blocks")
-
 
 # Tiles ----------------------------------------------------------------------------------------------------
 
@@ -90,16 +79,12 @@ class TilePositions:
 
 
 class TileLookup:
-    """Find the tiles that chips begin in, on a dataset with one target grid.
+    """Find the tiles that chips of `size` pixels (height, width) begin in, on a dataset with one target grid.
 
     Tiles come from `dataset.tile_layout()`; without it, they are assumed to be 512 pixels wide, from each scene's upper
     left corner. A combination has the scenes of all its parts, those of the first part first. Where scenes overlap, a
-    chip belongs to the one that is read first: of the first part, then the newest, then the first in the index.
-
-    Args:
-        dataset: Any TorchGeo dataset.
-        size: Chip size in pixels (height, width).
-        when: Times that a scene must overlap.
+    chip belongs to the one that is read first: of the first part, then the newest, then the first in the index. Scenes
+    must overlap `when`; those of a `TargetGrid`, which may take the dataset's place, exist at all times.
     """
 
     def __init__(self, dataset: Any, size: tuple[int, int], when: slice) -> None:
@@ -110,7 +95,8 @@ class TileLookup:
         # Dates of one place count as one scene: the newest represents them all, and lookups stay small.
         kept = ~pd.Series(shapely.to_wkb(shapes), dtype=object).duplicated().to_numpy()
         self._tree = shapely.STRtree(shapes[kept])
-        xmin, _, _, ymax = dataset.index.total_bounds
+        is_grid = isinstance(dataset, TargetGrid)
+        xmin, _, _, ymax = shapely.total_bounds(dataset.shapes) if is_grid else dataset.index.total_bounds
         no_scene = [(xmin, ymax, _TILE * dataset.res[0], _TILE * dataset.res[1])]
         grids = np.concatenate([np.concatenate([grids for _, grids in parts])[kept], no_scene])
         # Blocks are traversed row by row of tiles. Chips larger than a tile need larger rows: tiles are grouped.
@@ -152,12 +138,11 @@ class GridTileLookup:
     """
 
     def __init__(self, dataset: Any, grids: Sequence[TargetGrid], size: tuple[int, int], when: slice) -> None:
-        datasets = [dataset] if len(grids) == 1 else [_GridScenes(grid, when) for grid in grids]
-        self._lookups = [TileLookup(part, size, when) for part in datasets]
+        self._lookups = [TileLookup(part, size, when) for part in ([dataset] if len(grids) == 1 else grids)]
 
     def locate(self, corners: Floats, grid_index: Integers) -> TilePositions:
         """Return the tiles that hold upper left corners (x, y) `[N, 2]` on target grids `[N]`."""
-        scene, row, column = (np.full(len(corners), -1, np.int64) for _ in range(3))
+        scene, row, column = np.full((3, len(corners)), -1, np.int64)
         offset = 0
         for number, lookup in enumerate(self._lookups):
             here = np.flatnonzero(grid_index == number)
@@ -166,15 +151,6 @@ class GridTileLookup:
             row[here], column[here] = found.row, found.column
             offset += len(lookup)
         return TilePositions(scene=scene, row=row, column=column)
-
-
-class _GridScenes:
-    """A target grid in the form of a dataset with an index, whose scenes exist at all times."""
-
-    def __init__(self, grid: TargetGrid, when: slice) -> None:
-        self.res, self.crs = grid.res, grid.crs
-        times = pd.IntervalIndex.from_arrays([when.start] * len(grid.shapes), [when.stop] * len(grid.shapes), "both")
-        self.index = gpd.GeoDataFrame(geometry=list(grid.shapes), crs=grid.crs, index=times)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -187,20 +163,25 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def _scenes(dataset: Any, when: slice) -> tuple[npt.NDArray[np.object_], Floats]:
+def _scenes(dataset: Any, when: slice) -> tuple[Geometries, Floats]:
     """Outlines `[N]` and tile grids `[N, 4]` (left, top, tile width, tile height) of scenes, the newest first."""
+    if isinstance(dataset, TargetGrid):
+        return dataset.shapes, _assumed_tiles(dataset.shapes, dataset.res)
     index = dataset.index
     times = index.index
     here = np.flatnonzero((times.left <= when.stop) & (times.right >= when.start))
     here = here[np.argsort(-times.left.to_numpy()[here].astype(np.int64), kind="stable")]
     shapes = np.asarray(index.geometry, dtype=object)[here]
     layout = dataset.tile_layout() if hasattr(dataset, "tile_layout") and "rid" in index.columns else None
-    if layout is not None:
-        at = np.searchsorted(layout.rows, index["rid"].to_numpy()[here])
-        return shapes, np.stack([layout.x0, layout.y0, layout.tile_width, layout.tile_height], axis=1)[at]
+    if layout is None:
+        return shapes, _assumed_tiles(shapes, dataset.res)
+    at = np.searchsorted(layout.rows, index["rid"].to_numpy()[here])
+    return shapes, np.stack([layout.x0, layout.y0, layout.tile_width, layout.tile_height], axis=1)[at]
+
+
+def _assumed_tiles(shapes: Geometries, res: tuple[float, float]) -> Floats:
     bounds = shapely.bounds(shapes)
-    tile = np.broadcast_to(np.array(dataset.res) * _TILE, (len(here), 2))
-    return shapes, np.column_stack([bounds[:, 0], bounds[:, 3], tile])
+    return np.column_stack([bounds[:, 0], bounds[:, 3], np.broadcast_to(np.array(res) * _TILE, (len(shapes), 2))])
 
 
 # Order ----------------------------------------------------------------------------------------------------
@@ -243,75 +224,3 @@ def _queue(tiles: TilePositions, block: Integers, random: np.random.Generator) -
 def _size(indices: Integers) -> int:
     """The length of an array that indices from 0 (or -1) address."""
     return int(np.max(indices, initial=-1)) + 1
-
-
-# Diversity of batches -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchDiversity:
-    """Distinct scenes and tiles in a batch, and the expected numbers for a random order of the same chips."""
-
-    scenes: float  #: Mean number of distinct scenes in a batch (a chip's scene holds its centre).
-    scenes_uniform: float  #: Expected number of distinct scenes in a batch drawn uniformly from the same chips.
-    tiles: float  #: Mean number of distinct tiles in a batch (a chip's tile holds its upper left corner).
-    tiles_uniform: float  #: Expected number of distinct tiles in a batch drawn uniformly from the same chips.
-
-    @property
-    def scene_ratio(self) -> float:
-        """Scenes relative to uniform draws: 1 = as diverse; above 1 = more evenly spread."""
-        return self.scenes / self.scenes_uniform
-
-    @property
-    def tile_ratio(self) -> float:
-        """Tiles relative to uniform draws."""
-        return self.tiles / self.tiles_uniform
-
-
-def batch_diversity(aois: Iterable[Any], dataset: Any, batch_size: int) -> BatchDiversity:
-    """Measure how many different scenes and tiles the batches of an order hold.
-
-    The expectation is Hurlbert's (1971) for distinct classes in a sample without replacement: the sum over classes of
-    1 - C(N - n, k) / C(N, k).
-
-    Args:
-        aois: A sampler or a list of queries `(x, y, t)` for chips of one size; one epoch is iterated.
-        dataset: The dataset that they query.
-        batch_size: Chips in a batch. A multiple of it measures several successive batches together.
-
-    Raises:
-        UsageError: if there are fewer chips than `batch_size`.
-    """
-    queries = list(aois)
-    if not 1 <= batch_size <= len(queries):
-        raise UsageError(f"A batch of {batch_size} chips must fit in the epoch, which has {len(queries)}.")
-    grids = target_grids_of(dataset)
-    numbers = {grid.crs: number for number, grid in enumerate(grids)}
-    # With a single target grid, queries may be plain slices without a CRS.
-    grid_index = np.array([0 if len(grids) == 1 else numbers[query.crs] for query in queries])
-    (x, y, _), res = queries[0], grids[grid_index[0]].res
-    size = (round((y.stop - y.start) / res[1]), round((x.stop - x.start) / res[0]))
-    corners = np.array([(x.start, y.stop) for x, y, _ in queries], dtype=np.float64)
-    when = slice(min(t.start for _, _, t in queries), max(t.stop for _, _, t in queries))
-    found = GridTileLookup(dataset, grids, size, when).locate(corners, grid_index)
-    tiles, scenes = found.blocks(1), found.scene + 1
-    return BatchDiversity(
-        scenes=_mean_distinct(scenes, batch_size),
-        scenes_uniform=_expected_distinct(scenes, batch_size),
-        tiles=_mean_distinct(tiles, batch_size),
-        tiles_uniform=_expected_distinct(tiles, batch_size),
-    )
-
-
-def _mean_distinct(values: Integers, batch_size: int) -> float:
-    """Mean number of distinct values in the full batches."""
-    batches = np.sort(values[: len(values) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
-    return float(1 + (np.diff(batches, axis=1) != 0).sum(axis=1).mean())
-
-
-def _expected_distinct(values: Integers, batch_size: int) -> float:
-    """Expected number of distinct values in a batch drawn without replacement."""
-    total, counts = len(values), np.bincount(values)
-    others = total - counts[counts > 0, None] - np.arange(batch_size)
-    missed = np.prod(np.maximum(others, 0) / (total - np.arange(batch_size)), axis=1)
-    return float((1 - missed).sum())

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Fingerprint
-from rasteret_ml.geo.regions import TriangleRegion
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, TriangleRegion
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside, clip_aois
 from rasteret_ml.samplers.random import Redraws
-from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_size
-
-Geometries = npt.NDArray[np.object_]
+from rasteret_ml.samplers.ranks import Remainder, uniforms
+from rasteret_ml.samplers.sampler import ChipSampler, chip_boxes, config_from, dilate_shapes, parse_size
 
 _TOLERANCE = 1e-6  # Share of a pixel that rounding errors may reach.
 
@@ -77,23 +74,26 @@ class PerAOISampler(ChipSampler):
             raise UsageError("PerAOISampler needs aois=, a table of geometries.")
         self.size = None if size is None else parse_size(size)
         self.chips, self.placement, self.pad, self.shuffle = int(chips), placement, int(pad), bool(shuffle)
-        self.redraws = Redraws.of(min_valid)
+        self.redraws = config_from(Redraws, min_valid, "min_valid", "min_valid")
         self._check_arguments()
         coverage = _largest_pairs(clip_aois(dataset, aois, aois_crs, outside=outside, polygons_only=False))
         super().__init__(dataset, coverage, time, outside, seed, remainder or ("drop" if self.shuffle else "pad"))
+        self.total = len(self.coverage) * self.chips
         is_point = shapely.get_dimensions(self.coverage.shapes) == 0
         if self.redraws.draws > 1 and is_point.all():
             raise UsageError("min_valid= tries other places in an AOI, but points have none; leave it out.")
         self._spares: Integers = np.where(is_point, 0, self.redraws.draws - 1)
-        self._interiors = None
+        # Each AOI's chip that is not at a random place: its upper left corner and pixels (height, width) `[N, 2]`.
         if self.size is None:
             self._corners, self._sizes = _bounding_chips(self.coverage, self.pad)
+            self._chip_sizes: Floats = self.coverage.res * self._sizes[:, ::-1]
         else:
-            self._chip_sizes: Floats = self.coverage.res * (self.size[1], self.size[0])
-            self._centres = _centres(self.coverage.shapes)
-            if self.placement == "random" or self.redraws.draws > 1:
-                self._interiors = _RandomPoints(self.coverage.shapes)
-        self._order: tuple[tuple[int, int], Integers] | None = None
+            self._sizes = np.broadcast_to(np.array(self.size, np.int64), (len(self.coverage), 2))
+            self._chip_sizes = self.coverage.chip_sizes(self.size)
+            self._corners = _centres(self.coverage.shapes) + self._chip_sizes / 2 * (-1, 1)
+        self._region = None
+        if self.placement == "random" or self.redraws.draws > 1:
+            self._region = TriangleRegion(self.coverage.shapes)  # represents a point by itself
 
     def _check_arguments(self) -> None:
         if self.placement not in ("centre", "random"):
@@ -109,14 +109,6 @@ class PerAOISampler(ChipSampler):
         if self.chips > 1 and self.placement == "centre":
             raise UsageError(f"{self.chips} centred chips would be the same; use placement='random' and a size.")
 
-    @property
-    def total(self) -> int:
-        """Chips in an epoch, over all ranks."""
-        return len(self.coverage) * self.chips
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_order": None}
-
     def _plan_options(self) -> Fingerprint:
         return {
             "size": None if self.size is None else list(self.size),
@@ -124,76 +116,38 @@ class PerAOISampler(ChipSampler):
         }
 
     def _draw(self, positions: range) -> list[AOI]:
-        chips = np.arange(positions.start, positions.stop, positions.step)
-        pairs = (self._permutation()[chips] if self.shuffle else chips) // self.chips
-        if self.size is None:
-            sizes = self._sizes[pairs].tolist()
-            return [
-                self._make_aoi(self._corners[pair, None], pair, position, (height, width))
-                for position, pair, (height, width) in zip(positions, pairs, sizes, strict=True)
-            ]
-        size, min_valid = self.size, self.redraws.min_valid
+        chips: Integers = np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
+        if self.shuffle:
+            chips = self._once_per_epoch(lambda random: np.argsort(random.random(self.total), kind="stable"))[chips]
+        pairs = chips // self.chips
+        corners, sizes = self._draw_corners(pairs, positions), self._sizes[pairs].tolist()
         return [
-            self._make_aoi(own[: 1 + self._spares[pair]], pair, position, size, min_valid)
-            for position, pair, own in zip(positions, pairs, self._draw_corners(pairs, positions), strict=True)
+            self._make_aoi(own[: 1 + self._spares[pair]], pair, position, size, self.redraws.min_valid)
+            for position, pair, own, size in zip(positions, pairs, corners, sizes, strict=True)
         ]
-
-    def _permutation(self) -> Integers:
-        """The chip at each position of the shuffled epoch."""
-        key = self.seed, self.epoch
-        if self._order is None or self._order[0] != key:
-            self._order = key, np.argsort(epoch_random(*key).random(self.total), kind="stable")
-        return self._order[1]
 
     def _draw_corners(self, pairs: Integers, positions: range) -> Floats:
         """Upper left corners of chips and their spares `[N, draws, 2]`."""
-        centres = [] if self.placement == "random" else [self._centres[pairs]]
-        for attempt in range(len(centres), self.redraws.draws):
-            assert self._interiors is not None
+        corners = [] if self.placement == "random" else [self._corners[pairs]]
+        for attempt in range(len(corners), self.redraws.draws):
             numbers = uniforms(self.seed, self.epoch, positions, attempt)[:, :3]
-            centres.append(self._interiors.points(pairs, numbers))
-        corners: Floats = np.stack(centres, axis=1) + (self._chip_sizes[pairs] / 2 * (-1, 1))[:, None]
-        return corners
+            corners.append(self._random_points(pairs, numbers) + self._chip_sizes[pairs] / 2 * (-1, 1))
+        return np.stack(corners, axis=1)
 
-    def _reach_on(self, grid: int) -> Geometries:
-        here = np.flatnonzero(self.coverage.grid_index == grid)
-        if not len(here):
-            return np.zeros(0, dtype=object)
-        boxes: Geometries
-        if self.size is None:
-            (x, y), sizes = self._corners[here].T, self._sizes[here] * self.coverage.res[here][:, ::-1]
-            boxes = shapely.box(x, y - sizes[:, 0], x + sizes[:, 1], y)
-            return boxes
-        (x, y), (width, height) = self._centres[here].T, self._chip_sizes[here].T
-        boxes = shapely.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        if self._interiors is None:
-            return boxes
-        return np.concatenate([boxes, dilate_shapes(self.coverage.shapes[here], *self._chip_sizes[here[0]])])
-
-
-class _RandomPoints:
-    """Random points in polygons and on lines; points are returned unchanged."""
-
-    def __init__(self, shapes: Geometries) -> None:
-        self._shapes = shapes
-        self._is_polygon = shapely.get_dimensions(shapes) == 2
-        self._number = np.cumsum(self._is_polygon) - 1
-        self._region = TriangleRegion(shapes[self._is_polygon]) if self._is_polygon.any() else None
-
-    def points(self, indices: Integers, numbers: Floats) -> Floats:
-        """Return points `[N, 2]` in shapes by their indices `[N]`, from uniform numbers `[N, 3]` in [0, 1)."""
-        found = np.empty((len(indices), 2))
-        in_polygon = self._is_polygon[indices]
-        if in_polygon.any():
-            assert self._region is not None
-            found[in_polygon] = self._region.points_in(self._number[indices[in_polygon]], numbers[in_polygon])
-        others = self._shapes[indices[~in_polygon]]
-        is_line = np.isin(shapely.get_type_id(others), (1, 5))
-        points = shapely.point_on_surface(others)
-        distance = numbers[~in_polygon][is_line, 0]
-        points[is_line] = shapely.line_interpolate_point(others[is_line], distance, normalized=True)
-        found[~in_polygon] = shapely.get_coordinates(points)
+    def _random_points(self, pairs: Integers, numbers: Floats) -> Floats:
+        """Points `[N, 2]` in or on shapes, from uniform numbers `[N, 3]` in [0, 1)."""
+        assert self._region is not None
+        found, shapes = self._region.points_in(pairs, numbers), self.coverage.shapes[pairs]
+        on_line = np.isin(shapely.get_type_id(shapes), (1, 5))
+        points = shapely.line_interpolate_point(shapes[on_line], numbers[on_line, 0], normalized=True)
+        found[on_line] = shapely.get_coordinates(points)
         return found
+
+    def _reach_of(self, pairs: Integers) -> Geometries:
+        boxes = chip_boxes(self._corners[pairs], self._chip_sizes[pairs])
+        if self._region is not None:
+            boxes = np.append(boxes, dilate_shapes(self.coverage.shapes[pairs], *self._chip_sizes[pairs[0]]))
+        return boxes
 
 
 def _centres(shapes: Geometries) -> Floats:

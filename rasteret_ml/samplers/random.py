@@ -8,21 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.fingerprint import Fingerprint, digest
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import TriangleRegion, clip_polygons, erode_each
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, TriangleRegion, clip_polygons, erode_each
 from rasteret_ml.samplers.aoi.aoi import AOI
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Balance, Outside, Weight, clip_aois, sampling_weights
 from rasteret_ml.samplers.locality import GridTileLookup, Locality, local_order
-from rasteret_ml.samplers.ranks import Remainder, epoch_random, uniforms
-from rasteret_ml.samplers.sampler import ChipSampler, Floats, Integers, dilate_shapes, parse_options, parse_size
+from rasteret_ml.samplers.ranks import Remainder, uniforms
+from rasteret_ml.samplers.sampler import ChipSampler, chip_boxes, config_from, dilate_shapes, parse_size
 
 Placement = Literal["centre", "inside"]  #: What must lie in the polygon: the chip's centre, or the whole chip.
-Geometries = npt.NDArray[np.object_]
 
 _log = logging.getLogger(__name__)
 _OVERLAP_ATTEMPTS = 32  # Points to try for a chip with a minimum overlap.
@@ -46,21 +44,12 @@ class ChipPlacement:
             raise UsageError(f"placement must be 'centre' or 'inside', got {self.mode!r}.")
         parse_share(self.min_overlap, "min_overlap")
 
-    @classmethod
-    def of(cls, value: ChipPlacement | Mapping[str, Any] | Placement | None) -> ChipPlacement:
-        """Return a `ChipPlacement` from a mode or a mapping of its fields.
-
-        Raises:
-            UsageError: if a field or the mode is unknown, or min_overlap is not between 0 and 1.
-        """
-        return parse_options(cls, value, "mode")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redraws:
     """When to replace a chip by another one from the same AOI."""
 
-    min_valid: float  #: Share of valid pixels, 0 to 1, below which a chip is replaced; 0 = never.
+    min_valid: float = 0.0  #: Share of valid pixels, 0 to 1, below which a chip is replaced; 0 = never.
     max_redraws: int = 3  #: Maximum number of further chips to read for a position, until one has enough valid pixels.
 
     def __post_init__(self) -> None:
@@ -68,15 +57,6 @@ class Redraws:
         count = self.max_redraws
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise UsageError(f"max_redraws must be an integer >= 1, got {count!r}.")
-
-    @classmethod
-    def of(cls, value: Redraws | Mapping[str, Any] | float) -> Redraws:
-        """Return `Redraws` from a share of valid pixels or a mapping of its fields.
-
-        Raises:
-            UsageError: if a field is unknown, min_valid is not between 0 and 1, or max_redraws is not an integer >= 1.
-        """
-        return parse_options(cls, value, "min_valid")
 
     @property
     def draws(self) -> int:
@@ -111,7 +91,7 @@ class RandomAOISampler(ChipSampler):
             with an AOI's own time window.
         locality: None = the order in which chips are drawn. A `Locality`, its number of blocks, or a mapping of its
             fields = the same chips in an order in which neighbours follow each other closely, so that they share
-            decoded tiles; `batch_diversity` measures the price. An epoch's whole order is computed at its first chip.
+            decoded tiles; an epoch's whole order is computed at its first chip.
         weight: Relative frequency of each AOI: a column, numbers `[N]`, or a callable that returns them for the table's
             rows (a GeoDataFrame). Default the table's own weights, else the area where centres may lie. Draws within
             an AOI are uniform.
@@ -151,14 +131,14 @@ class RandomAOISampler(ChipSampler):
         min_valid: Redraws | Mapping[str, Any] | float = 0.0,
         remainder: Remainder = "drop",
     ) -> None:
-        self.locality = Locality.of(locality)
+        self.locality = None if locality is None else config_from(Locality, locality, "locality", "blocks")
         self.size = parse_size(size)
         if int(length) != length or length < 1:
             raise UsageError(f"length must be an integer >= 1, got {length}.")
-        self.length = int(length)
-        place = ChipPlacement.of(placement)
+        self.length = self.total = int(length)
+        place = config_from(ChipPlacement, placement, "placement", "mode")
         self.placement = replace(place, mode=place.mode or ("inside" if aois is None else "centre"))
-        self.redraws = Redraws.of(min_valid)
+        self.redraws = config_from(Redraws, min_valid, "min_valid", "min_valid")
         coverage = clip_aois(dataset, aois, aois_crs, inset=place.inset, outside=outside)
         super().__init__(dataset, coverage, time, outside, seed, remainder)
         if place.min_overlap:
@@ -167,19 +147,10 @@ class RandomAOISampler(ChipSampler):
         self.coverage, self._regions = _centre_regions(self.coverage, self.size, self.placement.mode, outside)
         self._weights = sampling_weights(self.coverage, self._regions, weight, balance)
         self._region = TriangleRegion(self._regions, self._weights)
-        self._chip_sizes: Floats = self.coverage.res * (self.size[1], self.size[0])
+        self._chip_sizes = self.coverage.chip_sizes(self.size)
         self._tiles = None
         if self.locality is not None:
             self._tiles = GridTileLookup(dataset, self.coverage.target_grids, self.size, self._time)
-        self._epoch_order: tuple[tuple[int, int], Floats, Integers] | None = None
-
-    @property
-    def total(self) -> int:
-        """Chips in an epoch, over all ranks."""
-        return self.length
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_epoch_order": None}
 
     def _plan_options(self) -> Fingerprint:
         local = self.locality
@@ -191,7 +162,11 @@ class RandomAOISampler(ChipSampler):
         }
 
     def _draw(self, positions: range) -> list[AOI]:
-        corners, pairs = self._draw_chips(positions) if self._tiles is None else self._draw_local(positions)
+        if self._tiles is None:
+            corners, pairs = self._draw_chips(positions)
+        else:
+            selection = slice(positions.start, positions.stop, positions.step)
+            corners, pairs = (chips[selection] for chips in self._once_per_epoch(self._draw_local))
         return [
             self._make_aoi(own, pair, position, self.size, self.redraws.min_valid)
             for position, own, pair in zip(positions, corners, pairs, strict=True)
@@ -231,34 +206,22 @@ class RandomAOISampler(ChipSampler):
         sizes = self._chip_sizes[pairs]
         return overlaps(self.coverage.full_shapes[pairs], centres + sizes / 2 * (-1, 1), sizes)
 
-    def _draw_local(self, positions: range) -> tuple[Floats, Integers]:
-        """As `_draw_chips`, in the local order, which is computed once per epoch."""
-        key, order = (self.seed, self.epoch), self._epoch_order
-        if order is None or order[0] != key:
-            assert self._tiles is not None
-            assert self.locality is not None
-            corners, pairs = self._draw_chips(range(self.length))
-            tiles = self._tiles.locate(corners[:, 0], self.coverage.grid_index[pairs])
-            permutation = local_order(tiles, self.locality, epoch_random(*key))
-            order = self._epoch_order = key, corners[permutation], pairs[permutation]
-        selection = slice(positions.start, positions.stop, positions.step)
-        return order[1][selection], order[2][selection]
+    def _draw_local(self, random: np.random.Generator) -> tuple[Floats, Integers]:
+        """As `_draw_chips`, all chips of an epoch in the local order."""
+        assert self._tiles is not None
+        assert self.locality is not None
+        corners, pairs = self._draw_chips(range(self.length))
+        tiles = self._tiles.locate(corners[:, 0], self.coverage.grid_index[pairs])
+        permutation = local_order(tiles, self.locality, random)
+        return corners[permutation], pairs[permutation]
 
-    def _reach_on(self, grid: int) -> Geometries:
-        here = np.flatnonzero(self.coverage.grid_index == grid)
-        if not len(here):
-            return np.zeros(0, dtype=object)
-        width, height = self._chip_sizes[here[0]]
-        return dilate_shapes(self._regions[here], width, height)
+    def _reach_of(self, pairs: Integers) -> Geometries:
+        return dilate_shapes(self._regions[pairs], *self._chip_sizes[pairs[0]])
 
 
 def parse_share(value: float, argument: str) -> float:
-    """Return a share as a float.
-
-    Raises:
-        UsageError: if it is not between 0 and 1.
-    """
-    if isinstance(value, bool) or not 0 <= value <= 1:
+    """Return a share as a float; one that is not between 0 and 1 is a `UsageError`."""
+    if isinstance(value, (str, bool)) or not 0 <= value <= 1:
         raise UsageError(f"{argument} must be between 0 and 1, got {value!r}.")
     return float(value)
 
@@ -268,12 +231,11 @@ def overlaps(polygons: Geometries, corners: Floats, sizes: Floats) -> Floats:
 
     Chips are given by their upper left corners (x, y) `[N, 2]`, and widths and heights `[N, 2]` in the same units.
     """
-    (x, y), (width, height) = corners.T, sizes.T
-    boxes = shapely.box(x, y - height, x + width, y)
+    boxes = chip_boxes(corners, sizes)
     found: Floats = shapely.covers(polygons, boxes).astype(np.float64)
     partly = (found == 0) & shapely.intersects(polygons, boxes)
     area = shapely.area(shapely.intersection(polygons[partly], boxes[partly]))
-    found[partly] = area / (width[partly] * height[partly])
+    found[partly] = area / sizes[partly].prod(axis=1)
     return found
 
 
@@ -289,16 +251,10 @@ def _drop_small(coverage: AOICoverage, size: tuple[int, int], share: float, outs
     """Drop the AOIs whose polygon is too small for the minimum overlap."""
     if coverage.table is None:
         raise UsageError("min_overlap= is the share of a chip in its AOI's polygon; pass aois=.")
-    small = max_overlaps(coverage.full_shapes, coverage.res * (size[1], size[0])) < share * (1 - 1e-9)
-    return coverage.drop(
-        small,
-        outside,
-        lambda rows: (
-            f"No chip of {size[0]} x {size[1]} pixels can overlap AOIs {rows} by {share:g} (min_overlap); use a "
-            "smaller size or min_overlap"
-        ),
-        UsageError,
-    )
+    small = max_overlaps(coverage.full_shapes, coverage.chip_sizes(size)) < share * (1 - 1e-9)
+    pixels = f"{size[0]} x {size[1]} pixels"
+    reason = f"No chip of {pixels} can overlap %s by {share:g} (min_overlap); use a smaller size or min_overlap"
+    return coverage.drop(small, outside, reason, UsageError)
 
 
 def _centre_regions(
@@ -306,10 +262,7 @@ def _centre_regions(
 ) -> tuple[AOICoverage, Geometries]:
     """The pairs that chips fit in, and the region where a chip's centre may lie in each."""
     regions = coverage.shapes.copy()
-    for number, grid in enumerate(coverage.target_grids):
-        here = np.flatnonzero(coverage.grid_index == number)
-        if not len(here):
-            continue
+    for number, grid, here in coverage.by_grid():
         width, height = size[1] * grid.res[0], size[0] * grid.res[1]
         shapes = coverage.shapes[here]
         if mode == "inside":
@@ -320,14 +273,10 @@ def _centre_regions(
             regions[here] = np.where(shapely.area(within) > 0, within, shapes)
     small = shapely.is_empty(regions)
     pixels = f"{size[0]} x {size[1]} pixels"
-
-    def reason(rows: str) -> str:
-        where = "what the dataset covers (of an `&`, both sides)" if coverage.table is None else f"AOIs {rows}"
-        return f"No chip of {pixels} fits in {where}; use a smaller size, or placement='centre'"
-
     if coverage.table is None and small.any() and not small.all():
         crss = [coverage.target_grids[number].crs for number in np.flatnonzero(small)]
         _log.warning("No chip of %s fits in the scenes in %s.", pixels, crss)
+    reason = f"No chip of {pixels} fits in %s; use a smaller size, or placement='centre'"
     return coverage.drop(small, outside, reason, UsageError), regions[~small]
 
 

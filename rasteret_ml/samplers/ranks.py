@@ -41,11 +41,7 @@ def epoch_random(seed: int, epoch: int) -> np.random.Generator:
 
 
 def parse_seed(seed: Any) -> int:
-    """Return a seed as an integer that fits a sample's `draw` (int64).
-
-    Raises:
-        UsageError: if it is not an integer, or exceeds 64 bits.
-    """
+    """Return a seed as an integer that fits a sample's `draw` (int64); any other value is a `UsageError`."""
     try:
         value = operator.index(seed)
     except TypeError:
@@ -68,7 +64,6 @@ class Ranks:
     rank: int = 0  #: Index of this process, from 0.
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.count < 1 or not 0 <= self.rank < self.count:
             raise UsageError(f"rank must be between 0 and count - 1, got rank {self.rank} of {self.count}.")
 
@@ -79,16 +74,3 @@ class Ranks:
         if not (group.is_available() and group.is_initialized()):
             return cls()
         return cls(count=group.get_world_size(), rank=group.get_rank())
-
-
-def rank_positions(total: int, start: int, ranks: Ranks, remainder: Remainder) -> range:
-    """Return the positions of an epoch that belong to a rank: every `ranks.count`-th one from `start` on.
-
-    The next `n` chips of all ranks are thus `n * ranks.count` successive positions: the sequence of global batches is
-    the same for any number of ranks. All ranks get equally many; positions >= `total`, the chips in the epoch, are
-    padding.
-    """
-    left = max(0, total - start)
-    length = left // ranks.count if remainder == "drop" else -(-left // ranks.count)
-    first = start + ranks.rank
-    return range(first, first + length * ranks.count, ranks.count)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
@@ -14,28 +14,28 @@ from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import ResumeError, UsageError
 from rasteret_ml.fingerprint import Fingerprint, check_fingerprint, digest
-from rasteret_ml.geo.regions import dilate_by_box, union_polygons
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, dilate_by_box, union_polygons
 from rasteret_ml.geo.times import clamp_ns, parse_time
 from rasteret_ml.samplers.aoi.aoi import AOI, AOIDetails
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, is_polygon
 from rasteret_ml.samplers.aoi.coverage import AOICoverage, Outside
-from rasteret_ml.samplers.ranks import Ranks, Remainder, parse_seed, rank_positions
+from rasteret_ml.samplers.ranks import Ranks, Remainder, epoch_random, parse_seed
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Options = TypeVar("Options")
+Config = TypeVar("Config")
 
 _BLOCK = 1024  # AOIs to create at once.
 _VERSION = 2  # Version of a state. Version 1 had the key `places` where the plan now has `coverage`.
 
 
 class ChipSampler(DistributedSampler[AOI]):
-    """Base of the samplers; subclasses define `total`, `_draw`, `_plan_options` and `_reach_on`.
+    """Base of the samplers; subclasses set `total`, and define `_draw`, `_plan_options` and `_reach_of`.
 
     It is a `DistributedSampler`, so Lightning does not replace it: it distributes its epoch over the ranks of the
-    process group (see `rank_positions`), and `set_epoch` selects the epoch. `state_dict` returns the current position,
-    which does not depend on the number of ranks and workers, in a few hundred bytes.
+    process group, and `set_epoch` selects the epoch. `state_dict` returns the current position, which does not depend
+    on the number of ranks and workers, in a few hundred bytes.
     """
+
+    total: int  #: Chips in an epoch, over all ranks.
 
     def __init__(
         self, dataset: Any, coverage: AOICoverage, time: Any, outside: Outside, seed: int, remainder: Remainder
@@ -48,25 +48,30 @@ class ChipSampler(DistributedSampler[AOI]):
         self.remainder = remainder
         #: The rank to sample for; None = that of torch's process group when a pass begins.
         self.ranks: Ranks | None = None
-        self._passes = 0
-        self._epoch_was_set = False
+        self._advance = False  # Whether the next pass begins another epoch.
         self._start = 0
         self._progress = (0, 0)
         self._plan: Fingerprint | None = None
+        self._epoch_order: tuple[tuple[int, int], Any] | None = None
         self._time = _time_slice(dataset, time)
         #: The AOIs that chips are drawn from, on the dataset's target grids.
         self.coverage: AOICoverage = _drop_outside_time(coverage, self._time, outside)
 
     # Order ----------------------------------------------------------------------------------------------------
 
-    @property
-    def total(self) -> int:
-        """Chips in an epoch, over all ranks."""
-        raise NotImplementedError
-
     def _draw(self, positions: range) -> list[AOI]:
         """The AOIs at positions of the current epoch, all below `total`."""
         raise NotImplementedError
+
+    def _once_per_epoch(self, compute: Callable[[np.random.Generator], Any]) -> Any:
+        """The result of a function for the current epoch, from the epoch's generator; kept until the next epoch."""
+        key = self.seed, self.epoch
+        if self._epoch_order is None or self._epoch_order[0] != key:
+            self._epoch_order = key, compute(epoch_random(*key))
+        return self._epoch_order[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_epoch_order": None}
 
     def at(self, position: int) -> AOI:
         """Return the AOI at a position of the current epoch, counted over all ranks."""
@@ -83,13 +88,21 @@ class ChipSampler(DistributedSampler[AOI]):
         return self._iterate(start, self._positions(start))
 
     def _positions(self, start: int) -> range:
+        """Positions of this rank: every `ranks.count`-th one from `start` on; those >= `total` are padding.
+
+        The next `n` chips of all ranks are thus `n * ranks.count` successive positions: the sequence of global batches
+        is the same for any number of ranks. All ranks get equally many.
+        """
         ranks = self.ranks or Ranks.now()
         if self.total < ranks.count and self.remainder == "drop":
             raise UsageError(
                 f"An epoch of {self.total} chips is too short for {ranks.count} ranks; use more chips, or "
                 "remainder='pad' or 'repeat'."
             )
-        return rank_positions(self.total, start, ranks, self.remainder)
+        left = self.total - start
+        length = left // ranks.count if self.remainder == "drop" else -(-left // ranks.count)
+        first = start + ranks.rank
+        return range(first, first + length * ranks.count, ranks.count)
 
     def _iterate(self, start: int, positions: range) -> Iterator[AOI]:
         self._progress = self.epoch, start
@@ -120,14 +133,13 @@ class ChipSampler(DistributedSampler[AOI]):
             self._start = 0
             self._progress = int(epoch), 0
         self.epoch = int(epoch)
-        self._epoch_was_set = True
+        self._advance = False
 
     def start_pass(self) -> None:
         """Advance to the next epoch, unless one was set since the last pass (`DataLoader` calls this)."""
-        if self._passes and not self._epoch_was_set:
+        if self._advance:
             self.epoch += 1
-        self._passes += 1
-        self._epoch_was_set = False
+        self._advance = True
 
     @property
     def start(self) -> int:
@@ -189,7 +201,7 @@ class ChipSampler(DistributedSampler[AOI]):
             raise ResumeError(f"The sampler state is incomplete: {', '.join(sorted(missing))} is missing.")
         check_fingerprint(state["plan"], self.plan(), f"a {type(self).__name__}")
         self.epoch = int(state["epoch"])
-        self._epoch_was_set = True
+        self._advance = False
         self.start_at(int(state["position"]))
 
     # Extent ---------------------------------------------------------------------------------------------------
@@ -214,25 +226,18 @@ class ChipSampler(DistributedSampler[AOI]):
 
         A dataset that snaps chips to its pixels moves them by up to half a pixel more.
         """
-        by_crs: dict[str, list[npt.NDArray[np.object_]]] = {}
-        for number, grid in enumerate(self.coverage.target_grids):
-            polygons = self._reach_on(number)
-            if len(polygons):
-                by_crs.setdefault(grid.crs, []).append(polygons)
+        by_crs: dict[str, list[Geometries]] = {}
+        for _, grid, pairs in self.coverage.by_grid():
+            by_crs.setdefault(grid.crs, []).append(self._reach_of(pairs))
         joined = {crs: np.concatenate(polygons) for crs, polygons in by_crs.items()}
         return [(crs, found[0] if len(found) == 1 else union_polygons(found)) for crs, found in joined.items()]
 
-    def _reach_on(self, grid: int) -> npt.NDArray[np.object_]:
-        """Polygons `[M]` whose union chips on a target grid may cover."""
+    def _reach_of(self, pairs: Integers) -> Geometries:
+        """Polygons `[M]`, M > 0, whose union chips of some pairs on one target grid may cover."""
         raise NotImplementedError
 
     def _make_aoi(
-        self,
-        corners: Floats,
-        pair: int,
-        position: int,
-        size: tuple[int, int],
-        min_valid: float = 0.0,
+        self, corners: Floats, pair: int, position: int, size: tuple[int, int], min_valid: float = 0.0
     ) -> AOI:
         """A chip of `size` pixels (height, width) from its upper left corner, followed by its spares' `[K, 2]`."""
         height, width = size
@@ -258,27 +263,29 @@ class ChipSampler(DistributedSampler[AOI]):
         return AOI((x, y, t), details)
 
 
-def parse_options(cls: type[Options], value: Any, field: str) -> Options:
-    """Return an options object from itself, a mapping of its fields, or the value of one field.
+def config_from(cls: type[Config], value: Any, argument: str, scalar: str | None = None) -> Config:
+    """Return options from themselves, a mapping of their fields (as in YAML), or None, the defaults.
 
-    Raises:
-        UsageError: if fields are unknown, missing or of another type.
+    Anything else is the value of the field `scalar`.
     """
-    if isinstance(value, cls):
-        return value
-    options = dict(value) if isinstance(value, Mapping) else {field: value}
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise UsageError(f"{options} are not fields of {cls.__name__}: {error}.") from None
+    if value is None or isinstance(value, cls):
+        return cls() if value is None else value
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        if scalar is not None:
+            return cls(**{scalar: value})
+        article = "an" if cls.__name__[0] in "AEIOU" else "a"
+        raise UsageError(
+            f"{argument} must be {article} {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}."
+        )
+    unknown = sorted(str(name) for name in value if name not in known)
+    if unknown:
+        raise UsageError(f"{argument} must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
+    return cls(**value)
 
 
 def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[int, int]:
-    """Return (height, width) in pixels from one or two numbers.
-
-    Raises:
-        UsageError: if a number is not an integer >= 1.
-    """
+    """Return (height, width) in pixels from one or two numbers; those that are not integers >= 1 are a `UsageError`."""
     try:
         pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
         if isinstance(value, (str, bool)) or any(isinstance(v, bool) or v != int(v) for v in pair):
@@ -291,7 +298,14 @@ def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[in
     return height, width
 
 
-def dilate_shapes(shapes: npt.NDArray[np.object_], width: float, height: float) -> npt.NDArray[np.object_]:
+def chip_boxes(corners: Floats, sizes: Floats) -> Geometries:
+    """Return chips `[N]` from their upper left corners (x, y) `[N, 2]`, and widths and heights `[N, 2]`."""
+    (x, y), (width, height) = corners.T, sizes.T
+    boxes: Geometries = shapely.box(x, y - height, x + width, y)
+    return boxes
+
+
+def dilate_shapes(shapes: Geometries, width: float, height: float) -> Geometries:
     """Return polygons whose union is covered by boxes centred anywhere in the shapes."""
     polygons = is_polygon(shapes)
     merged = [shapely.multipolygons(shapely.get_parts(shapes[polygons]))] if polygons.any() else []
@@ -331,8 +345,5 @@ def _drop_outside_time(coverage: AOICoverage, time: slice, outside: Outside) -> 
     start, stop = coverage.windows
     first, last = (clamp_ns(end).to_datetime64() for end in (time.start, time.stop))
     span = f"{time.start} to {time.stop}"
-    return coverage.drop(
-        (start > last) | (stop < first),
-        outside,
-        lambda rows: f"The time windows of AOIs {rows} lie outside {span}; extend them",
-    )
+    outside_span = (start > last) | (stop < first)
+    return coverage.drop(outside_span, outside, f"The time windows of %s lie outside {span}; extend them")

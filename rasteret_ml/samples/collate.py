@@ -72,12 +72,10 @@ def _column(key: str, values: list[Any], ignore_index: int) -> Any:
         return values
     if any(v.shape != values[0].shape for v in values):
         values = _pad(key, values, ignore_index)
-    base = stacked_base(values)
+    base, squeezed = stacked_base(values), key in _SQUEEZED and values[0].shape == (1,)
     if base is not None and (base.untyped_storage().is_shared() or get_worker_info() is None):
-        return base[:, 0] if key in _SQUEEZED and base.shape[1:] == (1,) else base
-    if key in _SQUEEZED and values[0].shape == (1,):
-        return [v[0] for v in values]
-    return values
+        return base[:, 0] if squeezed else base
+    return [v[0] for v in values] if squeezed else values
 
 
 def _stack(columns: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -93,7 +91,7 @@ def _is_dense(value: torch.Tensor) -> bool:
 
 
 def _pad(key: str, values: list[torch.Tensor], ignore_index: int) -> list[torch.Tensor]:
-    """Pad values to the largest size along each axis that may differ."""
+    """Pad values at the end of the axes that may differ, to the largest size along each."""
     shapes = [tuple(v.shape) for v in values]
     if len({len(shape) for shape in shapes}) == 1:
         lengths = list(zip(*shapes, strict=True))
@@ -138,19 +136,15 @@ def _pad_to(value: torch.Tensor, shape: tuple[int, ...], fill: float | int | boo
     if tuple(value.shape) == shape:
         return value
     padded = torch.full(shape, fill, dtype=value.dtype)
-    padded[tuple(slice(length) for length in value.shape)] = value
+    padded[tuple(map(slice, value.shape))] = value
     return padded
 
 
 def blank_sample(sample: Sample, ignore_index: int | Mapping[str, int] = NO_LABEL) -> Sample:
     """Return a sample, or batch, with the same keys, shapes and types, but without valid pixels and labels.
 
-    Values are those of padding in `collate`; `label` is -100 or NaN, and `length` is 0. Identity and place are kept:
-    `aoi`, `draw`, `bounds`, `transform`, `epsg`, `crs`, and unknown keys.
-
-    Args:
-        sample: The sample to imitate; it is not changed.
-        ignore_index: Class of missing label pixels; by key if there are several label masks.
+    Values are those of padding in `collate`, with `ignore_index` for all label masks or by key; `label` is -100 or NaN,
+    and `length` is 0. Identity and place are kept: `aoi`, `draw`, `bounds`, `transform`, `epsg`, `crs`, unknown keys.
     """
     return {key: _blank(key, value, ignore_index) for key, value in sample.items()}
 
@@ -169,13 +163,7 @@ def _blank(key: str, value: Any, ignore_index: int | Mapping[str, int]) -> Any:
 
 
 def blank_padding(queries: Sequence[Any], samples: list[Sample], ignored: Mapping[str, int]) -> list[Sample]:
-    """Blank the samples that only pad the epoch of a rank.
-
-    Args:
-        queries: One per sample.
-        samples: The samples.
-        ignored: Class of missing label pixels, by key.
-    """
+    """Blank the samples that only pad the epoch of a rank; `ignored` is the class of missing labels by key."""
     is_padding = [isinstance(query, AOI) and query.blank for query in queries]
     if not any(is_padding):
         return samples

@@ -34,8 +34,7 @@ class Composite:
     def parse(cls, composite: Composite | str | Mapping[str, Any] | None, bands: Sequence[str]) -> Composite | None:
         """Return a composite from "median", "mean", "max_ndvi" or {"max_index": (band a, band b)}, for these bands.
 
-        Raises:
-            UsageError: unknown composite, or a band that is not in `bands`.
+        UsageError: unknown composite, or a band that is not in `bands`.
         """
         if composite is None or isinstance(composite, Composite):
             return composite
@@ -63,20 +62,11 @@ class Composite:
         clear: npt.NDArray[np.bool_] | None,
         scaling: Scaling | None = None,
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
-        """Reduce `[T, C, H, W]` to `[C, H, W]`.
+        """Reduce stored values `[T, C, H, W]`, all of one scale and offset, to values and validity `[C, H, W]`.
 
-        Args:
-            data: Stored values, all of one scale and offset.
-            valid: Validity of the same shape.
-            clear: Clear pixels `[T, H, W]`, or None. Pixels that are clear at no date use their valid values.
-            scaling: Scale and offset that the index is computed with; None = stored values.
-
-        Returns:
-            Values and validity `[C, H, W]`, and the pixels made of clear values `[H, W]`. Invalid pixels hold the
-            values of the first date.
-
-        Raises:
-            UsageError: complex pixels.
+        Also returns which pixels are made of clear values `[H, W]`: `clear` is `[T, H, W]`, and pixels that are clear
+        at no date use their valid values. Invalid pixels hold the values of the first date. The index is computed with
+        `scaling` (None = of stored values). UsageError: complex pixels.
         """
         if data.dtype.kind == "c":
             raise UsageError(f"A composite must be made of real numbers, got {data.dtype}; read single dates instead.")
@@ -90,7 +80,10 @@ class Composite:
         if self.kind == "max_index":
             return *self._max_index(data, used, out, scaling or Scaling.none(data.shape[1])), clear
         known = np.asarray(used.any(axis=0))
-        result = _median(data, used) if self.kind == "median" else _mean(data, used)
+        if self.kind == "median":
+            result = _median(data, used)
+        else:
+            result = np.where(used, data, 0).astype(np.float64).sum(axis=0) / np.maximum(used.sum(axis=0), 1)
         out[known] = result[known]
         return out, known, clear
 
@@ -102,10 +95,9 @@ class Composite:
         a, b = (data[:, i] * scale[i] + offset[i] for i in self.bands)
         with np.errstate(divide="ignore", invalid="ignore"):
             index = np.where(a + b == 0, 0.0, (a - b) / (a + b))
-        index = np.where(complete & np.isfinite(index), index, -np.inf)
+        # Any complete date is better than an incomplete one, also without an index.
+        index = np.where(complete, np.where(np.isfinite(index), index, np.finfo(np.float64).min), -np.inf)
         best = index.argmax(axis=0)
-        # If every complete date has an index of -inf, argmax may select an incomplete one.
-        best = np.where(np.take_along_axis(complete, best[None], axis=0)[0], best, complete.argmax(axis=0))
         known = np.broadcast_to(complete.any(axis=0), out.shape).copy()
         np.copyto(out, np.take_along_axis(data, best[None, None], axis=0)[0], where=known)
         return out, known
@@ -119,12 +111,6 @@ def _band_index(bands: Sequence[str], names: Sequence[str]) -> int:
             "two bands: composite={'max_index': (band, band)}."
         )
     return index
-
-
-def _mean(data: npt.NDArray[Any], used: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    total = np.where(used, data, 0).astype(np.float64).sum(axis=0)
-    mean: npt.NDArray[np.float64] = total / np.maximum(used.sum(axis=0), 1)
-    return mean
 
 
 def _median(data: npt.NDArray[Any], used: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

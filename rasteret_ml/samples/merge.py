@@ -16,14 +16,10 @@ import torch
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import epsg_code
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.samplers.aoi.aoi import AOI
-from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, bounds_tensor, snapped_slices
+from rasteret_ml.samples.sample import TENSOR_ONLY, Sample, aoi_columns, bounds_tensor, snapped_slices
 
-_LEFT_FIRST = (
-    "bounds", "crs", "epsg", "transform", "time", "time_valid", "length", "record", "aoi", "label", "draw",
-    "mask_aoi",
-)  # fmt: skip
 _TIME_KEYS = ("time", "time_valid", "length", "record")
+_LEFT_FIRST = (*_TIME_KEYS, "bounds", "crs", "epsg", "transform", "aoi", "label", "draw", "mask_aoi")
 _VALIDITIES = ("mask_valid", "mask_clear")
 _DEFAULTS = {"scale": 1.0, "offset": 0.0}
 _DAY = 86400.0  # Seconds.
@@ -36,11 +32,9 @@ def pixel_keys(sample: Sample) -> list[str]:
 
 
 def scale_name(key: str, pixels: Iterable[str]) -> str:
-    """Return the name of `scale` or `offset` in a joined sample: `scale_image_s1` for the key `image_s1`.
+    """Return the name of `scale` or `offset` in a joined sample: `scale_image_s1` beside the pixels `image_s1`.
 
-    Args:
-        key: A key of a sample; all keys but `scale` and `offset` keep their name.
-        pixels: Pixel keys of that sample; the scale of `image` keeps its name.
+    All other keys, and the scale of `image`, keep their name.
     """
     images = [name for name in pixels if name.startswith("image")]
     return key if key not in _DEFAULTS or "image" in images or not images else f"{key}_{images[0]}"
@@ -60,9 +54,7 @@ def join_samples(samples: Sequence[Sample]) -> Sample:
     valid in both, and `length` counts those. Next to a series, a single image or label does not affect `time`,
     `time_valid`, `length` and `record`; its validity applies to every date. Labels under different keys stay separate.
     `scale` and `offset` belong to `image`; those of `image_s1` become `scale_image_s1` and `offset_image_s1`.
-
-    Raises:
-        UsageError: labels under the same key, images of different types or sizes, or series of different dates.
+    UsageError: labels under the same key, images of different types or sizes, or series of different dates.
     """
     named = [{scale_name(key, pixel_keys(sample)): value for key, value in sample.items()} for sample in samples]
     return reduce(_join, named)
@@ -120,19 +112,10 @@ def _without_dates(sample: Sample) -> Sample:
 
 
 def _check_images(a: torch.Tensor, b: torch.Tensor) -> None:
-    if a.dtype != b.dtype:
+    if (a.dtype, a.ndim, a.shape[-2:]) != (b.dtype, b.ndim, b.shape[-2:]):
         raise UsageError(
-            f"Images joined with `&` must have one type, got {a.dtype} and {b.dtype}; convert one of them with "
-            "transforms=, or set another key=."
-        )
-    if a.ndim != b.ndim:
-        raise UsageError(
-            f"Images joined with `&` must not mix time series and single images, got {tuple(a.shape)} and "
-            f"{tuple(b.shape)}; set another key= for one of them."
-        )
-    if a.shape[-2:] != b.shape[-2:]:
-        raise UsageError(
-            f"Images joined with `&` must have one height and width, got {tuple(a.shape)} and {tuple(b.shape)}."
+            "Images joined with `&` must have one type and one height and width, and not mix time series and single "
+            f"images, got {a.dtype} and {b.dtype} of {tuple(a.shape)} and {tuple(b.shape)}; set another key= for one."
         )
 
 
@@ -170,10 +153,8 @@ def merge_by_validity(samples: Sequence[Sample]) -> Sample:
     Series are filled date by date and must have the same dates. `time` and `record` stay those of the first sample,
     even for filled pixels; dates that it lacks (padding) come from the other, with `scale` and `offset`. Labels
     `[H, W]` next to a series are filled where the first sample has no valid date and the other has one. If only one
-    sample has `mask_clear`, pixels of the other are not clear.
-
-    Raises:
-        UsageError: samples of different keys, types, dates or sizes, or of different scale and offset.
+    sample has `mask_clear`, pixels of the other are not clear. UsageError: samples of different keys, types, dates or
+    sizes, or of different scale and offset.
     """
     merged = dict(samples[0])
     for other in samples[1:]:
@@ -198,23 +179,17 @@ def merge_by_validity(samples: Sequence[Sample]) -> Sample:
         any_date = fill if fill.ndim == 3 else other_valid.any(0) & ~valid.any(0)
         for key in merged:
             if key.startswith(("image", "mask")) and key in other:
-                merged[key] = _fill_pixels(key, merged[key], other[key], fill, any_date)
+                value = merged[key]
+                where = any_date[0] if value.ndim == 2 else fill if value.ndim == fill.ndim else any_date
+                merged[key] = torch.where(where, cast_exactly(key, other[key], value.dtype, where), value)
         _add_dates(merged, other)
     return merged
-
-
-def _fill_pixels(
-    key: str, value: torch.Tensor, other: torch.Tensor, fill: torch.Tensor, any_date: torch.Tensor
-) -> torch.Tensor:
-    where = any_date[0] if value.ndim == 2 else fill if value.ndim == fill.ndim else any_date
-    return torch.where(where, cast_exactly(key, other, value.dtype, where), value)
 
 
 def cast_exactly(key: str, values: torch.Tensor, dtype: torch.dtype, where: torch.Tensor) -> torch.Tensor:
     """Cast values to `dtype`; stock datasets give float32, whatever is stored.
 
-    Raises:
-        UsageError: the cast changes a value at a pixel in `where`.
+    UsageError: the cast changes a value at a pixel in `where`.
     """
     if values.dtype == dtype:
         return values
@@ -272,8 +247,7 @@ def _add_dates(merged: Sample, other: Sample) -> None:
 def with_validity(sample: Sample) -> Sample:
     """Return a stock dataset's sample with `mask_valid`: pixels that are 0 or NaN in all channels are invalid.
 
-    Raises:
-        UsageError: the sample has neither `image` nor `mask`.
+    UsageError: the sample has neither `image` nor `mask`.
     """
     if "mask_valid" in sample:
         return sample
@@ -303,19 +277,11 @@ def stock_sample(sample: Sample, grid: Grid, t: slice, ignore_index: int | None)
 
 
 def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dtype], grid: Grid) -> Sample:
-    """Return a sample with all keys of both sides, and pixels of the given types.
+    """Return one side's sample, which has `mask_valid`, with all keys of both sides, and pixels of the given types.
 
     Missing values are neutral: `scale` 1, `offset` 0, `record` -1, `time` NaN, `mask_clear` False (unknown is not
-    clear); `epsg` and `transform` are the grid's.
-
-    Args:
-        sample: The sample of one side, with `mask_valid`.
-        keys: The keys of the samples of both sides.
-        types: Types of the pixels by key; empty where they are not known.
-        grid: The chip's grid.
-
-    Raises:
-        UsageError: single images where the other side gives a series, or pixels under other keys or of another type.
+    clear); `epsg` and `transform` are the chip grid's. `types` by key is empty where they are not known. UsageError:
+    single images where the other side gives a series, or pixels under other keys or of another type.
     """
     filled, count = dict(sample), num_dates(sample)
     if "time_valid" in keys and count is None:
@@ -337,10 +303,10 @@ def fill_missing_keys(sample: Sample, keys: set[str], types: dict[str, torch.dty
 
 def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.Tensor | None:
     dates = 1 if count is None else count
-    if key in ("scale", "offset") or key.startswith(("scale_", "offset_")):
-        prefix, _, name = key.partition("_")
+    prefix, _, name = key.partition("_")
+    if prefix in _DEFAULTS:
         images = [name] if name in sample else [k for k in pixel_keys(sample) if k.startswith("image")]
-        return torch.full(sample[images[0]].shape[:-2], 1.0 if prefix == "scale" else 0.0) if images else None
+        return torch.full(sample[images[0]].shape[:-2], _DEFAULTS[prefix]) if images else None
     if key == "mask_clear":
         return torch.zeros_like(sample["mask_valid"].all(-3, keepdim=True))
     values: dict[str, torch.Tensor] = {
@@ -356,22 +322,14 @@ def _neutral(key: str, sample: Sample, grid: Grid, count: int | None) -> torch.T
 
 def add_query_keys(samples: Sequence[Sample], queries: Sequence[Any]) -> None:
     """Add `aoi`, `label` and `draw` to all samples of a batch, or remove them from all: sides may differ in them."""
-    rows = [[query.row] if isinstance(query, AOI) and query.row >= 0 else None for query in queries]
-    labels = [query.label if isinstance(query, AOI) else None for query in queries]
-    are_classes = all(isinstance(label, int) for label in labels)
-    columns: tuple[tuple[str, list[Any], torch.dtype], ...] = (
-        ("aoi", rows, torch.int64),
-        ("label", [None if v is None else [v] for v in labels], torch.int64 if are_classes else torch.float32),
-        ("draw", [query.draw if isinstance(query, AOI) else None for query in queries], torch.int64),
-    )
-    for key, values, dtype in columns:
-        if all(key in sample for sample in samples):
-            continue
-        for sample, value in zip(samples, values, strict=True):
-            if None in values:
+    columns = aoi_columns(queries)
+    for key in ("aoi", "label", "draw"):
+        if key in columns:
+            for sample, value in zip(samples, columns[key], strict=True):
+                sample.setdefault(key, value)
+        elif not all(key in sample for sample in samples):
+            for sample in samples:
                 sample.pop(key, None)
-            elif key not in sample:
-                sample[key] = torch.tensor(value, dtype=dtype)
 
 
 def _transform(grid: Grid) -> torch.Tensor:

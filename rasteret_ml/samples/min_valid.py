@@ -16,8 +16,7 @@ ReadSpares = Callable[[Sequence[int], Sequence[Any]], Sequence[Sample | None]]
 def valid_share(sample: Sample) -> float:
     """Return the share of pixels, over all dates, that are valid in all bands and clear (if there is `mask_clear`).
 
-    Raises:
-        UsageError: the sample has no `mask_valid`.
+    UsageError: the sample has no `mask_valid`.
     """
     if "mask_valid" not in sample:
         raise UsageError(f"min_valid= needs samples with mask_valid, got {sorted(sample)}; keep it in transforms=.")
@@ -34,14 +33,9 @@ def resample_low_valid(
 ) -> list[Sample | None]:
     """Return the samples, with those below their AOI's `min_valid` replaced by samples of its spares.
 
-    The first spare that reaches `min_valid` is used, else the best sample. The result depends on pixels and AOI only,
-    not on the other samples of the batch. Each attempt reads all its spares together.
-
-    Args:
-        queries: One per sample.
-        samples: Samples as read; None if unreadable, which any spare replaces.
-        read: Reads spares.
-        leave: Positions of samples to keep as they are.
+    The first spare that reaches `min_valid` is used, else the best sample; any spare replaces an unreadable one (None).
+    The samples at the positions `leave` are kept as they are. The result depends on pixels and AOI only, not on the
+    other samples of the batch. Each attempt reads all its spares together.
     """
     shares, result = {}, list(samples)
     for i, (query, sample) in enumerate(zip(queries, samples, strict=True)):

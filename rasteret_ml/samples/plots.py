@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Band names that are shown in colour: plain, Sentinel-2 (and HLS), Landsat 8 and 9, one letter.
 _RED_GREEN_BLUE = (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"), ("r", "g", "b"))
-# Largest number of axes of a key in one sample; a batch has more.
+# Largest number of axes of a key in one sample; a batch, which would be taken for a time series, has more.
 _ITEM_AXES = {"image": 4, "transform": 1, "bounds": 1, "time": 1}
 
 _KEYS = (
@@ -85,7 +85,13 @@ def plot_sample(
         >>> figure.savefig("sample.png")  # doctest: +SKIP
     """
     chip_style = ChipStyle(**style)
-    _check_item(sample)
+    for key, limit in _ITEM_AXES.items():
+        number = getattr(sample.get(key), "ndim", 0)
+        if number > limit:
+            raise UsageError(
+                f"A single sample must be plotted, got a batch ({key!r} has {number} axes): take one of its items, "
+                "{key: value[0] for key, value in batch.items()}."
+            )
     arrays = {key: _array(sample[key]) for key in {*_KEYS, labels} if isinstance(sample.get(key), _TENSORS)}
     image = arrays.get("image")
     shown: dict[str, Any] = {"labels": _map(arrays, labels), "prediction": _map(arrays, "prediction")}
@@ -98,47 +104,21 @@ def plot_sample(
     picks = () if image is None else shown_bands(image.shape[-3], bands, rgb)
     times = [float(t) for t in arrays["time"].ravel()] if "time" in arrays else []
     label = _label_text(arrays, chip_style)
+    text, series = label, dict[str, Any]()
     if image is not None and image.ndim == 4:
-        return draw_chips(
-            [_layers(arrays, picks, chip, date, **shown) for date, chip in enumerate(image)],
-            chip_style,
-            times=times or [math.nan] * len(image),
-            time_valid=None if "time_valid" not in arrays else arrays["time_valid"].ravel().tolist(),
-            columns=columns,
-            title=label if title is None else title,
-            axes=axes,
-        )
-    chip = _layers(arrays, picks, image, **shown)
-    days = sorted({day[:10] for day in date_texts([t for t in times if not math.isnan(t)])})
-    when = f"{days[0]} to {days[-1]} ({len(days)} days)" if len(days) > 1 else "".join(days)
-    text = "   ".join(part for part in (when, validity_text(chip), label) if part)
-    return draw_chips([chip], chip_style, title=text if title is None else title, axes=axes)
-
-
-def plot_series(sample: Sample, **options: Any) -> Figure:
-    """Plot a time series: `plot_sample` for a sample that must have an image `[T, C, H, W]`.
-
-    Args:
-        sample: With `image` `[T, C, H, W]`, `time` `[T]` and, where there is padding, `time_valid` `[T]`.
-        options: Of `plot_sample`.
-
-    Raises:
-        UsageError: not a time series; and what `plot_sample` raises.
-    """
-    image = sample.get("image")
-    if image is None or image.ndim < 4:
-        what = "no image" if image is None else f"an image of shape {tuple(image.shape)}"
-        raise UsageError(f"A time series must have an image [T, C, H, W], got {what}: use plot_sample.")
-    return plot_sample(sample, **options)
+        chips = [_layers(arrays, picks, chip, date, **shown) for date, chip in enumerate(image)]
+        held = None if "time_valid" not in arrays else arrays["time_valid"].ravel().tolist()
+        series = {"times": times or [math.nan] * len(image), "time_valid": held, "columns": columns}
+    else:
+        chips = [_layers(arrays, picks, image, **shown)]
+        days = sorted({day[:10] for day in date_texts([t for t in times if not math.isnan(t)])})
+        when = f"{days[0]} to {days[-1]} ({len(days)} days)" if len(days) > 1 else "".join(days)
+        text = "   ".join(part for part in (when, validity_text(chips[0]), label) if part)
+    return draw_chips(chips, chip_style, title=text if title is None else title, axes=axes, **series)
 
 
 def shown_bands(count: int, bands: Sequence[str] | None = None, rgb: Bands | None = None) -> tuple[int, ...]:
-    """Return the positions of the one or three bands to show, of `count`; see `plot_sample`.
-
-    Raises:
-        UsageError: not `count` names in `bands`, or neither one nor three bands in `rgb`.
-        UnknownBandError: `rgb` has a band that the image does not have.
-    """
+    """Return the positions of the one or three bands to show, of `count`; errors as for `plot_sample`."""
     if bands is not None and len(bands) != count:
         raise UsageError(f"bands must name the image's {count} bands, got {len(bands)} names.")
     names = [] if bands is None else [str(band) for band in bands]
@@ -223,17 +203,6 @@ def _label_text(arrays: Arrays, style: ChipStyle) -> str:
         return ""
     value = label.ravel()[0]
     return f"label {value:.4g}" if label.dtype.kind == "f" else f"label {class_names([value], style.classes)[value]}"
-
-
-def _check_item(sample: Sample) -> None:
-    """Refuse a batch, which would be taken for a time series."""
-    for key, limit in _ITEM_AXES.items():
-        axes = getattr(sample.get(key), "ndim", 0)
-        if axes > limit:
-            raise UsageError(
-                f"A single sample must be plotted, got a batch ({key!r} has {axes} axes): take one of its items, "
-                "{key: value[0] for key, value in batch.items()}."
-            )
 
 
 def _array(value: torch.Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -40,11 +40,7 @@ class LabelRule:
     def make(
         cls, bands: tuple[str, ...], dtype: np.dtype[Any], remap: Mapping[int, int] | None, ignore_index: int
     ) -> LabelRule:
-        """Return the rule for bands of a data type.
-
-        Raises:
-            UsageError: several bands, complex labels, or `remap` for float labels.
-        """
+        """Return the rule for bands of a data type; UsageError: several, complex ones, or `remap` for floats."""
         if len(bands) != 1:
             raise UsageError(f"Labels must be one band, got {list(bands)}; join datasets with `&`, each with its key=.")
         continuous = dtype.kind == "f"
@@ -96,14 +92,11 @@ class SampleSpec:
     @property
     def keys(self) -> set[str]:
         """Keys that every sample has, whatever the query."""
-        groups = (
-            (True, {self.key, "mask_valid", "transform", "time", "record"}),
-            (self.with_scale and self.rule is None, {"scale", "offset"}),
-            (self.with_clear, {"mask_clear"}),
-            (self.with_epsg, {"epsg"}),
-            (self.series, {"time_valid", "length"}),
-        )
-        return set().union(*(keys for present, keys in groups if present))
+        keys = {self.key, "mask_valid", "transform", "time", "record"}
+        keys |= {"scale", "offset"} if self.with_scale and self.rule is None else set()
+        keys |= {"mask_clear"} if self.with_clear else set()
+        keys |= {"epsg"} if self.with_epsg else set()
+        return keys | ({"time_valid", "length"} if self.series else set())
 
     @property
     def uses_aoi(self) -> bool:
@@ -127,15 +120,13 @@ class ChipSeries:
     @property
     def inside(self) -> npt.NDArray[np.bool_]:
         """Pixels inside the AOI's polygon `[H, W]`."""
-        inside: npt.NDArray[np.bool_] = self.chips[0].inside
-        return inside
+        return np.asarray(self.chips[0].inside)
 
 
 def apply_composite(composite: Composite, series: ChipSeries, harmonize: bool) -> ChipSeries:
     """Reduce the dates of a series to one; its time is their mean.
 
-    Raises:
-        DataError: dates differ in scale or offset, and `harmonize` is False.
+    DataError: dates differ in scale or offset, and `harmonize` is False.
     """
     chips = series.chips
     first = next((chip for chip in chips if chip.record is not None), chips[0])
@@ -167,12 +158,7 @@ def make_samples(
 ) -> list[Sample]:
     """Make the samples of a batch; if all chips have one size, their tensors are rows of one buffer per key.
 
-    Args:
-        spec: Keys and contents.
-        queries: One per sample.
-        times: Time slices of the queries.
-        batch: Chips of the queries.
-        images: Buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the chips were read to, if any.
+    `images` is the buffer `[B, C, H, W]` or `[B, T, C, H, W]` that the chips were read to, if any.
     """
     columns: dict[str, Sequence[Any]] = {spec.key: _pixels(spec, batch, images)}
     if spec.valid_per_band:
@@ -191,8 +177,7 @@ def make_samples(
             fill = _fill(series) if spec.rule is None else spec.rule.invalid
             np.copyto(pixels.numpy(), fill, where=~series.inside)
     if spec.with_scale and spec.rule is None:
-        columns["scale"] = _scales(spec, batch, "scale", 1.0)
-        columns["offset"] = _scales(spec, batch, "offset", 0.0)
+        columns["scale"], columns["offset"] = _scales(spec, batch, 0, 1.0), _scales(spec, batch, 1, 0.0)
     columns |= _metadata(spec, queries, times, batch)
     return [{name: column[i] for name, column in columns.items()} for i in range(len(batch))]
 
@@ -239,11 +224,12 @@ def _masks(
     return rows
 
 
-def _scales(spec: SampleSpec, batch: Sequence[ChipSeries], name: str, default: float) -> Sequence[torch.Tensor]:
-    values = []
+def _scales(spec: SampleSpec, batch: Sequence[ChipSeries], which: int, padding: float) -> Sequence[torch.Tensor]:
+    """Return the scales (0) or offsets (1) of `Scaling.numbers`."""
+    values: list[Sequence[Any]] = []
     for series in batch:
-        dates = [[default if v is None else v for v in getattr(chip.scaling, name)] for chip in series.chips]
-        values.append(_pad(dates, series.length, [default] * len(dates[0])) if spec.series else dates[0])
+        dates = [chip.scaling.numbers[which] for chip in series.chips]
+        values.append(_pad(dates, series.length, (padding,) * len(dates[0])) if spec.series else dates[0])
     return _tensors(values, torch.float32)
 
 
@@ -269,26 +255,23 @@ def _metadata(
         flags = [_pad([True] * len(series.chips), series.length, False) for series in batch]
         columns["time_valid"] = _tensors(flags, torch.bool)
         columns["length"] = _tensors([[len(series.chips)] for series in batch], torch.int64)
-    return columns | _aoi_columns(queries)
+    return columns | aoi_columns(queries)
 
 
-def _aoi_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Return `aoi`, `label` and `draw`, each only if every query has it."""
-    columns = draw_columns(queries)
+def aoi_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """Return `draw` (seed, epoch, position), `aoi` and `label` of samples, each only if every query has it."""
+    columns: dict[str, Sequence[Any]] = {}
+    draws = [query.draw if isinstance(query, AOI) else None for query in queries]
+    if None not in draws:
+        columns["draw"] = _tensors(draws, torch.int64)
     rows = [query.row if isinstance(query, AOI) else -1 for query in queries]
-    if min(rows) >= 0:
+    if min(rows, default=-1) >= 0:
         columns["aoi"] = _tensors([[row] for row in rows], torch.int64)
     labels = [query.label if isinstance(query, AOI) else None for query in queries]
     if None not in labels:
         is_class = all(isinstance(label, (int, np.integer)) for label in labels)
         columns["label"] = _tensors([[label] for label in labels], torch.int64 if is_class else torch.float32)
     return columns
-
-
-def draw_columns(queries: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Return `draw`, int64 `[3]` (seed, epoch, position) per query; empty unless a sampler drew every query."""
-    draws = [query.draw if isinstance(query, AOI) else None for query in queries]
-    return {} if None in draws else {"draw": _tensors(draws, torch.int64)}
 
 
 def _pad(values: Sequence[Any], length: int, fill: Any) -> list[Any]:
@@ -305,12 +288,7 @@ def _tensors(values: Sequence[Any], dtype: torch.dtype = torch.float64) -> Seque
 def seconds_of(chip: Chip) -> float:
     """Return the time of the record that supplied the first pixels, POSIX seconds UTC; NaN = undated."""
     time = None if chip.record is None else chip.record.datetime
-    return math.nan if time is None else _posix(time)
-
-
-def _posix(time: Any) -> float:
-    stamp = pd.Timestamp(time)
-    return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())
+    return math.nan if time is None else float(pd.Timestamp(time).timestamp())  # of pandas: UTC without a zone
 
 
 def snapped_slices(grid: Grid, t: slice) -> tuple[slice, slice, slice]:
@@ -330,5 +308,5 @@ def bounds_tensor(slices: tuple[slice, slice, slice]) -> torch.Tensor:
 
 def _bounds(slices: tuple[slice, slice, slice]) -> list[float]:
     x, y, t = slices
-    seconds = [_posix(v) for v in (t.start, t.stop)]
+    seconds = [float(pd.Timestamp(v).timestamp()) for v in (t.start, t.stop)]
     return [x.start, x.stop, x.step, y.start, y.stop, y.step, *seconds, 1 if t.step is None else t.step]

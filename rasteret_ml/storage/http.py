@@ -15,7 +15,6 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -60,15 +59,10 @@ class HttpReader:
     def __init__(self, limits: FetchLimits, meter: Meter | None = None) -> None:
         self._limits = limits
         self._meter = meter or Meter()
-        self._transports: _Transports | None = None
+        self._transports: tuple[ConnectionPool, aiohttp.ClientSession, _NeedsAiohttp] | None = None
 
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
-        """See `RangeReader.read`.
-
-        Raises:
-            FetchNotFoundError, AccessDeniedError, RangeNotSupportedError: Without retries.
-            ServerError, FetchTimeoutError: After all attempts.
-        """
+        """See `RangeReader.read`; only ServerError and FetchTimeoutError are retried."""
         url, policy = public_url(href), self._limits.retry
         pause, start = policy.base, time.perf_counter()
         for attempt in range(1, policy.attempts + 1):
@@ -102,16 +96,16 @@ class HttpReader:
             raise _TransientError(ServerError(message)) from None
 
     async def _request(self, address: URL, url: str, span: ByteRange) -> RangeResponse:
-        transports = self._get_transports()
+        pool, session, needs_aiohttp = self._get_transports()
         headers = {**_HEADERS, "Range": f"bytes={span.start}-{span.stop - 1}"}
-        scheme, host = address.scheme, address.host or ""
-        if address.user is None and not transports.environment.applies_to(scheme, host):
+        origin = address.scheme, address.host or ""
+        if address.user is None and not needs_aiohttp[origin]:
             with contextlib.suppress(UnsupportedResponseError):
-                response = await transports.pool.get(address, headers, partial(_accepts_body, span))
+                response = await pool.get(address, headers, partial(_accepts_body, span))
                 if response.head.status not in _REDIRECTS:
                     return self._check_response(response, url, span)
-            transports.environment.add_host(scheme, host)  # a redirect may lead to a host that needs a proxy or a login
-        async with transports.session.get(address, headers=headers) as aiohttp_response:
+            needs_aiohttp[origin] = True  # a redirect may lead to a host that needs a proxy or a login
+        async with session.get(address, headers=headers) as aiohttp_response:
             return self._check_response(await _read_aiohttp(aiohttp_response, span), url, span)
 
     def _check_response(self, response: Response, url: str, span: ByteRange) -> RangeResponse:
@@ -150,71 +144,48 @@ class HttpReader:
             raise FetchError(f"{message}; the file ends before this range: it is not the file that was indexed.")
         raise FetchError(f"{message}.")
 
-    def _get_transports(self) -> _Transports:
+    def _get_transports(self) -> tuple[ConnectionPool, aiohttp.ClientSession, _NeedsAiohttp]:
         if self._transports is None:
             limits, timeouts = self._limits, self._limits.timeouts
-            session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=limits.connections,
-                    keepalive_timeout=limits.keepalive,
-                    ttl_dns_cache=int(limits.dns_ttl),
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
-                ),
-                auto_decompress=False,
-                trust_env=True,
+            connector = aiohttp.TCPConnector(
+                limit=limits.connections, keepalive_timeout=limits.keepalive, ttl_dns_cache=int(limits.dns_ttl)
             )
-            self._transports = _Transports(ConnectionPool(limits), session, _Environment())
+            timeout = aiohttp.ClientTimeout(
+                total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
+            )
+            session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, trust_env=True)
+            self._transports = ConnectionPool(limits), session, _NeedsAiohttp()
         return self._transports
 
     async def aclose(self) -> None:
         """Close the connections."""
         transports, self._transports = self._transports, None
         if transports is not None:
-            await transports.session.close()
-            await transports.pool.aclose()
+            pool, session, _ = transports
+            await session.close()
+            await pool.aclose()
 
 
-class _Environment:
-    """The proxies and netrc logins of the process, read once; results are cached by scheme and host.
+class _NeedsAiohttp(dict[tuple[str, str], bool]):
+    """By (scheme, host): whether requests need a proxy or a login, or may be redirected to a host that does.
 
-    aiohttp looks them up on other threads twice per request, which costs more than the request itself.
+    Proxies and netrc logins are read once: aiohttp looks them up on other threads twice per request, which costs more
+    than the request itself.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._proxies = getproxies()
-        self._netrc = _read_netrc()
-        self._applies: dict[tuple[str, str], bool] = {}
+        self._netrc: netrc.netrc | None = None  # also where the file is invalid, which aiohttp logs
+        name = "_netrc" if os.name == "nt" else ".netrc"
+        with contextlib.suppress(OSError, RuntimeError, ValueError, netrc.NetrcParseError):
+            self._netrc = netrc.netrc(os.environ.get("NETRC") or Path.home() / name)
 
-    def applies_to(self, scheme: str, host: str) -> bool:
-        """Whether requests to this host need a proxy or a login, or may be redirected to one that does."""
-        key = (scheme, host)
-        if key not in self._applies:
-            proxied = scheme in self._proxies and not proxy_bypass(host)
-            self._applies[key] = proxied or (self._netrc is not None and self._netrc.authenticators(host) is not None)
-        return self._applies[key]
-
-    def add_host(self, scheme: str, host: str) -> None:
-        """Make `applies_to` true for this host from now on."""
-        self._applies[scheme, host] = True
-
-
-class _Transports(NamedTuple):
-    """The two HTTP clients, and the environment that decides between them."""
-
-    pool: ConnectionPool
-    session: aiohttp.ClientSession
-    environment: _Environment
-
-
-def _read_netrc() -> netrc.netrc | None:
-    """The logins that aiohttp would find; None if there are none, or the file is invalid (aiohttp logs it)."""
-    path = os.environ.get("NETRC")
-    try:
-        return netrc.netrc(path or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
-        return None
+    def __missing__(self, origin: tuple[str, str]) -> bool:
+        scheme, host = origin
+        proxied = scheme in self._proxies and not proxy_bypass(host)
+        self[origin] = proxied or (self._netrc is not None and self._netrc.authenticators(host) is not None)
+        return self[origin]
 
 
 def _accepts_body(span: ByteRange, head: ResponseHead) -> bool:

@@ -48,7 +48,7 @@ class LocalReader:
         try:
             return _read(path, span, _NO_WAIT)
         except _NotCached as error:
-            if error.unsupported:
+            if error.errno != errno.EAGAIN:
                 self._threaded.add(folder)
             return None
 
@@ -56,16 +56,8 @@ class LocalReader:
         """Do nothing: no file is kept open."""
 
 
-class _NotCached(Exception):  # noqa: N818 - a signal between two functions of this file
-    """Not all bytes are in the page cache.
-
-    Args:
-        unsupported: Whether the file system cannot tell what is cached.
-    """
-
-    def __init__(self, *, unsupported: bool) -> None:
-        super().__init__()
-        self.unsupported = unsupported
+class _NotCached(OSError):  # noqa: N818 - a signal between two functions of this file
+    """Not all bytes are in the page cache (EAGAIN), or the file system cannot tell (other numbers)."""
 
 
 def _read(path: str, span: ByteRange, flags: int = 0) -> RangeResponse:
@@ -85,7 +77,7 @@ def _read(path: str, span: ByteRange, flags: int = 0) -> RangeResponse:
         raise FetchNotFoundError(f"{path}: no such file.") from None
     except (PermissionError, IsADirectoryError) as error:
         raise AccessDeniedError(f"{path}: cannot be read ({error.strerror}).") from None
-    except FetchError:
+    except (FetchError, _NotCached):
         raise
     except OSError as error:
         raise FetchError(f"{path}: cannot be read ({error}).") from error
@@ -94,11 +86,7 @@ def _read(path: str, span: ByteRange, flags: int = 0) -> RangeResponse:
 
 
 def _fill(descriptor: int, buffer: memoryview, start: int, flags: int) -> int:
-    """Read from offset `start` into `buffer` and return the number of bytes.
-
-    Raises:
-        _NotCached: `flags` is RWF_NOWAIT, and not all bytes are in the page cache.
-    """
+    """Read from offset `start` into `buffer` and return the number of bytes; `_NotCached` if RWF_NOWAIT has to wait."""
     if not flags:
         total = 0
         while total < len(buffer) and (count := os.preadv(descriptor, [buffer[total:]], start + total)):
@@ -108,8 +96,8 @@ def _fill(descriptor: int, buffer: memoryview, start: int, flags: int) -> int:
         total = os.preadv(descriptor, [buffer], start, flags) if len(buffer) else 0
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise _NotCached(unsupported=error.errno != errno.EAGAIN) from None
+            raise _NotCached(error.errno, "not cached") from None
         raise
     if total < len(buffer):
-        raise _NotCached(unsupported=False)
+        raise _NotCached(errno.EAGAIN, "partly cached")
     return total

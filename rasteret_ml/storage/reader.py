@@ -72,10 +72,8 @@ class RangeReader(Protocol):
     async def read(self, href: str, span: ByteRange) -> RangeResponse:
         """Read `span` of the file at `href`.
 
-        A range that starts past the end of the file is an error; one that extends past it is returned short.
-
-        Raises:
-            FetchError: The subclass gives the reason; the message shows the address without its secrets.
+        A range that starts past the end of the file is an error; one that extends past it is returned short. Failures
+        raise a subclass of FetchError, whose message shows the address without its secrets.
         """
 
     async def aclose(self) -> None:
@@ -85,9 +83,8 @@ class RangeReader(Protocol):
 class BackendReader:
     """A `RangeReader` over a store of the caller.
 
-    Args:
-        backend: An object with async `get_range(url, start, length)` (as rasteret's backends), or an obstore store,
-            whose `get_range_async(path, start=, length=)` receives the path of the URL.
+    It has async `get_range(url, start, length)` (as rasteret's backends) or `get_ranges(url, [(start, length)])`, or is
+    an obstore store, whose `get_range_async(path, start=, length=)` receives the path of the URL.
     """
 
     def __init__(self, backend: Any) -> None:

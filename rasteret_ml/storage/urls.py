@@ -29,11 +29,7 @@ def _scheme(href: str) -> str:
 
 
 def is_remote(href: str) -> bool:
-    """Whether `href` is read over HTTP.
-
-    Raises:
-        UsageError: The scheme is not supported.
-    """
+    """Whether `href` is read over HTTP; UsageError if its scheme is not supported."""
     scheme = _scheme(href)
     if scheme and scheme not in _SCHEMES:
         raise UsageError(f"{redact(href)}: scheme {scheme!r} is not supported; use {', '.join(_SCHEMES)} or a path.")
@@ -50,8 +46,7 @@ def local_path(href: str) -> str:
 def public_url(href: str) -> str:
     """Return the http(s) URL of a cloud address, as in the table of this module.
 
-    Raises:
-        UsageError: The address lacks a bucket, a key or an Azure account.
+    UsageError if it lacks a bucket, a key or an Azure account.
     """
     scheme = _scheme(href)
     if scheme in ("http", "https"):

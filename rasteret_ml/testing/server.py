@@ -117,9 +117,8 @@ class RangeServer:
         app.router.add_route("GET", "/{path:.*}", self._respond)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        self.port = runner.addresses[0][1]
         ready.set()
         await self._stop.wait()
         await runner.cleanup()
@@ -190,13 +189,12 @@ class RangeServer:
 def main() -> None:
     """Print the URL and serve a folder until interrupted."""
     parser = argparse.ArgumentParser(description="Serve a folder with HTTP range requests on loopback.")
-    parser.add_argument("folder")
+    parser.add_argument("root", metavar="folder")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--error-rate", type=float, default=0.0, help="share of range requests that fail with 503")
     options = parser.parse_args()
-    choices = {"latency": options.latency, "port": options.port, "error_rate": options.error_rate}
-    with RangeServer(options.folder, **choices) as server:
+    with RangeServer(**vars(options)) as server:
         print(server.url, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

@@ -27,7 +27,6 @@ from rasteret_ml.errors import CollectionError, UsageError
 from rasteret_ml.raster.quality import QualityMask
 from rasteret_ml.samplers.random import RandomAOISampler
 from rasteret_ml.samplers.splits.leaks import check_splits
-from rasteret_ml.storage.urls import is_remote
 from rasteret_ml.train.datamodule_config import (
     LoadingConfig,
     NormalizationConfig,
@@ -41,6 +40,11 @@ _log = logging.getLogger(__name__)
 
 #: A Collection or its path, or GeoTIFFs: a path, glob, folder, URL, `.txt` list, STAC item, or a list of these.
 Rasters = str | list[str] | os.PathLike[str] | Collection
+
+#: Stored label value to class; "auto" = number the values of the training area; None = stored values are classes.
+Classes = Literal["auto"] | dict[int, int] | None
+
+_CLASS_CHIPS = 256  # Chips to read for counting classes: more than for means, to find rare ones.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +61,7 @@ class RasterSource:
     def open(self) -> Collection:
         """Open the Collection, or build it; of several processes one builds and the others wait.
 
-        Raises:
-            UsageError: no files, or a folder that cannot be written to.
-            DataError, FetchError: the first file that cannot be read. Build the Collection with `build` to skip it.
+        The first file that cannot be read is an error; a Collection made with `build` skips it.
         """
         if isinstance(self.given, Collection):
             return self.given
@@ -88,7 +90,7 @@ class RasterSource:
 
 def _version(path: str) -> list[Any]:
     """Return what identifies a state of a file (path, size, time of change); of a URL, the URL."""
-    if is_remote(path) or not os.path.exists(path):
+    if not os.path.exists(path):
         return [path]
     stat = os.stat(path)
     return [path, stat.st_size, stat.st_mtime_ns]
@@ -99,20 +101,8 @@ def _is_collection_folder(path: str) -> bool:
     return folder.is_dir() and any(folder.rglob("*.parquet")) and not any(folder.rglob("*.tif*"))
 
 
-_CLASS_CHIPS = 256  # Chips to read for counting classes: more than for means, to find rare ones.
-
-Classes = Literal["auto"] | dict[int, int] | None
-
-
 class DatasetOptions:
-    """The keyword arguments of `RasteretDataset` that the user gave, and those that a datamodule adds.
-
-    Args:
-        options: Keyword arguments for the images.
-
-    Raises:
-        UsageError: an argument that `RasteretDataset` does not have, or that the datamodule sets itself.
-    """
+    """The checked keyword arguments of `RasteretDataset` for the images, without those that the datamodule sets."""
 
     _OWN = ("collection", "bands", "is_image", "labels")
 
@@ -132,84 +122,6 @@ class DatasetOptions:
         """Return the keyword arguments that may be given, with their defaults."""
         parameters = inspect.signature(RasteretDataset).parameters
         return {name: parameter.default for name, parameter in parameters.items() if name not in cls._OWN}
-
-    def images(self, collection: Collection, bands: tuple[str, ...], *, mask_aoi: bool = False) -> RasteretDataset:
-        """Open the images; `mask_aoi` adds a mask of each chip's AOI."""
-        sample = {"sample": {**(self.given.get("sample") or {}), "mask_aoi": True}} if mask_aoi else {}
-        return RasteretDataset(collection, bands, **(self.given | sample))
-
-    def labels(
-        self, collection: Collection, bands: tuple[str, ...], crs: Any, remap: dict[int, int] | None, ignore_index: int
-    ) -> RasteretDataset:
-        """Open labels with the images' options of reading, on a grid in `crs`."""
-        labels = {"remap": remap or None, "ignore_index": ignore_index}
-        reading = self.given.get("reading")
-        return RasteretDataset(collection, bands, is_image=False, crs=crs, labels=labels, reading=reading)
-
-
-class StatisticsSource:
-    """Statistics of the training area: read from a YAML file, or measured and written to it.
-
-    Args:
-        config: The file, the number of chips, and whether pixels are scaled.
-        sampling: Size of chips, and the seed of their choice.
-    """
-
-    def __init__(self, config: NormalizationConfig, sampling: SamplingConfig) -> None:
-        self._config, self._sampling = config, sampling
-        self._path = None if config.statistics is None else Path(config.statistics).expanduser()
-
-    def load(self, bands: tuple[str, ...]) -> DatasetStatistics | None:
-        """Read the file, if there is one.
-
-        Raises:
-            UsageError: statistics of other bands or units.
-        """
-        if self._path is None or not self._path.exists():
-            return None
-        found, scaled = DatasetStatistics.load(self._path), self._config.scaled
-        for name, expected, stored in (
-            ("bands", list(bands), list(found.bands)),
-            ("scaled", scaled, bool(found.made.get("scaled", False))),
-        ):
-            if stored != expected:
-                raise UsageError(
-                    f"{name} of {self._path} must be {expected}, got {stored}; delete the file to measure again, or "
-                    "choose another with normalization.statistics."
-                )
-        return found
-
-    def measure(self, images: Any, area: Any) -> DatasetStatistics:
-        """Read the statistics of images inside `area`, or measure and write them."""
-        with self._lock():
-            found = self.load(images.bands)
-            if found is None:
-                found = self._measured(images, area, self._config.max_chips, scaled=self._config.scaled)
-                if self._path is not None:
-                    found.save(self._path)
-        return found
-
-    def count_classes(self, labelled: Any, bands: tuple[str, ...], area: Any) -> dict[int, int]:
-        """Read the pixel count of each stored label value inside `area`, or measure and write them."""
-        with self._lock():
-            stored = self.load(bands)
-            if stored is not None and stored.classes:
-                return dict(stored.classes)
-            counts = dict(self._measured(labelled, area, _CLASS_CHIPS).classes)
-            if stored is not None and self._path is not None:
-                dataclasses.replace(stored, classes=counts).save(self._path)
-        return counts
-
-    def _measured(self, dataset: Any, area: Any, max_chips: int | None, *, scaled: bool = False) -> DatasetStatistics:
-        size, seed = self._sampling.size, self._sampling.seed
-        return dataset_statistics(dataset, aois=area, size=size, seed=seed, max_chips=max_chips, scaled=scaled)
-
-    def _lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Let one process (rank) measure while the others wait for what it writes."""
-        if self._path is None:
-            return contextlib.nullcontext()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._path.with_name(f".{self._path.name}.lock"))
 
 
 class DataHandles:
@@ -240,7 +152,7 @@ class DataHandles:
     @cached_property
     def images(self) -> RasteretDataset:
         """The images."""
-        return self._dataset.images(self.collection, self.bands)
+        return RasteretDataset(self.collection, self.bands, **self._dataset.given)
 
     @cached_property
     def areas(self) -> tuple[Any, Any, Any]:
@@ -284,16 +196,14 @@ class DataHandles:
     def _label_collection(self) -> Collection:
         return self._sources["labels"].open()
 
-    @cached_property
-    def _stored_labels(self) -> RasteretDataset | None:
-        """Labels with stored values, before they are mapped to classes."""
-        return self._labels() if "labels" in self._sources else None
-
     def _labels(self, remap: dict[int, int] | None = None, ignore_index: int = -100) -> RasteretDataset:
+        """Open the labels with the images' options of reading, on a grid in the images' CRS."""
         bands = (self._label_band,) if self._label_band else tuple(self._label_collection.bands)
         if len(bands) != 1:
             raise UsageError(f"labels must have one band, got {list(bands)}; choose one with label_band=.")
-        return self._dataset.labels(self._label_collection, bands, self.images.crs, remap, ignore_index)
+        labels, reading = {"remap": remap or None, "ignore_index": ignore_index}, self._dataset.given.get("reading")
+        crs = self.images.crs
+        return RasteretDataset(self._label_collection, bands, is_image=False, crs=crs, labels=labels, reading=reading)
 
     @cached_property
     def train_set(self) -> Any:
@@ -303,7 +213,9 @@ class DataHandles:
     @cached_property
     def eval_set(self) -> Any:
         """Images and labels with `mask_aoi`, for validation and testing."""
-        return self._with_labels(self._dataset.images(self.collection, self.bands, mask_aoi=True))
+        given = self._dataset.given
+        options = given | {"sample": {**(given.get("sample") or {}), "mask_aoi": True}}
+        return self._with_labels(RasteretDataset(self.collection, self.bands, **options))
 
     def _with_labels(self, images: RasteretDataset) -> Any:
         if "labels" not in self._sources:
@@ -313,18 +225,53 @@ class DataHandles:
     # Statistics ---------------------------------------------------------------------------------------------------
 
     @property
-    def _statistics(self) -> StatisticsSource:
-        return StatisticsSource(self.normalization, self.sampling)
+    def _statistics_path(self) -> Path | None:
+        path = self.normalization.statistics
+        return None if path is None else Path(path).expanduser()
+
+    def _stored_statistics(self) -> DatasetStatistics | None:
+        """Read the file, if there is one; statistics of other bands or units are a `UsageError`."""
+        path = self._statistics_path
+        if path is None or not path.exists():
+            return None
+        found = DatasetStatistics.load(path)
+        for name, expected, stored in (
+            ("bands", list(self.bands), list(found.bands)),
+            ("scaled", self.normalization.scaled, bool(found.made.get("scaled", False))),
+        ):
+            if stored != expected:
+                raise UsageError(
+                    f"{name} of {path} must be {expected}, got {stored}; delete the file to measure again, or choose "
+                    "another with normalization.statistics."
+                )
+        return found
+
+    def _measured(self, dataset: Any, max_chips: int | None, *, scaled: bool = False) -> DatasetStatistics:
+        area, size, seed = self.train_area, self.sampling.size, self.sampling.seed
+        return dataset_statistics(dataset, aois=area, size=size, seed=seed, max_chips=max_chips, scaled=scaled)
+
+    def _statistics_lock(self) -> contextlib.AbstractContextManager[Any]:
+        """Let one process (rank) measure while the others wait for what it writes to the file."""
+        path = self._statistics_path
+        if path is None:
+            return contextlib.nullcontext()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_name(f".{path.name}.lock"))
 
     @cached_property
     def _mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        given, stored, restored = self.normalization, self._statistics.load(self.bands), self._restored
+        given, stored, restored = self.normalization, self._stored_statistics(), self._restored
         mean, std = (
             getattr(given, name) or getattr(stored, name, None) or restored.get(name) for name in ("mean", "std")
         )
         to_write = given.statistics is not None and not restored
         if stored is None and (mean is None or std is None or to_write):
-            measured = self._statistics.measure(self.images, self.train_area)
+            with self._statistics_lock():
+                measured = self._stored_statistics()
+                if measured is None:
+                    measured = self._measured(self.images, given.max_chips, scaled=given.scaled)
+                    if given.statistics is not None:
+                        measured.save(given.statistics)
             mean, std = mean or measured.mean, std or measured.std
         return tuple(mean or ()), tuple(std or ())
 
@@ -341,13 +288,20 @@ class DataHandles:
     @cached_property
     def class_counts(self) -> dict[int, int]:
         """Pixels of each stored label value in the training chips that were read; empty if they were not counted."""
-        labels = self._stored_labels
+        labels = self._labels() if "labels" in self._sources else None
         if labels is None or labels.dtype.kind == "f":
             return {}
         if self._classes != "auto":
-            known = self._statistics.load(self.bands)
+            known = self._stored_statistics()
             return {} if known is None else known.classes
-        return self._statistics.count_classes(self.images & labels, self.bands, self.train_area)
+        with self._statistics_lock():
+            stored = self._stored_statistics()
+            if stored is not None and stored.classes:
+                return stored.classes
+            counts = self._measured(self.images & labels, _CLASS_CHIPS).classes
+            if stored is not None and self._statistics_path is not None:
+                dataclasses.replace(stored, classes=counts).save(self._statistics_path)
+        return counts
 
     @cached_property
     def class_values(self) -> dict[int, int]:
@@ -380,11 +334,7 @@ class DataHandles:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore mean, std and classes from a checkpoint.
-
-        Raises:
-            UsageError: a checkpoint of other bands, or of another `scaled`.
-        """
+        """Restore mean, std and classes from a checkpoint; one of other bands or another `scaled` is a `UsageError`."""
         for name, own in (("bands", list(self.bands)), ("scaled", self.normalization.scaled)):
             if state_dict[name] != own:
                 raise UsageError(f"{name} must be the checkpoint's, {state_dict[name]}, got {own}.")
@@ -397,11 +347,7 @@ class DataHandles:
 
 
 def class_map(classes: Any) -> Classes:
-    """Check `classes`, with integers for keys and values.
-
-    Raises:
-        UsageError: neither "auto", None nor a mapping.
-    """
+    """Check `classes`, and convert the keys and values of a mapping to integers."""
     if isinstance(classes, Mapping):
         return {int(value): int(number) for value, number in classes.items()}
     if classes not in ("auto", None):

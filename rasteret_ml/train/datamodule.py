@@ -19,6 +19,7 @@ from rasteret_ml.loader.failures import ErrorPolicy
 from rasteret_ml.loader.loader import DataLoader
 from rasteret_ml.raster.worker_loop import close_idle_loop
 from rasteret_ml.samplers.grid_sampler import GridAOISampler
+from rasteret_ml.samplers.sampler import config_from
 from rasteret_ml.samples.collate import collate
 from rasteret_ml.samples.plots import plot_from
 from rasteret_ml.samples.sample import Sample
@@ -31,7 +32,6 @@ from rasteret_ml.train.datamodule_config import (
     builtin_fields,
     is_builtin,
     to_builtin,
-    to_config,
 )
 from rasteret_ml.transforms.augment import random_flip_rot90
 from rasteret_ml.transforms.device import to_device
@@ -74,18 +74,13 @@ class ExactResume(pl.Callback):
     """
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Fix the count."""
-        fix_epoch_count(trainer, checkpoint)
-
-
-def fix_epoch_count(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Count the current training epoch as started, in a checkpoint that is about to be saved."""
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
-    if not trainer.training or progress is None:
-        return
-    for counts in progress.values():  # of this run, and in total
-        if counts["completed"] == counts["ready"]:  # an epoch in training is not completed
-            counts["ready"] = counts["started"] = counts["completed"] + 1
+        """Count the current training epoch as started."""
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+        if not trainer.training or progress is None:
+            return
+        for counts in progress.values():  # of this run, and in total
+            if counts["completed"] == counts["ready"]:  # an epoch in training is not completed
+                counts["ready"] = counts["started"] = counts["completed"] + 1
 
 
 class RasteretDataModule(DataHandles, pl.LightningDataModule):
@@ -145,12 +140,13 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         cache_dir: str | os.PathLike[str] = "~/.cache/rasteret_ml",
     ) -> None:
         super().__init__()
+        images, labels, bands, cache_dir = map(to_builtin, (images, labels, bands, cache_dir))
         if isinstance(bands, str):
             raise UsageError(f"bands must be a list of names, got {bands!r}; write [{bands!r}].")
-        self.split = to_config(SplitConfig, split, "split")
-        self.sampling = to_config(SamplingConfig, sampling, "sampling")
-        self.loading = to_config(LoadingConfig, loading, "loading")
-        self.normalization = to_config(NormalizationConfig, normalization, "normalization")
+        self.split = config_from(SplitConfig, to_builtin(split), "split")
+        self.sampling = config_from(SamplingConfig, to_builtin(sampling), "sampling")
+        self.loading = config_from(LoadingConfig, to_builtin(loading), "loading")
+        self.normalization = config_from(NormalizationConfig, to_builtin(normalization), "normalization")
         self.sampling.locality_for(self.loading.batch_size)
         self._dataset = DatasetOptions(dataset)
         self._bands = None if bands is None else tuple(str(band) for band in bands)
@@ -159,15 +155,12 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         self.batch_size = self.loading.batch_size  #: Chips in a batch; Lightning's `BatchSizeFinder` changes it.
         quality, folder = self._dataset.quality_band, Path(cache_dir).expanduser()
         stored = self._bands if self._bands is None or quality is None else (*self._bands, quality)
-        self._sources = {"images": RasterSource(role="images", given=to_builtin(images), bands=stored, folder=folder)}
+        self._sources = {"images": RasterSource(role="images", given=images, bands=stored, folder=folder)}
         if labels is not None:
-            self._sources["labels"] = RasterSource(role="labels", given=to_builtin(labels), bands=None, folder=folder)
+            self._sources["labels"] = RasterSource(role="labels", given=labels, bands=None, folder=folder)
         self._restored: dict[str, Any] = {}
-        self._predict_sampler: Any = None
         self._loaders: list[weakref.ref[DataLoader]] = []
-        images, labels, bands, classes = map(to_builtin, (images, labels, bands, classes))
-        dataset = {name: value for name, value in self._dataset.given.items() if is_builtin(value)}
-        cache_dir = to_builtin(cache_dir)
+        classes, dataset = to_builtin(classes), {k: v for k, v in self._dataset.given.items() if is_builtin(v)}
         groups = (self.split, self.sampling, self.loading, self.normalization)
         split, sampling, loading, normalization = map(builtin_fields, groups)
         # Lightning reads the arguments from these local variables. They are not for loggers: TorchGeo's tasks have a
@@ -219,16 +212,10 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
         """Load the chips of `predict_sampler`, images only."""
         return self._loader(self.images, self.predict_sampler, once=True)
 
-    @property
+    @functools.cached_property
     def predict_sampler(self) -> Any:
         """Chips to predict, which can be assigned; default an overlapping grid over everything."""
-        if self._predict_sampler is None:
-            self._predict_sampler = GridAOISampler(self.images, self.sampling.size, self.sampling.stride)
-        return self._predict_sampler
-
-    @predict_sampler.setter
-    def predict_sampler(self, sampler: Any) -> None:
-        self._predict_sampler = sampler
+        return GridAOISampler(self.images, self.sampling.size, self.sampling.stride)
 
     def _loader(self, dataset: Any, sampler: Any, *, once: bool = False) -> DataLoader:
         """Build a loader; with `once` no chip may replace another."""
@@ -258,7 +245,7 @@ class RasteretDataModule(DataHandles, pl.LightningDataModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let Lightning resume exactly from the checkpoint, see `ExactResume`."""
-        fix_epoch_count(self.trainer, checkpoint)
+        ExactResume().on_save_checkpoint(self.trainer, None, checkpoint)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the loaders' workers and, if nothing else reads, close this process's connections.

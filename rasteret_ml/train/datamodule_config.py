@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -14,7 +14,6 @@ import shapely
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from rasteret_ml.datasets.dataset_config import config_from
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
 from rasteret_ml.geo.geometries import geometries_from, polygons_from
@@ -23,11 +22,11 @@ from rasteret_ml.loader.failures import ErrorPolicy
 from rasteret_ml.samplers.aoi.target_grids import spatial_split
 from rasteret_ml.samplers.locality import Locality
 from rasteret_ml.samplers.random import Placement
+from rasteret_ml.samplers.sampler import config_from
 from rasteret_ml.transforms.normalize import per_band_numbers
 
 #: Polygons: a path, a lon/lat box, GeoJSON, a table, a geometry.
 Polygons: TypeAlias = str | list[float] | dict[str, Any] | gpd.GeoDataFrame | gpd.GeoSeries | BaseGeometry
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -56,17 +55,10 @@ class SplitConfig:
             raise UsageError("split.table must be the only polygons; leave val_aois, test_aois and train_aois out.")
 
     def areas(self, dataset: Any, size: int) -> tuple[Any, Any, Any]:
-        """Compute the training, validation and test area.
+        """Compute the training, validation and test area of images; None = no such area, for training: everywhere.
 
-        Args:
-            dataset: The images.
-            size: Chip size in pixels; `train_aois` keep that distance from the held-out areas.
-
-        Returns:
-            Tables of polygons; None = no such area, for training: everywhere.
-
-        Raises:
-            UsageError: an empty area, or a table without a column `split` or without training rows.
+        Chips of `size` pixels that are centred in `train_aois` stay out of the held-out areas. An empty area, and a
+        table without a column `split` or without training rows, are a `UsageError`.
         """
         if self.table is not None:
             return _areas_of_table(self.table)
@@ -77,7 +69,12 @@ class SplitConfig:
             train, val = spatial_split(dataset, side=self.val_side, fraction=self.val_fraction)
         if self.test_aois is not None:
             rest, test = spatial_split(dataset, self.test_aois)
-            train = rest if train is None else _intersection(train, rest)
+            if train is not None:
+                shape = polygonal(shapely.intersection(train.geometry.union_all(), rest.geometry.union_all()))
+                if shape.area == 0:
+                    raise UsageError("The validation and test areas leave nothing to train on; hold less out.")
+                rest = gpd.GeoDataFrame({"split": [0]}, geometry=[shape], crs=train.crs)
+            train = rest
         if self.train_aois is not None:
             train = self.train_aois if train is None else _clip_aois(self.train_aois, train, dataset, size)
         return train, val, test
@@ -92,14 +89,6 @@ def _areas_of_table(polygons: Any) -> tuple[Any, Any, Any]:
         names = sorted({str(name) for name in table["split"].dropna()})
         raise UsageError(f"split.table must have rows with split 'train', got only {names}.")
     return train, None if val.empty else val, None if test.empty else test
-
-
-def _intersection(first: gpd.GeoDataFrame, second: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Intersect two areas in one CRS."""
-    shape = polygonal(shapely.intersection(first.geometry.union_all(), second.geometry.union_all()))
-    if shape.area == 0:
-        raise UsageError("The validation and test areas leave nothing to train on; hold less out.")
-    return gpd.GeoDataFrame({"split": [0]}, geometry=[shape], crs=first.crs)
 
 
 def _clip_aois(aois: Any, area: gpd.GeoDataFrame, dataset: Any, size: int) -> gpd.GeoDataFrame:
@@ -148,13 +137,9 @@ class SamplingConfig:
         return self.size - (self.size // 4 if self.overlap is None else self.overlap)
 
     def locality_for(self, batch_size: int) -> Locality | None:
-        """Return the local order of training chips in batches of `batch_size`.
-
-        Raises:
-            UsageError: an unknown field of `Locality`.
-        """
+        """Return the local order of training chips in batches of `batch_size`."""
         if isinstance(self.locality, Mapping):
-            return to_config(Locality, {"batch_size": batch_size} | dict(self.locality), "locality")
+            return config_from(Locality, {"batch_size": batch_size} | dict(self.locality), "locality")
         if isinstance(self.locality, int):
             return Locality(blocks=self.locality, batch_size=batch_size)
         return self.locality
@@ -210,21 +195,6 @@ class NormalizationConfig:
             values = getattr(self, name)
             if values is not None:
                 object.__setattr__(self, name, per_band_numbers(name, values))
-
-
-def to_config(cls: type[_T], value: _T | Mapping[str, Any] | None, name: str) -> _T:
-    """Build a value object from itself, from a mapping of its fields, or (None) from its defaults.
-
-    Args:
-        cls: A dataclass.
-        value: What the user gave.
-        name: What errors call it.
-
-    Raises:
-        UsageError: neither of these, or unknown fields.
-    """
-    config: _T = config_from(cls, value if isinstance(value, cls) else to_builtin(value), name)
-    return config
 
 
 def builtin_fields(config: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch.utils.data import DistributedSampler
 
 from rasteret_ml.errors import UsageError
@@ -63,7 +62,7 @@ class MapWriter(pl.Callback):
         self._key, self._sampler, self._version = key, sampler, version
         self._options = options
         self._map: PredictionMap | None = None
-        self._start: Callable[[], PredictionMap] | None = None
+        self._run: tuple[Any, Any, Any] | None = None  # From `setup` on: the model, its chips and its datamodule.
         self._full_sampler: Any = None
         self.paths: list[str] = []  #: Paths of the maps that were written.
 
@@ -81,20 +80,18 @@ class MapWriter(pl.Callback):
             )
         trainer.predict_loop.return_predictions = False  # they would fill the memory
         self.paths = []
-        self._start = functools.partial(self._new_map, pl_module, sampler, data)
+        self._run = pl_module, sampler, data
         if full is not None:
             self._full_sampler, data.predict_sampler = full, _RemainingChips(self._open)
-
-    def _new_map(self, pl_module: Any, sampler: Any, data: Any) -> PredictionMap:
-        version = weights_digest(pl_module) if self._version is None else self._version
-        images = data_digest(getattr(data, "images", None))
-        return PredictionMap(self.path, sampler, version=version, data=images, **self._options)
 
     def _open(self) -> PredictionMap:
         """Open the map when the loader is built: in `setup` the weights of `ckpt_path` are not loaded yet."""
         if self._map is None:
-            assert self._start is not None
-            self._map = self._start()
+            assert self._run is not None
+            module, sampler, data = self._run
+            version = weights_digest(module) if self._version is None else self._version
+            images = data_digest(getattr(data, "images", None))
+            self._map = PredictionMap(self.path, sampler, version=version, data=images, **self._options)
         return self._map
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
@@ -107,17 +104,13 @@ class MapWriter(pl.Callback):
         """Add the batch to the map."""
         if dataloader_idx:
             raise UsageError("MapWriter supports one predict loader, got several.")
-        assert self._map is not None
-        self._map.add(batch, self._predictions(outputs))
-
-    def _predictions(self, outputs: Any) -> torch.Tensor:
         if isinstance(outputs, Mapping):
             if self._key not in outputs:
                 keys = sorted(map(str, outputs))
                 raise UsageError(f"predict_step must return {self._key!r}, got {keys}; choose one with key=.")
             outputs = outputs[self._key]
-        found: torch.Tensor = outputs
-        return found
+        assert self._map is not None
+        self._map.add(batch, outputs)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the map."""
@@ -141,7 +134,7 @@ class MapWriter(pl.Callback):
         if self._map is not None:
             self._map.save()
             self._map.close()
-        self._map = self._start = None
+        self._map = self._run = None
         if self._full_sampler is not None:
             trainer.datamodule.predict_sampler = self._full_sampler
             self._full_sampler = None

@@ -46,31 +46,26 @@ class LoaderMonitor(pl.Callback):
         self._board = StatsBoard(0)
         self._loader: DataLoader | None = None
         self._since: LoaderStats | None = None
-        self._window: LoaderStats | None = None
-        self._epoch: LoaderStats | None = None
-        self._total: LoaderStats | None = None
+        self._window = LoaderStats()
+        self._epoch = LoaderStats()
+        self.stats = LoaderStats()  #: All of the training up to the last log.
         self._failures = 0
         self._reported: str | None = None
 
     @property
-    def stats(self) -> LoaderStats | None:
-        """All of the training up to the last log; None before the first."""
-        return self._total
-
-    @property
     def patches_per_second(self) -> float:
         """Training samples per second, waiting included."""
-        return float("nan") if self._total is None else self._total.samples_per_second
+        return self.stats.samples_per_second
 
     @property
     def wait_share(self) -> float:
         """Share of the time that the model waits for data."""
-        return float("nan") if self._total is None else self._total.wait_share
+        return self.stats.wait_share
 
     @property
-    def bottleneck(self) -> Bottleneck | None:
-        """What limits the speed; None before the first log."""
-        return None if self._total is None else self._total.bottleneck
+    def bottleneck(self) -> Bottleneck:
+        """What limits the speed; "unknown" before the first log."""
+        return self.stats.bottleneck
 
     # Lightning's hooks --------------------------------------------------------------------------------------
 
@@ -78,10 +73,9 @@ class LoaderMonitor(pl.Callback):
         """Find the loader, which may change between epochs."""
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, DataLoader) else None
-        self._since, self._window, self._epoch = None, None, None
+        self._since, self._window, self._epoch = None, LoaderStats(), LoaderStats()
         self._failures = 0
         self._board.start_pass()
-        self._board.start_wait()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         """Note that a batch has arrived."""
@@ -105,18 +99,16 @@ class LoaderMonitor(pl.Callback):
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         """Resume measuring."""
-        if self._window is not None:
-            self._board.start_wait()
-            self._since = self._now()
+        self._board.start_wait()
+        self._since = self._now()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Log the rest, and report the bottleneck if it has changed."""
         self._log(trainer)
-        self._since, epoch = None, self._epoch
-        if epoch is None or epoch.bottleneck.kind in (self._reported, "unknown"):
-            return
-        self._reported = epoch.bottleneck.kind
-        rank_zero_info(f"{epoch.samples_per_second:.3g} samples per second. {epoch.bottleneck}")
+        self._since, bottleneck = None, self._epoch.bottleneck
+        if bottleneck.kind not in (self._reported, "unknown"):
+            self._reported = bottleneck.kind
+            rank_zero_info(f"{self._epoch.samples_per_second:.3g} samples per second. {bottleneck}")
 
     def _now(self) -> LoaderStats:
         return self._board.snapshot() if self._loader is None else self._loader.stats()
@@ -124,19 +116,18 @@ class LoaderMonitor(pl.Callback):
     def _close_window(self) -> None:
         """Add the time up to now to the window."""
         if self._since is not None:
-            latest = self._now().since(self._since)
-            self._window = latest if self._window is None else self._window + latest
+            self._window += self._now().since(self._since)
             self._since = None
 
     def _log(self, trainer: Any) -> None:
         self._close_window()
         now, window = self._now(), self._window
         self._since = now
-        if window is None or not window.batches:
+        if not window.batches:
             return
-        self._window = None
-        self._epoch = window if self._epoch is None else self._epoch + window
-        self._total = window if self._total is None else self._total + window
+        self._window = LoaderStats()
+        self._epoch += window
+        self.stats += window
         metrics = {"samples_per_second": window.samples_per_second, "wait_share": window.wait_share}
         if self._loader is not None:
             metrics |= {"failures": now.failures - self._failures} | _reading_metrics(window, now)

@@ -58,20 +58,18 @@ class MaskedLoss(nn.Module):
         # Replace unknown values before the loss, not after: NaN times 0 is NaN, in gradients too.
         prediction = torch.where(has_prediction, prediction, 0.0)
         target = torch.where(known, target, 0)
+        class_weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
         if not isinstance(self.loss, _ELEMENTWISE) or self.loss.reduction != "none":
-            return self._loss_of_known(prediction, target, known)
-        losses, class_weight = torch.where(known, self.loss(prediction, target), 0.0), self._class_weight
+            return self._loss_of_known(prediction, target, known, class_weight)
+        losses = torch.where(known, self.loss(prediction, target), 0.0)
         weights = known.to(losses.dtype) if class_weight is None else torch.where(known, class_weight[target], 0.0)
         total = weights.sum()
         mean: torch.Tensor = losses.sum() / torch.where(total > 0, total, 1.0)
         return mean
 
-    @property
-    def _class_weight(self) -> torch.Tensor | None:
-        return self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
-
-    def _loss_of_known(self, prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        weight = self._class_weight
+    def _loss_of_known(
+        self, prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
         if not known.any() or (weight is not None and not weight[target[known]].any()):
             return prediction.sum() * 0
         selected = prediction.movedim(1, -1)[known].T if prediction.ndim > target.ndim else prediction[known]
@@ -139,8 +137,6 @@ except ImportError:
     from torchgeo.trainers import RegressionTask as Regression
     from torchgeo.trainers import SemanticSegmentationTask as SemanticSegmentation
 
-_STAGES = ("train_metrics", "val_metrics", "test_metrics")
-
 
 class _MaskedTask:
     """Masked loss and one-cycle schedule; a mixin before TorchGeo's task."""
@@ -187,7 +183,7 @@ class _MaskedMetricsTask(_MaskedTask):
     def configure_metrics(self) -> None:
         """Wrap TorchGeo's metrics in `MaskedMetrics`."""
         super().configure_metrics()  # type: ignore[misc]
-        for stage in _STAGES:
+        for stage in ("train_metrics", "val_metrics", "test_metrics"):
             theirs = getattr(self, stage)
             metrics = MaskedMetrics(dict(theirs.items(keep_base=True)), self.default_ignore_index, prefix=theirs.prefix)
             setattr(self, stage, metrics)

@@ -9,6 +9,7 @@ from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
+import numpy.typing as npt
 import torch
 from kornia.constants import DataKey, Resample
 
@@ -16,17 +17,14 @@ from rasteret_ml.errors import UsageError
 from rasteret_ml.samples.sample import Sample
 from rasteret_ml.transforms.normalize import fill_invalid, ignore_outside, image_keys, label_keys, validity_keys
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_GOLDEN, _LAST_SHIFT, _MASK = np.uint64(0x9E3779B97F4A7C15), np.uint64(31), np.uint64(2**63 - 1)
+_MIXES = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
 
-def draw_hashes(batch: Sample, stream: int) -> torch.Tensor:
-    """Hash each sample's `draw` (seed, epoch, position) and a stream number to a non-negative int64, `[B]`.
+def draw_hashes(batch: Sample, stream: int) -> npt.NDArray[np.uint64]:
+    """Hash each sample's `draw` (seed, epoch, position) and a stream number to 63 bits, `[B]`.
 
     Mixes with the finaliser of SplitMix64 (Steele, Lea & Flood 2014) after each number.
-
-    Raises:
-        UsageError: a batch without `draw`.
     """
     draw: torch.Tensor | None = batch.get("draw")
     if draw is None or draw.ndim != 2 or draw.shape[1] != 3:
@@ -34,37 +32,18 @@ def draw_hashes(batch: Sample, stream: int) -> torch.Tensor:
             "Augmentation needs batch['draw'] (seed, epoch, position; int64 [B, 3]), which this package's samplers "
             "provide; use one of them, or add such a tensor to the batch."
         )
-    state = torch.full_like(draw[:, 0], _signed(stream + 1))
-    for column in draw.unbind(1):
-        state = _mixed(state + column)
-    hashes: torch.Tensor = state & (2**63 - 1)
-    return hashes
-
-
-def _mixed(state: torch.Tensor) -> torch.Tensor:
-    state = state + _signed(_GOLDEN)
-    for bits, factor in _MIXES:
-        state = (state ^ _shifted(state, bits)) * _signed(factor)
-    mixed: torch.Tensor = state ^ _shifted(state, 31)
-    return mixed
-
-
-def _shifted(state: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right and fill with zeros; torch's shift copies the sign."""
-    shifted: torch.Tensor = (state >> bits) & (2 ** (64 - bits) - 1)
-    return shifted
-
-
-def _signed(number: int) -> int:
-    return (number + 2**63) % 2**64 - 2**63
+    # In numpy: torch's uint64 supports few operations.
+    state = np.full(len(draw), (stream + 1) % 2**64, np.uint64)
+    for column in draw.cpu().numpy().astype(np.uint64).T:
+        state = state + column + _GOLDEN
+        for bits, factor in _MIXES:
+            state = (state ^ (state >> bits)) * factor
+        state = state ^ (state >> _LAST_SHIFT)
+    return state & _MASK
 
 
 def pixel_keys(batch: Sample) -> tuple[list[str], tuple[int, int]]:
-    """Return the keys of images, labels and validities, and their common height and width.
-
-    Raises:
-        UsageError: no such keys, or different sizes.
-    """
+    """Return the keys of images, labels and validities, and their common height and width."""
     keys = [*image_keys(batch), *label_keys(batch), *validity_keys(batch)]
     sizes = {(batch[key].shape[-2], batch[key].shape[-1]) for key in keys}
     if len(sizes) != 1:
@@ -100,7 +79,7 @@ def random_flip_rot90(batch: Sample, seed: int = 0) -> Sample:
         turned[key] = torch.stack([_oriented(value, code) for value, code in zip(batch[key], codes, strict=True)])
     if "transform" in batch:
         transform: torch.Tensor = batch["transform"]
-        matrices = torch.tensor([_matrix(code, height, width) for code in codes], dtype=transform.dtype)
+        matrices = torch.tensor(np.array([_matrix(code, height, width) for code in codes]), dtype=transform.dtype)
         turned["transform"] = (transform.reshape(-1, 3, 3) @ matrices.to(transform.device)).reshape(transform.shape)
     return turned
 
@@ -112,15 +91,11 @@ def _oriented(value: torch.Tensor, code: int) -> torch.Tensor:
     return value.transpose(-1, -2) if transpose else value
 
 
-def _matrix(code: int, height: int, width: int) -> list[list[float]]:
+def _matrix(code: int, height: int, width: int) -> npt.NDArray[np.int64]:
     """Return the 3 x 3 matrix from (column, row) after the move to (column, row) before it."""
     flip_columns, flip_rows, transpose = _bits(code)
-    column = [-1.0 if flip_columns else 1.0, 0.0]
-    row = [0.0, -1.0 if flip_rows else 1.0]
-    if transpose:
-        column.reverse()
-        row.reverse()
-    return [[*column, float(width * flip_columns)], [*row, float(height * flip_rows)], [0.0, 0.0, 1.0]]
+    column, row = (-1, 0, width) if flip_columns else (1, 0, 0), (0, -1, height) if flip_rows else (0, 1, 0)
+    return np.array([column, row, (0, 0, 1)])[:, [1, 0, 2] if transpose else [0, 1, 2]]
 
 
 def _bits(code: int) -> tuple[bool, bool, bool]:

@@ -36,21 +36,19 @@ class CountedChip:
         all_bands: npt.NDArray[np.bool_] = np.asarray(self.counts.all(axis=-3))
         return all_bands if all_bands.ndim == 2 else np.asarray(all_bands.any(axis=0))
 
+    def class_counts(self, ignore_index: int) -> dict[int, int]:
+        """Return the number of pixels of each class, in order, among the labels that count."""
+        assert self.labels is not None
+        counted = self.labels[self.labels_count & (self.labels != ignore_index)]
+        values, counts = np.unique(counted, return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
 
 class ChipPass:
-    """A grid of chips over a dataset or AOIs, all of them or a random subset, in the grid's order.
+    """A grid of chips over a dataset or AOIs, all of them or `max_chips` random ones, in the grid's order.
 
-    Args:
-        dataset: Any dataset whose samples have `mask_valid`.
-        aois: Polygons; pixels whose centre is outside do not count. None = everywhere.
-        size: Chip size in pixels.
-        max_chips: Maximum number of chips to read; None = all.
-        batch_size: Chips to read together.
-        seed: Seed of the random subset.
-        key: Key of the labels.
-
-    Raises:
-        UsageError: a `batch_size` or `max_chips` below 1, or (while iterating) samples without `mask_valid`.
+    Pixels whose centre is outside `aois` do not count; `batch_size` chips are read together. Samples without
+    `mask_valid` are a `UsageError`.
     """
 
     def __init__(
@@ -97,9 +95,9 @@ def _inside(query: Any, sample: Sample, dataset_crs: str) -> npt.NDArray[np.bool
     """Return `[H, W]`, True where a pixel's centre is in the AOI's polygon."""
     height, width = sample["mask_valid"].shape[-2:]
     stated = sample.get("crs", sample.get("epsg"))
-    crs = dataset_crs
-    if stated is not None and not (isinstance(stated, torch.Tensor) and not int(stated)):
-        crs = crs_text(int(stated) if isinstance(stated, torch.Tensor) else stated)
+    if isinstance(stated, torch.Tensor):
+        stated = int(stated) or None  # 0 = a CRS without EPSG code
+    crs = dataset_crs if stated is None else crs_text(stated)
     grid = Grid(crs=crs, transform=Affine(*sample["transform"].flatten().tolist()[:6]), shape=(height, width))
     shape = np.array([query.geometry], dtype=object)
     if not same_crs(query.crs or dataset_crs, crs):  # else it is where the sampler put it, also past the antimeridian

@@ -50,10 +50,10 @@ def label_cells(
         if mask is None or mask.dtype.kind == "f":
             found = f"no {key!r}" if mask is None else f"a continuous {key!r}"
             raise UsageError(f"label_cells needs classes; these samples have {found}.")
-        labelled = mask[chip.labels_count & (mask != ignore_index)]
-        if not len(labelled):
+        counted = chip.class_counts(ignore_index)
+        if not counted:
             continue
-        counts.append(dict(zip(*(column.tolist() for column in np.unique(labelled, return_counts=True)), strict=True)))
+        counts.append(counted)
         totals.append(mask.size)
         aoi = chips.grid.at(chip.position)
         squares.append((aoi[0].start, aoi[1].start, aoi[0].stop, aoi[1].stop))

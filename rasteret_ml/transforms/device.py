@@ -14,9 +14,7 @@ _ON_HOST = ("bounds", "draw", "transform")
 
 
 def device_batches(
-    loader: Iterable[Sample],
-    device: torch.device | str,
-    normalize: Callable[[Sample], Sample] | None = None,
+    loader: Iterable[Sample], device: torch.device | str, normalize: Callable[[Sample], Sample] | None = None
 ) -> Iterator[Sample]:
     """Iterate over a loader's batches, moved to a device and normalised there.
 

@@ -66,7 +66,7 @@ def normalize(
             image = image * _scaling("scale", key, keys, batch, image) + _scaling("offset", key, keys, batch, image)
         for values, name in ((mean, "mean"), (std, "std")):
             if values is not None:
-                number = _per_band(name, _values_of(name, values, key, keys), image)
+                number = _per_band(name, values, key, keys, image)
                 image = image - number if name == "mean" else image / number
         ready[key] = image.to(torch.float32)
     if scaled:
@@ -106,22 +106,21 @@ def fill_invalid(batch: Sample) -> None:
     if "mask_valid" not in batch:
         return
     for key in image_keys(batch):
-        image = batch[key]
-        # Not by multiplication: NaN times 0 is NaN.
-        batch[key] = torch.where(_validity_of(image, batch["mask_valid"]), image, 0.0)
+        image, valid = batch[key], batch["mask_valid"]
+        if valid.shape[-3] not in (1, image.shape[-3]):
+            valid = valid.all(-3, keepdim=True)
+        if valid.ndim > image.ndim:
+            valid = valid.any(1)
+        elif valid.ndim < image.ndim:
+            valid = valid[:, None]
+        batch[key] = torch.where(valid, image, 0.0)  # not by multiplication: NaN times 0 is NaN
 
 
 def ignore_outside(key: str, labels: torch.Tensor, inside: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Set labels outside to `ignore_index`, or to NaN if they are floats.
+    """Set labels `[B, ..., H, W]` outside to `ignore_index`, or to NaN if they are floats.
 
-    Args:
-        key: Key of the labels, for errors.
-        labels: `[B, ..., H, W]`.
-        inside: True where labels count, on any date: `[B, H, W]`, `[B, 1, H, W]` or `[B, T, 1, H, W]`.
-        ignore_index: Label to ignore.
-
-    Raises:
-        UsageError: labels whose dtype cannot hold `ignore_index`.
+    They are inside where `inside` (`[B, H, W]`, `[B, 1, H, W]` or `[B, T, 1, H, W]`) is True on any date. A dtype that
+    cannot hold `ignore_index` is a `UsageError`.
     """
     while inside.ndim > 3:
         inside = inside.any(1)
@@ -164,28 +163,20 @@ def _scaling(name: str, key: str, keys: list[str], batch: Sample, image: torch.T
     return found.to(image.dtype)[..., None, None]
 
 
-def _values_of(name: str, values: PerBand, key: str, keys: list[str]) -> Sequence[float]:
-    if isinstance(values, Mapping):
-        if key in values:
-            return values[key]
-    elif len(keys) == 1:
-        return values
-    raise UsageError(f"{name} must be a mapping of the images {keys}, as {name}={{{key!r}: [...], ...}}.")
-
-
-def _per_band(name: str, values: Sequence[float], image: torch.Tensor) -> torch.Tensor:
-    numbers = per_band_numbers(name, values)
+def _per_band(name: str, values: PerBand, key: str, keys: list[str], image: torch.Tensor) -> torch.Tensor:
+    """Return an image's mean or std, `[C, 1, 1]`."""
+    if not isinstance(values, Mapping) and len(keys) == 1:
+        values = {key: values}
+    if not isinstance(values, Mapping) or key not in values:
+        raise UsageError(f"{name} must be a mapping of the images {keys}, as {name}={{{key!r}: [...], ...}}.")
+    numbers = per_band_numbers(name, values[key])
     if len(numbers) != image.shape[-3]:
         raise UsageError(f"{name} must have a number for each of {image.shape[-3]} bands, got {len(numbers)}.")
     return _on_device(numbers, image.dtype, image.device)
 
 
 def per_band_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Check `mean` or `std`, and convert it to a tuple of floats.
-
-    Raises:
-        UsageError: one number for all bands, or a std that is not positive.
-    """
+    """Check `mean` or `std`, and convert it to a tuple of floats."""
     if not hasattr(values, "__len__"):
         raise UsageError(f"{name} must be a list with a number for each band, got {values!r}.")
     numbers = tuple(float(value) for value in values)
@@ -199,12 +190,3 @@ def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devi
     """Copy numbers to the device once: each copy from pageable memory makes the host wait for the device."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
-
-
-def _validity_of(image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Broadcast `mask_valid` to an image's axes."""
-    if valid.shape[-3] not in (1, image.shape[-3]):
-        valid = valid.all(-3, keepdim=True)
-    if valid.ndim > image.ndim:
-        return valid.any(1)
-    return valid[:, None] if valid.ndim < image.ndim else valid

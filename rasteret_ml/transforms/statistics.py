@@ -25,7 +25,6 @@ _BINS = 64
 # Pixels to keep of a band that has too many values to count: the standard deviation of a percentile's rank is then at
 # most 0.14 %.
 _SAMPLE = 1 << 17
-_COUNTED_BYTES = 2  # Size of the largest integers to count value by value.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +178,7 @@ def dataset_statistics(
         if labels is not None and labels.dtype.kind == "f":
             _accumulate(continuous, labels[None], chip.labels_count[None], chip, seed)
         elif labels is not None:
-            counted = labels[chip.labels_count & (labels != ignore_index)]
-            values, counts = np.unique(counted, return_counts=True)
-            classes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            classes.update(chip.class_counts(ignore_index))
     names = _band_names(dataset, len(bands)) + [key] * len(continuous)
     found = {n: a.result(ranks) for n, a in zip(names, [*bands, *continuous], strict=True)}
     measured = {name: band for name, band in found.items() if band is not None}
@@ -236,13 +233,8 @@ def _band_names(dataset: Any, count: int) -> list[str]:
     names = [str(name) for name in _image_bands(dataset)]
     if len(names) != count:
         return [f"band_{i}" for i in range(count)]
-    total = Counter(names)
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if total[name] == 1 else f"{name}_{seen[name]}")
-    return unique
+    numbers = [names[:stop].count(name) for stop, name in enumerate(names, start=1)]
+    return [f"{name}_{i}" if names.count(name) > 1 else name for name, i in zip(names, numbers, strict=True)]
 
 
 def _image_bands(dataset: Any) -> list[str]:
@@ -296,9 +288,7 @@ def _percentile(values: npt.NDArray[np.float64], ends: npt.NDArray[np.int64], q:
     rank = q / 100 * (int(ends[-1]) - 1)
     low = int(rank)
     at = np.searchsorted(ends, [low, min(low + 1, int(ends[-1]) - 1)], side="right")
-    a, b = values[at].tolist()
-    t = rank - low
-    return float(b - (b - a) * (1 - t) if t >= 0.5 else a + (b - a) * t)
+    return float(np.quantile(values[at], rank - low))
 
 
 class _Moments:
@@ -364,5 +354,4 @@ Accumulator = _Counts | _Moments
 
 def accumulator_for(dtype: np.dtype[Any]) -> Accumulator:
     """Choose an exact accumulator for integers of up to 16 bits, a streaming one for other types."""
-    exact = dtype.kind in "iub" and dtype.itemsize <= _COUNTED_BYTES
-    return _Counts(dtype) if exact else _Moments()
+    return _Counts(dtype) if dtype.kind in "iub" and dtype.itemsize <= 2 else _Moments()

@@ -181,6 +181,12 @@ def test_alternate_hrefs(tmp_path: Path) -> None:
     assert int(run(record.read_window((0, 0, 1, 1), ["red"])).data[0, 0, 0]) == 5
 
 
+def test_an_asset_that_is_a_plain_href(tmp_path: Path) -> None:
+    item = _item(tmp_path)
+    item["assets"]["red"] = item["assets"]["red"]["href"]
+    assert build(item, tmp_path / "c.parquet").bands == ["red", "nir"]
+
+
 def test_data_source_overrides_the_collection(tmp_path: Path) -> None:
     """`data_source=` overrides the item's collection: Landsat's B5 is nir08, Sentinel's is not a band."""
     item = _item(tmp_path)

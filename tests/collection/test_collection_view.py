@@ -157,12 +157,13 @@ def test_every_row_becomes_a_record(five: Collection) -> None:
 
 
 def test_rows_line_up_across_accessors(five: Collection) -> None:
-    """`record_crs`, `record_bounds`, `to_table` and `iterate_records` have the same row order."""
+    """`crs_codes`, `record_bounds`, `to_table` and `iterate_records` have the same row order."""
     ids = five.to_table(["id"])["id"].to_pylist()
+    texts, codes = five.crs_codes()
     for i, info in enumerate(five.iterate_records()):
         assert info.id == ids[i]
         assert info.row == i
-        assert five.record_crs()[i] == f"EPSG:{info.crs}"
+        assert texts[codes[i]] == f"EPSG:{info.crs}"
         assert tuple(five.record_bounds()[i]) == info.bbox
 
 

@@ -15,12 +15,12 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from property_settings import examples
-from torchgeo.datasets import roi_split
+from torchgeo.datasets import GeoDataset, roi_split
 
 import rasteret_ml as rm
 from rasteret_ml.datasets.index.scene_index import pack_index, unpack_index
 from rasteret_ml.datasets.index.scene_table import dump_compressed, load_compressed
-from rasteret_ml.datasets.index.search import IndexBounds, SceneSearch
+from rasteret_ml.datasets.index.search import SceneSearch
 from rasteret_ml.errors import UsageError
 
 BANDS = ("B02", "B03")
@@ -137,7 +137,7 @@ def test_a_splitters_index_is_searched_anew(scenes: Any) -> None:
 def test_span_is_torchgeos_bounds(scenes: Any) -> None:
     """Both ends of x, y and time, with the resolution as step."""
     dataset = rm.RasteretDataset(scenes.images, BANDS)
-    assert IndexBounds(dataset.index).slices(dataset.res) == dataset.bounds
+    assert GeoDataset.bounds.fget(dataset) == dataset.bounds
 
 
 ARRAYS = st.one_of(

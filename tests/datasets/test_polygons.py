@@ -213,6 +213,8 @@ def test_polygons_are_rasterized_at_their_time():
     assert valid("2021-05-01T10:00:01", "2021-06-01") == [False, True, True, False]
     assert valid("2021-06-01", "2021-07-01") == [False, True, True, True]
     assert valid("2000-01-01", "2000-01-02") == [False, False, True, False]
+    typed = table(shapes, when=pd.to_datetime(stamps, utc=True, format="ISO8601").tz_localize(None).as_unit("ns"))
+    assert rm.PolygonDataset(typed, time="when", res=10).index.index.left.equals(dataset.index.index.left)
     assert dataset.index.index.left.tz is None
 
 
@@ -395,8 +397,8 @@ BOXES = [shapely.box(0, 0, 5, 5), shapely.box(5, 0, 9, 5)]
 @pytest.mark.parametrize(
     ("columns", "arguments", "error", "text"),
     [
-        ({"a": [1, 2]}, {"label": "b"}, UsageError, "no column of the polygons; they have: a"),
-        ({"a": [1, 2]}, {"label": "geometry"}, UsageError, "no column"),
+        ({"a": [1, 2]}, {"label": "b"}, UsageError, r"no such column; it has \['a', 'geometry'\]"),
+        ({"a": [1, 2]}, {"label": "geometry"}, UsageError, "without an order"),
         ({"a": [1.5, 2]}, {"label": "a"}, UsageError, "continuous=True"),
         ({"a": ["x", 2]}, {"label": "a"}, UsageError, "several types"),
         ({"a": ["x", "y"]}, {"label": "a", "continuous": True}, UsageError, "numbers"),

@@ -117,7 +117,5 @@ def test_through_lightning_the_monitor_names_it(stage: Stage, tmp_path: Path, ki
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, log_every_n_steps=2,
     )  # fmt: skip
     trainer.fit(Model(slow=kind == "model"), stage.loader(kind, workers))
-    assert monitor.bottleneck is not None
-    assert monitor.stats is not None
     assert monitor.bottleneck.kind == kind, f"{monitor.bottleneck}\n{monitor.stats.shares}\n{monitor.stats.total}"
     assert monitor.stats.batches == 2 * (BATCHES - 1)

@@ -268,6 +268,7 @@ def test_workers_and_lookahead_change_nothing(
     batches, reports = run(num_workers=workers, multiprocessing_context=context, lookahead=lookahead)
     _assert_equal(batches, expected)
     assert reports == told
+    assert [[str(f) for f in report.failures] for report in reports] == [[str(f) for f in r.failures] for r in told]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -506,8 +507,13 @@ def test_each_pass_has_its_own_budget(served: Served) -> None:
 )
 def test_what_a_budget_allows(budget: Any, failed: int, samples: int, ended: bool, allowed: bool) -> None:
     """Counts and shares."""
-    policy = rm.ErrorPolicy(action="fill", budget=budget)
-    assert policy.allows(failed, samples, ended=ended) is allowed
+    spent = FailureBudget(rm.ErrorPolicy(action="fill", budget=budget))
+    spent.report.samples, spent.report.outcomes["filled"] = samples, failed
+    if allowed:
+        spent._check(ended=ended)
+    else:
+        with pytest.raises(ErrorBudgetError):
+            spent._check(ended=ended)
 
 
 def test_a_share_is_held_to_at_the_end_of_a_short_pass(served: Served) -> None:

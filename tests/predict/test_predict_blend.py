@@ -31,6 +31,13 @@ def extent_of(shape, size, corners, first=0, start=0):
     return MapExtent(grid=grid, block=BLOCK, first_block=first, chip_size=size, positions=positions, corners=places)
 
 
+def place_of(extents, position):
+    """The transform of a chip."""
+    extent = next(extent for extent in extents if position in extent.positions)
+    row, col = extent.corners[position - extent.positions[0]].tolist()
+    return extent.grid.transform @ Affine.translation(col, row)
+
+
 def window_of(extent, corner):
     """The part of the map, and of the chip, that they share."""
     rows, cols = (np.arange(c, c + n) for c, n in zip(corner, extent.chip_size, strict=True))
@@ -91,7 +98,7 @@ def written(folder, extents, spec, chips, valids, ranks, rng, memory=1):
         shard = None
         for position in rng.permutation(positions[rank::ranks]):
             shard = shard or RankShard(shard_folder(folder, rank), extents, spec, memory)
-            shard.add(int(position), values[position], valids[position])
+            shard.add(int(position), values[position], valids[position], place_of(extents, position))
             if rng.random() < 0.3:
                 shard.save()
             if rng.random() < 0.2:

@@ -226,11 +226,11 @@ def test_a_tile_that_is_dropped_before_it_is_pasted_keeps_its_pixels(scene: Any)
         for turn in range(3):
             await execute(plans[turn : turn + 1], engine)
             buffers = allocate(plans[turn])
-            boarding = engine.tiles.schedule(tile_jobs(plans[turn : turn + 1], [buffers]))
-            assert boarding.cached
+            _, _, cached = engine.tiles.schedule(tile_jobs(plans[turn : turn + 1], [buffers]))
+            assert cached
             for other in (*plans[turn + 1 :], *plans[:turn]):
                 await execute([other], engine)
-            for job, tile in boarding.cached:
+            for job, tile in cached:
                 copy_tile(job.copies, tile.pixels, tile.valid)
             assert_chip(finish_chip(plans[turn], buffers), *window_by_rasterio(path, windows[turn]))
 

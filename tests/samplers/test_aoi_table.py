@@ -159,7 +159,7 @@ def test_time_windows():
         ({"label": "from"}, r"\[2\] have no label.*table\[table\['from'\].notna\(\)\]"),
         ({"label": "to"}, "have no label|not a time"),
         ({"label": "crop", "classes": ["wheat", "rye"]}, r"\[1\].*no class.*maize.*table\['crop'\].isin\(classes\)"),
-        ({"label": "crop", "classes": ["wheat", "wheat"]}, "twice"),
+        ({"label": "crop", "classes": ["wheat", "wheat"]}, "different values"),
         ({"label": "crop", "classes": {"wheat": -1}}, "from 0"),
         ({"classes": ["a"]}, "label="),
         ({"weight": [1, -1, 0, 0]}, r"\[1\] have a weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -22,12 +23,19 @@ from property_settings import examples
 import rasteret_ml as rm
 import rasteret_ml.testing
 from rasteret_ml.errors import UsageError
-from rasteret_ml.samplers.locality import Locality, TileLookup, TilePositions, batch_diversity, local_order
+from rasteret_ml.samplers.locality import Locality, TileLookup, TilePositions, local_order
 from rasteret_ml.samplers.ranks import epoch_random, uniforms
 
 RES = 10.0
 TILE = 512 * RES
 ALWAYS = slice(pd.Timestamp("1900-01-01"), pd.Timestamp("2100-01-01"), 1)
+
+
+@pytest.fixture
+def batch_diversity(monkeypatch):
+    """The measure of diversity in the benchmarks."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "benchmarks")
+    return importlib.import_module("batch_diversity").batch_diversity
 
 
 class Scenes:
@@ -198,7 +206,7 @@ def test_lanes_alternate_without_sharing_blocks():
 
 
 @pytest.mark.parametrize("scenes", [1, 4, 8, 60])
-def test_default_batches_are_as_diverse_as_uniform_ones(scenes):
+def test_default_batches_are_as_diverse_as_uniform_ones(scenes, batch_diversity):
     """At least 0.9 of the scenes and 0.5 of the tiles that uniform batches hold, in each quarter of the epoch."""
     tiles = 12 if scenes < 60 else 6
     dataset = square_scenes(scenes, tiles)
@@ -328,7 +336,7 @@ def test_a_rasteret_dataset_provides_its_tile_size(tmp_path, rng):
     assert bool(sample["mask_valid"].all())
 
 
-def test_a_stock_torchgeo_dataset(tmp_path, rng):
+def test_a_stock_torchgeo_dataset(tmp_path, rng, batch_diversity):
     """And `&` of two: the same chips in another order, which can be read."""
     from torchgeo.datasets import RasterDataset
 
@@ -341,7 +349,7 @@ def test_a_stock_torchgeo_dataset(tmp_path, rng):
         assert dataset[local.at(0)]["image"].shape[-2:] == (64, 64)
 
 
-def test_batch_diversity_of_a_known_order():
+def test_batch_diversity_of_a_known_order(batch_diversity):
     """Compare with numbers computed by hand."""
     dataset = square_scenes(2, 2)
     queries = [
@@ -359,7 +367,7 @@ def test_batch_diversity_of_a_known_order():
         batch_diversity(queries, dataset, 5)
 
 
-def test_uniform_draws_are_as_diverse_as_expected():
+def test_uniform_draws_are_as_diverse_as_expected(batch_diversity):
     """The expected number is that of a random order."""
     dataset = square_scenes(5)
     found = batch_diversity(rm.RandomAOISampler(dataset, 256, 8000, seed=2), dataset, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import geopandas as gpd
 import numpy as np
@@ -17,7 +18,7 @@ from shapely.affinity import rotate
 import rasteret_ml as rm
 from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo import regions
-from rasteret_ml.samplers.grid_sampler import ChipGrid, grid_chips
+from rasteret_ml.samplers.grid_sampler import grid_chips
 
 CRS = "EPSG:32633"
 
@@ -199,9 +200,9 @@ def test_grids(boxes, angle, res, width, height, stride):
     shapes = turned(boxes, angle)
     size = (width * res[0], height * res[1])
     steps = (min(stride, width) * res[0], min(stride, height) * res[1])
-    grid = ChipGrid(origin=(0.25, 12.0), res=res, size=size, stride=steps)
+    grid = SimpleNamespace(origin=(0.25, 12.0), res=res, size=size, stride=steps)
     for given_shapes in (shapes[:6], np.array([shapely.union_all(shapes)], dtype=object)):
-        corners, owners = grid_chips(given_shapes, grid)
+        corners, owners = grid_chips(given_shapes, **vars(grid))
         expected, expected_owners = brute_grid(given_shapes, grid)
         if angle:
             # Rounding decides whether a rotated edge overlaps what it touches.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import shapely
@@ -15,12 +18,18 @@ from rasteret_ml.errors import GeometryError
 from rasteret_ml.geo.crs import transform_geometries
 from rasteret_ml.geo.regions import dilate_by_box, erode_by_box, polygonal, union_polygons
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
-from rasteret_ml.samplers.locality import batch_diversity
 
 POINT = st.tuples(st.integers(0, 60), st.integers(0, 60))
 POINT_IN = shapely.Point(50, 50)
 ALONG = shapely.LineString([(0, 0), (900, 900)])
 ZONES = ("EPSG:32632", CRS)
+
+
+@pytest.fixture
+def batch_diversity(monkeypatch):
+    """The measure of diversity in the benchmarks."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "benchmarks")
+    return importlib.import_module("batch_diversity").batch_diversity
 
 
 def moved(shape, source, target):
@@ -148,7 +157,7 @@ def test_a_grid_covers_the_area_of_all_target_grids_once():
     assert all(not first.buffer(-1500).intersects(box) for box in boxes([a for a in aois if a.crs == CRS]))
 
 
-def test_locality_with_several_target_grids():
+def test_locality_with_several_target_grids(batch_diversity):
     """The same chips in another order."""
     data = TwoZones()
     plain = rm.RandomAOISampler(data, 16, 400, seed=3)

@@ -248,7 +248,7 @@ def test_aois_that_cannot_be_split_are_refused():
     table = fields(30)
     with pytest.raises(UsageError, match=r"estimate_utm_crs"):
         rm.split_aois(table.to_crs(4326), THREE, buffer=100)
-    with pytest.raises(UsageError, match="by must be a column, got 'parish'"):
+    with pytest.raises(UsageError, match="by='parish': the table has no such column"):
         rm.split_aois(table, THREE, by="parish")
     with pytest.raises(UsageError, match="AOI 7 has no value in column 'crop'"):
         rm.split_aois(table.assign(crop=table["crop"].where(table.index != 7)), THREE, stratify="crop")
@@ -429,7 +429,7 @@ class Reaching:
     """The part of a sampler that the check uses."""
 
     def __init__(self, *shapes, days=("2023-01-01", "2023-12-31"), crs=CRS) -> None:
-        self._found = [(crs, shape) for shape in shapes]
+        self._found = [(crs, shapely.union_all(shapes))]
         self.times = tuple(pd.Timestamp(day) for day in days)
 
     def reach(self):

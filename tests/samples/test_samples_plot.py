@@ -12,7 +12,7 @@ from picture_oracle import artists, colour_at, legend_texts, rendered
 import rasteret_ml as rm
 from rasteret_ml.errors import UnknownBandError, UsageError
 from rasteret_ml.plotting.colours import palette_colour
-from rasteret_ml.samples.plots import plot_sample, plot_series, shown_bands
+from rasteret_ml.samples.plots import plot_sample, shown_bands
 from rasteret_ml.transforms.normalize import normalize
 
 _NORTH_UP = torch.tensor([10.0, 0, 500000, 0, -10, 5000000, 0, 0, 1], dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_items_of_a_batch_and_of_a_prepared_one():
     with pytest.raises(UsageError, match="got a batch"):
         plot_sample(batch)
     with pytest.raises(UsageError, match="got a batch"):
-        plot_series(rm.collate([_series(), _series()]))
+        plot_sample(rm.collate([_series(), _series()]))
 
 
 def test_the_lie_of_the_chip():
@@ -184,8 +184,8 @@ def test_the_lie_of_the_chip():
     assert plot_sample(sample | {"crs": torch.tensor(0)}).axes[0].get_aspect() == 1
 
 
-def test_a_series_is_a_strip_from_either_door():
-    for figure in (plot_series(_series(), columns=2), plot_sample(_series())):
+def test_a_series_is_a_strip():
+    for figure in (plot_sample(_series(), columns=2), plot_sample(_series())):
         assert [ax.get_title() for ax in figure.axes] == [
             "2024-01-15\n50 % valid, 50 % clear", "2024-02-15\n100 % valid, 100 % clear", "no date", "labels",
         ]  # fmt: skip
@@ -199,7 +199,7 @@ def test_a_series_says_what_is_undated_and_takes_axes():
     del sample["time"], sample["time_valid"], sample["mask"], sample["mask_clear"]
     sample["mask_aoi"] = torch.eye(8, dtype=torch.bool)[None]
     axes = Figure().subplots(1, 3)
-    plot_series(sample, axes=axes, rgb=0)
+    plot_sample(sample, axes=axes, rgb=0)
     assert axes[2].get_title() == "undated\n100 % valid"
     assert len(artists(axes[2], "AOI")) == 2
 
@@ -220,12 +220,6 @@ def test_a_composite_of_several_dates_names_its_span():
 def test_what_cannot_be_drawn(sample, words):
     with pytest.raises(UsageError, match=words):
         plot_sample(sample)
-
-
-@pytest.mark.parametrize("sample", [_sample(), {"mask": torch.zeros(3, 3)}])
-def test_a_strip_needs_a_series(sample):
-    with pytest.raises(UsageError, match="use plot_sample"):
-        plot_series(sample)
 
 
 def test_a_sample_of_a_dataset(scenes):

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 import rasteret_ml as rm
 from rasteret_ml.errors import CollectionError, DataError, UsageError
 from rasteret_ml.raster import worker_loop
-from rasteret_ml.train import data_handles, datamodule, datamodule_config, sources
+from rasteret_ml.train import data_handles, datamodule, datamodule_config
 from rasteret_ml.train.datamodule import FixedEpochSampler
 
 BANDS = ("B02", "B03")
@@ -262,7 +262,7 @@ def test_lightning_may_change_the_batch_size(scenes):
 
 def build_beside_another(folder, name, building, coming):
     """What two processes do at once; `name` says which."""
-    own = sources.build
+    own = data_handles.build
 
     def noted(*arguments, **options):
         (folder / f"built-{name}").touch()
@@ -270,7 +270,7 @@ def build_beside_another(folder, name, building, coming):
         assert coming.wait(60)
         return own(*arguments, **options)
 
-    sources.build = noted
+    data_handles.build = noted
     if name == "second":
         assert building.wait(60)  # the first one holds the lock
         coming.set()
@@ -332,7 +332,7 @@ def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
     data = rm.RasteretDataModule(images, "nowhere.parquet", bands=BANDS, normalization={"mean": [1, 1], "std": [1, 1]})
     data.setup("predict")
     assert len(data.predict_dataloader().dataset.bands) == 2
-    assert not {"areas", "_stored_labels", "train_set", "eval_set"} & set(data.__dict__)
+    assert not {"areas", "_label_collection", "train_set", "eval_set"} & set(data.__dict__)
     assert measured == []
     data = module(scenes, **UNKNOWN)
     data.setup("test")
@@ -340,7 +340,7 @@ def test_each_stage_opens_what_it_needs(scenes, monkeypatch):
     data.setup("fit")
     images, train = data.images, data.train_set
     assert len(measured) == 2
-    assert data._predict_sampler is None
+    assert "predict_sampler" not in data.__dict__
     data.setup("fit")
     data.setup()
     assert data.images is images

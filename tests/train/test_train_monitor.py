@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import rasteret_ml as rm
+from rasteret_ml.loader.stats import LoaderStats
 from rasteret_ml.testing import InjectedError, RangeServer, make_cog
 
 SHARES = ("model", "network", "decode", "collate", "other")
@@ -101,7 +102,6 @@ def test_it_logs_what_training_read_and_nothing_of_validation(
         assert metrics["data/model_share"] == pytest.approx(1 - metrics["data/wait_share"])
         assert metrics["data/samples_per_second"] > 0
     stats = monitor.stats
-    assert stats is not None
     assert (stats.batches, stats.samples) == (2 * 6, 2 * 24)
     assert stats.first_batches == stats.first_samples == 0
     logged = sum(metrics["data/requests"] for _, metrics in recorder.seen)
@@ -126,24 +126,22 @@ def test_a_loader_of_another_kind_gives_speed_and_wait(tmp_path: Path) -> None:
     assert [(step, set(metrics)) for step, metrics in recorder.seen] == [
         (step, {"data/samples_per_second", "data/wait_share"}) for step in (2, 5, 8, 9)
     ]
-    assert monitor.stats is not None
     assert (monitor.stats.batches, monitor.stats.samples) == (9, 36)
     assert 0 < monitor.wait_share < 1
-    assert monitor.bottleneck is not None
     assert monitor.bottleneck.kind in ("unknown", "model")
 
 
 def test_before_training_and_with_one_step_an_epoch_nothing_is_known(tmp_path: Path) -> None:
     """No figure is invented, nothing fails."""
     recorder, monitor = Recorder(), rm.LoaderMonitor()
-    assert monitor.bottleneck is None
-    assert monitor.stats is None
+    assert monitor.bottleneck.kind == "unknown"
+    assert monitor.stats == LoaderStats()
     assert math.isnan(monitor.patches_per_second)
     assert math.isnan(monitor.wait_share)
     numbers = torch.utils.data.TensorDataset(torch.arange(4.0))
     _trainer(tmp_path, monitor, recorder, log_every_n_steps=1).fit(Model(), torch.utils.data.DataLoader(numbers, 4))
     assert recorder.seen == []
-    assert monitor.bottleneck is None
+    assert monitor.stats == LoaderStats()
 
 
 def test_the_sentence_is_said_once_and_failures_are_counted(

@@ -23,15 +23,12 @@ import numpy.typing as npt
 from rasteret_ml.cog.tile_table import TileTable
 from rasteret_ml.errors import CorruptTiffError
 
-_MAX_KEPT = 32 * 1024 * 1024
+_MAX_KEPT = 32 * 1024 * 1024  # Scratch memory of more bytes is not kept.
 _local = threading.local()
 
 
 def scratch(size: int, slot: str) -> npt.NDArray[np.uint8]:
-    """Return `size` bytes of this thread's memory named `slot`, which the next call overwrites.
-
-    Memory of more than 32 MiB is not kept.
-    """
+    """Return `size` bytes of this thread's memory named `slot`, which the next call overwrites."""
     memory: npt.NDArray[np.uint8] | None = getattr(_local, slot, None)
     if memory is None or memory.size < size:
         memory = np.empty(size, np.uint8)
@@ -45,16 +42,8 @@ def decode_bytes(
 ) -> npt.NDArray[np.uint8]:
     """Decompress a tile to exactly `rows` rows of `row_bytes`; read-only if it was not compressed.
 
-    Args:
-        data: The compressed bytes.
-        table: The image that the tile belongs to.
-        row_bytes: Bytes of a decompressed row.
-        rows: Rows to return; rows that the stream lacks are zero.
-        image_rows: Rows that the stream must hold.
-        tile_rows: Rows of a full tile: the most that the stream may hold, except for uncompressed data.
-
-    Raises:
-        CorruptTiffError: The stream cannot be decoded, is too short or too long.
+    The stream must hold `image_rows`, and (if compressed) at most `tile_rows`, else CorruptTiffError is raised, as for
+    a stream that cannot be decoded. Rows that it lacks are zero.
     """
     size, limit = rows * row_bytes, max(rows, tile_rows) * row_bytes
     if table.compression == 1:
@@ -98,13 +87,10 @@ _MAX_SHARE = 0.95  # Share of the stream above which stopping early saves nothin
 
 
 def inflate_start(data: bytes | memoryview, size: int, out: npt.NDArray[np.uint8]) -> bool:
-    """Decode the first `size` bytes of a zlib stream into `out`, which holds arbitrary bytes after them.
+    """Decode the first `size` bytes of a zlib stream into `out`, without its checksum; arbitrary bytes follow them.
 
-    The checksum at the end of the stream is not verified.
-
-    Returns:
-        Whether it succeeded. If not (the stream is shorter, damaged, or nearly all of it is required), `out` holds
-        arbitrary bytes: decode the whole stream.
+    False if the stream is shorter, damaged, or nearly all of it is required: `out` then holds arbitrary bytes, and the
+    whole stream must be decoded.
     """
     if size + _EXTRA > _MAX_SHARE * out.size or not _can_stop_early():
         return False
@@ -182,11 +168,7 @@ def _decode_lzw(data: bytes | memoryview, out: npt.NDArray[np.uint8]) -> npt.NDA
 
 
 def check_lzw_codes(stream: npt.NDArray[np.uint8]) -> None:
-    """Check that the code after each CLEAR of an LZW stream is a byte.
-
-    Raises:
-        CorruptTiffError: It is not.
-    """
+    """Raise CorruptTiffError unless the code after each CLEAR of an LZW stream is a byte."""
     if stream.size < 2:
         return
     old = stream[0] == 0 and bool(stream[1] & 1)  # least significant bit first, wider codes start one code later

@@ -54,14 +54,11 @@ _UNSUPPORTED = {
 
 
 def check_supported(table: TileTable) -> None:
-    """Check that the tiles of an image can be decoded.
+    """Raise UnsupportedTiffError for a codec, predictor, photometric interpretation, sample type or size of tiles.
 
-    Raises:
-        UnsupportedTiffError: Names the codec, predictor, photometric interpretation, sample type or tile size that is
-            not supported. An image without stored tiles may have tiles of any size.
+    An image without stored tiles may have tiles of any size.
     """
-    _check_size(table)
-    _check_compression(table)
+    _check_codec_and_size(table)
     code = table.compression
     if table.photometric in _COLOUR_SPACES:
         raise UnsupportedTiffError(f"{_COLOUR_SPACES[table.photometric]} pixels are not supported")
@@ -73,14 +70,9 @@ def check_supported(table: TileTable) -> None:
         _check_samples(table)
 
 
-def _check_compression(table: TileTable) -> None:
+def _check_codec_and_size(table: TileTable) -> None:
     code = table.compression
-    if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
-        raise UnsupportedTiffError(f"compression {code} ({_UNSUPPORTED.get(code, 'unknown')}) is not supported")
-
-
-def _check_size(table: TileTable) -> None:
-    item = max(table.dtype.itemsize, _WORKING_BYTES.get(table.compression, 1))
+    item = max(table.dtype.itemsize, _WORKING_BYTES.get(code, 1))
     size = table.tile_height * table.tile_width * table.samples_per_tile * item
     if size > MAX_TILE_BYTES and (table.tile_byte_counts > 0).any():
         kind = "strip" if table.striped else "tile"
@@ -88,6 +80,8 @@ def _check_size(table: TileTable) -> None:
             f"one {kind} of {table.tile_width} x {table.tile_height} pixels decodes to {size / 2**20:.0f} MiB "
             f"(limit {MAX_TILE_BYTES // 2**20}); rewrite the file as a COG: gdal_translate -of COG in.tif out.tif"
         )
+    if code != _NONE and code not in BYTE_CODECS and code not in IMAGE_CODECS:
+        raise UnsupportedTiffError(f"compression {code} ({_UNSUPPORTED.get(code, 'unknown')}) is not supported")
 
 
 def _check_ycbcr(table: TileTable) -> None:
@@ -146,35 +140,21 @@ def decode_tile(
     window: Window | None = None,
     stop_early: bool = False,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Decode one tile.
+    """Decode one tile to `[stored_rows, tile_width, samples]`, and the codec's own validity mask (LERC) or None.
 
-    Some writers store only the part of an edge tile that lies in the image; pixels missing outside it are zero.
+    The mask has the same shape, True = valid. Both may be in this thread's scratch memory or a read-only view of
+    `data`: copy what you need before the next call. `image_rows` and `image_cols` of the tile lie in the image, all by
+    default: some writers store only these, and pixels missing outside them are zero. Pixels outside `window` are
+    undefined. `stop_early` ends a deflate stream after the window's last row; damage after it, and a wrong checksum,
+    then go unnoticed.
 
-    Args:
-        data: Its compressed bytes.
-        table: The image that it belongs to, accepted by `check_supported`.
-        stored_rows: Rows that the tile stores (`TileTable.stored_rows`).
-        image_rows: Rows of the tile that lie in the image, `stored_rows` by default.
-        image_cols: Columns of the tile that lie in the image, the tile's width by default.
-        window: The part of the tile that the caller uses, all by default; pixels outside it are undefined.
-        stop_early: Whether to stop decoding a deflate stream after the window's last row. Damage after it, and a
-            wrong checksum, then go unnoticed.
-
-    Returns:
-        Pixels `[stored_rows, tile_width, samples]` in `table.dtype`, and the codec's own validity mask of the same
-        shape (True = valid; LERC) or None. Both may be in this thread's scratch memory or a read-only view of `data`:
-        copy what you need before the next call.
-
-    Raises:
-        CorruptTiffError: The bytes cannot be decoded, hold less than the part in the image, or (if compressed) more
-            than a full tile.
-        UnsupportedTiffError: A codec or a size that `check_supported` refuses.
+    Raise CorruptTiffError if the bytes cannot be decoded, hold less than the part in the image, or (if compressed) more
+    than a full tile; UnsupportedTiffError for a codec or a size that `check_supported` refuses.
     """
     code = table.compression
     image_rows = stored_rows if image_rows is None else min(image_rows, stored_rows)
     image_cols = table.tile_width if image_cols is None else min(image_cols, table.tile_width)
-    _check_compression(table)
-    _check_size(table)
+    _check_codec_and_size(table)
     try:
         if table.fill_order == 2 and code != _JPEG:  # libtiff reverses the bits of all streams but JPEG
             data = imagecodecs.bitorder_decode(bytes(data))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import imagecodecs
@@ -50,14 +50,8 @@ class _ImageHeader:
 def decode_image(data: memoryview, table: TileTable, rows: int, image_part: _ImagePart) -> _Decoded:
     """Return pixels `[rows, tile_width, samples]`, and the codec's own validity mask of that shape (LERC) or None.
 
-    Args:
-        data: The compressed stream.
-        table: The image that the tile belongs to.
-        rows: Rows to return.
-        image_part: Rows and columns that lie in the image; a stream may be cropped to these.
-
-    Raises:
-        CorruptTiffError: Size or sample type of the stream differ from the tile's. Decoders raise errors of their own.
+    A stream may be cropped to `image_part`. Raise CorruptTiffError if its size or sample type differs from the tile's;
+    decoders raise errors of their own.
     """
     pixels, valid = IMAGE_CODECS[table.compression][1](data, table, image_part)
     shape = (rows, table.tile_width, table.samples_per_tile)
@@ -105,12 +99,8 @@ def _jpeg_header(data: memoryview) -> _ImageHeader:
     """Read the frame header of a JPEG stream (ITU-T T.81, annex B), which must have an end-of-image marker."""
     if bytes(data[:2]) != b"\xff\xd8":
         raise CorruptTiffError(f"JPEG starts with {bytes(data[:2]).hex() or 'nothing'}, ffd8 expected")
-    frame, scans, position = None, 0, 2
-    while True:
-        found = _MARKER.search(data, position)
-        if found is None:
-            raise CorruptTiffError(f"JPEG of {len(data)} bytes is truncated: it has no end-of-image marker")
-        marker, position = data[found.end() - 1], found.end()
+    frame, scans = None, 0
+    for marker, position in _jpeg_markers(data):
         if marker == _EOI:
             break
         if marker == _SOI:
@@ -120,12 +110,22 @@ def _jpeg_header(data: memoryview) -> _ImageHeader:
                 raise CorruptTiffError("JPEG holds two frames")
             frame = _frame_header(data[position:])
         scans += marker == _SOS
-        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    else:
+        raise CorruptTiffError(f"JPEG of {len(data)} bytes is truncated: it has no end-of-image marker")
     if frame is None:
         raise CorruptTiffError("JPEG holds no frame")
     if scans > _MAX_SCANS:
         raise CorruptTiffError(f"JPEG holds {scans} scans, at most {_MAX_SCANS} expected")
     return frame
+
+
+def _jpeg_markers(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Each marker after the start of image, and the position of the segment that follows it."""
+    position = 2
+    while (found := _MARKER.search(data, position)) is not None:
+        marker, position = data[found.end() - 1], found.end()
+        yield marker, position
+        position += max(2, int.from_bytes(data[position : position + 2], "big")) if marker != _EOI else 0
 
 
 def _frame_header(field: memoryview) -> _ImageHeader:
@@ -142,16 +142,6 @@ def _frame_header(field: memoryview) -> _ImageHeader:
     )
 
 
-def _check_jpeg_tables(tables: bytes) -> None:
-    """Check that JPEGTables (TIFF tag 347) hold tables only, and no image to be decoded."""
-    position = 2
-    while (found := _MARKER.search(tables, position)) is not None:
-        marker, position = tables[found.end() - 1], found.end()
-        if marker in _SOF or marker == _SOS:
-            raise CorruptTiffError("the JPEG tables hold an image")
-        position += max(2, int.from_bytes(tables[position : position + 2], "big")) if marker != _EOI else 0
-
-
 def _webp_header(data: memoryview) -> _ImageHeader:
     """Read the canvas size of a still WebP file (RFC 9649): RIFF with VP8, VP8L or VP8X."""
     head = bytes(data[:30])
@@ -161,16 +151,15 @@ def _webp_header(data: memoryview) -> _ImageHeader:
     if kind == b"VP8X":
         if head[20] & 2:
             raise CorruptTiffError("WebP holds an animation, a still image expected")
-        return _ImageHeader(
-            width=int.from_bytes(head[24:27], "little") + 1, height=int.from_bytes(head[27:30], "little") + 1
-        )
-    if kind == b"VP8L" and head[20] == 0x2F:
+        width, height = int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    elif kind == b"VP8L" and head[20] == 0x2F:
         bits = int.from_bytes(head[21:25], "little")
-        return _ImageHeader(width=(bits & 0x3FFF) + 1, height=(bits >> 14 & 0x3FFF) + 1)
-    if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
-        width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
-        return _ImageHeader(width=width & 0x3FFF, height=height & 0x3FFF)
-    raise CorruptTiffError(f"WebP holds {kind!r}, a VP8 image expected")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        width, height = (int.from_bytes(head[k : k + 2], "little") & 0x3FFF for k in (26, 28))
+    else:
+        raise CorruptTiffError(f"WebP holds {kind!r}, a VP8 image expected")
+    return _ImageHeader(width=width, height=height)
 
 
 def _jpegxl_header(data: memoryview) -> _ImageHeader:
@@ -193,10 +182,10 @@ def _jpegxl_header(data: memoryview) -> _ImageHeader:
 
     height = side()
     ratio = take(3)
-    if ratio:
-        above, below = _JXL_RATIOS[ratio - 1]
-        return _ImageHeader(height=height, width=height * above // below)
-    return _ImageHeader(height=height, width=side())
+    if ratio == 0:
+        return _ImageHeader(height=height, width=side())
+    above, below = _JXL_RATIOS[ratio - 1]
+    return _ImageHeader(height=height, width=height * above // below)
 
 
 def _jpeg2000_header(data: memoryview) -> tuple[_ImageHeader, memoryview]:
@@ -266,8 +255,8 @@ def _lerc_header(data: memoryview) -> _ImageHeader:
 
 def _jpeg(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decoded:
     tables = table.jpeg_tables or None
-    if tables is not None:
-        _check_jpeg_tables(tables)
+    if any(marker in _SOF or marker == _SOS for marker, _ in _jpeg_markers(tables or b"")):
+        raise CorruptTiffError("the JPEG tables hold an image")
     header = _jpeg_header(data)
     out = _allocate(header, table, image_part, "JPEG")
     if header.subsampled and table.photometric != _YCBCR:  # libtiff refuses it too
@@ -307,7 +296,7 @@ def _lerc(data: memoryview, table: TileTable, image_part: _ImagePart) -> _Decode
     header = _lerc_header(data)
     planes = samples > 1 and header.samples == 1  # each band has its own mask
     if planes:
-        header = _ImageHeader(height=header.height, width=header.width, samples=samples, dtype=header.dtype)
+        header = replace(header, samples=samples)
     out = _allocate(header, table, image_part, "LERC")
     if planes:
         out = out.reshape(samples, header.height, header.width)

@@ -36,10 +36,7 @@ def decode_samples(
     """Return pixels `[rows, tile_width, samples]`; rows from `image_rows` on that the stream lacks are zero.
 
     Only `window` is sure to hold pixels: predictors are undone no further, and with `stop_early` a deflate stream is
-    decoded no further than its last row.
-
-    Raises:
-        CorruptTiffError: The stream holds less than `image_rows`, or more than a full tile.
+    decoded no further than its last row. Raise CorruptTiffError as `decode_bytes` does.
     """
     across, down = chroma_subsampling(table)
     samples, width = table.samples_per_tile, table.tile_width
@@ -59,12 +56,7 @@ def decode_samples(
             raw = start
         else:
             raw = decode_bytes(
-                data,
-                table,
-                row_bytes=table.row_bytes,
-                rows=rows,
-                image_rows=image_rows,
-                tile_rows=table.tile_height,
+                data, table, row_bytes=table.row_bytes, rows=rows, image_rows=image_rows, tile_rows=table.tile_height
             )
         pixels = _typed_samples(raw, table, rows, window).reshape(rows, width, samples)
     if table.photometric == _YCBCR and samples == 3:
@@ -81,35 +73,24 @@ def _typed_samples(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wind
         return _unpack_bits(raw, table, rows)
     if predictor == 3:
         return _undo_float_predictor(raw, table, rows, window.slices[0])
-    words = _native_words(raw, table, rows, predictor, window)
-    if table.bits_per_sample:  # complex integers, which numpy lacks
-        return words.view(f"i{table.bits // 16}").astype(f"f{table.dtype.itemsize // 2}").view(table.dtype)
-    return words.view(table.dtype)
-
-
-def _native_words(
-    raw: npt.NDArray[np.uint8], table: TileTable, rows: int, predictor: int, window: Window
-) -> npt.NDArray[Any]:
-    """Words in native byte order, horizontal differences undone.
-
-    A complex sample is two words, except that libtiff swaps and sums it as one word where it has a predictor.
-    """
-    words_per_sample = 2 if table.dtype.kind == "c" and predictor == 1 else 1
+    # libtiff swaps and sums a complex sample as one word where it has a predictor, elsewhere as two.
+    words_per_sample = 2 if kind == "c" and predictor == 1 else 1
     words: npt.NDArray[Any] = raw.view(f"u{table.bits // 8 // words_per_sample}")
     if table.big_endian != (sys.byteorder == "big") and words.itemsize > 1:
         words = words.byteswap(inplace=raw.flags.writeable)
     if predictor == 2:
         deltas = words.reshape(rows, table.tile_width, table.samples_per_tile)[window.slices[0], : window.col_stop]
         imagecodecs.delta_decode(deltas, axis=-2, out=deltas)
-    return words
+    if table.bits_per_sample:  # complex integers, which numpy lacks
+        return words.view(f"i{table.bits // 16}").astype(f"f{table.dtype.itemsize // 2}").view(table.dtype)
+    return words.view(table.dtype)
 
 
 def _undo_byte_differences(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, item: int) -> npt.NDArray[np.uint8]:
     """Byte planes `[rows, item, width * samples]` of TIFF Technical Note 3, the most significant first."""
-    samples, width = table.samples_per_tile, table.tile_width
-    differences = raw.reshape(rows, item * width, samples)
+    differences = raw.reshape(rows, item * table.tile_width, table.samples_per_tile)
     imagecodecs.delta_decode(differences, axis=-2, out=differences)
-    return raw.reshape(rows, item, width * samples)
+    return raw.reshape(rows, item, table.tile_width * table.samples_per_tile)
 
 
 def _undo_float_predictor(raw: npt.NDArray[np.uint8], table: TileTable, rows: int, wanted: slice) -> npt.NDArray[Any]:
@@ -178,9 +159,8 @@ def unpack_units(raw: npt.NDArray[np.uint8], rows: int, width: int, across: int,
 def ycbcr_to_rgb(pixels: npt.NDArray[np.uint8], coefficients: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
     """Convert `[h, w, 3]` of full-range Y, Cb, Cr to red, green, blue, bit for bit as libtiff and GDAL do.
 
-    Args:
-        pixels: Y, Cb and Cr with the reference black and white (0, 255, 128, 255, 128, 255) of 8-bit files.
-        coefficients: TIFF tag 529, YCbCrCoefficients.
+    Y, Cb and Cr have the reference black and white (0, 255, 128, 255, 128, 255) of 8-bit files; `coefficients` are
+    those of TIFF tag 529.
     """
     cr_to_red, cr_to_green, cb_to_blue, cb_to_green = _ycbcr_tables(coefficients)
     luma, cb, cr = pixels[..., 0].astype(np.int32), pixels[..., 1], pixels[..., 2]

@@ -7,8 +7,9 @@ https://gdal.org/en/stable/drivers/raster/cog.html (header ghost area).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +21,13 @@ _OLD_WINDOWS = {"-1.#INF": "-inf", "1.#INF": "inf", "-1.#IND": "nan", "1.#QNAN":
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _MASK_FLAGS = re.compile(r"INTERNAL_MASK_FLAGS_([1-9][0-9]{0,4})")
 _GHOST_AREA = b"GDAL_STRUCTURAL_METADATA_SIZE="
+# Field and type of each role of an item of a band.
+_ROLES: dict[str | None, tuple[str, Callable[[str], Any]]] = {
+    "description": ("description", str),
+    "colorinterp": ("color_interp", str.lower),
+    "scale": ("scale", float),
+    "offset": ("offset", float),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +40,6 @@ class GdalBandMetadata:
     color_interp: str | None = None  #: Colour interpretation in lower case (such as `alpha`), None if not stored.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GdalMetadata:
-    """The contents of a GDAL_METADATA tag."""
-
-    bands: tuple[GdalBandMetadata, ...]  #: One per sample.
-    overview_resampling: str | None = None  #: Resampling method of the overviews in lower case, None if not stored.
-    #: In a `.msk` file, GDAL's mask flags by band of the raster (from 0); flag 2 = one mask for all bands.
-    mask_flags: Mapping[int, int] = field(default_factory=dict)
-
-
 def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:
     """Return the nodata value of a GDAL_NODATA tag (42113), None if `dtype` cannot hold it.
 
@@ -51,30 +49,27 @@ def parse_nodata(text: str | None, dtype: np.dtype[Any]) -> int | float | None:
     """
     text = (text or "").strip(" \0\n\t")
     text = _OLD_WINDOWS.get(text.upper(), text)
-    if dtype.kind not in "iu":
-        return _parse_float(text)
     number = _NUMBER.match(text)
-    if number is None:
-        return None
+    digits = "" if number is None else number.group().replace(",", ".")
+    if dtype.kind not in "iu":
+        with suppress(ValueError):
+            return float(text)
+        return float(digits) if digits else None
     try:
-        exact = Decimal(number.group().replace(",", "."))
+        exact = Decimal(digits)
     except InvalidOperation:
         return None
     limits = np.iinfo(dtype)
     return int(exact) if limits.min <= exact <= limits.max else None
 
 
-def _parse_float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        number = _NUMBER.match(text)
-        return None if number is None else float(number.group().replace(",", "."))
+def parse_metadata(xml: str | None, count: int) -> tuple[tuple[GdalBandMetadata, ...], str | None, dict[int, int]]:
+    """Parse a GDAL_METADATA tag (42112): `count` bands, the overviews' resampling method, mask flags.
 
-
-def parse_metadata(xml: str | None, count: int) -> GdalMetadata:
-    """Parse a GDAL_METADATA tag (42112) for `count` bands; invalid entries are ignored."""
-    bands = [GdalBandMetadata() for _ in range(count)]
+    The method is in lower case, None if not stored. A `.msk` file has GDAL's mask flags by band of the raster (from 0);
+    flag 2 = one mask for all bands. Invalid entries are ignored.
+    """
+    bands: list[dict[str, Any]] = [{} for _ in range(count)]
     resampling, mask_flags = None, {}
     try:
         items = ElementTree.fromstring(xml).iter("Item") if xml else []
@@ -88,24 +83,11 @@ def parse_metadata(xml: str | None, count: int) -> GdalMetadata:
         if flags is not None and text.isascii() and text.isdigit():
             mask_flags[int(flags[1]) - 1] = int(text)
         index = int(sample) if sample.isascii() and sample.isdigit() else -1
-        if 0 <= index < count:
-            bands[index] = _with_item(bands[index], item.get("role"), text)
-    return GdalMetadata(bands=tuple(bands), overview_resampling=resampling, mask_flags=mask_flags)
-
-
-def _with_item(band: GdalBandMetadata, role: str | None, text: str) -> GdalBandMetadata:
-    if role == "description":
-        return replace(band, description=text)
-    if role == "colorinterp":
-        return replace(band, color_interp=text.lower())
-    try:
-        if role == "scale":
-            return replace(band, scale=float(text))
-        if role == "offset":
-            return replace(band, offset=float(text))
-    except ValueError:
-        pass
-    return band
+        if 0 <= index < count and item.get("role") in _ROLES:
+            name, convert = _ROLES[item.get("role")]
+            with suppress(ValueError):
+                bands[index][name] = convert(text)
+    return tuple(GdalBandMetadata(**fields) for fields in bands), resampling, mask_flags
 
 
 def has_block_leaders(start: bytes) -> bool:

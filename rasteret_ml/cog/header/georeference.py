@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 from affine import Affine
@@ -91,25 +92,21 @@ def read_crs(tags: GeoTags) -> str | None:
         return None
     code = _epsg_code(tags)
     if code is not None:
-        try:
+        with suppress(UsageError):
             return crs_text(code)
-        except UsageError:
-            pass
     return _crs_by_gdal(tags.directory, tags.doubles, tags.ascii)
 
 
 def _epsg_code(tags: GeoTags) -> int | None:
     """The EPSG code, None if other keys override it."""
-    if any(word in tags.ascii for word in ("ESRI PE", "IMAGINE", "Units")):
-        return None
     keys = {tags.directory[i] for i in range(4, len(tags.directory) - 3, 4)}
     projected, geographic = tags.short_key(_PROJECTED), tags.short_key(_GEOGRAPHIC)
-    if keys & _OVERRIDING_KEYS:
+    if keys & _OVERRIDING_KEYS or any(word in tags.ascii for word in ("ESRI PE", "IMAGINE", "Units")):
         return None
     if projected in _EPSG_CODES:
         unit = tags.short_key(_LINEAR_UNITS)
-        plain = unit in (None, _METRE) and geographic in (None, _geodetic_code(projected)) and _is_metric(projected)
-        return projected if plain else None
+        is_metric, base = _axes_and_base(projected)
+        return projected if is_metric and unit in (None, _METRE) and geographic in (None, base) else None
     plain = (
         projected is None
         and tags.short_key(_MODEL_TYPE) in (None, _GEOGRAPHIC_MODEL)
@@ -120,21 +117,14 @@ def _epsg_code(tags: GeoTags) -> int | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _geodetic_code(projected: int) -> int | None:
-    """The EPSG code of the geographic CRS that a projected one is based on."""
+def _axes_and_base(projected: int) -> tuple[bool, int | None]:
+    """Whether all axes are in metres, and the EPSG code of the geographic CRS that this one is based on."""
     try:
-        return epsg_code(crs_text(pyproj_crs(f"EPSG:{projected}").geodetic_crs))
+        crs = pyproj_crs(f"EPSG:{projected}")
     except UsageError:
-        return None
-
-
-@functools.lru_cache(maxsize=256)
-def _is_metric(projected: int) -> bool:
-    try:
-        axes = pyproj_crs(f"EPSG:{projected}").axis_info
-    except UsageError:
-        return False
-    return bool(axes) and all(axis.unit_conversion_factor == 1.0 for axis in axes)
+        return False, None
+    is_metric = bool(crs.axis_info) and all(axis.unit_conversion_factor == 1.0 for axis in crs.axis_info)
+    return is_metric, None if crs.geodetic_crs is None else epsg_code(crs_text(crs.geodetic_crs))
 
 
 @functools.lru_cache(maxsize=64)

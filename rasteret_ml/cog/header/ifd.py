@@ -35,6 +35,9 @@ _SIGNED = (6, 8, 9, 17)
 _SIZES = {kind: np.dtype(name).itemsize * (2 if kind in _RATIONALS else 1) for kind, name in _TYPES.items()}
 _INTEGER_SIZES = {kind: size for kind, size in _SIZES.items() if kind not in _RATIONALS and _TYPES[kind][0] in "ui"}
 _SHORT_OR_LONG = (3, 4)
+# Codes of `struct` for an entry, the number of entries and an offset, by the first bytes of the file.
+_CLASSIC, _BIG = ("HHI4s", "H", "I"), ("HHQ8s", "Q", "Q")
+_FORMATS = {b"II*\0": _CLASSIC, b"MM\0*": _CLASSIC, b"II+\0": _BIG, b"MM\0+": _BIG}
 
 _ByteOrder = Literal["<", ">"]
 # (type, number of values, the bytes if they fit in the entry, otherwise None, and their offset in the file)
@@ -50,14 +53,10 @@ class NeedBytes(Exception):  # noqa: N818 - a request, not an error
 
 
 class SparseFile:
-    """The bytes of a file that have been fetched so far.
-
-    Args:
-        size: Length of the whole file in bytes.
-    """
+    """The bytes of a file that have been fetched so far."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = size  #: Bytes of the whole file.
         self._extents: list[tuple[int, bytes]] = []
 
     def add(self, start: int, data: bytes) -> None:
@@ -76,9 +75,7 @@ class SparseFile:
     def peek(self, start: int, length: int) -> bytes:
         """Return `length` bytes at `start`, fewer at the end of the file.
 
-        Raises:
-            NeedBytes: Some of them have not been fetched.
-            CorruptTiffError: `length` is more than any header needs.
+        Raise NeedBytes if some have not been fetched, CorruptTiffError if they are more than any header needs.
         """
         stop = min(start + length, self.size)
         if stop <= start:
@@ -104,7 +101,6 @@ class Directory:
         self._order = order
         self._tags = tags
         self._first_values = first_values  # a cache, filled on access
-        self._stored_elsewhere = {code for code, tag in tags.items() if tag[2] is None}
 
     @property
     def big_endian(self) -> bool:
@@ -125,9 +121,7 @@ class Directory:
     def data(self, code: int, limit: int | None = None) -> bytes | None:
         """Return the stored bytes of a tag (of its first `limit` values), None if it is absent.
 
-        Raises:
-            NeedBytes: They have not been fetched.
-            CorruptTiffError: They extend past the end of the file.
+        Raise NeedBytes if they have not been fetched, CorruptTiffError if they extend past the end of the file.
         """
         tag = self._tags.get(code)
         if tag is None:
@@ -142,11 +136,7 @@ class Directory:
         return data
 
     def numbers(self, code: int, limit: int | None = None) -> npt.NDArray[Any]:
-        """Return the values of a tag (at most the first `limit`) as int64 or float64; empty if it is absent.
-
-        Raises:
-            NeedBytes, CorruptTiffError: As `data`.
-        """
+        """Return the values of a tag (at most the first `limit`) as int64 or float64; empty if it is absent."""
         data = self.data(code, limit)
         if data is None:
             return np.empty(0, np.int64)
@@ -171,12 +161,11 @@ class Directory:
 
     def integer(self, code: int, default: int) -> int:
         """Return the first value of a tag of integers, `default` if it is absent."""
-        value = self._first_values.get(code)
-        if value is None:
-            if code not in self._tags:
-                return default
-            value = self._first_values[code] = self._read_first(code)
-        return value
+        if code not in self._tags:
+            return default
+        if code not in self._first_values:
+            self._first_values[code] = self._read_first(code)
+        return self._first_values[code]
 
     def _read_first(self, code: int) -> int:
         # Without numpy: a header reads hundreds of single values, and creating an array costs more than the parsing.
@@ -203,12 +192,11 @@ class Directory:
         """Return the byte ranges of these tags (of the first `limit` values of each) that have not been fetched."""
         ranges: list[ByteRange] = []
         for code in codes:
-            if code not in self._stored_elsewhere:
-                continue
-            try:
-                self.data(code, limit)
-            except NeedBytes as need:
-                ranges.extend(need.ranges)
+            if code in self._tags and self._tags[code][2] is None:
+                try:
+                    self.data(code, limit)
+                except NeedBytes as need:
+                    ranges.extend(need.ranges)
         return ranges
 
 
@@ -220,56 +208,46 @@ class _Format:
     entry: struct.Struct
     count: struct.Struct
     offset: struct.Struct
-    first_link: int  # Position of the offset of the first directory.
 
 
 def read_directories(file: SparseFile) -> tuple[list[Directory], NeedBytes | None]:
     """Read the chain of directories, and the SubIFDs of the first one (where some writers keep overviews).
 
-    Returns:
-        The directories whose tables have been fetched, and what to fetch to read further ones (None = all read).
-
-    Raises:
-        NeedBytes: The first directory has not been fetched.
-        NotATiffError: The file is not a TIFF.
-        CorruptTiffError: The chain leaves the file.
+    Return the directories whose tables have been fetched, and what to fetch to read further ones (None = all read).
+    Raise NeedBytes if the first one has not been fetched, NotATiffError, or CorruptTiffError if the chain leaves the
+    file.
     """
     layout = _read_format(file.peek(0, 16))
     directories: list[Directory] = []
     seen: set[int] = set()
-    (offset,) = layout.offset.unpack(_peek_exactly(file, layout.first_link, layout.offset.size))
-    while offset and offset not in seen and len(directories) < _MAX_DIRECTORIES:  # a chain may be circular
-        seen.add(offset)
-        try:
-            directory, offset = _read_directory(file, layout, offset)
-        except NeedBytes as need:
-            if not directories:
-                raise
-            return directories, need
-        directories.append(directory)
-    if not directories:
-        raise CorruptTiffError("the TIFF has no image directory")
+    width = layout.offset.size  # the first offset is as far into the file as it is wide
+    (offset,) = layout.offset.unpack(_peek_exactly(file, width, width))
     try:
+        while offset and offset not in seen and len(directories) < _MAX_DIRECTORIES:  # a chain may be circular
+            seen.add(offset)
+            directory, offset = _read_directory(file, layout, offset)
+            directories.append(directory)
+        if not directories:
+            raise CorruptTiffError("the TIFF has no image directory")
         for start in directories[0].integers(_SUB_IFDS, _MAX_DIRECTORIES).tolist():
             if start not in seen:
                 seen.add(start)
                 directories.append(_read_directory(file, layout, start)[0])
     except NeedBytes as need:
+        if not directories:
+            raise
         return directories, need
     return directories, None
 
 
 def _read_format(magic: bytes) -> _Format:
     order: _ByteOrder = "<" if magic[:2] == b"II" else ">"
-    if magic[:4] in (b"II*\0", b"MM\0*"):
-        entry, count, offset = (struct.Struct(order + code) for code in ("HHI4s", "H", "I"))
-        return _Format(order, entry, count, offset, first_link=4)
-    if magic[:4] in (b"II+\0", b"MM\0+"):
-        if magic[4:8] not in (b"\x08\0\0\0", b"\0\x08\0\0"):
-            raise CorruptTiffError("the BigTIFF header does not declare 8-byte offsets")
-        entry, count, offset = (struct.Struct(order + code) for code in ("HHQ8s", "Q", "Q"))
-        return _Format(order, entry, count, offset, first_link=8)
-    raise NotATiffError(f"not a TIFF: it starts with {_describe_content(magic)}")
+    codes = _FORMATS.get(magic[:4])
+    if codes is None:
+        raise NotATiffError(f"not a TIFF: it starts with {_describe_content(magic)}")
+    if codes is _BIG and magic[4:8] not in (b"\x08\0\0\0", b"\0\x08\0\0"):
+        raise CorruptTiffError("the BigTIFF header does not declare 8-byte offsets")
+    return _Format(order, *(struct.Struct(order + code) for code in codes))
 
 
 def _read_directory(file: SparseFile, layout: _Format, start: int) -> tuple[Directory, int]:

@@ -30,11 +30,9 @@ from rasteret_ml.errors import CorruptTiffError, DataError, UnsupportedTiffError
 
 _SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
 _REDUCED, _MASK = 1, 4  #: Bits of NewSubfileType.
-_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII = 33550, 33922, 34264, 34735, 34736, 34737
-_GDAL_METADATA, _GDAL_NODATA = 42112, 42113
-_FIRST_PAGE_TAGS = (
-    _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _GEO_KEYS, _GEO_DOUBLES, _GEO_ASCII, _GDAL_METADATA, _GDAL_NODATA,
-)  # fmt: skip
+_GEO_FLOATS = {"pixel_scale": 33550, "tiepoint": 33922, "transformation": 34264, "doubles": 34736}
+_GEO_KEYS, _GEO_ASCII, _GDAL_METADATA, _GDAL_NODATA = 34735, 34737, 42112, 42113
+_FIRST_PAGE_TAGS = (*_GEO_FLOATS.values(), _GEO_KEYS, _GEO_ASCII, _GDAL_METADATA, _GDAL_NODATA)
 _PER_DATASET = 2  # GDAL's mask flag GMF_PER_DATASET: one mask for all bands.
 _ALPHA = (1, 2)  # ExtraSamples values of associated and unassociated alpha.
 _ALPHA_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -53,9 +51,8 @@ class CogHeader:
     geo: GeoTags  #: Georeferencing tags as stored.
     nodata: int | float | None  #: Declared nodata value.
     bands: tuple[GdalBandMetadata, ...]  #: One per sample.
-    overview_resampling: str | None = None  #: Resampling method of the overviews, None if not stored.
-    #: GDAL's mask flags by band, from a `.msk` file; None = an internal mask.
-    mask_flags: Mapping[int, int] | None = None
+    overview_resampling: str | None  #: Resampling method of the overviews, None if not stored.
+    mask_flags: Mapping[int, int]  #: GDAL's mask flags by band, from a `.msk` file; unused for an internal mask.
 
     @property
     def count(self) -> int:
@@ -107,7 +104,7 @@ class CogHeader:
         if self.mask is None:
             return None
         samples = self.mask.samples_per_pixel
-        if self.mask.sidecar is None or self.mask_flags is None:
+        if self.mask.sidecar is None:
             return index if samples == self.count else 0
         flags = self.mask_flags.get(index)
         if flags is None:
@@ -128,8 +125,7 @@ class CogHeader:
     def with_mask(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """Return this header with the mask in a `.msk` file, and the overviews of that mask.
 
-        Raises:
-            CorruptTiffError: The mask differs from the image in size.
+        Raise CorruptTiffError if the mask differs from the image in size.
         """
         if (other.image.width, other.image.height) != (self.image.width, self.image.height):
             raise CorruptTiffError(
@@ -138,9 +134,7 @@ class CogHeader:
             )
         (mask,) = _in_sidecar([other.image], sidecar)
         overview_masks = [*self.overview_masks, *_in_sidecar(other.overviews, sidecar)]
-        return replace(
-            self, mask=mask, mask_flags=other.mask_flags or {}, overview_masks=_largest_first(overview_masks)
-        )
+        return replace(self, mask=mask, mask_flags=other.mask_flags, overview_masks=_largest_first(overview_masks))
 
     def with_mask_overviews(self, other: CogHeader, sidecar: Sidecar) -> CogHeader:
         """Return this header with the images of a `.msk.ovr` file as the overviews of its mask."""
@@ -150,10 +144,8 @@ class CogHeader:
 def parse_header(file: SparseFile) -> CogHeader:
     """Parse the image directories of a TIFF.
 
-    Raises:
-        NeedBytes: Fetch these ranges, `file.add` them and call again.
-        NotATiffError, UnsupportedTiffError, CorruptTiffError: It cannot be read. The message gives the reason; the
-            caller adds the file.
+    Raise NeedBytes for ranges to fetch, to `file.add` and to try again; NotATiffError, UnsupportedTiffError or
+    CorruptTiffError if it cannot be read. The message gives the reason; the caller adds the file.
     """
     directories, further = read_directories(file)
     try:
@@ -192,7 +184,7 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
                 overviews.append(table)
     mask = next((m for m in masks if (m.width, m.height) == (image.width, image.height)), None)
     geo = _read_geo_tags(first)
-    metadata = parse_metadata(first.text(_GDAL_METADATA), image.samples_per_pixel)
+    bands, resampling, mask_flags = parse_metadata(first.text(_GDAL_METADATA), image.samples_per_pixel)
     return CogHeader(
         image=image,
         mask=mask,
@@ -202,9 +194,9 @@ def _read_pages(pages: list[Directory], block_leaders: bool) -> CogHeader:
         crs=read_crs(geo),
         geo=geo,
         nodata=parse_nodata(first.text(_GDAL_NODATA), image.dtype),
-        bands=metadata.bands,
-        overview_resampling=metadata.overview_resampling,
-        mask_flags=metadata.mask_flags or None,
+        bands=bands,
+        overview_resampling=resampling,
+        mask_flags=mask_flags,
     )
 
 
@@ -228,14 +220,8 @@ def _in_sidecar(tables: Iterable[TileTable], sidecar: Sidecar) -> list[TileTable
 
 
 def _read_geo_tags(page: Directory) -> GeoTags:
-    def floats(code: int) -> tuple[float, ...]:
-        return tuple(map(float, page.numbers(code).tolist())) if code in page else ()
-
     return GeoTags(
-        pixel_scale=floats(_PIXEL_SCALE),
-        tiepoint=floats(_TIEPOINT),
-        transformation=floats(_TRANSFORMATION),
+        **{name: tuple(map(float, page.numbers(code).tolist())) for name, code in _GEO_FLOATS.items()},
         directory=tuple(page.integers(_GEO_KEYS).tolist()),
-        doubles=floats(_GEO_DOUBLES),
         ascii=page.text(_GEO_ASCII) or "",
     )

@@ -22,6 +22,14 @@ _SMALL_TAGS = (
     _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _IMAGE_DEPTH, _TILE_DEPTH, _SUBSAMPLING,
     _COEFFICIENTS, _REFERENCE_BLACK_WHITE,
 )  # fmt: skip
+# Name and dtype by bits of each value of SampleFormat.
+_SAMPLE_FORMATS = {
+    1: ("unsigned", {n: "u1" if n <= 8 else "u2" if n <= 16 else "u4" for n in range(1, 33)} | {64: "u8"}),
+    2: ("signed", {8: "i1", 16: "i2", 32: "i4", 64: "i8"}),
+    3: ("float", {16: "f2", 24: "f4", 32: "f4", 64: "f8"}),
+    5: ("complex integer", {32: "c8", 64: "c16"}),  # the smallest complex type that holds both integers exactly
+    6: ("complex", {64: "c8", 128: "c16"}),
+}
 _MAX_TILES = 4 * 1024 * 1024
 _MAX_SIDE = 2**31 - 1
 _YCBCR, _JPEGS = 6, (6, 7)
@@ -33,10 +41,8 @@ _SPLIT_TO = 256 * 1024
 def missing_ranges(page: Directory) -> list[ByteRange]:
     """Return what must be fetched before `read_tile_table` can read this page.
 
-    Raises:
-        UnsupportedTiffError, CorruptTiffError: The sizes that the page claims are refused. They are checked before
-            its arrays are fetched, so a false claim costs no memory.
-        NeedBytes: A size is not stored in the directory itself.
+    Raise UnsupportedTiffError or CorruptTiffError if the sizes that the page claims are refused (before its arrays are
+    fetched, so a false claim costs no memory), NeedBytes if a size is not stored in the directory itself.
     """
     offsets, counts, tiles = _tile_arrays(page)
     return page.missing(_SMALL_TAGS) + page.missing((offsets, counts), tiles)
@@ -45,9 +51,8 @@ def missing_ranges(page: Directory) -> list[ByteRange]:
 def read_tile_table(page: Directory, *, block_leaders: bool = False) -> TileTable:
     """Return the tile table of a page, all planes; huge uncompressed strips are split into smaller ones.
 
-    Raises:
-        UnsupportedTiffError: A sample type, a volume or a number of tiles that is not supported.
-        CorruptTiffError: Sizes or arrays that contradict each other.
+    Raise UnsupportedTiffError for a sample type, a volume or a number of tiles that is not supported, CorruptTiffError
+    for sizes or arrays that contradict each other.
     """
     width, height, tile_width, tile_height = _sizes(page)
     samples, planar = _planes(page)
@@ -80,7 +85,7 @@ def read_tile_table(page: Directory, *, block_leaders: bool = False) -> TileTabl
     )
     plain = compression == 1 and photometric != _YCBCR
     if plain:
-        table = _fill_byte_counts(table, tiles)
+        table = _fill_byte_counts(table)
     signed = page.is_signed(offsets_tag) or page.is_signed(counts_tag)
     if signed and ((table.tile_offsets < 0).any() or (table.tile_byte_counts < 0).any()):
         raise CorruptTiffError("a tile has a negative offset or byte count")
@@ -145,15 +150,15 @@ def _tile_arrays(page: Directory) -> tuple[int, int, int]:
     return offsets, counts, tiles
 
 
-def _fill_byte_counts(table: TileTable, tiles: int) -> TileTable:
+def _fill_byte_counts(table: TileTable) -> TileTable:
     """Compute missing byte counts of an uncompressed image; as libtiff, correct a lone strip's count if too small."""
     offsets, counts = table.tile_offsets, table.tile_byte_counts
     rows = np.full(table.tiles_down, table.tile_height)
     rows[-1] = table.stored_rows(table.tiles_down - 1)
-    planes = tiles // (table.tiles_down * table.tiles_across)
+    planes = len(offsets) // (table.tiles_down * table.tiles_across)
     sizes = np.tile(np.repeat(rows * table.row_bytes, table.tiles_across), planes)
-    too_small = tiles == len(counts) == 1 and offsets[0] > 0 and counts[0] < sizes[0]
-    return replace(table, tile_byte_counts=sizes) if len(counts) != tiles or too_small else table
+    too_small = len(offsets) == len(counts) == 1 and offsets[0] > 0 and counts[0] < sizes[0]
+    return replace(table, tile_byte_counts=sizes) if len(counts) != len(offsets) or too_small else table
 
 
 def _split_strips(table: TileTable) -> TileTable:
@@ -187,17 +192,7 @@ def _sample_type(page: Directory) -> tuple[np.dtype[Any], int]:
         types = f"bits {sorted(bits)}, formats {sorted(formats)}"
         raise UnsupportedTiffError(f"bands of different types ({types}) are not supported")
     width, kind = bits.pop(), (formats - {4} or {1}).pop()
-    if width in (8, 16, 32, 64) and kind in (1, 2):
-        return np.dtype(f"{'u' if kind == 1 else 'i'}{width // 8}"), width
-    if width in (16, 32, 64) and kind == 3:
-        return np.dtype(f"f{width // 8}"), width
-    if width == 24 and kind == 3:
-        return np.dtype(np.float32), width
-    if width in (64, 128) and kind == 6:
-        return np.dtype(f"c{width // 8}"), width
-    if width in (32, 64) and kind == 5:  # pairs of integers: the smallest complex type that holds them exactly
-        return np.dtype(f"c{width // 4}"), width
-    if kind == 1 and 1 <= width < 32:
-        return np.dtype(np.uint8 if width <= 8 else np.uint16 if width <= 16 else np.uint32), width
-    names = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
-    raise UnsupportedTiffError(f"{width}-bit {names.get(kind, f'format {kind}')} samples are not supported")
+    name, dtypes = _SAMPLE_FORMATS.get(kind, (f"format {kind}", {}))
+    if width not in dtypes:
+        raise UnsupportedTiffError(f"{width}-bit {name} samples are not supported")
+    return np.dtype(dtypes[width]), width

@@ -39,11 +39,8 @@ class BuildReport:
     failures: tuple[BuildFailure, ...]  #: Bands and files left out; a record without any band left has no row.
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.records} records from {self.files} files ({self.requests} requests, {self.seconds:.1f} s), "
-            f"{len(self.failures)} failures"
-        ]
-        return "\n".join([*lines, *(f"  {failure}" for failure in self.failures)])
+        counts = f"{self.records} records from {self.files} files ({self.requests} requests, {self.seconds:.1f} s)"
+        return "\n".join([f"{counts}, {len(self.failures)} failures", *(f"  {failure}" for failure in self.failures)])
 
 
 def build(
@@ -137,7 +134,11 @@ def build(
             seconds=time.perf_counter() - start,
             failures=tuple(failure for group in groups for failure in group.failures),
         )
-        _check_report(report)
+        if not report.records:
+            reasons = "\n".join(f"  {failure}" for failure in report.failures[:10])
+            raise DataError(f"None of the {report.files} files could be read:\n{reasons}")
+        for failure in report.failures:
+            _log.warning("left out: %s", failure)
         if data_source is None:
             data_source = next((record.collection for record in records if record.collection), "")
         table = join_rows(groups, name=os.path.basename(os.fspath(out)), data_source=data_source)
@@ -152,14 +153,6 @@ def _check_records(records: Sequence[SourceRecord], bands: Iterable[str]) -> Non
     for band in bands:
         if all(band in dict(record.problems) for record in records):
             raise UnknownBandError(f"No record has band {band!r}: {dict(records[0].problems)[band]}.")
-
-
-def _check_report(report: BuildReport) -> None:
-    if not report.records:
-        reasons = "\n".join(f"  {failure}" for failure in report.failures[:10])
-        raise DataError(f"None of the {report.files} files could be read:\n{reasons}")
-    for failure in report.failures:
-        _log.warning("left out: %s", failure)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:

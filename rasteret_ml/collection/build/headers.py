@@ -1,7 +1,4 @@
-"""Read the headers of TIFF files over a `RangeReader`: one file, or very many at once.
-
-The parser itself (`cog.header.parse`) does no I/O. It raises `NeedBytes` until the bytes it needs have been fetched.
-"""
+"""Read the headers of TIFF files over a `RangeReader`: one file, or very many at once."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -42,6 +39,7 @@ _MAX_PARSED_TOGETHER = 32
 _UNKNOWN_SIZE = 1 << 62
 # Extents of a header are small: a request costs more than the bytes between two of them.
 _COALESCE = CoalesceLimits(waste=16.0)
+_SidecarHeader = tuple[CogHeader, Sidecar]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,17 +64,10 @@ async def read_headers(
     max_concurrent: int,
     progress: bool,
 ) -> None:
-    """Read many headers concurrently, and pass on each header or error as it arrives.
+    """Read many headers, started in the order of `hrefs`, and pass on each header or error as it arrives.
 
-    `max_concurrent` tasks read one file after another; a task starts its next file once `on_result` has returned.
-
-    Args:
-        reader: Reads the bytes.
-        hrefs: Files, in the order in which to start them.
-        on_result: Awaited with each href and its header or error; an exception from it cancels all.
-        sidecars: Look for `.ovr` and `.msk` files; None = only beside local files.
-        max_concurrent: Files in flight.
-        progress: Show a progress bar.
+    `max_concurrent` tasks read one file after another; a task starts its next file once `on_result` has returned, and
+    an exception from it cancels all. `sidecars`: look for `.ovr` and `.msk` files; None = only beside local files.
     """
     parser, queue = HeaderParser(), iter(hrefs)
 
@@ -104,16 +95,8 @@ async def read_header(
 ) -> OpenedFile:
     """Fetch and parse one header: `FIRST_BYTES`, then exactly the extents that are missing.
 
-    Args:
-        reader: Reads the bytes.
-        href: The file.
-        sidecars: Look for overviews (`.ovr`) and a mask (`.msk`) beside a file that has none inside, as GDAL does; up
-            to three more requests.
-        parser: Parser to share between concurrent reads.
-
-    Raises:
-        DataError: The file is not a TIFF that can be read; the message names it, the subclass says why.
-        FetchError: The bytes could not be fetched.
+    `sidecars`: look for overviews (`.ovr`) and a mask (`.msk`) beside a file that has none inside, as GDAL does; up to
+    three more requests. `parser` is shared between concurrent reads. A `DataError` names the file, its subclass why.
     """
     parser = parser or HeaderParser()
     opened = await _read_one(reader, href, parser)
@@ -123,34 +106,31 @@ async def read_header(
     if header.mask is None:
         mask = await _read_sidecar(reader, href, ".msk", parser)
         if mask is not None:
-            header = header.with_mask(mask.header, _sidecar(mask, ".msk"))
+            header = header.with_mask(*mask)
             overviews = None if header.overview_masks else await _read_overviews(reader, href, ".msk.ovr", parser)
             if overviews is not None:
-                header = header.with_mask_overviews(overviews.header, _sidecar(overviews, ".msk.ovr"))
+                header = header.with_mask_overviews(*overviews)
     if not header.overviews:
         overviews = await _read_overviews(reader, href, ".ovr", parser)
         if overviews is not None:
-            header = header.with_overviews(overviews.header, _sidecar(overviews, ".ovr"))
-    return OpenedFile(header=header, size=opened.size, etag=opened.etag)
+            header = header.with_overviews(*overviews)
+    return replace(opened, header=header)
 
 
-async def _read_sidecar(reader: RangeReader, href: str, suffix: str, parser: HeaderParser) -> OpenedFile | None:
+async def _read_sidecar(reader: RangeReader, href: str, suffix: str, parser: HeaderParser) -> _SidecarHeader | None:
     try:
-        return await _read_one(reader, sidecar_href(href, suffix), parser)
+        opened = await _read_one(reader, sidecar_href(href, suffix), parser)
     except (FetchNotFoundError, AccessDeniedError, NotATiffError):
         return None  # S3 answers 403 for a missing file; some servers send an HTML page instead of 404
+    return opened.header, Sidecar(suffix=suffix, size=opened.size, etag=opened.etag)
 
 
-async def _read_overviews(reader: RangeReader, href: str, suffix: str, parser: HeaderParser) -> OpenedFile | None:
+async def _read_overviews(reader: RangeReader, href: str, suffix: str, parser: HeaderParser) -> _SidecarHeader | None:
     try:
         return await _read_sidecar(reader, href, suffix, parser)
     except DataError as error:  # overviews are optional: without them, full resolution is read
         _log.warning("the overviews beside a file are ignored: %s", error)
         return None
-
-
-def _sidecar(opened: OpenedFile, suffix: str) -> Sidecar:
-    return Sidecar(suffix=suffix, size=opened.size, etag=opened.etag)
 
 
 async def _read_one(reader: RangeReader, href: str, parser: HeaderParser) -> OpenedFile:
@@ -191,12 +171,7 @@ class HeaderParser:
         self._is_busy = False
 
     async def parse(self, file: SparseFile) -> CogHeader:
-        """Parse a header, see `parse_header`.
-
-        Raises:
-            NeedBytes: Bytes of the header are missing.
-            DataError: The file cannot be read.
-        """
+        """Parse a header; raises what `parse_header` does, such as `NeedBytes`."""
         future: asyncio.Future[CogHeader] = asyncio.get_running_loop().create_future()
         self._waiting.append((file, future))
         if not self._is_busy:
@@ -207,9 +182,8 @@ class HeaderParser:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_PARSED_TOGETHER))]
         self._is_busy = bool(batch)
         if batch:
-            futures = [future for _, future in batch]
             parsing = asyncio.get_running_loop().run_in_executor(None, _parse_all, [file for file, _ in batch])
-            parsing.add_done_callback(lambda done: self._finish_batch(done, futures))
+            parsing.add_done_callback(lambda done: self._finish_batch(done, [future for _, future in batch]))
 
     def _finish_batch(
         self, done: asyncio.Future[list[CogHeader | Exception]], futures: Sequence[asyncio.Future[CogHeader]]

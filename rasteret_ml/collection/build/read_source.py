@@ -21,13 +21,12 @@ import pyarrow.parquet as pq
 import shapely
 
 from rasteret_ml.collection.build.record_rows import SourceAsset, SourceRecord, to_naive_utc
-from rasteret_ml.collection.build.stac import is_stac, items_from, record_from_item
+from rasteret_ml.collection.build.stac import TIFF_ENDINGS, is_stac, items_from, record_from_item
 from rasteret_ml.errors import UsageError, redact
 from rasteret_ml.geo.crs import LONLAT, crs_text, transform_geometries
 from rasteret_ml.storage.urls import is_remote, local_path
 
 _log = logging.getLogger(__name__)
-_TIFF = (".tif", ".tiff", ".gtiff")
 _JSON = (".json", ".geojson")
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})([-_]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
 _SEPARATORS = "_-. "
@@ -40,11 +39,7 @@ def read_source(
     datetime: str | None,
     data_source: str | None,
 ) -> list[SourceRecord]:
-    """Return the records of a source; arguments as for `build`.
-
-    Raises:
-        UsageError: The source is of an unknown type, or an argument does not fit it.
-    """
+    """Return the records of a source; arguments and errors as for `build`."""
     if isinstance(bands, str):
         raise UsageError(f"bands must be a list of names, got {bands!r}; pass [{bands!r}].")
     if isinstance(source, pd.DataFrame) or hasattr(source, "__arrow_c_stream__"):
@@ -79,23 +74,21 @@ def read_source(
 def expand_paths(paths: Sequence[str]) -> list[str]:
     """List the files that paths, globs, folders (all TIFFs below), `.txt` lists (one path per line) and URLs mean.
 
-    Raises:
-        UsageError: A glob, folder or list without files.
+    A glob, folder or list without files is a `UsageError`.
     """
     found: list[str] = []
     for path in paths:
-        if is_remote(path):
-            found.append(path)
-            continue
         local = local_path(path)
-        if local.endswith(".txt"):
+        if is_remote(path):
+            files = [path]
+        elif local.endswith(".txt"):
             try:
                 lines = [line.strip() for line in Path(local).read_text(encoding="utf-8").splitlines()]
             except OSError as error:
                 raise UsageError(f"{redact(path)}: cannot be read ({error.strerror}).") from None
             files = expand_paths([line for line in lines if line and not line.startswith("#")])
         elif os.path.isdir(local):
-            files = sorted(str(p) for p in Path(local).rglob("*") if p.suffix.lower() in _TIFF)
+            files = sorted(str(p) for p in Path(local).rglob("*") if p.suffix.lower() in TIFF_ENDINGS)
         elif glob.has_magic(local) and not os.path.exists(local):
             files = sorted(glob.glob(local, recursive=True))
         else:
@@ -110,12 +103,8 @@ def records_from_files(hrefs: Sequence[str], bands: Sequence[str] | None, dateti
     """Group files into records.
 
     If every file name contains one of `bands` as a word (`…_B04.tif`, `B04.tif`), files in one folder that differ only
-    in that word are one record. Otherwise each file is a record, and `bands` name its bands in order.
-
-    Args:
-        hrefs: Paths and URLs.
-        bands: Band names, or None.
-        datetime: "filename" reads a date (YYYYMMDD, YYYY-MM-DD) from the record's id; None = undated.
+    in that word are one record. Otherwise each file is a record, and `bands` name its bands in order. `datetime`:
+    "filename" reads a date (YYYYMMDD, YYYY-MM-DD) from the record's id; None = undated.
     """
     if datetime not in ("filename", None):
         raise UsageError(f"datetime must be 'filename' or None for files, got {datetime!r}.")
@@ -233,18 +222,11 @@ def records_from_table(
     columns: Mapping[str, str],
     data_source: str | None,
 ) -> list[SourceRecord]:
-    """Return one record per row.
+    """Return one record per row; arguments and errors as for `build`.
 
-    Args:
-        table: The rows.
-        bands: Band name to href column, or to (column, band index) for files of several bands; a list if the columns
-            are named like the bands. None only for STAC-GeoParquet, which has a column `assets`.
-        columns: Names of the columns `id`, `datetime` and `geometry`; default these names. Without an id column, rows
-            are numbered.
-        data_source: Band registry, for STAC-GeoParquet.
-
-    Raises:
-        UsageError: A column is missing.
+    `bands` maps to href columns, or to (column, band index) for files of several bands; a list if the columns are named
+    like the bands; None only for STAC-GeoParquet, which has a column `assets` and needs the band registry
+    `data_source`. Without an id column, rows are numbered.
     """
     unknown = set(columns) - {"id", "datetime", "geometry"}
     if unknown:
@@ -274,7 +256,8 @@ def _records_from_columns(
         sources[band] = (column, index)
     role = {name: columns.get(name, name) for name in ("id", "datetime", "geometry")}
     used = {*role.values(), *(column for column, _ in sources.values())}
-    others = [n for n in table.column_names if n not in used and _is_scalar(table.schema.field(n).type)]
+    unwanted = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+    others = [f.name for f in table.schema if f.name not in used and not any(is_kind(f.type) for is_kind in unwanted)]
     for i, row in enumerate(table.select([n for n in table.column_names if n in used or n in others]).to_pylist()):
         identifier = row.get(role["id"])
         yield SourceRecord(
@@ -305,7 +288,3 @@ def _row_to_item(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_column(table: pa.Table, column: str, argument: str) -> None:
     if column not in table.column_names:
         raise UsageError(f"{argument}: the table has no column {column!r}; its columns are {table.column_names}.")
-
-
-def _is_scalar(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -94,13 +94,7 @@ class _OpenedRecord:
 
 
 def to_naive_utc(value: Any) -> dt.datetime | None:
-    """Convert a time of any kind to a naive UTC datetime; None, NaT and "" are undated.
-
-    Raises:
-        UsageError: The value is not a time.
-    """
-    if value is None or value is pd.NaT or value == "":
-        return None
+    """Convert a time of any kind to a naive UTC datetime; None, NaT and "" are undated, others a `UsageError`."""
     try:
         stamp = pd.Timestamp(value)
     except (ValueError, TypeError) as error:
@@ -113,11 +107,9 @@ def to_naive_utc(value: Any) -> dt.datetime | None:
 
 
 def make_rows(sources: Sequence[SourceRecord], headers: Mapping[str, OpenedFile | RasteretError]) -> RecordRows:
-    """Combine records with the headers of their files.
+    """Combine records with the headers, or the errors of reading them, of their files by href.
 
-    Args:
-        sources: The records. One without a readable band becomes no row.
-        headers: Header, or the error of reading it, by href.
+    A record without a readable band becomes no row.
     """
     failures: list[BuildFailure] = []
     opened = [_open_record(source, headers, failures) for source in sources]
@@ -201,8 +193,6 @@ def _bands_of(name: str, asset: SourceAsset, file: OpenedFile) -> dict[str, tupl
 
 
 def _with_source_values(metadata: CogMetadata, asset: SourceAsset) -> CogMetadata:
-    if asset.scale is None and asset.offset is None and (asset.nodata is None or metadata.nodata is not None):
-        return metadata
     return replace(
         metadata,
         scale=metadata.scale if asset.scale is None else float(asset.scale),
@@ -222,13 +212,11 @@ def _corners(file: OpenedFile) -> npt.NDArray[np.float64] | None:
 def _footprints(records: Sequence[_OpenedRecord]) -> list[bytes | None]:
     """Each record's geometry, else the outline of its raster; outlines are transformed together, CRS by CRS."""
     footprints: list[bytes | None] = [record.source.geometry for record in records]
-    by_crs: dict[str, list[tuple[int, npt.NDArray[np.float64]]]] = {}
-    for i, record in enumerate(records):
-        if footprints[i] is None and record.corners is not None and record.crs is not None:
-            by_crs.setdefault(record.crs, []).append((i, record.corners))
-    for crs, outlines in by_crs.items():
-        polygons = shapely.polygons(np.stack([corners for _, corners in outlines]))
-        for (i, _), footprint in zip(outlines, _to_lonlat(polygons, crs), strict=True):
+    outlines = [i for i, r in enumerate(records) if footprints[i] is None and r.corners is not None and r.crs]
+    for crs in dict.fromkeys(str(records[i].crs) for i in outlines):
+        rows = [i for i in outlines if records[i].crs == crs]
+        polygons = shapely.polygons(np.array([records[i].corners for i in rows]))
+        for i, footprint in zip(rows, _to_lonlat(polygons, crs), strict=True):
             footprints[i] = footprint
     return footprints
 
@@ -244,13 +232,7 @@ def _to_lonlat(polygons: npt.NDArray[np.object_], crs: str) -> list[bytes | None
 
 
 def join_rows(groups: Sequence[RecordRows], *, name: str, data_source: str) -> pa.Table:
-    """Concatenate rows to the table of a Collection.
-
-    Args:
-        groups: Rows, in order.
-        name: Name of the Collection, for the file's metadata.
-        data_source: Band registry, for the file's metadata.
-    """
+    """Concatenate rows to the table of a Collection; `name` and `data_source` go to the file's metadata."""
     records = [record for group in groups for record in group.records]
     crs = [text for group in groups for text in group.crs]
     bands = list(dict.fromkeys(band for group in groups for band in group.metadata))
@@ -274,9 +256,8 @@ def join_rows(groups: Sequence[RecordRows], *, name: str, data_source: str) -> p
         columns[f"{band}{METADATA_SUFFIX}"] = pa.chunked_array(chunks, BAND_STRUCT)
     columns["bbox"] = bbox_array(np.concatenate([group.bounds for group in groups]))
     geometry_types = frozenset[str]().union(*(group.geometry_types for group in groups))
-    return pa.table(columns).replace_schema_metadata(
-        _file_metadata(records, name, data_source) | dict(geo_metadata(geometry_types))
-    )
+    metadata = _file_metadata(records, name, data_source) | geo_metadata(geometry_types)
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
 def _asset_structs(group: RecordRows, bands: list[str]) -> pa.StructArray:

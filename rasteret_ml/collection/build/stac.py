@@ -21,7 +21,7 @@ from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.raster.raster_info import BandRegistry, asset_href
 from rasteret_ml.storage.urls import resolve_href
 
-_TIFF_ENDINGS = (".tif", ".tiff", ".gtiff")
+TIFF_ENDINGS = (".tif", ".tiff", ".gtiff")
 _PREVIEWS = {"overview", "thumbnail", "visual"}  # Asset keys and roles that are pictures, not bands.
 # By band: (asset key, index of the band in its file; None = the only one, or all). None = the item lacks the band.
 _BandAssets = dict[str, tuple[str, int | None] | None]
@@ -38,14 +38,9 @@ def is_stac(source: Any) -> bool:
 
 
 def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """Yield the items of a mapping, a pystac object or a JSON file.
+    """Yield (item, base) from a mapping, a pystac object or a JSON file; raise `DataError` if that is not STAC.
 
-    Yields:
-        (item, base): `base` is the path or URL that its relative hrefs are relative to; None = unknown.
-
-    Raises:
-        UsageError: The JSON file cannot be read.
-        DataError: The file is not JSON, or not STAC.
+    `base` is the path or URL that the item's relative hrefs are relative to; None = unknown.
     """
     if isinstance(source, str):
         try:
@@ -60,11 +55,7 @@ def items_from(source: Any) -> Iterator[tuple[Mapping[str, Any], str | None]]:
             yield item, source
         return
     if not isinstance(source, Mapping):
-        href = getattr(source, "get_self_href", lambda: None)()
         source = source.to_dict(transform_hrefs=False) if hasattr(source, "assets") else source.to_dict()
-        if href is not None:
-            yield source, href
-            return
     if source.get("type") == "FeatureCollection":
         for feature in source["features"]:
             yield feature, _self_href(feature)
@@ -80,14 +71,10 @@ def _self_href(item: Mapping[str, Any]) -> str | None:
 def record_from_item(
     item: Mapping[str, Any], base: str | None, bands: Sequence[str] | None, data_source: str | None
 ) -> SourceRecord:
-    """Convert one item; a band that it lacks is listed in the record's `problems`.
+    """Convert one item, whose relative hrefs are relative to `base`; bands that it lacks become `problems`.
 
-    Args:
-        item: STAC item as a mapping.
-        base: Path or URL that relative hrefs are relative to.
-        bands: Band codes or asset keys, resolved through the band registry; None = every GeoTIFF asset that is not a
-            preview.
-        data_source: Band registry; default the item's collection.
+    `bands` are band codes or asset keys, resolved through the band registry `data_source`, by default the item's
+    collection; None = every GeoTIFF asset that is not a preview.
     """
     item_assets = item.get("assets") or {}
     properties = item.get("properties") or {}
@@ -122,13 +109,14 @@ def record_from_item(
 
 def _all_tiffs(assets: Mapping[str, Any]) -> _BandAssets:
     tiffs = {key: asset for key, asset in assets.items() if _is_tiff(asset)}
-    return {key: (key, None) for key, asset in tiffs.items() if not _PREVIEWS & {key, *(asset.get("roles") or [])}}
+    roles = {key: asset.get("roles") or [] if isinstance(asset, Mapping) else [] for key, asset in tiffs.items()}
+    return {key: (key, None) for key in tiffs if not _PREVIEWS & {key, *roles[key]}}
 
 
 def _is_tiff(asset: Any) -> bool:
     media = asset.get("type") or "" if isinstance(asset, Mapping) else ""
     href = (asset_href(asset) or "").split("?", 1)[0].lower()
-    return "tiff" in media.lower() or (not media and href.endswith(_TIFF_ENDINGS))
+    return "tiff" in media.lower() or (not media and href.endswith(TIFF_ENDINGS))
 
 
 def _find_bands(assets: Mapping[str, Any], bands: Sequence[str], registry: str) -> _BandAssets:

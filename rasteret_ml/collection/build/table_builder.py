@@ -1,7 +1,7 @@
 """Turn headers into rows while other headers are still being read.
 
-Records are processed in groups of `GROUP_RECORDS`. Once all headers of a group have arrived, the group becomes Arrow
-columns on another thread and its headers are dropped. Tile tables that do not fit in memory wait in a temporary file.
+Once all headers of a group of `GROUP_RECORDS` records have arrived, it becomes Arrow columns on another thread and its
+headers are dropped. Tile tables that do not fit in memory wait in a temporary file.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ class TempStore:
     """Stores Arrow columns: in memory up to a limit, then in an unnamed temporary file. A context manager.
 
     The tile tables of a million scenes take ten gigabytes; memory-mapped, they pass through memory as they are written.
-
-    Args:
-        out: Path that is built; the file is placed beside it, where as much space is needed anyway.
-        max_bytes: Bytes to keep in memory.
+    The file is placed beside `out`, the path that is built, where as much space is needed anyway.
     """
 
     def __init__(self, out: str | os.PathLike[str], *, max_bytes: int = _MAX_MEMORY_BYTES) -> None:
@@ -48,29 +45,19 @@ class TempStore:
         self._map: pa.Buffer | None = None
 
     def add(self, columns: _Columns) -> Callable[[], _Columns]:
-        """Store columns, which may block on the disk.
-
-        Returns:
-            A function that returns the columns; call it once everything is stored.
-        """
-        if not columns:
-            return lambda: columns
+        """Store columns, which may block on the disk; the returned function reads them, once everything is stored."""
         with self._lock:
             self._free_bytes -= sum(column.nbytes for column in columns.values())
             if self._free_bytes >= 0:
                 return lambda: columns
-            start = self._write(columns)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `__exit__`
+            start = self._file.tell()
+            batch = pa.record_batch(list(columns.values()), names=list(columns))
+            with pa.ipc.new_stream(self._file, batch.schema) as stream:
+                stream.write_batch(batch)
+            self._file.write(bytes(-self._file.tell() % 64))  # Arrow arrays must be aligned
         return lambda: self._read(start)
-
-    def _write(self, columns: _Columns) -> int:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `__exit__`
-        start = self._file.tell()
-        batch = pa.record_batch(list(columns.values()), names=list(columns))
-        with pa.ipc.new_stream(self._file, batch.schema) as stream:
-            stream.write_batch(batch)
-        self._file.write(bytes(-self._file.tell() % 64))  # Arrow arrays must be aligned
-        return start
 
     def _read(self, start: int) -> _Columns:
         assert self._file is not None
@@ -93,10 +80,7 @@ class TempStore:
 class TableBuilder:
     """Accepts headers in any order, and returns rows in the order of their records.
 
-    Args:
-        records: The records to build.
-        store: Holds tile tables until `finish`.
-        strict: Raise the first failure instead of reporting it.
+    `store` holds tile tables until `finish`; `strict`: raise the first failure instead of reporting it.
     """
 
     def __init__(self, records: Sequence[SourceRecord], store: TempStore, *, strict: bool = False) -> None:
@@ -127,11 +111,7 @@ class TableBuilder:
         return list(self._group)
 
     async def add(self, href: str, result: OpenedFile | RasteretError) -> None:
-        """Add the header of a file, or the error of reading it; a group that is now complete becomes rows.
-
-        Raises:
-            RasteretError: The builder is strict and a file or record cannot be used.
-        """
+        """Add the header of a file, or the error of reading it; a group that is now complete becomes rows."""
         if self._strict and isinstance(result, RasteretError):
             raise result
         async with self._slots:

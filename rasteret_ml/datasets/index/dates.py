@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rasteret_ml.errors import NoOverlapError, UsageError
+from rasteret_ml.geo.times import Times
 from rasteret_ml.samplers.ranks import epoch_random
 
 #: Which dates are kept if there are more than `length`: the last, the first, evenly spread ones (first and last
@@ -86,9 +87,7 @@ class TimeSeries:
         return int(gap.as_unit("ns").value)
 
 
-def fits_series(
-    series: TimeSeries, times: npt.NDArray[np.datetime64], clouds: npt.NDArray[Any]
-) -> npt.NDArray[np.bool_]:
+def fits_series(series: TimeSeries, times: Times, clouds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which records `[N]` qualify for the series by month and cloud cover."""
     kept = np.ones(len(times), bool)
     if series.months:
@@ -101,21 +100,12 @@ def fits_series(
 
 
 def choose_dates(
-    series: TimeSeries,
-    times: npt.NDArray[np.datetime64],
-    clouds: npt.NDArray[Any],
-    draw: tuple[int, int, int] = (0, 0, 0),
+    series: TimeSeries, times: Times, clouds: npt.NDArray[Any], draw: tuple[int, int, int] = (0, 0, 0)
 ) -> list[npt.NDArray[np.int64]]:
     """Return the dates of a sample, ascending: for each, the positions of its records, in the given order.
 
-    Args:
-        series: How dates are chosen.
-        times: Of records `[N]`, all dated.
-        clouds: Percent `[N]`, NaN = unknown.
-        draw: (seed, epoch, position), for random dates.
-
-    Raises:
-        NoOverlapError: fewer than `series.min_dates` dates.
+    Records `[N]` are all dated; cloud cover is in percent `[N]`, NaN = unknown. `draw` is (seed, epoch, position), for
+    random dates. Fewer than `series.min_dates` dates are a NoOverlapError.
     """
     stamps = times.astype("datetime64[ns]").astype(np.int64)
     used = np.flatnonzero(fits_series(series, times, clouds))

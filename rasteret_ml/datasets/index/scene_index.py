@@ -16,8 +16,8 @@ import shapely
 from rasteret_ml.collection.column_arrays import iterate_footprints
 from rasteret_ml.datasets.index.scene_table import SceneTable, dump_compressed, load_compressed, pixel_sizes
 from rasteret_ml.errors import UsageError
-from rasteret_ml.geo.crs import LONLAT, crs_text, same_crs, transform_geometries, transform_points
-from rasteret_ml.geo.times import INSTANT
+from rasteret_ml.geo.crs import LONLAT, Geometries, crs_text, same_crs, transform_geometries, transform_points
+from rasteret_ml.geo.times import INSTANT, Times
 from rasteret_ml.raster.reprojected_grid import reprojected_grid
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid
 
@@ -28,13 +28,8 @@ _POLYGON = 3
 _SLACK = 0.25
 
 
-def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.int32]) -> npt.NDArray[np.object_]:
-    """Return the outlines of grids in their own CRS, exact also for rotated ones.
-
-    Args:
-        transforms: a, b, c, d, e, f of each `[N, 6]`.
-        shapes: (height, width) of each `[N, 2]`.
-    """
+def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.int32]) -> Geometries:
+    """Return the outlines of grids in their own CRS, exact also for rotated ones; arrays as in `SceneTable`."""
     a, b, c, d, e, f = transforms.T
     height, width = shapes.T.astype(np.float64)
     x = np.stack([c, a * width + c, a * width + b * height + c, b * height + c], axis=1)
@@ -48,9 +43,7 @@ def grid_outlines(transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.in
     return out
 
 
-def cut_to_footprints(
-    extents: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_], crs: str, pixel: float
-) -> npt.NDArray[np.object_]:
+def cut_to_footprints(extents: Geometries, footprints: Geometries, crs: str, pixel: float) -> Geometries:
     """Intersect extents in `crs` with footprints in longitude/latitude (none missing or empty).
 
     A footprint that follows the extent's edge within `pixel` is that edge, rounded: intersecting with it would open
@@ -68,17 +61,14 @@ def cut_to_footprints(
     return np.where(whole, extents, cut)
 
 
-def _valid(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+def _valid(geometries: Geometries) -> Geometries:
     invalid = ~shapely.is_valid(geometries)
     geometries[invalid] = shapely.make_valid(geometries[invalid])
     return geometries
 
 
 def follows_the_edge(
-    footprints: npt.NDArray[np.object_],
-    transforms: npt.NDArray[np.float64],
-    shapes: npt.NDArray[np.int32],
-    crs: str,
+    footprints: Geometries, transforms: npt.NDArray[np.float64], shapes: npt.NDArray[np.int32], crs: str
 ) -> npt.NDArray[np.bool_]:
     """Return which footprints `[N]` outline their raster: its corners, and only points on its edge, within a pixel.
 
@@ -115,9 +105,6 @@ def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
     TorchGeo's `random_grid_cell_assignment` replaces the column names by numbers (the old geometry is one of the
     columns then), and that of 0.8 drops the CRS. Any other index is returned unchanged.
-
-    Raises:
-        UsageError: not a GeoDataFrame with geometries.
     """
     if not isinstance(new, gpd.GeoDataFrame) or new._geometry_column_name not in new.columns:
         raise UsageError(f"index must be a GeoDataFrame with a geometry, got {type(new).__name__}.")
@@ -132,10 +119,8 @@ def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
     """Return TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
 
-    The geometry is the raster's own extent intersected with the footprint; undated records span all time.
-
-    Raises:
-        UsageError: a record that cannot be projected to `crs`.
+    The geometry is the raster's own extent intersected with the footprint; undated records span all time. A record
+    that cannot be projected to `crs` is a UsageError.
     """
     geometry = _extents(scenes, crs)
     unprojected = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
@@ -147,22 +132,21 @@ def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
     first = scenes.grid(0)
     pixel = max(first.res if first.crs == crs else reprojected_grid(first, crs).res)
 
-    def cut(part: tuple[slice, npt.NDArray[np.object_]]) -> None:
-        geometry[part[0]] = _cut(scenes, part[0], geometry[part[0]], part[1], crs, pixel)
-
     with ThreadPoolExecutor(_THREADS) as pool:  # shapely and pyproj release the GIL
-        for _ in pool.map(cut, _footprints(scenes)):
-            pass
-    undated = np.isnat(scenes.times)
-    left = np.where(undated, pd.Timestamp.min.to_datetime64(), scenes.times)
-    right = np.where(undated, pd.Timestamp.max.to_datetime64(), scenes.times + INSTANT.to_timedelta64())
-    intervals = pd.IntervalIndex.from_arrays(
-        pd.DatetimeIndex(left), pd.DatetimeIndex(right), closed="both", name="datetime"
-    )
-    return gpd.GeoDataFrame({"rid": scenes.rows}, geometry=geometry, crs=crs, index=intervals)
+        list(pool.map(lambda part: _cut(geometry, scenes, part[0], part[1], crs, pixel), _footprints(scenes)))
+    times = index_times(scenes.times, scenes.times)
+    return gpd.GeoDataFrame({"rid": scenes.rows}, geometry=geometry, crs=crs, index=times)
 
 
-def _extents(scenes: SceneTable, crs: str) -> npt.NDArray[np.object_]:
+def index_times(start: Times, stop: Times) -> pd.IntervalIndex:
+    """Return TorchGeo's closed intervals of tz-naive UTC times; NaT = open. Instants get the length that it needs."""
+    left = np.where(np.isnat(start), pd.Timestamp.min.to_datetime64(), start)
+    right = np.where(np.isnat(stop), pd.Timestamp.max.to_datetime64(), stop)
+    right[left == right] += INSTANT.to_timedelta64()
+    return pd.IntervalIndex.from_arrays(pd.DatetimeIndex(left), pd.DatetimeIndex(right), closed="both", name="datetime")
+
+
+def _extents(scenes: SceneTable, crs: str) -> Geometries:
     """Return the outlines of the whole rasters in `crs`."""
     geometry = grid_outlines(scenes.transforms, scenes.shapes)
     for code, name in enumerate(scenes.crs_texts):
@@ -171,7 +155,7 @@ def _extents(scenes: SceneTable, crs: str) -> npt.NDArray[np.object_]:
     return geometry
 
 
-def _footprints(scenes: SceneTable) -> Iterator[tuple[slice, npt.NDArray[np.object_]]]:
+def _footprints(scenes: SceneTable) -> Iterator[tuple[slice, Geometries]]:
     """Yield footprints in longitude/latitude in chunks, with the slice of records they belong to."""
     start = row = 0
     for wkb in iterate_footprints(scenes.collection, _CHUNK):
@@ -181,14 +165,9 @@ def _footprints(scenes: SceneTable) -> Iterator[tuple[slice, npt.NDArray[np.obje
         start, row = stop, row + len(wkb)
 
 
-def _cut(
-    scenes: SceneTable,
-    part: slice,
-    extents: npt.NDArray[np.object_],
-    footprints: npt.NDArray[np.object_],
-    crs: str,
-    pixel: float,
-) -> npt.NDArray[np.object_]:
+def _cut(extents: Geometries, scenes: SceneTable, part: slice, footprints: Geometries, crs: str, pixel: float) -> None:
+    """Cut the extents `[N]` of a part of the scenes in place, to the footprints of this part."""
+    extents = extents[part]
     cutting = ~(shapely.is_missing(footprints) | shapely.is_empty(footprints))
     codes = scenes.crs_codes[part]
     for code in np.unique(codes[cutting]):
@@ -198,7 +177,6 @@ def _cut(
         )
     if cutting.any():
         extents[cutting] = cut_to_footprints(extents[cutting], footprints[cutting], crs, pixel)
-    return extents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -279,3 +257,17 @@ def unpack_index(data: bytes) -> gpd.GeoDataFrame:
     geometries[~is_box] = shapely.from_wkb(wkb)
     frame[name] = geometries
     return gpd.GeoDataFrame(frame, geometry=name, crs=crs)
+
+
+def describe_times(index: Any) -> str:
+    """Describe the time span of a TorchGeo index, such as "2023-05-01 00:00 to 2023-05-05 00:00 UTC".
+
+    An end that is open in all rows is ".."; rows that are open at both ends are counted as undated.
+    """
+    left, right = pd.DatetimeIndex(index.index.left), pd.DatetimeIndex(index.index.right)
+    starts, stops = left > pd.Timestamp.min, right < pd.Timestamp.max
+    always = int(np.sum(~starts & ~stops))
+    first = f"{left[starts].min():%Y-%m-%d %H:%M}" if starts.any() else ".."
+    last = f"{right[stops].max():%Y-%m-%d %H:%M}" if stops.any() else ".."
+    span = [] if first == last == ".." else [f"{first} to {last} UTC"]
+    return ", ".join(span + ([f"{always:,} undated"] if always else [])) or "none"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from affine import Affine
 
 from rasteret_ml.collection.collection import Collection
@@ -35,6 +35,7 @@ from rasteret_ml.raster.reprojected_grid import reprojected_grid
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED = 5  # Records named in a warning.
+_KEPT = 4096  # Accessors that are kept.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,14 +95,8 @@ def load_compressed(data: bytes) -> Any:
 def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str] = ()) -> SceneTable:
     """Read the metadata of all records that have every band, column by column, without their tile tables.
 
-    Args:
-        collection: The records.
-        bands: Bands to read together, of one type.
-        also: Further bands that records must have, of any type, such as a quality band.
-
-    Raises:
-        UsageError: no records, or bands or records of different types.
-        UnknownBandError: a band that no record has.
+    `bands` must be of one type, else a UsageError; `also` are further bands that records must have, such as a quality
+    band. Without a record that has all of them it is an UnknownBandError.
     """
     if not len(collection):
         raise UsageError("The Collection is empty: no record matches its filters.")
@@ -125,15 +120,12 @@ def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str
             f"Row {rows[np.argmax(unplaced)]} of the Collection is not georeferenced (no transform or CRS), so it "
             "cannot be in a GeoDataset; read it with RasterAccessor.read_window."
         )
-    used, first = np.unique(codes, return_index=True)
-    order = used[np.argsort(first)]
-    new_codes = np.zeros(len(texts), np.int32)
-    new_codes[order] = np.arange(len(order))
+    codes, used = pd.factorize(codes)
     return SceneTable(
         collection=collection,
         rows=rows,
-        crs_texts=tuple(str(texts[i]) for i in order),
-        crs_codes=new_codes[codes],
+        crs_texts=tuple(str(texts[i]) for i in used),
+        crs_codes=codes.astype(np.int32),
         transforms=transforms,
         shapes=arrays[0].shapes,
         tiles=arrays[0].tiles,
@@ -152,11 +144,7 @@ def pixel_sizes(transforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def band_column(collection: Collection, band: str) -> str:
-    """Return the name under which a Collection stores a band.
-
-    Raises:
-        UnknownBandError: the Collection has no such band.
-    """
+    """Return the name under which a Collection stores a band; UnknownBandError if it has none."""
     have = collection.bands
     found = next((name for name in BandRegistry.names(band, collection.data_source) if name in have), None)
     if found is None:
@@ -169,26 +157,20 @@ def _one_dtype(bands: Sequence[str], scenes: Sequence[BandArrays]) -> np.dtype[A
     kinds = {kind for names in found.values() for kind in names}
     if len(kinds) > 1:
         several = next((band for band, names in found.items() if len(names) > 1), None)
-        raise UsageError(
-            f"The bands do not share one type: {found}. "
-            + (
-                "Read them as several datasets joined with `&`."
-                if several is None
-                else "Take the records of one type, for example with "
-                f"where(pc.field('{several}{METADATA_SUFFIX}', 'dtype') == '{found[several][0]}')."
-            )
-        )
+        advice = "Read them as several datasets joined with `&`."
+        if several is not None:
+            one = f"where(pc.field('{several}{METADATA_SUFFIX}', 'dtype') == '{found[several][0]}')"
+            advice = f"Take the records of one type, for example with {one}."
+        raise UsageError(f"The bands do not share one type: {found}. {advice}")
     (kind,) = kinds
-    dtype: np.dtype[Any] = np.dtype(kind)
-    return dtype
+    return np.dtype(kind)
 
 
 def choose_grid(scenes: SceneTable, crs: str | None, res: tuple[float, float] | None) -> Grid:
     """Return the dataset's grid: that of the first record in the chosen CRS, else the first record's grid reprojected.
 
-    Raises:
-        MixedCRSError: records in several CRSs and none chosen.
-        UsageError: the first record is rotated and neither CRS nor resolution is chosen.
+    Records in several CRSs with none chosen are a MixedCRSError, a rotated first record without CRS and pixel size a
+    UsageError.
     """
     if crs is None and len(scenes.crs_texts) > 1:
         counts = np.bincount(scenes.crs_codes)
@@ -217,35 +199,24 @@ class RecordStore:
     Pickles as the Collection.
     """
 
-    def __init__(self, collection: Collection, bands: Sequence[str], keep: int = 4096) -> None:
+    def __init__(self, collection: Collection, bands: Sequence[str]) -> None:
         columns = ["id", "datetime", "bbox", "assets", "proj:epsg", "crs", "collection"]
         columns += dict.fromkeys(f"{band_column(collection, band)}{METADATA_SUFFIX}" for band in bands)
-        self._rows = RowStore(collection, columns)
-        self._data_source = collection.data_source
-        self._keep = keep
-        self._forget()
+        self.__setstate__((RowStore(collection, columns), collection.data_source))
 
-    def _forget(self) -> None:
-        self._accessors: OrderedDict[int, RasterAccessor] = OrderedDict()
-        self._lock = threading.Lock()
+    def __getstate__(self) -> tuple[RowStore, str]:
+        return self._rows, self._data_source
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_rows": self._rows, "_data_source": self._data_source, "_keep": self._keep}
+    def __setstate__(self, state: tuple[RowStore, str]) -> None:
+        self._rows, self._data_source = state
+        self._accessor = functools.lru_cache(_KEPT)(self._read)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _read(self, row: int) -> RasterAccessor:
+        return RasterAccessor(self._rows[row], self._data_source)
 
     def __getitem__(self, row: int) -> RasterAccessor:
         """Return the record at `row` of the Collection."""
-        with self._lock:
-            if row in self._accessors:
-                self._accessors.move_to_end(row)
-                return self._accessors[row]
-            accessor = self._accessors[row] = RasterAccessor(self._rows[row], self._data_source)
-            if len(self._accessors) > self._keep:
-                self._accessors.popitem(last=False)
-            return accessor
+        return self._accessor(row)
 
     def records(self, rows: npt.NDArray[np.int64]) -> Sequence[RasterAccessor]:
         """Return the records at these rows as a lazy sequence."""
@@ -261,9 +232,5 @@ class _Records(Sequence[RasterAccessor]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, i: int) -> RasterAccessor: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[RasterAccessor]: ...
-    def __getitem__(self, i: int | slice) -> RasterAccessor | Sequence[RasterAccessor]:
+    def __getitem__(self, i: Any) -> Any:
         return _Records(self._store, self._rows[i]) if isinstance(i, slice) else self._store[int(self._rows[i])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import geopandas as gpd
@@ -18,8 +17,9 @@ from rasteret_ml.datasets.index.dates import TimeSeries, choose_dates, fits_seri
 from rasteret_ml.datasets.index.scene_table import SceneTable, pixel_sizes
 from rasteret_ml.errors import NoOverlapError, UsageError
 from rasteret_ml.geo.antimeridian import repeat_turns
-from rasteret_ml.geo.crs import LONLAT, crs_text, full_turn, same_crs, transform_geometries, transform_points
+from rasteret_ml.geo.crs import crs_text, full_turn, same_crs, transform_geometries, transform_points
 from rasteret_ml.geo.grid import ALIGNMENT_TOLERANCE, Grid, Window, round_half_up
+from rasteret_ml.geo.regions import boxes_of
 from rasteret_ml.geo.times import clamp_ns, midpoint
 from rasteret_ml.samplers.aoi.aoi import AOI
 
@@ -31,17 +31,12 @@ RecordOrder = str | dt.date
 _NAMED = ("newest", "oldest", "clearest", "nearest")
 _LAST = np.iinfo(np.int64).max
 _NOT_A_TIME = np.iinfo(np.int64).min
-_POLYGON = 3
 
 Integers = npt.NDArray[np.int64]
 
 
 def parse_order(order: RecordOrder) -> str | pd.Timestamp:
-    """Return a named order, or the timestamp of a date.
-
-    Raises:
-        UsageError: neither a known name nor a date.
-    """
+    """Return a named order, or the timestamp of a date; UsageError for anything else."""
     if isinstance(order, str) and order in _NAMED:
         return order
     try:
@@ -58,11 +53,8 @@ def preference(
 ) -> Callable[[Integers, int, int], Integers]:
     """Return a function that sorts positions of records, best first: `sort(positions, start, stop)`.
 
-    Args:
-        order: See `parse_order`.
-        times: Nanoseconds since 1970 `[N]`, the smallest integer where undated.
-        clouds: Percent `[N]`, NaN where unknown.
-        ids: Ranks of the ids `[N]`, which break ties.
+    Times are nanoseconds since 1970 `[N]`, the smallest integer where undated; cloud cover is in percent `[N]`, NaN
+    where unknown; ranks of the ids `[N]` break ties.
     """
     undated = times == _NOT_A_TIME
     # ~x is -x - 1, without overflow: the newest first.
@@ -87,28 +79,16 @@ def preference(
     return nearest
 
 
-class IndexBounds:
-    """The bounds of an index, computed once: TorchGeo's own `bounds` reads every row for every query."""
-
-    def __init__(self, index: gpd.GeoDataFrame) -> None:
-        self.index = index
-        self._xmin, self._ymin, self._xmax, self._ymax = index.total_bounds
-        self._first, self._last = index.index.left.min(), index.index.right.max()
-
-    def slices(self, res: tuple[float, float]) -> tuple[slice, slice, slice]:
-        """Return TorchGeo's `bounds` for pixels of size `res` (x, y)."""
-        x, y = slice(self._xmin, self._xmax, res[0]), slice(self._ymin, self._ymax, res[1])
-        return x, y, slice(self._first, self._last, 1)
+def interval_ns(times: pd.IntervalIndex) -> tuple[Integers, Integers]:
+    """Return the starts and ends of intervals in nanoseconds since 1970, both `[N]`."""
+    left, right = (ends.to_numpy().astype("datetime64[ns]").astype(np.int64) for ends in (times.left, times.right))
+    return left, right
 
 
 class SceneSearch:
-    """Spatio-temporal search over one index.
+    """Spatio-temporal search over one index, with `rid` = row of the Collection.
 
-    Args:
-        index: The index, with `rid` = row of the Collection.
-        scenes: The records, for their ids and cloud cover.
-        turn: A full turn of longitude in the units of the index's CRS, None where it is projected.
-        order: Which records come first, see `RecordOrder`.
+    `turn` is a full turn of longitude in the units of the index's CRS, None where that is projected.
     """
 
     def __init__(
@@ -118,11 +98,9 @@ class SceneSearch:
             raise UsageError("The dataset's index lost its 'rid' column; keep it when assigning a new index.")
         self.index = index
         self._rid = index["rid"].to_numpy().astype(np.int64)
-        self._left = index.index.left.to_numpy().astype("datetime64[ns]").astype(np.int64)
-        self._right = index.index.right.to_numpy().astype("datetime64[ns]").astype(np.int64)
+        self._left, self._right = interval_ns(index.index)
         self._shapes = np.asarray(index.geometry, dtype=object)
-        self._bounds = shapely.bounds(self._shapes)
-        self._is_box = _are_boxes(self._shapes)
+        self._bounds, self._is_box = boxes_of(self._shapes)
         self._tree = shapely.STRtree(self._shapes)
         self._turn = turn
         undated = self._left == pd.Timestamp.min.value
@@ -139,10 +117,7 @@ class SceneSearch:
         found = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
         found = self._sorted(found, start, stop)
         rows: Integers = self._rid[found][:: int(t.step or 1)]
-        if len(rows) < 2:
-            return rows
-        _, first = np.unique(rows, return_index=True)
-        return rows[np.sort(first)]
+        return rows if len(rows) < 2 else pd.unique(rows)
 
     def _overlapping(self, footprint: shapely.Polygon, start: int, stop: int) -> Integers:
         """Return the positions of records that share an area with a footprint and overlap a time."""
@@ -151,36 +126,14 @@ class SceneSearch:
         xmin, ymin, xmax, ymax = footprint.bounds
         b = self._bounds[near]
         near = near[(b[:, 0] < xmax) & (b[:, 2] > xmin) & (b[:, 1] < ymax) & (b[:, 3] > ymin)]
-        certain = self._is_box[near] & _is_box(footprint)
+        box = shapely.normalize(shapely.box(xmin, ymin, xmax, ymax))
+        is_box = xmin < xmax and ymin < ymax and shapely.normalize(footprint) == box
+        certain = self._is_box[near] & is_box  # bounds describe two boxes fully
         if certain.all():
             return near
         unsure = near[~certain]
         overlaps = shapely.area(shapely.intersection(self._shapes[unsure], footprint)) > 0
         return np.concatenate([near[certain], unsure[overlaps]])
-
-
-def _are_boxes(shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-    """Return which geometries are axis-aligned rectangles, which their bounds describe fully."""
-    found = (shapely.get_type_id(shapes) == _POLYGON) & (shapely.get_num_coordinates(shapes) == 5)
-    found &= shapely.get_num_interior_rings(shapes) == 0
-    corners = shapely.get_coordinates(shapes[found]).reshape(-1, 5, 2)
-    low, high = corners.min(axis=1, keepdims=True), corners.max(axis=1, keepdims=True)
-    at_corners = ((corners == low) | (corners == high)).all(axis=(1, 2))
-    # Each step along one axis only, unlike in a bow tie or a triangle.
-    found[found] = at_corners & ((corners[:, 1:] != corners[:, :-1]).sum(axis=2) == 1).all(axis=1)
-    boxes: npt.NDArray[np.bool_] = found
-    return boxes
-
-
-def _is_box(shape: shapely.Polygon) -> bool:
-    """Return whether one polygon is an axis-aligned rectangle; ten times as fast as `_are_boxes` for one."""
-    if len(shape.interiors):
-        return False
-    corners: list[list[float]] = shapely.get_coordinates(shape).tolist()
-    along_x = [a[1] == b[1] and a[0] != b[0] for a, b in pairwise(corners)]
-    along_y = [a[0] == b[0] and a[1] != b[1] for a, b in pairwise(corners)]
-    turns, others = [True, False] * 2, [False, True] * 2
-    return (along_x == turns and along_y == others) or (along_y == turns and along_x == others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -193,13 +146,7 @@ class QuerySpec:
 
 
 class RecordQuery:
-    """The records of chips, their dates and native grids, for one index of a dataset.
-
-    Args:
-        index: The index, with `rid` = row of the Collection; another index needs another `RecordQuery`.
-        scenes: The records.
-        spec: How they are found and sorted.
-    """
+    """The records of chips, their dates and native grids, for one index of a dataset; see `SceneSearch`."""
 
     def __init__(self, index: gpd.GeoDataFrame, scenes: SceneTable, spec: QuerySpec) -> None:
         self.index = index
@@ -210,14 +157,13 @@ class RecordQuery:
 
     def rows(self, grid: Grid, t: slice) -> Integers:
         """Return the rows of the Collection that overlap a chip in space and time, best first."""
-        rows = self._search.rows(self._footprint(grid), t)
+        rows = self._search.rows(_reproject(grid.footprint, str(grid.crs), self._crs), t)
         return rows[self._aligned(rows, grid)] if self._spec.native else rows
 
     def dates(self, grid: Grid, query: Any, t: slice) -> list[Integers]:
         """Return the rows of each date, ascending; without a series, one list of all rows.
 
-        Raises:
-            NoOverlapError: no record, or fewer dates than required.
+        No record, or fewer dates than required, is a NoOverlapError.
         """
         rows = self.rows(grid, t)
         if not len(rows):
@@ -233,7 +179,7 @@ class RecordQuery:
         place = f"x, y = {tuple(round(v, 6) for v in grid.bounds)} ({grid.crs})"
         if not len(self.index):
             return f"No record at {place}: the dataset's index is empty."
-        if self._spec.native and len(self._search.rows(self._footprint(grid), t)):
+        if self._spec.native and len(self._search.rows(_reproject(grid.footprint, str(grid.crs), self._crs), t)):
             return (
                 f"The records at {place} have other pixels than this chip, and grid='native' "
                 "does not resample; use grid='common' for this dataset, or put it on the left."
@@ -251,15 +197,7 @@ class RecordQuery:
 
         The best record is the first that holds the chip's centre, of those with the query's CRS and pixel size if there
         are any; if none holds it, the first that intersects the chip. A chip that would miss its record by rounding is
-        moved onto its edge.
-
-        Args:
-            slices: (x, y, t) in `crs`.
-            crs: CRS of the query.
-            res: Pixel size, for slices without one.
-
-        Raises:
-            NoOverlapError: no record at this place and time.
+        moved onto its edge. `res` is for slices (x, y, t) without a pixel size. No record is a NoOverlapError.
         """
         x, y, t = slices
         rows = self._search.rows(_reproject(shapely.box(x.start, y.start, x.stop, y.stop), crs, self._crs), t)
@@ -283,7 +221,8 @@ class RecordQuery:
         first: tuple[Grid, float, float] | None = None
         for position in positions:
             grid = self._scenes.grid(int(position))
-            col, row = _pixel_of(grid, centre, crs)
+            x, y = transform_points(np.array([centre[0]]), np.array([centre[1]]), crs, str(grid.crs))
+            col, row = (float(values[0]) for values in grid.to_pixels(x, y))
             if 0 <= col < grid.width and 0 <= row < grid.height:
                 return grid, col, row
             first = first or (grid, col, row)
@@ -296,11 +235,8 @@ class RecordQuery:
         times, clouds = scenes.times[positions], scenes.clouds[positions]
         fits = np.ones(len(positions), bool) if series is None else fits_series(series, times, clouds)
         own = self._in_crs(positions, crs)
-        sizes = pixel_sizes(scenes.transforms[positions])
-        near = np.ones(len(positions), bool)
-        for i, step in enumerate(steps):
-            if step is not None:
-                near &= abs(sizes[:, i] - step) <= 1e-6 * step
+        wanted = np.array(steps, np.float64)  # NaN = any
+        near = ~(abs(pixel_sizes(scenes.transforms[positions]) - wanted) > 1e-6 * wanted).any(axis=1)
         for kept in (fits & own & near, fits & own, fits, own & near, own):
             if kept.any():
                 return positions[kept]
@@ -323,21 +259,8 @@ class RecordQuery:
         off = np.abs(steps - np.rint(steps)).max(axis=1)
         return np.asarray(self._in_crs(positions, grid.crs) & (np.maximum(off, drift) <= ALIGNMENT_TOLERANCE))
 
-    def _footprint(self, grid: Grid) -> Any:
-        """Return a chip's footprint in the index's CRS."""
-        return _reproject(grid.footprint, str(grid.crs), self._crs)
-
 
 def _reproject(shape: shapely.Geometry, source: str, target: str) -> Any:
     if same_crs(source, target):
         return shape
     return transform_geometries(np.array([shape], dtype=object), source, target)[0]
-
-
-def _pixel_of(grid: Grid, point: tuple[float, float], crs: str) -> tuple[float, float]:
-    """Return the column and row of a point."""
-    x, y = np.array([point[0]]), np.array([point[1]])
-    if not same_crs(crs, grid.crs):
-        x, y = transform_points(x, y, crs, str(grid.crs or LONLAT))
-    col, row = grid.to_pixels(x, y)
-    return float(col[0]), float(row[0])

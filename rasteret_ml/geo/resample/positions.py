@@ -29,6 +29,8 @@ _KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "average": 1, "mode":
 _LATTICE = 21  # Points along each side of a target that are projected to find its source window.
 _STEADY = 1.1
 _NODES = 12
+_ANGLES = (2 * np.arange(_NODES) + 1) * np.pi / (2 * _NODES)
+_CHEBYSHEV = (1 - np.cos(_ANGLES)) / 2  # Nodes of the first kind on 0..1.
 _TOLERANCE = 1e-6  # Largest error of an interpolated position, in source pixels.
 _SMALLEST = 32  # Blocks of this many rows and columns are not cut further.
 _CHECKS = np.array([0.0, 0.13, 0.37, 0.5, 0.71, 0.94, 1.0])
@@ -77,12 +79,6 @@ def contiguous(x: Floats, crs: str | None, near: Any) -> Floats:
     return np.where(np.isfinite(x), moved, x)
 
 
-def turn_columns(grid: Grid) -> float | None:
-    """Return the columns in 360 degrees of a geographic, axis-aligned grid, perhaps fractional; None for others."""
-    turn = full_turn(grid.crs)
-    return turn / abs(grid.transform.a) if turn is not None and grid.is_axis_aligned else None
-
-
 def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window | None:
     """Return the pixels of `source` that resampling onto `target` can touch; the window may reach past its edges.
 
@@ -94,11 +90,8 @@ def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window 
     window then reaches past an edge of the source; a raster of all longitudes continues there from its other edge
     (`Grid.turn` columns away). A target that holds a pole needs all columns.
 
-    Returns:
-        The window, None if no part of the target can be expressed in the source's CRS.
-
-    Raises:
-        UsageError: An unknown kernel, or a grid without a CRS.
+    Return None if no part of the target can be expressed in the source's CRS; raise UsageError for an unknown kernel or
+    a grid without a CRS.
     """
     if resampling not in _KERNEL_RADIUS:
         raise UsageError(f"resampling must be one of {', '.join(_KERNEL_RADIUS)}, got {resampling!r}.")
@@ -120,7 +113,7 @@ def needed_window(target: Grid, source: Grid, resampling: Resampling) -> Window 
     )
     left, right = float(np.nanmin(cols)), float(np.nanmax(cols))
     top, bottom = float(np.nanmin(rows)), float(np.nanmax(rows))
-    turn, poles = turn_columns(source), _poles_within(target, source)
+    turn, poles = source.turn_columns, _poles_within(target, source)
     if poles or (turn is not None and right - left >= turn - 1):
         left, right, pad_col = 0.0, float(source.width), margin_col
         if resampling in ("average", "mode"):  # the box of a pixel beside a pole is wide
@@ -158,11 +151,15 @@ def pixel_ratio(target: Grid, source: Grid) -> tuple[float, float]:
 
     If the middle cannot be expressed in the source's CRS, the median over a 5 x 5 lattice of the target is returned.
     """
-    ratio = _median_span(target, source, np.array([target.width // 2]), np.array([target.height // 2]))
-    if ratio is None:
-        cols, rows = np.meshgrid(np.linspace(0, target.width - 1, 5), np.linspace(0, target.height - 1, 5))
-        ratio = _median_span(target, source, cols.ravel(), rows.ravel())
-    return ratio or (1.0, 1.0)
+    middle = [target.width // 2], [target.height // 2]
+    lattice = np.linspace(0, target.width - 1, 5), np.linspace(0, target.height - 1, 5)
+    for at in (middle, lattice):
+        col, row = np.meshgrid(*at)
+        across, down = _spans(target, source, col.ravel() + 0.5, row.ravel() + 0.5)
+        good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
+        if good.any():
+            return float(np.median(across[good])), float(np.median(down[good]))
+    return 1.0, 1.0
 
 
 def steady_ratio(target: Grid, source: Grid) -> tuple[float, float]:
@@ -186,15 +183,6 @@ def _ratio_over(source: Grid, crs: str, pixel: tuple[float, float, float, float]
     if not (np.isfinite(spans).all() and (spans.max(axis=1) < _STEADY * spans.min(axis=1)).all()):
         return None
     return float(spans[0, 4]), float(spans[1, 4])
-
-
-def _median_span(
-    target: Grid, source: Grid, col: npt.NDArray[Any], row: npt.NDArray[Any]
-) -> tuple[float, float] | None:
-    """The median spans of the target pixels at (col, row), None if none is finite."""
-    across, down = _spans(target, source, col + 0.5, row + 0.5)
-    good = np.isfinite(across) & np.isfinite(down) & (across > 0) & (down > 0)
-    return (float(np.median(across[good])), float(np.median(down[good]))) if good.any() else None
 
 
 def _spans(target: Grid, source: Grid, col: Floats, row: Floats) -> tuple[Floats, Floats]:
@@ -252,7 +240,7 @@ def _interpolate(target: Grid, source: Grid, at_cols: Floats, at_rows: Floats) -
     if at_cols.size * at_rows.size < 2 * _NODES**2:
         return None
     (col0, col1), (row0, row1) = (at_cols[0], at_cols[-1]), (at_rows[0], at_rows[-1])
-    nodes_x, nodes_y = _nodes() * (col1 - col0) + col0, _nodes() * (row1 - row0) + row0
+    nodes_x, nodes_y = _CHEBYSHEV * (col1 - col0) + col0, _CHEBYSHEV * (row1 - row0) + row0
     checks_x, checks_y = _CHECKS * (col1 - col0) + col0, _CHECKS * (row1 - row0) + row0
     x, y = to_source(target, source, *np.meshgrid(nodes_x, nodes_y))
     check_x, check_y = to_source(target, source, *np.meshgrid(checks_x, checks_y))
@@ -275,19 +263,11 @@ def _through(down: Floats, values: Floats, across: Floats) -> Floats:
     return np.asarray(np.einsum("ik,kj->ij", np.einsum("ik,kj->ij", down, values), across))
 
 
-@functools.cache
-def _nodes() -> Floats:
-    """Chebyshev nodes of the first kind on 0..1."""
-    angles = (2 * np.arange(_NODES) + 1) * np.pi / (2 * _NODES)
-    return np.asarray((1 - np.cos(angles)) / 2)
-
-
 def _barycentric(at: Floats, nodes: Floats) -> Floats:
     """The barycentric interpolation matrix `[len(at), len(nodes)]` (Berrut and Trefethen 2004, eq. 5.4)."""
-    angles = (2 * np.arange(len(nodes)) + 1) * np.pi / (2 * len(nodes))
     distance = at[:, None] - nodes
     hit = distance == 0
-    ratio = (-1.0) ** np.arange(len(nodes)) * np.sin(angles) / np.where(hit, 1.0, distance)
+    ratio = (-1.0) ** np.arange(_NODES) * np.sin(_ANGLES) / np.where(hit, 1.0, distance)
     on_node = hit.any(axis=1)
     ratio[on_node] = hit[on_node]
     return np.asarray(ratio / ratio.sum(axis=1, keepdims=True))

@@ -16,7 +16,6 @@ With exact positions the pixels are the same, as `examples/benchmarks/warp_parit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import numpy.typing as npt
 
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.grid import Grid
-from rasteret_ml.geo.resample.positions import LARGEST_BOX, Resampling, pixel_ratio, positions, turn_columns
+from rasteret_ml.geo.resample.positions import LARGEST_BOX, Resampling, pixel_ratio, positions
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -49,23 +48,13 @@ def warp(
     fill: int | float | complex,
     ratio: tuple[float, float] | None = None,
 ) -> tuple[Array, Mask]:
-    """Resample one band.
+    """Resample one band `[h, w]`, and return pixels `[H, W]` of the same dtype and their validity `[H, W]`.
 
-    Args:
-        data: Pixels `[h, w]` on `source`.
-        valid: Their validity `[h, w]`; invalid pixels contribute nothing, and NaN is never valid.
-        source: Grid of `data`; its longitudes may run past +-180 (see `needed_window`).
-        target: Grid of the result.
-        resampling: Kernel. `nearest` and `mode` return values that occur in `data`, for every dtype.
-        fill: Value of invalid target pixels.
-        ratio: Source columns and rows per target pixel, by which kernels are scaled; default `pixel_ratio`.
-
-    Returns:
-        Pixels `[H, W]` in `data`'s dtype (for integers, averages are rounded to the nearest and clipped to the dtype's
-        range) and their validity `[H, W]`.
-
-    Raises:
-        UsageError: An average of 64-bit integers, which float64 cannot hold.
+    Pixels that are not `valid` contribute nothing, and NaN is never valid; invalid target pixels are `fill`. Longitudes
+    of `source` may run past +-180 (see `needed_window`). `nearest` and `mode` return values that occur in `data`, for
+    every dtype; means of integers are rounded to the nearest and clipped to the dtype's range. `ratio` is the source
+    columns and rows per target pixel, by which kernels are scaled; default `pixel_ratio`. Raise UsageError for a mean
+    of 64-bit integers, which float64 cannot hold.
     """
     if resampling not in ("nearest", "mode") and data.dtype.kind in "iu" and data.dtype.itemsize == 8:
         raise UsageError(
@@ -139,8 +128,8 @@ class _Pixels:
         self.height: int = data.shape[0]
         self.width: int = data.shape[1]
         self.rim = rim
-        self._stride: int = self.width + 2 * rim
-        shape = (self.height + 2 * rim, self._stride)
+        self.stride: int = self.width + 2 * rim  #: Distance of two rows in the flat arrays.
+        shape = (self.height + 2 * rim, self.stride)
         inner = slice(rim, rim + self.height), slice(rim, rim + self.width)
         values, known = np.zeros(shape, data.dtype), np.zeros(shape, bool)
         np.copyto(values[inner], data, where=valid)
@@ -149,18 +138,9 @@ class _Pixels:
         self.known: Mask = known.ravel()
         self._is_finite = values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
 
-    def inside(self, cols: Floats, rows: Floats) -> Mask:
-        """Which positions lie on the source."""
-        across = (cols >= -_EDGE) & (cols < self.width - _EDGE)
-        return np.asarray(across & (rows >= -_EDGE) & (rows < self.height - _EDGE))
-
     def index(self, col: Array, row: Array) -> Indices:
         """Flat indices of whole-numbered positions that lie inside the rim."""
-        return np.asarray((row + self.rim) * self._stride + (col + self.rim), np.int64)
-
-    def shift(self, cols: int, rows: int) -> int:
-        """Distance of two pixels in the flat arrays."""
-        return rows * self._stride + cols
+        return np.asarray((row + self.rim) * self.stride + (col + self.rim), np.int64)
 
     def weighted(self, at: Indices, weight: Floats) -> Array:
         """Weighted values; an infinite value without weight is 0."""
@@ -195,8 +175,10 @@ def _convolve(
     out = np.zeros(len(cols), np.result_type(pixels.values.dtype, np.float64))
     out_valid = np.zeros(len(cols), bool)
     for part in _slices(len(cols), _BLOCK):
-        inside = np.flatnonzero(pixels.inside(cols[part], rows[part]))
-        values, good = _convolve_block(pixels, cols[part][inside], rows[part][inside], kernel, reach, scale)
+        col, row = cols[part], rows[part]
+        across = (col >= -_EDGE) & (col < pixels.width - _EDGE)
+        inside = np.flatnonzero(across & (row >= -_EDGE) & (row < pixels.height - _EDGE))
+        values, good = _convolve_block(pixels, col[inside], row[inside], kernel, reach, scale)
         out[part][inside], out_valid[part][inside] = values, good
     return out, out_valid
 
@@ -215,7 +197,7 @@ def _convolve_block(
     weight, missing = np.zeros(len(cols)), np.zeros(len(cols), bool)
     for y, weight_y in taps_y:
         for x, weight_x in taps_x:
-            at = base + pixels.shift(x, y)
+            at = base + (y * pixels.stride + x)
             known = pixels.known[at]
             w = weight_y * weight_x * known
             total += pixels.weighted(at, w)
@@ -234,40 +216,30 @@ def _axis_taps(fraction: Floats, kernel: Kernel, reach: int, scale: float) -> li
     return [(i, kernel((i - fraction) / scale)) for i in range(1 - last, last + 1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Boxes:
-    """What each target pixel covers on the source, as fractional positions `[P]`; stops are not before starts."""
+def _boxes(target: Grid, source: Grid) -> Floats:
+    """The source boxes between the upper-left and the lower-right corner of each target pixel (GDAL's rule).
 
-    col: Floats  # First column.
-    col_stop: Floats  # End of the columns.
-    row: Floats  # First row.
-    row_stop: Floats  # End of the rows.
-
-
-def _boxes(target: Grid, source: Grid) -> _Boxes:
-    """The source boxes between the upper-left and the lower-right corner of each target pixel (GDAL's rule)."""
+    As fractional positions `[2, 2, P]` of (rows, columns) and (start, stop); stops are not before starts.
+    """
     at = positions(target, source, corners=True)
     (col, row), (col_stop, row_stop) = ((at.cols[part], at.rows[part]) for part in (np.s_[:-1, :-1], np.s_[1:, 1:]))
     lost = ~(np.isfinite(col) & np.isfinite(col_stop))
-    turn = turn_columns(source)
+    turn = source.turn_columns
     with np.errstate(invalid="ignore"):
         if turn is not None:
             col_stop = col_stop - turn * np.round((col_stop - col) / turn)
         # A pixel across a seam of the projection, or a pole, would cover half the world.
         limits = [LARGEST_BOX * max(1.0, ratio) for ratio in pixel_ratio(target, source)]
         lost |= (np.abs(col_stop - col) > limits[0]) | (np.abs(row_stop - row) > limits[1])
-    left, right, top, bottom = (np.where(lost, -np.inf, edge).ravel() for edge in (col, col_stop, row, row_stop))
-    (col, col_stop), (row, row_stop) = (
-        (np.minimum(start, stop), np.maximum(start, stop)) for start, stop in ((left, right), (top, bottom))
-    )
-    return _Boxes(col=col, col_stop=col_stop, row=row, row_stop=row_stop)
+    edges = np.where(lost, -np.inf, [[row, row_stop], [col, col_stop]]).reshape(2, 2, -1)
+    return np.stack([edges.min(axis=1), edges.max(axis=1)], axis=1)
 
 
-def _average(pixels: _Pixels, boxes: _Boxes) -> tuple[Array, Mask]:
+def _average(pixels: _Pixels, boxes: Floats) -> tuple[Array, Mask]:
     """Means over boxes by covered area, and which boxes hold a valid pixel."""
-    out = np.zeros(len(boxes.col), np.result_type(pixels.values.dtype, np.float64))
-    out_valid = np.zeros(len(boxes.col), bool)
-    for part in _slices(len(boxes.col), _BLOCK):
+    count = boxes.shape[-1]
+    out, out_valid = np.zeros(count, np.result_type(pixels.values.dtype, np.float64)), np.zeros(count, bool)
+    for part in _slices(count, _BLOCK):
         total, weight = np.zeros(part.stop - part.start, out.dtype), np.zeros(part.stop - part.start)
         for at, w in _box_taps(pixels, boxes, part):
             total += pixels.weighted(at, w)
@@ -277,13 +249,14 @@ def _average(pixels: _Pixels, boxes: _Boxes) -> tuple[Array, Mask]:
     return out, out_valid
 
 
-def _largest_area(pixels: _Pixels, codes: int, boxes: _Boxes) -> tuple[Indices, Mask]:
+def _largest_area(pixels: _Pixels, codes: int, boxes: Floats) -> tuple[Indices, Mask]:
     """The code that covers most of each box (of equals the smallest), and which boxes hold a valid pixel.
 
     The values of `pixels` are codes from 0 to `codes` - 1.
     """
-    winners, out_valid = np.zeros(len(boxes.col), np.int64), np.zeros(len(boxes.col), bool)
-    for part in _slices(len(boxes.col), max(1, min(_BLOCK, _COUNTERS // codes))):
+    count = boxes.shape[-1]
+    winners, out_valid = np.zeros(count, np.int64), np.zeros(count, bool)
+    for part in _slices(count, max(1, min(_BLOCK, _COUNTERS // codes))):
         taps = list(_box_taps(pixels, boxes, part))
         size = part.stop - part.start
         if codes <= 4 + len(taps) ** 2:
@@ -312,13 +285,10 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _box_taps(pixels: _Pixels, boxes: _Boxes, part: slice) -> Iterator[tuple[Indices, Floats]]:
+def _box_taps(pixels: _Pixels, boxes: Floats, part: slice) -> Iterator[tuple[Indices, Floats]]:
     """Each pixel under each of the boxes: its index, and its covered share (0 if it is invalid)."""
     lines = []
-    for start, stop, length in (
-        (boxes.row[part], boxes.row_stop[part], pixels.height),
-        (boxes.col[part], boxes.col_stop[part], pixels.width),
-    ):
+    for (start, stop), length in zip(boxes[:, :, part], (pixels.height, pixels.width), strict=True):
         beside = (stop <= _EDGE) | (start >= length - _EDGE)
         start, stop = np.clip(start, 0, length), np.clip(stop, 0, length)
         first = np.minimum(np.floor(start + _EDGE), length - 1)

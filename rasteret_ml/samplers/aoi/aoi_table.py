@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,12 +16,8 @@ import shapely
 from rasteret_ml.errors import GeometryError, UsageError
 from rasteret_ml.geo.crs import crs_text
 from rasteret_ml.geo.geometries import are_finite, geometries_from, unpack_geometries
-from rasteret_ml.geo.regions import polygonal_each
-from rasteret_ml.geo.times import parse_windows
-
-Geometries = npt.NDArray[np.object_]
-Rows = npt.NDArray[np.int64]
-Times = npt.NDArray[np.datetime64]
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, Mask, polygonal_each
+from rasteret_ml.geo.times import Times, parse_windows
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +34,11 @@ class AOITable:
     geometries: Geometries  #: Valid, non-empty shapely geometries `[N]`: polygons, lines or points.
     crs: str  #: CRS text of their coordinates.
     #: Row of each AOI in the source table, from 0. It identifies the AOI, even after others are dropped `[N]`.
-    rows: Rows
+    rows: Integers
     #: Class (int64) or value (float64) of each AOI `[N]`; None = no labels.
-    labels: npt.NDArray[np.int64] | npt.NDArray[np.float64] | None
+    labels: Integers | Floats | None
     classes: tuple[Any, ...]  #: Source value of each class, by class number; () if labels are values or missing.
-    weights: npt.NDArray[np.float64] | None  #: Relative frequency of each AOI, >= 0 `[N]`; None = by area.
+    weights: Floats | None  #: Relative frequency of each AOI, >= 0 `[N]`; None = by area.
     start: Times | None  #: First instant of each AOI's time window, UTC, NaT = open `[N]`; None = no windows.
     stop: Times | None  #: Last instant of each AOI's time window, inclusive, UTC, NaT = open `[N]`; None = no windows.
     table: gpd.GeoDataFrame  #: The unmodified source table, which `rows` index.
@@ -99,7 +95,11 @@ class AOITable:
             table = gpd.GeoDataFrame(geometry=list(values), crs=found.crs)
         rows = rows[kept]
         labels, names = (None, ()) if label is None else _class_labels(table, rows, label, classes)
-        start, stop = (None, None) if time is None else _time_windows(table, rows, time)
+        start = stop = None
+        if time is not None:
+            start, stop = time_windows(
+                time, lambda name: _select(table, rows, name, "time"), lambda at: f"AOIs {format_rows(rows[at])}"
+            )
         arrays = {
             "geometries": geometries[kept],
             "rows": rows,
@@ -156,11 +156,11 @@ class AOITable:
         arrays = {name: getattr(self, name) for name in ("geometries", "rows", "labels", "weights", "start", "stop")}
         return replace(self, **_read_only({n: None if a is None else a[index] for n, a in arrays.items()}))
 
-    def _positions(self, rows: npt.NDArray[Any]) -> Rows:
+    def _positions(self, rows: npt.NDArray[Any]) -> Integers:
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise UsageError(f"where() takes a boolean mask or a list of source rows, got {rows.dtype} {rows.shape}.")
         order = np.argsort(self.rows, kind="stable")
-        index: Rows = order[np.searchsorted(self.rows, rows, sorter=order).clip(max=len(self) - 1)]
+        index: Integers = order[np.searchsorted(self.rows, rows, sorter=order).clip(max=len(self) - 1)]
         missing = self.rows[index] != rows
         if missing.any():
             raise UsageError(f"These rows are not in the table: {format_rows(rows[missing])}.")
@@ -200,12 +200,12 @@ def _existing(table: AOITable, crs: Any, options: list[str]) -> AOITable:
 # Geometries -----------------------------------------------------------------------------------------------
 
 
-def is_polygon(geometries: Geometries) -> npt.NDArray[np.bool_]:
+def is_polygon(geometries: Geometries) -> Mask:
     """Return which geometries are Polygons or MultiPolygons `[N]`."""
     return np.isin(shapely.get_type_id(geometries), (3, 6))
 
 
-def _usable_rows(values: Geometries, invalid: str, empty: str) -> Rows:
+def _usable_rows(values: Geometries, invalid: str, empty: str) -> Integers:
     """Rows that have a geometry with finite coordinates."""
     missing = shapely.is_missing(values) | shapely.is_empty(values)
     rows = np.flatnonzero(missing)
@@ -217,7 +217,7 @@ def _usable_rows(values: Geometries, invalid: str, empty: str) -> Rows:
     return rows[finite]
 
 
-def _repair(geometries: Geometries, rows: Rows, invalid: str, empty: str) -> tuple[Geometries, npt.NDArray[np.bool_]]:
+def _repair(geometries: Geometries, rows: Integers, invalid: str, empty: str) -> tuple[Geometries, Mask]:
     """Valid geometries `[N]`, and which of them to keep `[N]`."""
     kept = np.ones(len(geometries), bool)
     broken, polygons = ~shapely.is_valid(geometries), is_polygon(geometries)
@@ -238,7 +238,7 @@ def _repair(geometries: Geometries, rows: Rows, invalid: str, empty: str) -> tup
     return geometries, kept & ~flat
 
 
-def _drop_or_raise(rows: Rows, drop: bool, problem: str, remedy: str) -> None:
+def _drop_or_raise(rows: Integers, drop: bool, problem: str, remedy: str) -> None:
     if not len(rows):
         return
     if not drop:
@@ -256,11 +256,9 @@ def format_rows(rows: npt.NDArray[Any]) -> str:
 
 
 def get_column(table: pd.DataFrame, name: str, argument: str) -> pd.Series:
-    """Return a column by its name.
-
-    Raises:
-        UsageError: if several columns have this name.
-    """
+    """Return a column by its name; none or several of this name are a `UsageError`."""
+    if name not in table.columns:
+        raise UsageError(f"{argument}={name!r}: the table has no such column; it has {list(table.columns)}.")
     column = table[name]
     if isinstance(column, pd.DataFrame):
         raise UsageError(
@@ -269,11 +267,9 @@ def get_column(table: pd.DataFrame, name: str, argument: str) -> pd.Series:
     return column
 
 
-def _select(table: gpd.GeoDataFrame, rows: Rows, values: Any, argument: str) -> pd.Series:
+def _select(table: gpd.GeoDataFrame, rows: Integers, values: Any, argument: str) -> pd.Series:
     """A column, or values for all source rows, at `rows` and renumbered from 0."""
     if isinstance(values, str):
-        if values not in table.columns:
-            raise UsageError(f"{argument}={values!r}: the table has no such column; it has {list(table.columns)}.")
         return get_column(table, values, argument).iloc[rows].reset_index(drop=True)
     series = pd.Series(values)
     if len(series) != len(table):
@@ -282,8 +278,8 @@ def _select(table: gpd.GeoDataFrame, rows: Rows, values: Any, argument: str) -> 
 
 
 def _class_labels(
-    table: gpd.GeoDataFrame, rows: Rows, label: Any, classes: Sequence[Any] | Mapping[Any, int] | None
-) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float64], tuple[Any, ...]]:
+    table: gpd.GeoDataFrame, rows: Integers, label: Any, classes: Sequence[Any] | Mapping[Any, int] | None
+) -> tuple[Integers | Floats, tuple[Any, ...]]:
     """Class numbers (int64) and the value of each class, or values (float64) and ()."""
     column = _select(table, rows, label, "label")
     name = f"table[{label!r}]" if isinstance(label, str) else "pandas.Series(label)"
@@ -301,7 +297,9 @@ def _class_labels(
         return column.to_numpy(np.float64, copy=True), ()
     if pd.api.types.is_datetime64_any_dtype(dtype):
         raise UsageError(f"label must be a class or a number, not a time, got {dtype}.")
-    numbers, names = _number_classes(column, classes)
+    numbers = number_classes(column, classes)
+    if min(numbers.values(), default=0) < 0:
+        raise UsageError(f"classes must be numbered from 0, got {numbers}.")
     labels = column.map(numbers)
     unknown = labels.isna().to_numpy()
     if unknown.any():
@@ -310,37 +308,42 @@ def _class_labels(
             f"AOIs {format_rows(rows[unknown])} have labels that are in no class: {values}; add them to classes=, or "
             f"drop these rows first: table[{name}.isin(classes)]."
         )
-    return labels.to_numpy(np.int64), names
+    first = {number: value for value, number in reversed(numbers.items())}
+    return labels.to_numpy(np.int64), tuple(first.get(number) for number in range(max(first, default=-1) + 1))
 
 
-def _number_classes(column: pd.Series, classes: Any) -> tuple[dict[Any, int], tuple[Any, ...]]:
-    """Class number of each value, and the value of each class number."""
-    if classes is None:
-        try:
-            classes = sorted(column.unique().tolist())
-        except TypeError as error:
-            raise UsageError(f"The labels cannot be sorted ({error}); list them in order in classes=.") from None
-    if not isinstance(classes, Mapping):
-        names = tuple(classes)
-        if len(set(names)) < len(names):
-            raise UsageError("classes lists a value twice; map values to numbers to merge classes.")
-        return {value: number for number, value in enumerate(names)}, names
-    first: dict[int, Any] = {}
-    for value, number in classes.items():
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
-            raise UsageError(f"classes must map values to class numbers from 0, got {number!r} for {value!r}.")
-        first.setdefault(int(number), value)
-    return dict(classes), tuple(first.get(number) for number in range(max(first, default=-1) + 1))
+def number_classes(column: pd.Series, classes: Any, background: Any = None) -> dict[Any, int]:
+    """Return the class of each value by `classes`, a list or mapping; default the sorted distinct values.
 
-
-def parse_weights(column: pd.Series, rows: Rows) -> npt.NDArray[np.float64]:
-    """Return weights as float64 `[N]`.
-
-    Raises:
-        UsageError: if a weight is not a number, negative, missing or infinite, or all are 0.
+    These are numbered 0, 1, 2 …, without the number of the `background`. Values without an order, values that are
+    listed twice, and classes that are not integers are a `UsageError`.
     """
+    if isinstance(classes, Mapping):
+        for value, number in classes.items():
+            if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+                raise UsageError(f"classes must map values to whole numbers, but {value!r} is mapped to {number!r}.")
+        return {value: int(number) for value, number in classes.items()}
+    if classes is not None:
+        if isinstance(classes, str) or len(set(classes)) != len(classes):
+            raise UsageError(
+                f"classes must be a list of different values, or a mapping of values to classes, got {classes!r}."
+            )
+        return {value: number for number, value in enumerate(classes)}
     try:
-        weights: npt.NDArray[np.float64] = column.to_numpy(np.float64, na_value=np.nan, copy=True)
+        values = sorted(column.dropna().unique().tolist())
+    except TypeError as error:
+        raise UsageError(
+            f"The labels cannot be sorted ({error}): they are of several types, or of a type without an order; convert "
+            "them, or give classes=."
+        ) from None
+    free = (number for number in range(len(values) + 1) if background is None or number != background)
+    return dict(zip(values, free, strict=False))
+
+
+def parse_weights(column: pd.Series, rows: Integers) -> Floats:
+    """Return weights as float64 `[N]`; those that are no numbers >= 0, or all 0, are a `UsageError`."""
+    try:
+        weights: Floats = column.to_numpy(np.float64, na_value=np.nan, copy=True)
     except (TypeError, ValueError):
         raise UsageError(f"Weights must be numbers, got {column.dtype}.") from None
     wrong = ~(np.isfinite(weights) & (weights >= 0))
@@ -351,10 +354,12 @@ def parse_weights(column: pd.Series, rows: Rows) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _time_windows(table: gpd.GeoDataFrame, rows: Rows, time: str | tuple[str, str]) -> tuple[Times, Times]:
-    """First and last instants `[N]` as datetime64[ns] in UTC, NaT = open."""
+def time_windows(
+    time: Any, column: Callable[[str], pd.Series], describe_rows: Callable[[Integers], str]
+) -> tuple[Times, Times]:
+    """Return first and last instants `[N]` as datetime64[ns] in UTC, NaT = open, from one or two columns."""
     names = [time] if isinstance(time, str) else list(time)
-    if not isinstance(time, str) and len(names) != 2:
-        raise UsageError(f"time must be a column or a pair of columns (first, last), got {time!r}.")
-    first, *last = (_select(table, rows, name, "time") for name in names)
-    return parse_windows(first, last[0] if last else None, lambda at: f"AOIs {format_rows(rows[at])}")
+    if not isinstance(time, str) and (len(names) != 2 or not all(isinstance(name, str) for name in names)):
+        raise UsageError(f"time must be the name of a column, or of two: (start, end), got {time!r}.")
+    first, *last = (column(name) for name in names)
+    return parse_windows(first, last[0] if last else None, describe_rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -20,15 +20,13 @@ from rasteret_ml.fingerprint import digest
 from rasteret_ml.geo.antimeridian import repeat_turns
 from rasteret_ml.geo.crs import full_turn, pyproj_crs, same_crs, transform_bounds, transform_geometries
 from rasteret_ml.geo.geometries import object_array
-from rasteret_ml.geo.regions import clip_polygons, map_in_threads, polygonal_each, union_polygons
+from rasteret_ml.geo.regions import Geometries, Integers, clip_polygons, map_in_threads, polygonal_each, union_polygons
+from rasteret_ml.geo.times import Times
 from rasteret_ml.samplers.aoi.aoi_table import AOITable, format_rows, is_polygon, parse_weights
 from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Geometries = npt.NDArray[np.object_]
 Mask = npt.NDArray[np.bool_]
-Times = npt.NDArray[np.datetime64]
 Bounds = tuple[float, float, float, float]
 
 Outside = Literal["raise", "drop"]  #: What to do with an AOI that no chip can be drawn from.
@@ -53,7 +51,7 @@ class AOICoverage:
     extents: tuple[BaseGeometry, ...]  #: What each grid covers; with AOIs, longitudes also a full turn away.
     table: AOITable | None  #: The AOIs; None = everything that the grids cover.
     shapes: Geometries  #: Each AOI in its grid's CRS, valid, shrunk by the inset and clipped to the extent `[P]`.
-    full_shapes: Geometries  #: The same, neither shrunk nor clipped; None without AOIs `[P]`.
+    full_shapes: Geometries  #: The same, neither shrunk nor clipped `[P]`.
     wkb: Geometries  #: `full_shapes` as WKB; None without AOIs `[P]`.
     grid_index: Integers  #: Index into `target_grids` of each pair `[P]`.
     aoi_index: Integers  #: Position in `table` of each pair's AOI; -1 = no AOI `[P]`.
@@ -69,27 +67,39 @@ class AOICoverage:
         """Pixel size (x, y) of each pair `[P, 2]`."""
         return np.array([grid.res for grid in self.target_grids], dtype=np.float64)[self.grid_index]
 
+    def chip_sizes(self, size: tuple[int, int]) -> Floats:
+        """Width and height in CRS units of a chip of `size` pixels (height, width) for each pair `[P, 2]`."""
+        sizes: Floats = self.res * (size[1], size[0])
+        return sizes
+
+    def by_grid(self) -> Iterator[tuple[int, TargetGrid, Integers]]:
+        """Yield each target grid that has pairs: its number, the grid, and its pairs `[M]`."""
+        for number, grid in enumerate(self.target_grids):
+            pairs = np.flatnonzero(self.grid_index == number)
+            if len(pairs):
+                yield number, grid, pairs
+
     def select(self, selection: npt.NDArray[Any]) -> AOICoverage:
         """Return some of the pairs, by a mask or their indices."""
         names = [f.name for f in fields(self) if f.name not in ("target_grids", "extents", "table", "windows")]
         windows = self.windows and (self.windows[0][selection], self.windows[1][selection])
         return replace(self, **{name: getattr(self, name)[selection] for name in names}, windows=windows)
 
-    def drop(
-        self, mask: Mask, outside: Outside, reason: Callable[[str], str], error: type[UsageError] = GeometryError
-    ) -> AOICoverage:
-        """Return the pairs that are not in `mask` `[P]`; log the AOIs that are lost.
+    def drop(self, mask: Mask, outside: Outside, reason: str, error: type[UsageError] = GeometryError) -> AOICoverage:
+        """Return the pairs that are not in `mask` `[P]`; log the AOIs that lose all their pairs.
 
-        Raises:
-            GeometryError: (or `error`) if an AOI loses all its pairs and `outside` is not "drop", or no pair is left.
+        If there are any and `outside` is not "drop", or no pair is left, raise `error`. `%s` in the reason stands for
+        these AOIs (or for what the dataset covers).
         """
         if not mask.any():
             return self
         lost = np.setdiff1d(self.rows[mask], self.rows[~mask])
         if len(lost):
-            text = reason(format_rows(lost))
+            if self.table is None:
+                raise error(reason % "what the dataset covers (of an `&`, both sides)" + ".")
+            text = reason % f"AOIs {format_rows(lost)}"
             if outside == "raise" or mask.all():
-                raise error(f"{text}." if self.table is None else f"{text}, or drop them (outside='drop').")
+                raise error(f"{text}, or drop them (outside='drop').")
             _log.warning("%s. Dropping %d AOIs.", text, len(lost))
         return self.select(~mask)
 
@@ -99,19 +109,13 @@ class AOICoverage:
         grids = [(grid.crs, grid.res, grid.origin) for grid in self.target_grids]
         return digest(grids, self.grid_index, self.rows, owner, np.round(coordinates / self.res[owner], 3))
 
-    def area_m2(self, shapes: Geometries) -> Floats:
-        """Return areas in square metres of polygons, one for each pair `[P]`, in the units of their grids' CRSs."""
-        areas: Floats = shapely.area(shapes) * self.m2_per_unit(shapes)
-        return areas
-
     def m2_per_unit(self, shapes: Geometries) -> Floats:
         """Return square metres per square CRS unit at the centroids of shapes, one for each pair `[P]`.
 
         Degrees are measured on a sphere; projected units by their conversion factor.
         """
         scale = np.ones(len(self))
-        for number, grid in enumerate(self.target_grids):
-            here = self.grid_index == number
+        for _, grid, here in self.by_grid():
             turn = full_turn(grid.crs)
             if turn is None:
                 axes = pyproj_crs(grid.crs).axis_info
@@ -132,18 +136,10 @@ def clip_aois(
     outside: Outside = "raise",
     polygons_only: bool = True,
 ) -> AOICoverage:
-    """Clip AOIs to what a dataset covers; without AOIs, return one pair for each target grid.
+    """Clip AOIs (see `AOITable.of`) to what a dataset covers; without AOIs, return one pair for each target grid.
 
-    Args:
-        dataset: Any TorchGeo dataset.
-        aois: An `AOITable`, anything that `AOITable.of` takes, or None.
-        aois_crs: CRS of `aois` if they do not state it.
-        inset: Distance by which to shrink polygons, in CRS units.
-        outside: What to do with AOIs that no chip can be drawn from: "raise", or "drop" (logged).
-        polygons_only: Whether to refuse points and lines.
-
-    Raises:
-        GeometryError: if an AOI has no area, lies outside the dataset, or vanishes when shrunk. The message lists rows.
+    Polygons are first shrunk by `inset` in CRS units. AOIs without an area (if `polygons_only`), outside the dataset or
+    gone after shrinking are a `GeometryError` that lists their rows; with `outside="drop"` the latter two are logged.
     """
     if outside not in ("raise", "drop"):
         raise UsageError(f"outside must be 'raise' or 'drop', got {outside!r}.")
@@ -151,58 +147,39 @@ def clip_aois(
         raise UsageError(f"inset must be a finite distance >= 0 in CRS units, got {inset!r}.")
     grids = tuple(target_grids_of(dataset))
     extents = [union_polygons(grid.shapes) for grid in grids]
-    if aois is None:
-        return _without_aois(grids, extents, inset)
-    table = AOITable.of(aois, crs=aois_crs)
-    if polygons_only:
-        _require_polygons(table)
-    projected = [
-        _project(table, grid, extent.bounds, prefilter=len(grids) > 1)
-        for grid, extent in zip(grids, extents, strict=True)
-    ]
+    table = None if aois is None else AOITable.of(aois, crs=aois_crs)
+    turned, windows = extents, None
+    if table is None:
+        projected = [(np.array([-1]), object_array([extent])) for extent in extents]
+    else:
+        if polygons_only:
+            _require_polygons(table)
+        pairs = list(zip(grids, extents, strict=True))
+        turned = [shapely.union_all(repeat_turns([extent], full_turn(grid.crs))) for grid, extent in pairs]
+        projected = [_project(table, grid, extent.bounds, prefilter=len(grids) > 1) for grid, extent in pairs]
     aoi_index = np.concatenate([index for index, _ in projected])
     full_shapes = np.concatenate([shapes for _, shapes in projected])
+    if table is not None and table.start is not None and table.stop is not None:
+        windows = table.start[aoi_index], table.stop[aoi_index]
+    shapes = _shrink(full_shapes, inset)
     coverage = AOICoverage(
         target_grids=grids,
-        extents=tuple(
-            shapely.union_all(repeat_turns([extent], full_turn(grid.crs)))
-            for grid, extent in zip(grids, extents, strict=True)
-        ),
+        extents=tuple(turned),
         table=table,
-        shapes=_shrink(full_shapes, inset),
+        shapes=shapes,
         full_shapes=full_shapes,
-        wkb=np.asarray(shapely.to_wkb(full_shapes), dtype=object),
+        wkb=object_array([None] * len(grids)) if table is None else shapely.to_wkb(full_shapes).astype(object),
         grid_index=np.repeat(np.arange(len(grids)), [len(index) for index, _ in projected]),
         aoi_index=aoi_index,
-        rows=table.rows[aoi_index],
-        windows=None if table.start is None or table.stop is None else (table.start[aoi_index], table.stop[aoi_index]),
+        rows=aoi_index if table is None else table.rows[aoi_index],
+        windows=windows,
     )
-    vanished = shapely.is_empty(coverage.shapes) & ~shapely.is_empty(full_shapes)
-    coverage = coverage.drop(
-        vanished, outside, lambda rows: f"inset={inset} leaves nothing of AOIs {rows}; use a smaller inset"
-    )
+    # An AOI that is already empty lies outside the grid.
+    vanished = shapely.is_empty(shapes) & ((aoi_index < 0) | ~shapely.is_empty(full_shapes))
+    coverage = coverage.drop(vanished, outside, f"inset={inset} leaves nothing of %s; use a smaller inset")
+    if table is None:
+        return coverage
     return _clip(coverage, np.setdiff1d(np.arange(len(table)), aoi_index), outside, extents)
-
-
-def _without_aois(grids: tuple[TargetGrid, ...], extents: list[BaseGeometry], inset: float) -> AOICoverage:
-    shapes = _shrink(object_array(extents), inset)
-    kept = ~shapely.is_empty(shapes)
-    if not kept.any():
-        raise GeometryError(f"inset={inset} leaves nothing of the scenes; use a smaller inset.")
-    missing, none = np.full(len(grids), -1, dtype=np.int64), object_array([None] * len(grids))
-    coverage = AOICoverage(
-        target_grids=grids,
-        extents=tuple(extents),
-        table=None,
-        shapes=shapes,
-        full_shapes=none,
-        wkb=none,
-        grid_index=np.arange(len(grids)),
-        aoi_index=missing,
-        rows=missing,
-        windows=None,
-    )
-    return coverage if kept.all() else coverage.select(kept)
 
 
 def _require_polygons(table: AOITable) -> None:
@@ -269,10 +246,10 @@ def _shrink(shapes: Geometries, inset: float) -> Geometries:
 def _clip(coverage: AOICoverage, unmatched: Integers, outside: Outside, extents: list[BaseGeometry]) -> AOICoverage:
     """Clip shapes to their grids' extents; drop or refuse AOIs outside all of them, `unmatched` among them."""
     shapes, polygons = coverage.shapes.copy(), is_polygon(coverage.shapes)
-    for number, extent in enumerate(coverage.extents):
-        here = coverage.grid_index == number
-        shapes[here & polygons] = clip_polygons(shapes[here & polygons], extent)
-        shapes[here & ~polygons] = shapely.intersection(shapes[here & ~polygons], extent)
+    for number, _, here in coverage.by_grid():
+        extent, areas, others = coverage.extents[number], here[polygons[here]], here[~polygons[here]]
+        shapes[areas] = clip_polygons(shapes[areas], extent)
+        shapes[others] = shapely.intersection(shapes[others], extent)
     missed = shapely.is_empty(shapes)
     missed |= (shapely.get_dimensions(coverage.full_shapes) == 2) & ~(shapely.area(shapes) > 0)
     lost = np.setdiff1d(coverage.aoi_index[missed], coverage.aoi_index[~missed])
@@ -314,14 +291,9 @@ def sampling_weights(
 ) -> Floats | None:
     """Return the relative frequency of each pair `[P]`; None = by the area of its region in CRS units.
 
-    Args:
-        coverage: The pairs of grids and AOIs.
-        regions: Where a chip's centre may lie in each `[P]`.
-        weight: Weights of AOIs; None = the table's own weights, or areas in square metres.
-        balance: Classes of AOIs to draw equally often; None or False = not balanced.
-
-    Raises:
-        UsageError: if a weight is not valid, classes to balance are continuous values, or there are no AOIs.
+    `regions` are where a chip's centre may lie in each pair `[P]`. Without `weight`, the table's own weights count, or
+    areas in square metres. Weights that are not valid, continuous values to balance, and missing AOIs are a
+    `UsageError`.
     """
     table, balanced = coverage.table, balance is not None and balance is not False
     single_grid = len(coverage.target_grids) == 1
@@ -352,7 +324,7 @@ def sampling_weights(
 
 def _areas(coverage: AOICoverage, regions: Geometries) -> Floats:
     """Areas in square metres; a region that is only a point or line gets the smallest positive number."""
-    areas = coverage.area_m2(regions)
+    areas = shapely.area(regions) * coverage.m2_per_unit(regions)
     return np.where(areas > 0, areas, np.finfo(np.float64).tiny)
 
 

@@ -28,11 +28,7 @@ class TargetGrid:
 
 
 def coverage_of(dataset: Any) -> BaseGeometry:
-    """Return the union of a dataset's index geometries, in its CRS.
-
-    Raises:
-        UsageError: if the dataset is empty.
-    """
+    """Return the union of a dataset's index geometries, in its CRS; an empty dataset is a `UsageError`."""
     _require_rows(dataset)
     return union_polygons(np.asarray(dataset.index.geometry, dtype=object))
 
@@ -40,8 +36,7 @@ def coverage_of(dataset: Any) -> BaseGeometry:
 def target_grids_of(dataset: Any) -> list[TargetGrid]:
     """Return `dataset.target_grids()`, or the single grid of a dataset without this method.
 
-    Raises:
-        UsageError: if the dataset is empty.
+    An empty dataset is a `UsageError`.
     """
     _require_rows(dataset)
     if callable(getattr(dataset, "target_grids", None)):
@@ -62,12 +57,7 @@ def _require_rows(dataset: Any) -> None:
 
 
 def spatial_split(
-    dataset: Any,
-    by: Any = None,
-    *,
-    side: str | None = None,
-    fraction: float = 0.2,
-    crs: Any = None,
+    dataset: Any, by: Any = None, *, side: str | None = None, fraction: float = 0.2, crs: Any = None
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Cut what a dataset covers in two, for training and validation.
 

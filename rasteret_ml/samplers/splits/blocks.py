@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -9,7 +11,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
@@ -17,17 +18,13 @@ from shapely.geometry.base import BaseGeometry
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.crs import crs_text, full_turn
 from rasteret_ml.geo.geometries import geometries_from, object_array
-from rasteret_ml.geo.regions import clip_polygons, polygonal, union_polygons
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, clip_polygons, polygonal, union_polygons
 from rasteret_ml.samplers.aoi.aoi_table import get_column
 from rasteret_ml.samplers.aoi.target_grids import coverage_of
-from rasteret_ml.samplers.grid_sampler import ChipGrid, grid_chips
+from rasteret_ml.samplers.grid_sampler import grid_chips
 from rasteret_ml.samplers.ranks import epoch_random
 
 _log = logging.getLogger(__name__)
-
-Geometries = npt.NDArray[np.object_]
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 _TOLERANCE = 1e-9  # Share of the smaller of two AOIs, of a block, or of a buffer, that rounding errors may reach.
 
@@ -69,8 +66,7 @@ def split_blocks(
     coverage, crs = coverage_of(dataset), crs_text(dataset.crs)
     xmin, _, _, ymax = coverage.bounds
     square = (float(side), float(side))
-    grid = ChipGrid(origin=(xmin, ymax), res=square, size=square, stride=square)
-    corners, _ = grid_chips(object_array([coverage]), grid)
+    corners, _ = grid_chips(object_array([coverage]), (xmin, ymax), square, square, square)
     blocks = clip_polygons(_block_boxes(corners, coverage.bounds, side), coverage)
     areas = shapely.area(blocks)
     blocks, areas = blocks[areas > _TOLERANCE * side * side], areas[areas > _TOLERANCE * side * side]
@@ -232,13 +228,7 @@ def _groups(table: pd.DataFrame, shapes: Geometries, by: str, side: float | None
 
 
 def value_codes(table: Any, column: str, argument: str, row_name: str) -> Integers:
-    """Return a number from 0 for the value of each row in a column `[N]`.
-
-    Raises:
-        UsageError: if the column does not exist, or a row has no value.
-    """
-    if column not in table.columns:
-        raise UsageError(f"{argument} must be a column, got {column!r}; the columns are {list(table.columns)}.")
+    """Return a number from 0 for the value of each row in a column `[N]`; a missing value is a `UsageError`."""
     codes: Integers = pd.factorize(get_column(table, column, argument))[0].astype(np.int64)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
@@ -273,11 +263,7 @@ def _drop_near(shapes: Geometries, index: Integers, buffer: float, names: list[s
 
 
 def parse_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
-    """Return names of splits and their shares as plain values.
-
-    Raises:
-        UsageError: if there are fewer than two splits, or shares are not positive or do not sum to 1.
-    """
+    """Return names of splits and their shares: two or more that are > 0 and sum to 1, else a `UsageError`."""
     example = "{'train': 0.8, 'val': 0.2}"
     if not isinstance(fractions, Mapping) or len(fractions) < 2:
         raise UsageError(f"fractions must name two or more splits, as {example}, got {fractions!r}.")
@@ -307,11 +293,8 @@ def assign(
     that lack some of this class. A split without any group gets the lightest group of the split with the largest
     surplus.
 
-    Groups and classes of items are numbers from 0 `[N]`; classes, if given, get the same shares in all splits. The
-    error message says `unit` for groups, and the `remedy`.
-
-    Raises:
-        UsageError: if there are fewer groups than splits.
+    Groups and classes of items are numbers from 0 `[N]`; classes, if given, get the same shares in all splits. Fewer
+    groups than splits are a `UsageError`, which says `unit` for groups, and the `remedy`.
     """
     count, shares = int(np.max(groups)) + 1, np.array(list(fractions.values()))
     if count < len(shares):
@@ -362,22 +345,12 @@ def _assign_groups(
 
 def _choose(weights: list[float], draw: float) -> int | None:
     """The index that a uniform number in [0, 1) selects in proportion to weights; None if no weight is positive."""
-    left = draw * sum(weights)
-    last = None
-    for index, weight in enumerate(weights):
-        if weight > 0:
-            last = index
-            left -= weight
-            if left < 0:
-                break
-    return last
+    ends = list(itertools.accumulate(weights))
+    return bisect.bisect_right(ends, draw * ends[-1], hi=len(ends) - 1) if ends[-1] > 0 else None
 
 
 def connected_components(count: int, a: Integers, b: Integers) -> Integers:
-    """Return the component of each of `count` items that are connected from `a` to `b` `[M]`.
-
-    Components are numbered from 0 in the order of their first items `[count]`.
-    """
+    """Return the component `[count]` of items that `a` and `b` `[M]` connect, from 0 in the order of first items."""
     label = np.arange(count)
     while True:
         low, ends = label.copy(), (label[a], label[b])

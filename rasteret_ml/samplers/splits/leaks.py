@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import shapely
 
 from rasteret_ml.errors import SplitLeakError, UsageError
 from rasteret_ml.geo.crs import crs_text, transform_geometries
-from rasteret_ml.geo.geometries import polygons_from
-from rasteret_ml.geo.regions import polygonal_each, union_polygons
-from rasteret_ml.samplers.aoi.target_grids import TargetGrid, target_grids_of
-
-Geometries = npt.NDArray[np.object_]
+from rasteret_ml.geo.geometries import object_array, polygons_from
+from rasteret_ml.geo.regions import Geometries, polygonal_each, union_polygons
+from rasteret_ml.samplers.aoi.target_grids import target_grids_of
 
 _SLIVER = 0.01  # Share of a pixel; a strip thinner than this holds no pixel.
 _ROUNDING = 1e-12  # Relative error of coordinates that are sums of a few numbers.
@@ -77,31 +74,23 @@ def check_splits(splits: Mapping[str, Any] | gpd.GeoDataFrame, *, buffer: float 
 
 def _reach_of(name: str, source: Any, crs: Any) -> _Reach:
     if hasattr(source, "reach"):  # a sampler
-        polygons: dict[str, list[Any]] = {}
-        for text, polygon in source.reach():
-            polygons.setdefault(crs_text(text), []).append(polygon)
-        regions = {text: _parts(np.array(found, dtype=object)) for text, found in polygons.items()}
-        first, last = source.times
-        grids = getattr(getattr(source, "coverage", None), "target_grids", ())
-        return _Reach(regions=regions, times=(pd.Timestamp(first), pd.Timestamp(last)), pixels=_pixels(grids))
-    if hasattr(source, "index") and hasattr(source, "bounds") and hasattr(source, "res"):  # a dataset
+        regions = {crs_text(text): _parts(object_array([polygon])) for text, polygon in source.reach()}
+        times, grids = source.times, getattr(getattr(source, "coverage", None), "target_grids", ())
+    elif hasattr(source, "index") and hasattr(source, "bounds") and hasattr(source, "res"):  # a dataset
         grids, span = target_grids_of(source), source.index.index
-        regions = {grid.crs: _parts(grid.shapes) for grid in grids}
-        return _Reach(regions=regions, times=(span.left.min(), span.right.max()), pixels=_pixels(grids))
-    try:
-        table = polygons_from(source, None if getattr(source, "crs", None) is not None else crs)
-    except UsageError as error:
-        raise UsageError(f"Split {name!r} must be a sampler, a dataset or polygons: {error}") from None
-    return _Reach(regions={table.crs: _parts(table.geometries)}, times=None, pixels={})
+        regions, times = {grid.crs: _parts(grid.shapes) for grid in grids}, (span.left.min(), span.right.max())
+    else:
+        try:
+            table = polygons_from(source, None if getattr(source, "crs", None) is not None else crs)
+        except UsageError as error:
+            raise UsageError(f"Split {name!r} must be a sampler, a dataset or polygons: {error}") from None
+        regions, times, grids = {table.crs: _parts(table.geometries)}, None, ()
+    return _Reach(regions=regions, times=times, pixels={grid.crs: min(grid.res) for grid in grids})
 
 
 def _parts(polygons: Geometries) -> Geometries:
     parts: Geometries = shapely.get_parts(union_polygons(polygonal_each(polygons)))
     return parts
-
-
-def _pixels(grids: Iterable[TargetGrid]) -> dict[str, float]:
-    return {grid.crs: min(grid.res) for grid in grids}
 
 
 def _in_common_crs(a: _Reach, b: _Reach) -> Iterator[tuple[str, float, Geometries, Geometries]]:

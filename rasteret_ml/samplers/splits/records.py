@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import shapely
 
@@ -19,14 +18,11 @@ from rasteret_ml.collection.column_arrays import iterate_footprints, record_time
 from rasteret_ml.collection.filters import parse_date_range
 from rasteret_ml.errors import UsageError
 from rasteret_ml.geo.antimeridian import repeat_turns
-from rasteret_ml.geo.regions import union_polygons
-from rasteret_ml.geo.times import clamp_ns
+from rasteret_ml.geo.regions import Floats, Geometries, Integers, union_polygons
+from rasteret_ml.geo.times import Times, clamp_ns
 from rasteret_ml.samplers.splits.blocks import assign, connected_components, parse_fractions, value_codes
 
 _log = logging.getLogger(__name__)
-
-Integers = npt.NDArray[np.int64]
-Times = npt.NDArray[np.datetime64]
 
 _DEGREE = 111_195.0  # Metres per degree of latitude on a sphere with a radius of 6,371 km.
 _TOUCHING = 1e-7  # Overlap of footprints in degrees (a centimetre) that counts as touching only.
@@ -131,7 +127,7 @@ def _places(collection: Collection, buffer: Any) -> Integers:
     return grouped
 
 
-def _buffer(shapes: npt.NDArray[np.object_], metres: float) -> npt.NDArray[np.object_]:
+def _buffer(shapes: Geometries, metres: float) -> Geometries:
     """Footprints grown by half the buffer; without one, shrunk so that neighbours which only touch are separate."""
     if metres == 0:
         smaller = shapely.buffer(shapes, -_TOUCHING, join_style="mitre")
@@ -143,14 +139,14 @@ def _buffer(shapes: npt.NDArray[np.object_], metres: float) -> npt.NDArray[np.ob
     return _scale_x(grown, 1 / scale)
 
 
-def _scale_x(shapes: npt.NDArray[np.object_], scale: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
+def _scale_x(shapes: Geometries, scale: Floats) -> Geometries:
     xy, owner = shapely.get_coordinates(shapes, return_index=True)
     xy[:, 0] *= scale[owner]
-    scaled: npt.NDArray[np.object_] = shapely.set_coordinates(shapes, xy)
+    scaled: Geometries = shapely.set_coordinates(shapes, xy)
     return scaled
 
 
-def _across_the_antimeridian(parts: npt.NDArray[np.object_]) -> tuple[Integers, Integers]:
+def _across_the_antimeridian(parts: Geometries) -> tuple[Integers, Integers]:
     """Pairs of parts that overlap if one is moved by 360 degrees."""
     moved = np.array(repeat_turns(list(parts), 360.0)[len(parts) :], dtype=object)
     a, b = shapely.STRtree(parts).query(moved, predicate="intersects")

@@ -40,11 +40,7 @@ class UnsupportedResponseError(Exception):
 
 
 class ResponseTimeoutError(TimeoutError):
-    """A response took too long.
-
-    Args:
-        limit: Name of the field of `Timeouts` that was exceeded.
-    """
+    """A response took longer than `limit`, the name of a field of `Timeouts`."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(limit)
@@ -97,16 +93,10 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes, accepts_body: AcceptsBody, started: float) -> asyncio.Future[Response]:
-        """Send a request.
+        """Send a request; `started` is the loop time from which `Timeouts.total` counts.
 
-        Args:
-            request: Its bytes.
-            accepts_body: Called with the head of the response.
-            started: Loop time from which `Timeouts.total` counts.
-
-        Returns:
-            The response. The future fails with RemoteProtocolError, StaleConnectionError, UnsupportedResponseError or
-            the error passed to `fail`.
+        The future fails with RemoteProtocolError, StaleConnectionError, UnsupportedResponseError or the error passed to
+        `fail`.
         """
         loop = asyncio.get_running_loop()
         if self._transport is None:
@@ -216,11 +206,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _parse_head(raw: bytes) -> ResponseHead:
-    """Parse a head, given without the empty line at its end.
-
-    Raises:
-        RemoteProtocolError: It is not valid HTTP/1.
-    """
+    """Parse a head, given without the empty line at its end; RemoteProtocolError if it is not valid HTTP/1."""
     status_line, *lines = raw.decode("latin-1").split("\r\n")
     match = _STATUS_LINE.match(status_line)
     if match is None:

@@ -6,6 +6,8 @@ It keeps no cookies: object stores need none, and aiohttp handles servers that r
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import ipaddress
 import socket
 import ssl
@@ -39,23 +41,15 @@ class ConnectionPool:
         self._busy: set[Connection] = set()
         self._idle: defaultdict[_Origin, list[Connection]] = defaultdict(list)
         self._resolver = _Resolver(limits.dns_ttl)
-        self._tls: ssl.SSLContext | None = None
         self._timer: asyncio.TimerHandle | None = None
         timeouts = limits.timeouts
         self._interval = min(1.0, timeouts.read / 4, timeouts.total / 4, limits.keepalive / 4)
 
     async def get(self, url: URL, headers: Mapping[str, str], accepts_body: AcceptsBody) -> Response:
-        """Send a GET request and return the response.
+        """Send a GET request to an absolute URL, quoted as it is to be sent, with these headers and Host.
 
-        Args:
-            url: Absolute, quoted as it is to be sent.
-            headers: All headers except Host.
-            accepts_body: See `Connection.send`.
-
-        Raises:
-            ResponseTimeoutError: A limit of `Timeouts` was exceeded.
-            UnsupportedResponseError: The response does not state its length.
-            OSError: The connection failed.
+        ResponseTimeoutError if a limit of `Timeouts` is exceeded, UnsupportedResponseError if the response does not
+        state its length, OSError if the connection fails.
         """
         origin = _origin(url)
         fields = {"Host": _host_header(url), **headers}
@@ -71,10 +65,8 @@ class ConnectionPool:
     async def _get(self, origin: _Origin, request: bytes, accepts_body: AcceptsBody) -> Response:
         started = asyncio.get_running_loop().time()
         while (connection := self._pop_idle(origin)) is not None:
-            try:
+            with contextlib.suppress(StaleConnectionError):
                 return await self._send(origin, connection, request, accepts_body, started)
-            except StaleConnectionError:
-                continue
         return await self._send(origin, await self._connect(origin), request, accepts_body, started)
 
     async def aclose(self) -> None:
@@ -116,11 +108,10 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(min(timeouts.connect, timeouts.total)):
                 return await self._open(tls, host, port)
-        except TimeoutError as error:
+        except OSError as error:
             self._resolver.forget(host, port)
-            raise ResponseTimeoutError("connect") from error
-        except OSError:
-            self._resolver.forget(host, port)
+            if isinstance(error, TimeoutError):
+                raise ResponseTimeoutError("connect") from error
             raise
 
     async def _open(self, tls: bool, host: str, port: int) -> Connection:
@@ -130,7 +121,7 @@ class ConnectionPool:
             addresses, happy_eyeballs_delay=_NEXT_ADDRESS_DELAY, interleave=1
         )
         try:
-            context, name = (self._tls_context(), host) if tls else (None, None)
+            context, name = (self._tls, host) if tls else (None, None)
             _, connection = await loop.create_connection(Connection, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             sock.close()
@@ -165,10 +156,9 @@ class ConnectionPool:
         any_open = self._busy or self._idle
         self._timer = loop.call_later(self._interval, self._check_timeouts) if any_open else None
 
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
+    @functools.cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
 
 
 class _Resolver:
@@ -186,7 +176,8 @@ class _Resolver:
         loop, key = asyncio.get_running_loop(), (host, port)
         cached_at, task = self._cache.get(key, (0.0, None))
         if task is None or loop.time() - cached_at > self._ttl:
-            task = loop.create_task(self._look_up(host, port))
+            look_up = loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+            task = loop.create_task(look_up)
             self._cache[key] = loop.time(), task
         addresses = await asyncio.shield(task)
         self._calls += 1
@@ -196,11 +187,6 @@ class _Resolver:
     def forget(self, host: str, port: int) -> None:
         """Remove a host from the cache."""
         self._cache.pop((host, port), None)
-
-    @staticmethod
-    async def _look_up(host: str, port: int) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG))
 
 
 def _ip_address(host: str, port: int) -> Any:
