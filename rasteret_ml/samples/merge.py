@@ -115,7 +115,8 @@ def _check_images(a: torch.Tensor, b: torch.Tensor) -> None:
     if (a.dtype, a.ndim, a.shape[-2:]) != (b.dtype, b.ndim, b.shape[-2:]):
         raise UsageError(
             "Images joined with `&` must have one type and one height and width, and not mix time series and single "
-            f"images, got {a.dtype} and {b.dtype} of {tuple(a.shape)} and {tuple(b.shape)}; set another key= for one."
+            f"images, got {a.dtype} and {b.dtype} of {tuple(a.shape)} and {tuple(b.shape)}; convert one with its "
+            "transforms=, or set another key= for it."
         )
 
 

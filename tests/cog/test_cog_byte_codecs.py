@@ -103,6 +103,7 @@ def test_complex_with_differences_as_gdal_writes_them(dtype: str, endianness: st
     assert np.array_equal(found, expected[..., :1] if planar else expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_every_float24(big_endian: bool) -> None:
     """All 2**24 of them, NaN payloads and subnormals included, bit for bit as GDAL."""

@@ -81,6 +81,7 @@ def test_georeferencing_equals_gdal(shared_data: Path) -> None:
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_one_band_equals_the_same_band_of_all(shared_data: Path) -> None:
     """The metadata of a single band (planar ones sliced) reads that band."""
     compared = 0

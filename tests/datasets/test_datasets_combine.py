@@ -191,7 +191,9 @@ def test_every_pass_of_the_loader_is_another_epoch(images):
     assert len(loader) == 2
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(method, marks=pytest.mark.slow) for method in ("forkserver", "spawn"))]
+)
 def test_the_same_batches_whatever_the_workers(images, labels, method):
     """Byte for byte, with two workers of each start method, also after a read in the parent."""
     if method not in multiprocessing.get_all_start_methods():

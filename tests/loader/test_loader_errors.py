@@ -241,7 +241,7 @@ def _assert_complete(s: Served, report: Any) -> None:
         (1, "fork", 3, "fill"),
         (2, "fork", 0, "fill"),
         (2, "fork", 2, "replace"),
-        (1, "forkserver", 3, "replace"),
+        pytest.param(1, "forkserver", 3, "replace", marks=pytest.mark.slow),
         pytest.param(1, "spawn", 0, "fill", marks=pytest.mark.slow),
     ],
 )
@@ -304,8 +304,10 @@ def _broken_tile(s: Served, name: str, tile: int, **options: Any) -> BrokenBytes
     return s.server.broken[-1]
 
 
-@pytest.mark.parametrize("errors", ["raise", "retry"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "errors"),
+    [(0, "raise"), (0, "retry"), (1, "raise"), pytest.param(1, "retry", marks=pytest.mark.slow)],
+)
 def test_what_is_raised_names_file_band_tile_and_address_without_secrets(
     served: Served, errors: str, workers: int
 ) -> None:

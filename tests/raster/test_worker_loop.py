@@ -108,7 +108,8 @@ def test_decode_threads_are_shared_out():
     assert decode_threads(1) >= decode_threads(2) >= 1
 
 
-@pytest.mark.parametrize("ending", ["", pytest.param("raise SystemExit(3)", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)"])
 def test_a_forgotten_loop_lets_the_interpreter_end(tmp_path: Path, ending: str):
     """With a session open and warnings as errors."""
     code = (
