@@ -1,6 +1,6 @@
 """Train models straight from cloud-hosted satellite imagery.
 
-The packages, in import order; a file imports only from its own package or from one above it:
+The packages, in import order; a file imports only from its own package or from one listed before it:
 
     errors        what can go wrong, and what to do about it
     telemetry     counters                                  ranges        byte ranges and merging them
@@ -35,9 +35,9 @@ How a batch flows through a `DataLoader` worker:
     loader        TimedCollate                           calls the collate function
     samples       collate                                stacks the batch
 
-Each package is called by the one above it and calls nothing back: what it needs travels in the requests (records, as
-a lazy sequence of table rows; grids; rules). `RasterAccessor.load_bands` enters at `ChipRequest.plan` and leaves with
-the chips. Names below load on first use: importing the package loads neither torch nor aiohttp.
+No package calls the one that called it: what a step needs is in the requests (grids, rules, and records, a sequence
+that reads rows of the Parquet table when they are needed). `RasterAccessor.load_bands` enters at `ChipRequest.plan` and
+leaves with the chips. Names below load on first use: importing the package loads neither torch nor aiohttp.
 """
 
 from __future__ import annotations

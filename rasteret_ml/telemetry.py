@@ -41,13 +41,13 @@ class ReadStats:
     assemble_seconds: float = 0.0  #: Validity and resampling, summed over threads.
     #: Wall time that the requesting thread spent on planning batches, prefetched ones included.
     plan_seconds: float = 0.0
-    blocked_seconds: float = 0.0  #: Wall time that it waited for a batch to be read.
+    blocked_seconds: float = 0.0  #: Wall time that this thread waited for a batch to be read.
     #: Part of `blocked_seconds` with requests in flight and decoding threads idle.
     blocked_network_seconds: float = 0.0
     blocked_decode_seconds: float = 0.0  #: Part of `blocked_seconds` with threads decoding.
     #: Part of `blocked_seconds` with threads assembling chips. In the remainder none of these went on.
     blocked_assemble_seconds: float = 0.0
-    sample_seconds: float = 0.0  #: Wall time that it spent on making samples of chips, `transforms` included.
+    sample_seconds: float = 0.0  #: Wall time for making samples of chips, `transforms` included.
     collate_seconds: float = 0.0  #: Wall time of `collate_fn`.
 
     @property
@@ -63,7 +63,7 @@ class ReadStats:
 
 
 class Meter:
-    """Thread-safe counters; `snapshot()` returns a frozen `ReadStats`. `threads` of them decode and assemble."""
+    """Thread-safe counters; `snapshot()` returns a frozen `ReadStats`. `threads` is the size of the decode pool."""
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
@@ -89,7 +89,7 @@ class Meter:
             self._active[activity] += by
 
     def snapshot(self) -> ReadStats:
-        """Return the counters up to now; a name given to `add` that is no field of `ReadStats` is a `TypeError`."""
+        """Return the counters up to now; raises TypeError if `add` got a name that is not a field of `ReadStats`."""
         with self._lock:
             self._account()
             return ReadStats(**self._counts)

@@ -18,7 +18,7 @@ from rasteret_ml.geo.times import parse_time
 def parse_lonlat_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     """Validate (xmin, ymin, xmax, ymax) in degrees; xmin > xmax crosses the antimeridian (RFC 7946, section 5.2).
 
-    Longitudes run from -180 to 180, or from 0 to 360 (then xmin > xmax is an error). Anything else is a `UsageError`.
+    Longitudes run from -180 to 180, or from 0 to 360 (then xmin > xmax is an error). Raises UsageError for others.
     """
     error = UsageError(f"bbox must be (xmin, ymin, xmax, ymax) in longitude/latitude, got {tuple(bbox)}.")
     try:

@@ -48,7 +48,7 @@ class ReadableDataset(Protocol):
 
     @property
     def version(self) -> tuple[Any, ...]:
-        """The index, the grid, and whatever else is replaced (never changed) when queries come to mean other pixels."""
+        """Objects that are replaced, never changed, when the pixels of a query change; compared by identity."""
 
     @property
     def ignored_classes(self) -> Mapping[str, int]:
@@ -58,13 +58,13 @@ class ReadableDataset(Protocol):
         """Return the grid of a query's chip."""
 
     def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> BatchRequest:
-        """Plan the read of slices or AOIs (pure), on grids in any CRS; None = the dataset's own.
+        """Plan the read of slices or AOIs, on grids in any CRS (None = the dataset's own); requests no pixels.
 
-        A query that matches nothing is a NoOverlapError, something that is no query a UsageError.
+        Raises NoOverlapError if a query matches nothing, UsageError if it is not a query.
         """
 
     def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
-        """Turn the chips of what `requests` returned, one result for each of its `reads`, into samples (pure)."""
+        """Turn the chips of what `requests` returned, one result for each of its `reads`, into samples."""
 
 
 def is_readable(dataset: Any) -> TypeGuard[ReadableDataset]:

@@ -45,7 +45,7 @@ class RasterBatch(BatchRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChipReader:
-    """How a dataset reads, whatever its index and grid."""
+    """Plans the chip requests of a dataset and assembles its samples, whatever its index and grid."""
 
     store: RecordStore  #: The records.
     rules: ChipRules  #: How chips are filled.

@@ -72,7 +72,7 @@ def label_values(
 def polygon_table(polygons: GeometryArray, order: str | None, time: Any) -> gpd.GeoDataFrame:
     """Return valid polygons in their own CRS, indexed by the time at which each holds, with a column `rank`.
 
-    Polygons of a higher rank cover those of a lower one. A polygon without area is a UsageError.
+    Polygons of a higher rank cover those of a lower one. Raises UsageError if a polygon has no area.
     """
     shapes = polygonal_each(shapely.force_2d(polygons.geometries))
     empty = shapely.is_empty(shapes) | ~np.isfinite(shapely.bounds(shapes)).all(axis=1)

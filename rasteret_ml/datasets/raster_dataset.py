@@ -287,14 +287,14 @@ class RasteretDataset(ChipDataset):
         return self._index, self._grid
 
     def requests(self, queries: Sequence[Any], grids: Sequence[Grid] | None = None) -> RasterBatch:
-        """Plan the read of a batch (pure); see `ReadableDataset`."""
+        """Plan the read of a batch; see `ReadableDataset`."""
         if grids is None:
             grids = [self.chip_grid(query) for query in queries]
         times = [self._disambiguate_slice(query)[2] for query in queries]
         return self._reader.requests(self._record_query(), queries, grids, times)
 
     def samples(self, batch: BatchRequest, results: Sequence[ReadResult]) -> SampleBatch:
-        """Turn the chips of a batch into samples (pure); see `ReadableDataset`."""
+        """Turn the chips of a batch into samples; see `ReadableDataset`."""
         assert isinstance(batch, RasterBatch)
         (result,) = results
         read = self._reader.samples(batch, result)

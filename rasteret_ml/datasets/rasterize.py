@@ -51,7 +51,7 @@ class PolygonSearch:
     def at(self, grid: Grid, t: slice) -> tuple[Integers, Geometries]:
         """Return the positions, ascending, of polygons that overlap a chip and a time, and these in the chip's CRS.
 
-        A polygon that cannot be projected to that CRS is a GeometryError.
+        Raises GeometryError if a polygon cannot be projected to that CRS.
         """
         start, stop = clamp_ns(t.start).value, clamp_ns(t.stop).value
         near = self._near(grid)

@@ -89,7 +89,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._began = 0, 0
         self._position: tuple[int, int] | None = None
         self._fingerprint: tuple[list[Any], list[str]] | None = None
-        self._batches = _HintedBatches(super()._index_sampler, max(1, self.num_workers), self.lookahead)
+        self._batches = _BatchSamplerWithHints(super()._index_sampler, max(1, self.num_workers), self.lookahead)
         self._prefetching: PrefetchingDataset | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -227,7 +227,7 @@ def _init_worker(init: Callable[[int], Any] | None, worker: int) -> None:
         init(worker)
 
 
-class _HintedBatches:
+class _BatchSamplerWithHints:
     """Batches of indices, each with the next ones of the same worker.
 
     It does not hold the loader, whose workers must end when it is dropped.

@@ -21,7 +21,7 @@ _MAX_ERRORS = 16  # Errors that are kept of a sample.
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Case:
+class _FailedSample:
     """What went wrong with a sample."""
 
     errors: dict[str, TileError | RasteretError] = field(default_factory=dict)  # Each once, by its text.
@@ -55,7 +55,7 @@ class FailureRecovery:
         self._queries = queries
         self._read = read
         self._ignored = ignored
-        self._cases: dict[int, _Case] = {}
+        self._cases: dict[int, _FailedSample] = {}
 
     def recover(self, batch: SampleBatch, number: int) -> tuple[list[Sample], list[SampleError]]:
         """Return a sample for every query, and the errors of those that failed in the first read, `batch`.
@@ -79,27 +79,27 @@ class FailureRecovery:
     def _retry(
         self, positions: Sequence[int], queries: Sequence[Any], batch: SampleBatch
     ) -> tuple[list[Sample | None], dict[int, Sample]]:
-        """Return the samples, None where every attempt failed, and blank samples for those by their order here."""
+        """Return the samples, None where every attempt failed, and blank samples for those by index in `queries`."""
         found: list[Sample | None] = list(batch.samples)
-        failed = self._note(batch, positions)
+        failed = self._record_errors(batch, positions)
         for _ in range(self._policy.retries):
             if not failed:
                 break
             again = self._read([queries[i] for i in failed])
             for i, sample in zip(failed, again.samples, strict=True):
                 found[i] = sample
-            still = self._note(again, [positions[i] for i in failed])
+            still = self._record_errors(again, [positions[i] for i in failed])
             failed = [failed[k] for k in still]
         if failed and self._policy.action == "retry":
             raise self._error(positions[failed[0]], f"{self._policy.retries + 1} attempts failed")
         blanks = {i: blank_sample(last, self._ignored) for i in failed if (last := found[i]) is not None}
         return [None if i in blanks else sample for i, sample in enumerate(found)], blanks
 
-    def _note(self, batch: SampleBatch, positions: Sequence[int]) -> list[int]:
-        """Note the errors of a read by sample, and return which queries failed; padding samples cannot fail."""
+    def _record_errors(self, batch: SampleBatch, positions: Sequence[int]) -> list[int]:
+        """Record the errors of a read by sample, and return which queries failed; padding samples cannot fail."""
         failed = {i: batch.errors[i] for i in sorted(batch.errors) if not self._is_padding(positions[i])}
         for i, errors in failed.items():
-            case = self._cases.setdefault(positions[i], _Case())
+            case = self._cases.setdefault(positions[i], _FailedSample())
             case.attempts += 1
             case.errors |= {str(error): error for error in errors}
         return list(failed)
@@ -139,7 +139,7 @@ class FailureRecovery:
         kind = ReadError if isinstance(error, TileError) else type(error)
         return kind(f"{error} (sample {position} of its batch: {reason})")
 
-    def _sample_error(self, batch: int, position: int, case: _Case) -> SampleError:
+    def _sample_error(self, batch: int, position: int, case: _FailedSample) -> SampleError:
         query = self._queries[position]
         aoi = query if isinstance(query, AOI) else None
         errors = case.sorted_errors

@@ -133,9 +133,9 @@ class StatsBoard:
             return self._stats
         return replace(self._stats, consumer_seconds=self._stats.consumer_seconds + (now - self._consuming_since))
 
-    def abandon(self, passes: int) -> None:
-        """Note that nobody takes batches of a pass any more: time from now on is not its consumer's."""
-        if passes == self._stats.passes:
+    def abandon(self, number: int) -> None:
+        """Stop counting the consumer's time of pass `number`, whose iterator was dropped."""
+        if number == self._stats.passes:
             self._consuming_since = None
 
     def new_rows(self) -> torch.Tensor | None:
@@ -165,7 +165,7 @@ def _from_row(row: list[float]) -> ReadStats:
 
 
 class TimedCollate:
-    """A `collate_fn` that measures another one, and then writes a worker's counters to its row of a board's."""
+    """A `collate_fn` that times another one, and then copies its worker's counters to shared memory."""
 
     def __init__(self, collate: Callable[[Any], Any], rows: torch.Tensor | None) -> None:
         self._collate = collate

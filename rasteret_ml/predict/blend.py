@@ -160,7 +160,7 @@ class OutputSpec:
     def chip_values(self, predicted: npt.NDArray[Any], valid: Mask) -> npt.NDArray[Any]:
         """Convert predictions `[B, K, H, W]` to what is merged: float32 scores, or classes of the file's dtype.
 
-        Pixels that are not `valid` `[B, H, W]` may hold anything; a class that does not fit the file is a `UsageError`.
+        Pixels that are not `valid` `[B, H, W]` may hold anything. Raises UsageError for classes that do not fit.
         """
         if not self.class_indices:
             return predicted.astype(np.float32, copy=False)

@@ -101,7 +101,7 @@ def block_bytes(layout: Layout) -> int:
 
 
 def read_block(file: Any, slot: int, layout: Layout) -> Arrays:
-    """Read the block in a slot of a file; one that ends before it is an `EOFError`."""
+    """Read the block in a slot of a file; raises EOFError if the file ends before it."""
     file.seek(slot * block_bytes(layout))
     block = tuple(np.empty(shape, dtype) for shape, dtype in layout)
     for array in block:

@@ -97,7 +97,7 @@ class MapExtent:
     def chip_window(self, index: int, transform: Affine) -> Window:
         """Return the pixels of the map nearest to those of a chip, whose own pixels lie at `transform`.
 
-        A chip that is not where the layout says is a `UsageError`.
+        Raises UsageError if the chip is not where the layout says.
         """
         own = self.grid.transform
         same_size = np.allclose((abs(transform.a), abs(transform.e)), (own.a, -own.e), rtol=1e-5, atol=0)

@@ -77,7 +77,7 @@ def missing_positions(folder: Path, total: int) -> npt.NDArray[np.int64]:
 
 
 def load_progress(folder: Path) -> SavedShard | None:
-    """Load the state that was saved last; None if there is none. An unreadable one is a `DataError`."""
+    """Load the state that was saved last; None if there is none. Raises DataError if it is unreadable."""
     path = folder / _PROGRESS
     if not path.exists():
         return None

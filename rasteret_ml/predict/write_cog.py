@@ -27,7 +27,7 @@ _GDAL_CACHE_BYTES = 32 * 1024 * 1024  # GDAL's default is a twentieth of the mac
 def write_maps(folder: Path, extents: Sequence[MapExtent], paths: Sequence[str], legend: Legend) -> None:
     """Write the maps from the shards saved in `folder`; each file appears as a whole or not at all.
 
-    Blocks without a prediction are nodata and take no space. Shards of different specs are a `UsageError`.
+    Blocks without a prediction are nodata and take no space. Raises UsageError for shards of different specs.
     """
     shards = saved_shards(folder)
     specs = {repr(shard.spec): shard.spec for shard in shards}

@@ -128,7 +128,7 @@ class RasterAccessor:
         categories: bool = False,
         level: int | None = None,
     ) -> ChipPlan:
-        """Plan the read of a grid (pure, see `plan_chip`)."""
+        """Plan the read of a grid; see `plan_chip`."""
         sources = [self.source(code, nodata) for code in band_codes]
         return plan_chip(sources, grid, resampling, overviews=overviews, wrap=wrap, categories=categories, level=level)
 
@@ -142,7 +142,7 @@ class RasterAccessor:
         boundless: bool = True,
         all_touched: bool = False,
     ) -> list[ChipRequest | None]:
-        """Plan one chip per geometry (pure); None where a geometry does not touch the raster.
+        """Plan one chip per geometry; None where a geometry does not touch the raster.
 
         A chip is the smallest pixel window around its geometry, on the first band's grid or, with `target_crs` and
         `res`, on that grid reprojected and with other pixels; `boundless=False` clips it to the raster.

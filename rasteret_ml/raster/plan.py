@@ -128,7 +128,7 @@ def _tiles(table: TileTable, parts: tuple[Window, ...]) -> tuple[TileRead, ...]:
 
 
 def _aligned_level(metadata: CogMetadata, grid: Grid, number: int | None, wrap: bool) -> tuple[Level, Window | None]:
-    """Return overview `number` and the window of it that `grid` is, else the full resolution and its window or None."""
+    """Return overview `number` and its window that equals `grid`, else the full resolution and its window or None."""
     for level in metadata.levels if number else ():
         window = level.grid.window_of(grid, wrap=wrap)
         if level.number == number and window is not None:

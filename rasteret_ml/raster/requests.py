@@ -65,9 +65,9 @@ class ChipRequest:
 
     @classmethod
     def plan(cls, grid: Grid, records: Sequence[RasterAccessor], rules: ChipRules, **fields: Any) -> ChipRequest:
-        """Plan a request (pure); data that cannot be planned fails when the request is read.
+        """Plan a request; if the data cannot be planned, the error is raised when the request is read.
 
-        NoOverlapError without records; UsageError for bands or arguments that no record can satisfy.
+        Raises NoOverlapError without records, UsageError for bands or arguments that no record can satisfy.
         """
         if not records:
             raise NoOverlapError("No record matches this place and time.")

@@ -220,7 +220,7 @@ class RandomAOISampler(ChipSampler):
 
 
 def parse_share(value: float, argument: str) -> float:
-    """Return a share as a float; one that is not between 0 and 1 is a `UsageError`."""
+    """Return a share as a float; raises UsageError unless it is between 0 and 1."""
     if isinstance(value, (str, bool)) or not 0 <= value <= 1:
         raise UsageError(f"{argument} must be between 0 and 1, got {value!r}.")
     return float(value)

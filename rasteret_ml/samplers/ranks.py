@@ -41,7 +41,7 @@ def epoch_random(seed: int, epoch: int) -> np.random.Generator:
 
 
 def parse_seed(seed: Any) -> int:
-    """Return a seed as an integer that fits a sample's `draw` (int64); any other value is a `UsageError`."""
+    """Return a seed as an integer that fits a sample's `draw` (int64); raises UsageError for other values."""
     try:
         value = operator.index(seed)
     except TypeError:

@@ -285,7 +285,7 @@ def config_from(cls: type[Config], value: Any, argument: str, scalar: str | None
 
 
 def parse_size(value: int | tuple[int, int], argument: str = "size") -> tuple[int, int]:
-    """Return (height, width) in pixels from one or two numbers; those that are not integers >= 1 are a `UsageError`."""
+    """Return (height, width) in pixels from one or two numbers; raises UsageError unless they are integers >= 1."""
     try:
         pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
         if isinstance(value, (str, bool)) or any(isinstance(v, bool) or v != int(v) for v in pair):

@@ -230,7 +230,7 @@ class DataHandles:
         return None if path is None else Path(path).expanduser()
 
     def _stored_statistics(self) -> DatasetStatistics | None:
-        """Read the file, if there is one; statistics of other bands or units are a `UsageError`."""
+        """Read the file, if there is one; raises UsageError for statistics of other bands or units."""
         path = self._statistics_path
         if path is None or not path.exists():
             return None
@@ -334,7 +334,7 @@ class DataHandles:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore mean, std and classes from a checkpoint; one of other bands or another `scaled` is a `UsageError`."""
+        """Restore mean, std and classes from a checkpoint; raises UsageError if its bands or `scaled` differ."""
         for name, own in (("bands", list(self.bands)), ("scaled", self.normalization.scaled)):
             if state_dict[name] != own:
                 raise UsageError(f"{name} must be the checkpoint's, {state_dict[name]}, got {own}.")

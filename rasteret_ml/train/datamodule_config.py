@@ -57,8 +57,8 @@ class SplitConfig:
     def areas(self, dataset: Any, size: int) -> tuple[Any, Any, Any]:
         """Compute the training, validation and test area of images; None = no such area, for training: everywhere.
 
-        Chips of `size` pixels that are centred in `train_aois` stay out of the held-out areas. An empty area, and a
-        table without a column `split` or without training rows, are a `UsageError`.
+        Chips of `size` pixels that are centred in `train_aois` stay out of the held-out areas. Raises UsageError
+        if an area is empty, or the table has no column `split` or no training rows.
         """
         if self.table is not None:
             return _areas_of_table(self.table)

@@ -47,8 +47,8 @@ class CountedChip:
 class ChipPass:
     """A grid of chips over a dataset or AOIs, all of them or `max_chips` random ones, in the grid's order.
 
-    Pixels whose centre is outside `aois` do not count; `batch_size` chips are read together. Samples without
-    `mask_valid` are a `UsageError`.
+    Pixels whose centre is outside `aois` do not count; `batch_size` chips are read together. Raises UsageError
+    if samples have no `mask_valid`.
     """
 
     def __init__(

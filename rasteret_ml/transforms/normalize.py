@@ -119,8 +119,8 @@ def fill_invalid(batch: Sample) -> None:
 def ignore_outside(key: str, labels: torch.Tensor, inside: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Set labels `[B, ..., H, W]` outside to `ignore_index`, or to NaN if they are floats.
 
-    They are inside where `inside` (`[B, H, W]`, `[B, 1, H, W]` or `[B, T, 1, H, W]`) is True on any date. A dtype that
-    cannot hold `ignore_index` is a `UsageError`.
+    They are inside where `inside` (`[B, H, W]`, `[B, 1, H, W]` or `[B, T, 1, H, W]`) is True on any date. Raises
+    UsageError if the dtype of the labels cannot hold `ignore_index`.
     """
     while inside.ndim > 3:
         inside = inside.any(1)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import shapely
 import yaml
 
+from rasteret_ml.datasets.combine import RasteretUnion
 from rasteret_ml.datasets.dataset_config import MASK_KEYS
 from rasteret_ml.errors import DataError, UsageError
 from rasteret_ml.samplers.ranks import uniforms
@@ -241,7 +242,7 @@ def _image_bands(dataset: Any) -> list[str]:
     operands = getattr(dataset, "datasets", None)
     if operands:
         found = [_image_bands(operand) for operand in operands]
-        return found[0] if hasattr(dataset, "_sides") else [name for names in found for name in names]
+        return found[0] if isinstance(dataset, RasteretUnion) else [name for names in found for name in names]
     return list(getattr(dataset, "bands", ()) or ()) if getattr(dataset, "is_image", True) else []
 
 

@@ -107,13 +107,13 @@ def test_nothing_but_our_errors(shared_data: Path, name: str) -> None:
     for path in sorted((shared_data / name).iterdir()):
         if path.suffix == ".json":
             continue
-        content, seen, refusal = path.read_bytes(), seen + 1, None
+        content, seen, raised = path.read_bytes(), seen + 1, None
         try:
             assert read_bands(content).values.size > 0, path.name
         except DataError as error:
-            refusal = error
-        assert refusal is None or str(refusal), path.name
-        assert path.suffix != ".jp2" or isinstance(refusal, NotATiffError)
+            raised = error
+        assert raised is None or str(raised), path.name
+        assert path.suffix != ".jp2" or isinstance(raised, NotATiffError)
     assert seen >= 45
 
 

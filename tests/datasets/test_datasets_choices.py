@@ -1,4 +1,4 @@
-"""What a dataset can be asked for beyond bands and a grid: orders, units, keys, fills, second tries."""
+"""What a dataset can be asked for beyond bands and a grid: orders, units, keys, fills, and retries."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def checkerboard(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return ((np.floor(x / 200) + np.floor(y / 200)) % 2).astype(np.uint8) + 1
 
 
-def board(path: Path, crs: str, left: float, top: float, res: float, size: int) -> str:
+def write_checkerboard(path: Path, crs: str, left: float, top: float, res: float, size: int) -> str:
     """The checkerboard of zone 33 as seen on a grid of any zone."""
     centres = (np.arange(size) + 0.5) * res
     x, y = np.meshgrid(left + centres, top - centres)
@@ -108,10 +108,10 @@ def test_labels_stay_on_their_image_across_the_zone_edge(tmp_path: Path, grid: s
     # Around the edge at 18 degrees east, 46 north.
     (x33,), (y33,) = transform_points(np.array([18.0]), np.array([46.0]), "EPSG:4326", "EPSG:32633")
     (x34,), (y34,) = transform_points(np.array([18.0]), np.array([46.0]), "EPSG:4326", "EPSG:32634")
-    board(tmp_path / "west_B1.tif", "EPSG:32633", round(x33) - 3500, round(y33) + 2000, 10, 400)
-    board(tmp_path / "east_B1.tif", "EPSG:32634", round(x34) - 500, round(y34) + 2000, 10, 400)
+    write_checkerboard(tmp_path / "west_B1.tif", "EPSG:32633", round(x33) - 3500, round(y33) + 2000, 10, 400)
+    write_checkerboard(tmp_path / "east_B1.tif", "EPSG:32634", round(x34) - 500, round(y34) + 2000, 10, 400)
     (xl,), (yl,) = transform_points(np.array([18.0]), np.array([46.0]), "EPSG:4326", "EPSG:3035")
-    board(tmp_path / "label.tif", "EPSG:3035", round(xl) - 6000, round(yl) + 6000, 5, 2400)
+    write_checkerboard(tmp_path / "label.tif", "EPSG:3035", round(xl) - 6000, round(yl) + 6000, 5, 2400)
     collection = rm.build(str(tmp_path / "*_B1.tif"), tmp_path / "i.parquet", bands=["B1"])
     labels = rm.build(str(tmp_path / "label.tif"), tmp_path / "l.parquet", datetime=None)
     options = {"grid": "native"} if grid == "native" else {"crs": "EPSG:32633"}
@@ -123,7 +123,7 @@ def test_labels_stay_on_their_image_across_the_zone_edge(tmp_path: Path, grid: s
         valid = batch["mask_valid"][:, 0]
         assert valid.float().mean() > 0.95
         wrong = valid & (batch["image"][:, 0].long() != batch["mask"])
-        # Pixels of 10 m whose centres lie within half a pixel of a line of the board may fall on either side.
+        # Pixels of 10 m whose centres lie within half a pixel of a line of the checkerboard may fall on either side.
         for i in range(len(wrong)):
             transform = Affine(*batch["transform"][i].tolist()[:6])
             rows, cols = np.nonzero(wrong[i].numpy())

@@ -832,10 +832,10 @@ def test_a_pass_that_its_budget_ended_is_taken_up_at_the_batch_that_was_not_hand
 
 
 def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -> None:
-    """A function of seed, path, range and attempt; about the share that was asked for."""
+    """A function of seed, path, range and attempt; about the requested share."""
     (tmp_path / "a.bin").write_bytes(bytes(400_000))
 
-    async def ask(url: str) -> list[bool]:
+    async def read_all(url: str) -> list[bool]:
         refused = []
         async with rm.open_reader(ONCE) as reader:
             for _ in range(2):
@@ -850,7 +850,7 @@ def test_the_failing_server_fails_the_same_ranges_in_every_run(tmp_path: Path) -
     runs = []
     for seed in (0, 0, 1):
         with RangeServer(tmp_path, error_rate=0.05, seed=seed) as server:
-            runs.append(asyncio.run(ask(server.url)))
+            runs.append(asyncio.run(read_all(server.url)))
             assert [request.failed for request in server.requests] == runs[-1]
     assert runs[0] == runs[1] != runs[2]
     assert runs[0][:400] != runs[0][400:]

@@ -124,6 +124,7 @@ def test_over_real_chips_of_scenes(scenes):
     np.testing.assert_allclose(found.mean, [band[valid].mean() for band in image], rtol=1e-12)
     np.testing.assert_allclose(found.std, [band[valid].std() for band in image], rtol=1e-12)
     assert list(found.bands) == list(BANDS)
+    assert list(rm.dataset_statistics(dataset | dataset, size=100, max_chips=1).bands) == list(BANDS)
     values, counts = np.unique(sample["mask"].numpy()[valid], return_counts=True)
     assert found.classes == dict(zip(values.tolist(), counts.tolist(), strict=True))
     assert found.class_shares == pytest.approx({v: c / valid.sum() for v, c in found.classes.items()})

@@ -6,7 +6,7 @@ whose directory is at its end two or three.
 
 Why not tifffile: on the first bytes of a file it does not fail but logs, and returns fewer pages or none of the tile
 offsets (12,000 of 12,354 header bytes lost the overviews' arrays). Its `nodata` is 0 for a file that declares
-none, and six directories take it 0.96 ms, this parser 0.14 ms. Tests compare every table with tifffile's.
+none. Six directories take tifffile 0.96 ms, this parser 0.14 ms. Tests compare every table with tifffile's.
 """
 
 from __future__ import annotations

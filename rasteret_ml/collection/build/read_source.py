@@ -74,7 +74,7 @@ def read_source(
 def expand_paths(paths: Sequence[str]) -> list[str]:
     """List the files that paths, globs, folders (all TIFFs below), `.txt` lists (one path per line) and URLs mean.
 
-    A glob, folder or list without files is a `UsageError`.
+    Raises UsageError if a glob, folder or list has no files.
     """
     found: list[str] = []
     for path in paths:

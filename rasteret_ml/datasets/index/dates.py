@@ -105,7 +105,7 @@ def choose_dates(
     """Return the dates of a sample, ascending: for each, the positions of its records, in the given order.
 
     Records `[N]` are all dated; cloud cover is in percent `[N]`, NaN = unknown. `draw` is (seed, epoch, position), for
-    random dates. Fewer than `series.min_dates` dates are a NoOverlapError.
+    random dates. Raises NoOverlapError if there are fewer than `series.min_dates` dates.
     """
     stamps = times.astype("datetime64[ns]").astype(np.int64)
     used = np.flatnonzero(fits_series(series, times, clouds))

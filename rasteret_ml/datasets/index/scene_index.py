@@ -119,8 +119,8 @@ def restore_index(new: Any, old: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def scene_index(scenes: SceneTable, crs: str) -> gpd.GeoDataFrame:
     """Return TorchGeo's index: geometry in `crs`, closed time intervals named `datetime`, and `rid` = row.
 
-    The geometry is the raster's own extent intersected with the footprint; undated records span all time. A record
-    that cannot be projected to `crs` is a UsageError.
+    The geometry is the raster's own extent intersected with the footprint; undated records span all time. Raises
+    UsageError if a record cannot be projected to `crs`.
     """
     geometry = _extents(scenes, crs)
     unprojected = ~np.isfinite(shapely.bounds(geometry)).all(axis=1)

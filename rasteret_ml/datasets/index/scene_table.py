@@ -95,8 +95,8 @@ def load_compressed(data: bytes) -> Any:
 def scene_table(collection: Collection, bands: Sequence[str], also: Sequence[str] = ()) -> SceneTable:
     """Read the metadata of all records that have every band, column by column, without their tile tables.
 
-    `bands` must be of one type, else a UsageError; `also` are further bands that records must have, such as a quality
-    band. Without a record that has all of them it is an UnknownBandError.
+    `also` are further bands that records must have, such as a quality band. Raises UsageError if `bands` are of several
+    types, UnknownBandError if no record has all bands.
     """
     if not len(collection):
         raise UsageError("The Collection is empty: no record matches its filters.")
@@ -169,8 +169,8 @@ def _one_dtype(bands: Sequence[str], scenes: Sequence[BandArrays]) -> np.dtype[A
 def choose_grid(scenes: SceneTable, crs: str | None, res: tuple[float, float] | None) -> Grid:
     """Return the dataset's grid: that of the first record in the chosen CRS, else the first record's grid reprojected.
 
-    Records in several CRSs with none chosen are a MixedCRSError, a rotated first record without CRS and pixel size a
-    UsageError.
+    Raises MixedCRSError if records are in several CRSs and none is chosen, UsageError if the first record is rotated
+    and no CRS and pixel size are chosen.
     """
     if crs is None and len(scenes.crs_texts) > 1:
         counts = np.bincount(scenes.crs_codes)

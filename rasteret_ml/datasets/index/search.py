@@ -163,7 +163,7 @@ class RecordQuery:
     def dates(self, grid: Grid, query: Any, t: slice) -> list[Integers]:
         """Return the rows of each date, ascending; without a series, one list of all rows.
 
-        No record, or fewer dates than required, is a NoOverlapError.
+        Raises NoOverlapError if there is no record, or fewer dates than required.
         """
         rows = self.rows(grid, t)
         if not len(rows):
@@ -197,7 +197,8 @@ class RecordQuery:
 
         The best record is the first that holds the chip's centre, of those with the query's CRS and pixel size if there
         are any; if none holds it, the first that intersects the chip. A chip that would miss its record by rounding is
-        moved onto its edge. `res` is for slices (x, y, t) without a pixel size. No record is a NoOverlapError.
+        moved onto its edge. `res` is for slices (x, y, t) without a pixel size. Raises NoOverlapError if
+        there is no record.
         """
         x, y, t = slices
         rows = self._search.rows(_reproject(shapely.box(x.start, y.start, x.stop, y.stop), crs, self._crs), t)

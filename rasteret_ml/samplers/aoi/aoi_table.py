@@ -256,7 +256,7 @@ def format_rows(rows: npt.NDArray[Any]) -> str:
 
 
 def get_column(table: pd.DataFrame, name: str, argument: str) -> pd.Series:
-    """Return a column by its name; none or several of this name are a `UsageError`."""
+    """Return a column by its name; raises UsageError if none or several have this name."""
     if name not in table.columns:
         raise UsageError(f"{argument}={name!r}: the table has no such column; it has {list(table.columns)}.")
     column = table[name]
@@ -315,8 +315,8 @@ def _class_labels(
 def number_classes(column: pd.Series, classes: Any, background: Any = None) -> dict[Any, int]:
     """Return the class of each value by `classes`, a list or mapping; default the sorted distinct values.
 
-    These are numbered 0, 1, 2 …, without the number of the `background`. Values without an order, values that are
-    listed twice, and classes that are not integers are a `UsageError`.
+    These are numbered 0, 1, 2 …, without the number of the `background`. Raises UsageError for values without
+    an order, values that are listed twice, and classes that are not integers.
     """
     if isinstance(classes, Mapping):
         for value, number in classes.items():
@@ -341,7 +341,7 @@ def number_classes(column: pd.Series, classes: Any, background: Any = None) -> d
 
 
 def parse_weights(column: pd.Series, rows: Integers) -> Floats:
-    """Return weights as float64 `[N]`; those that are no numbers >= 0, or all 0, are a `UsageError`."""
+    """Return weights as float64 `[N]`; raises UsageError unless they are numbers >= 0, not all 0."""
     try:
         weights: Floats = column.to_numpy(np.float64, na_value=np.nan, copy=True)
     except (TypeError, ValueError):

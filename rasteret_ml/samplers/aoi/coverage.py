@@ -48,7 +48,7 @@ class AOICoverage:
     """Pairs of a target grid and an AOI that it intersects: grid by grid, AOIs in the table's order."""
 
     target_grids: tuple[TargetGrid, ...]  #: All target grids of the dataset.
-    extents: tuple[BaseGeometry, ...]  #: What each grid covers; with AOIs, longitudes also a full turn away.
+    extents: tuple[BaseGeometry, ...]  #: What each grid covers; with AOIs in degrees, also shifted by 360.
     table: AOITable | None  #: The AOIs; None = everything that the grids cover.
     shapes: Geometries  #: Each AOI in its grid's CRS, valid, shrunk by the inset and clipped to the extent `[P]`.
     full_shapes: Geometries  #: The same, neither shrunk nor clipped `[P]`.
@@ -138,8 +138,8 @@ def clip_aois(
 ) -> AOICoverage:
     """Clip AOIs (see `AOITable.of`) to what a dataset covers; without AOIs, return one pair for each target grid.
 
-    Polygons are first shrunk by `inset` in CRS units. AOIs without an area (if `polygons_only`), outside the dataset or
-    gone after shrinking are a `GeometryError` that lists their rows; with `outside="drop"` the latter two are logged.
+    Polygons are first shrunk by `inset` in CRS units. Raises GeometryError with the rows of AOIs that have no area (if
+    `polygons_only`), lie outside the dataset or vanish by shrinking; with `outside="drop"` the latter two are logged.
     """
     if outside not in ("raise", "drop"):
         raise UsageError(f"outside must be 'raise' or 'drop', got {outside!r}.")

@@ -28,7 +28,7 @@ class TargetGrid:
 
 
 def coverage_of(dataset: Any) -> BaseGeometry:
-    """Return the union of a dataset's index geometries, in its CRS; an empty dataset is a `UsageError`."""
+    """Return the union of a dataset's index geometries, in its CRS; raises UsageError if it is empty."""
     _require_rows(dataset)
     return union_polygons(np.asarray(dataset.index.geometry, dtype=object))
 
@@ -36,7 +36,7 @@ def coverage_of(dataset: Any) -> BaseGeometry:
 def target_grids_of(dataset: Any) -> list[TargetGrid]:
     """Return `dataset.target_grids()`, or the single grid of a dataset without this method.
 
-    An empty dataset is a `UsageError`.
+    Raises UsageError if the dataset is empty.
     """
     _require_rows(dataset)
     if callable(getattr(dataset, "target_grids", None)):

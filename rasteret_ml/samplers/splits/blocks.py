@@ -228,7 +228,7 @@ def _groups(table: pd.DataFrame, shapes: Geometries, by: str, side: float | None
 
 
 def value_codes(table: Any, column: str, argument: str, row_name: str) -> Integers:
-    """Return a number from 0 for the value of each row in a column `[N]`; a missing value is a `UsageError`."""
+    """Return a number from 0 for the value of each row in a column `[N]`; raises UsageError if one is missing."""
     codes: Integers = pd.factorize(get_column(table, column, argument))[0].astype(np.int64)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
@@ -293,8 +293,8 @@ def assign(
     that lack some of this class. A split without any group gets the lightest group of the split with the largest
     surplus.
 
-    Groups and classes of items are numbers from 0 `[N]`; classes, if given, get the same shares in all splits. Fewer
-    groups than splits are a `UsageError`, which says `unit` for groups, and the `remedy`.
+    Groups and classes of items are numbers from 0 `[N]`; classes, if given, get the same shares in all splits.
+    Raises UsageError, which calls groups `unit` and ends with `remedy`, if there are fewer groups than splits.
     """
     count, shares = int(np.max(groups)) + 1, np.array(list(fractions.values()))
     if count < len(shares):
