@@ -76,8 +76,7 @@ class ChipDataset(BatchedDataset, GeoDataset):
         """Return (x, y, t) with open slices filled from the bounds of the whole index, as in TorchGeo."""
         if isinstance(query, tuple) and len(query) == 3 and not any(_is_open(part) for part in query):
             return query[0], query[1], query[2]
-        slices: Slices = super()._disambiguate_slice(query)
-        return slices
+        return super()._disambiguate_slice(query)  # type: ignore[no-any-return]
 
 
 def same_res(steps: tuple[float, float], res: tuple[float, float]) -> bool:

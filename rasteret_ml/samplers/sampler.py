@@ -274,9 +274,8 @@ def config_from(cls: type[Config], value: Any, argument: str, scalar: str | None
     if not isinstance(value, Mapping):
         if scalar is not None:
             return cls(**{scalar: value})
-        article = "an" if cls.__name__[0] in "AEIOU" else "a"
         raise UsageError(
-            f"{argument} must be {article} {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}."
+            f"{argument} must be of type {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}."
         )
     unknown = sorted(str(name) for name in value if name not in known)
     if unknown:

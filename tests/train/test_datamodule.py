@@ -203,7 +203,7 @@ def test_invalid_values_are_refused():
         ({"sampling": {"overlap": 32, "size": 32}}, "overlap must be >= 0 and < size = 32, got 32"),
         ({"sampling": {"size": 0}}, "size must be > 0, got 0"),
         ({"sampling": {"sizes": 4}}, "sampling must have only the fields size, length, .*; got sizes"),
-        ({"sampling": 64}, "sampling must be a SamplingConfig or a mapping of size, .*, got 64"),
+        ({"sampling": 64}, "sampling must be of type SamplingConfig or a mapping of size, .*, got 64"),
         ({"classes": "some"}, "'auto'"),
         ({"sampling": {"locality": {"block": 4}}}, "locality must have only the fields .*; got block"),
         ({"dataset": {"quality": "cloudy"}}, "cloudy"),

@@ -51,7 +51,8 @@ class ConnectionPool:
         ResponseTimeoutError if a limit of `Timeouts` is exceeded, UnsupportedResponseError if the response does not
         state its length, OSError if the connection fails.
         """
-        origin = _origin(url)
+        tls = url.scheme == "https"
+        origin = tls, url.raw_host or "", url.port or (443 if tls else 80)
         fields = {"Host": _host_header(url), **headers}
         lines = [f"GET {url.raw_path_qs} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
         request = "\r\n".join(lines).encode("ascii")
@@ -200,11 +201,6 @@ def _ip_address(host: str, port: int) -> Any:
     if address.version == 4:
         return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)
     return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0)
-
-
-def _origin(url: URL) -> _Origin:
-    tls = url.scheme == "https"
-    return tls, url.raw_host or "", url.port or (443 if tls else 80)
 
 
 def _host_header(url: URL) -> str:
