@@ -271,15 +271,14 @@ def config_from(cls: type[Config], value: Any, argument: str, scalar: str | None
     if value is None or isinstance(value, cls):
         return cls() if value is None else value
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    listed = ", ".join(known)
     if not isinstance(value, Mapping):
         if scalar is not None:
             return cls(**{scalar: value})
-        raise UsageError(
-            f"{argument} must be of type {cls.__name__} or a mapping of {', '.join(known)}, got {value!r}."
-        )
+        raise UsageError(f"{argument} must be of type {cls.__name__} or a mapping of {listed}, got {value!r}.")
     unknown = sorted(str(name) for name in value if name not in known)
     if unknown:
-        raise UsageError(f"{argument} must have only the fields {', '.join(known)}; got {', '.join(unknown)}.")
+        raise UsageError(f"{argument} must have only the fields {listed}; got {', '.join(unknown)}.")
     return cls(**value)
 
 
